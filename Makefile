@@ -1,0 +1,98 @@
+# Every target makes the environment it needs; a second call finds it ready. Overridable:
+#   PYTHON, PYTHON_LATEST   the interpreters (default: searched for, see find_python)
+#   JAX, TORCH              what the main and the peers' environments install
+#   WORKERS, PYTEST_ARGS    pytest's processes, and what else it is told (PYTEST_ARGS="-k lstm -x")
+
+PYTHON ?=
+PYTHON_LATEST ?=
+JAX ?= jax==0.10.2
+TORCH ?= torch==2.13.0
+WORKERS ?= 2
+PYTEST_ARGS ?=
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Prints the first interpreter of the versions $(1) that really runs and can make environments: a version
+# manager's shim may be on PATH and fail all the same.
+find_python = root="$$(pyenv root 2>/dev/null || true)"; \
+	for v in $(1); do for p in "python$$v" "$$root"/versions/$$v.*/bin/python; do \
+		"$$p" -c "import sys, ensurepip, venv; \
+			sys.exit('%d.%d' % sys.version_info[:2] != '$$v' or print(sys.executable))" 2>/dev/null && exit 0; \
+	done; done; \
+	echo "No working Python among: $(1). Install one, or name it: make PYTHON=..., PYTHON_LATEST=..." >&2; exit 1
+
+# Makes the environment $(1) with the interpreter $(2) or else one of the versions $(3), afresh if it was another.
+make_venv = py="$(2)"; [ -n "$$py" ] || py="$$($(call find_python,$(3)))"; \
+	[ "$$($(1)/bin/python -V 2>/dev/null || true)" = "$$("$$py" -V)" ] || "$$py" -m venv --clear $(1); \
+	rm -f $(1)/.installed-*
+
+# A stamp is named after what was asked for, so that asking for something else installs anew.
+stamp = $(1)/.installed-$(shell printf %s '$(2)' | tr -c 'A-Za-z0-9.' -)
+MAIN := $(call stamp,.venv,$(PYTHON)-$(JAX))
+PEERS := $(call stamp,.venv-peers,$(PYTHON)-$(JAX)-$(TORCH))
+LATEST := $(call stamp,.venv-latest,$(PYTHON_LATEST))
+
+PYTEST := -m pytest -n $(WORKERS)
+# What every change has to pass: the quick tests, and the examples in the docstrings.
+CORE := -m "not slow and not peers" --doctest-modules tests lstm_jax
+
+.PHONY: help demo test test-slow test-peers test-latest lint types clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(MAIN)  ## train a small character model into runs/demo
+	.venv/bin/python examples/char_lm.py --demo
+
+# Tests run on the CPU unless the caller says otherwise.
+test test-slow test-peers test-latest: export JAX_PLATFORMS ?= cpu
+
+test: $(MAIN)  ## the everyday tests and the docstrings' examples
+	.venv/bin/python $(PYTEST) $(CORE) $(PYTEST_ARGS)
+
+test-slow: $(MAIN)  ## the tests that take long
+	.venv/bin/python $(PYTEST) -m slow tests $(PYTEST_ARGS)
+
+test-peers: export KERAS_BACKEND ?= jax
+test-peers: $(PEERS)  ## live comparison with the other libraries; a skipped test is a failure
+	.venv-peers/bin/python $(PYTEST) -m peers -rs --junitxml=.venv-peers/results.xml tests $(PYTEST_ARGS)
+	@.venv-peers/bin/python -c 'import sys, xml.etree.ElementTree as xml; \
+		cases = list(xml.parse(".venv-peers/results.xml").iter("testcase")); \
+		skipped = [c.get("name") for c in cases for s in c.iter("skipped") if s.get("type") != "pytest.xfail"]; \
+		sys.exit("skipped, so nothing was compared: %s" % ", ".join(skipped) if skipped \
+			else None if any(len(c) == 0 for c in cases) else "no peers test passed")'
+
+test-latest: $(LATEST)  ## the everyday tests on the newest Python and jax
+	.venv-latest/bin/python $(PYTEST) $(CORE) $(PYTEST_ARGS)
+
+lint: $(MAIN)  ## ruff: rules and format
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+types: $(MAIN)  ## mypy over lstm_jax
+	.venv/bin/mypy
+
+clean:  ## remove the environments, caches and build products (runs/ stays)
+	rm -rf .venv .venv-peers .venv-latest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	find lstm_jax tests examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(MAIN): pyproject.toml
+	@$(call make_venv,.venv,$(PYTHON),3.11 3.12 3.13)
+	.venv/bin/python -m pip install -q "$(JAX)" -e ".[test,lint]"
+	@touch $@
+
+# torch first and pinned, so that no other package chooses its build.
+$(PEERS): pyproject.toml
+	@$(call make_venv,.venv-peers,$(PYTHON),3.11 3.12 3.13)
+	.venv-peers/bin/python -m pip install -q "$(TORCH)"
+	.venv-peers/bin/python -m pip install -q "$(JAX)" -e ".[test,peers]"
+	@touch $@
+
+$(LATEST): pyproject.toml
+	@$(call make_venv,.venv-latest,$(PYTHON_LATEST),3.13 3.12)
+	.venv-latest/bin/python -m pip install -q --upgrade jax -e ".[test]"
+	@touch $@

@@ -1,0 +1,38 @@
+"""Recurrent networks in JAX as pure functions.
+
+A cell is a frozen set of hyperparameters; its parameters are a ``NamedTuple`` of arrays; its
+mathematics is a pure function that goes straight into :func:`jax.lax.scan`:
+
+>>> import jax, jax.numpy as jnp, lstm_jax
+>>> cell = lstm_jax.LSTM(input_size=3, hidden_size=2)
+>>> params = cell.init(jax.random.key(0))
+>>> xs = jnp.ones((5, 4, 3))  # 5 steps of 4 rows of 3 features
+>>> (h, c), ys = lstm_jax.unroll(cell, params, xs, lengths=[5, 3, 1, 0])
+>>> ys.shape
+(5, 4, 2)
+
+Where to look: ``lstm_jax/cells`` for the equations, ``unroll.py`` for what happens over time,
+``compositions.py`` for stacks and both directions.
+"""
+
+from lstm_jax.cells.gru import GRU as GRU, GRUParams as GRUParams, gru_step as gru_step
+from lstm_jax.cells.lstm import (
+    LSTM as LSTM,
+    LSTMGates as LSTMGates,
+    LSTMParams as LSTMParams,
+    lstm_gates as lstm_gates,
+    lstm_step as lstm_step,
+)
+from lstm_jax.cells.readout import Readout as Readout, ReadoutParams as ReadoutParams
+from lstm_jax.cells.rnn import RNN as RNN, RNNParams as RNNParams, rnn_step as rnn_step
+from lstm_jax.compositions import (
+    Bidirectional as Bidirectional,
+    BidirectionalParams as BidirectionalParams,
+    Stack as Stack,
+)
+from lstm_jax.explain import LayerPlan as LayerPlan, Plan as Plan, explain as explain
+from lstm_jax.initialization import keras_init as keras_init, torch_init as torch_init
+from lstm_jax.notation import Cell as Cell, SplitCell as SplitCell
+from lstm_jax.unroll import unroll as unroll
+
+__version__ = "0.1.0"

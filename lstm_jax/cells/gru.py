@@ -1,0 +1,223 @@
+"""The gated recurrent unit, next to its equations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import common
+from lstm_jax.checks import check_float, refuse
+from lstm_jax.notation import Array, DType, Initializer, state_dtype
+
+
+class GRUParams(NamedTuple):
+    """Parameters of a :class:`GRU`. The gates stand side by side in the order r, z, n."""
+
+    w_ih: Array  # (D, 3H)
+    w_hh: Array  # (H, 3H)
+    bias: Array | None = None  # (3H,)
+    bias_hn: Array | None = None  # (H,) inside the reset gate's product; reset-after form only
+    initial: Array | None = None  # learned h_0, (H,)
+
+
+class GRUPreactivation(NamedTuple):
+    """What the matrix products of one step give."""
+
+    rz: Array  # (*batch, 2H) reset and update gate
+    n_x: Array  # (*batch, H) the candidate's part that sees the input
+    n_h: Array  # (*batch, H) the candidate's part that sees the state
+
+
+def gru_step(params: GRUParams, carry: Array, x: Array, *, reset_after: bool = True) -> tuple[Array, Array]:
+    r"""One step of the GRU (Cho et al. 2014), by default in the form that PyTorch, Keras and ONNX use.
+
+    .. math::
+        r_t &= \sigma(x_t W_r + h_{t-1} R_r + b_r) \\
+        z_t &= \sigma(x_t W_z + h_{t-1} R_z + b_z) \\
+        n_t &= \tanh (x_t W_n + b_n + r_t \odot (h_{t-1} R_n + b_{hn})) \\
+        h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
+
+    W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias`` (of the two biases that other
+    systems keep, the sum, which for r and z is all that matters), b_hn is ``params.bias_hn``.
+    With ``reset_after=False`` the reset gate acts before the product, as in the paper:
+
+    .. math:: n_t = \tanh(x_t W_n + (r_t \odot h_{t-1}) R_n + b_n)
+
+    z_t = 1 keeps the state (some systems write 1 - z for z).
+
+    Args:
+        params: ``GRUParams`` with w_ih (D, 3H), w_hh (H, 3H), bias (3H,) or None, bias_hn (H,) or
+            None; gates in the order r, z, n.
+        carry: h, (*batch, H).
+        x: the input of this step, (*batch, D).
+        reset_after: which of the two forms.
+
+    Returns:
+        ``(h, h)`` in the dtype that the carry had.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+
+    >>> cell = GRU(input_size=3, hidden_size=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> h, y = gru_step(params, cell.initial_carry((4,)), jnp.ones((4, 3)))
+    >>> h.shape
+    (4, 2)
+    """
+    common.check_step("gru_step", params, "h", carry, x, gates=3)
+    _check_bias_hn("gru_step", params, reset_after)
+    u = _project(params, x, None)
+    if not reset_after:
+        return _step_reset_before(params, carry, u)
+    return _update(carry, _recur(params, carry, u))
+
+
+def _project(params: GRUParams, x: Array, dtype: DType | None) -> Array:
+    """x W + b: (..., 3H)."""
+    return common.affine(x, params.w_ih, params.bias, dtype)
+
+
+def _recur(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
+    """The two parts of the candidate stay apart, because the reset gate comes between them."""
+    H = h.shape[-1]
+    u_rz, u_n = _cut(u.astype(state_dtype(u.dtype)), 2 * H)
+    r_rz, r_n = _cut(common.product(h, params.w_hh, u.dtype), 2 * H)
+    if params.bias_hn is not None:
+        r_n = r_n + params.bias_hn.astype(r_n.dtype)
+    return GRUPreactivation(u_rz + r_rz, u_n, r_n)
+
+
+def _update(h: Array, pre: GRUPreactivation) -> tuple[Array, Array]:
+    r, z = jnp.split(jax.nn.sigmoid(pre.rz), 2, axis=-1)
+    n = jnp.tanh(pre.n_x + r * pre.n_h)
+    return _blend(h, z, n)
+
+
+def _step_reset_before(params: GRUParams, h: Array, u: Array) -> tuple[Array, Array]:
+    H = h.shape[-1]
+    w_rz, w_n = _cut(params.w_hh, 2 * H)
+    u_rz, u_n = _cut(u.astype(state_dtype(u.dtype)), 2 * H)
+    r, z = jnp.split(jax.nn.sigmoid(u_rz + common.product(h, w_rz, u.dtype)), 2, axis=-1)
+    n = jnp.tanh(u_n + common.product(r * h.astype(r.dtype), w_n, u.dtype))
+    return _blend(h, z, n)
+
+
+def _blend(h: Array, z: Array, n: Array) -> tuple[Array, Array]:
+    h_t = ((1 - z) * n + z * h.astype(z.dtype)).astype(h.dtype)
+    return h_t, h_t
+
+
+def _cut(a: Array, at: int) -> tuple[Array, Array]:
+    return a[..., :at], a[..., at:]
+
+
+def _check_bias_hn(owner: str, params: GRUParams, reset_after: bool) -> None:
+    bias_hn = params.bias_hn
+    if bias_hn is None:
+        return
+    if not reset_after:
+        refuse(
+            f"{owner} got bias_hn with reset_after=False",
+            "one bias, because before the reset gate the two are one",
+            "Add bias_hn to the last H entries of bias, or use reset_after=True.",
+        )
+    check_float(owner, "bias_hn", bias_hn)
+    if tuple(bias_hn.shape) != tuple(params.w_hh.shape[:1]):
+        refuse(
+            f"{owner} got bias_hn of shape {tuple(bias_hn.shape)}",
+            f"shape {tuple(params.w_hh.shape[:1])}",
+            "Make parameters with cell.init(key).",
+        )
+
+
+@dataclass(frozen=True)
+class GRU:
+    """Hyperparameters of a GRU; :func:`gru_step` has the equations and the gates' order.
+
+    Args:
+        input_size: D, features of one input.
+        hidden_size: H, units of h.
+        reset_after: True (PyTorch, Keras, ONNX's ``linear_before_reset=1``): the reset gate acts
+            after the recurrent product, and the candidate has a second bias ``bias_hn``. False
+            (the paper): before it, which takes two products a step, one after the other.
+        use_bias: whether there are biases.
+        learn_initial_carry: keep h_0 among the parameters instead of zeros.
+        w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``; called once for
+            each gate, with shape (D, H), (H, H) and (H,).
+        param_dtype: dtype of the parameters.
+        dtype: dtype of the matrix products, of h and of the outputs. None: what parameters and
+            inputs promote to. Sums and gates are float32 or wider.
+
+    Raises:
+        ValueError: a size is not a positive whole number, or a dtype is not floating.
+
+    >>> cell = GRU(input_size=3, hidden_size=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> params.w_ih.shape, params.bias.shape, params.bias_hn.shape
+    ((3, 6), (6,), (2,))
+    """
+
+    input_size: int
+    hidden_size: int
+    _: KW_ONLY
+    reset_after: bool = True
+    use_bias: bool = True
+    learn_initial_carry: bool = False
+    w_ih_init: Initializer = common.GLOROT_UNIFORM
+    w_hh_init: Initializer = common.ORTHOGONAL
+    bias_init: Initializer = common.ZEROS
+    param_dtype: DType = jnp.float32
+    dtype: DType | None = None
+
+    def __post_init__(self) -> None:
+        common.normalise(self, "input_size", "hidden_size")
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output: H."""
+        return self.hidden_size
+
+    def declines(self) -> str | None:
+        """Why the fast path cannot take this cell, or None."""
+        if self.reset_after:
+            return None
+        return "GRU(reset_after=False) multiplies by R_n after its reset gate: two products a step, not one"
+
+    def init(self, key: Array) -> GRUParams:
+        """Fresh parameters from one PRNG key."""
+        H, dtype = self.hidden_size, self.param_dtype
+        w_ih, w_hh, bias = common.init_weights(self, key, gates=3)
+        second = self.use_bias and self.reset_after
+        bias_hn = self.bias_init(jax.random.fold_in(key, 3), (H,), dtype) if second else None
+        return GRUParams(w_ih, w_hh, bias, bias_hn, jnp.zeros(H, dtype) if self.learn_initial_carry else None)
+
+    def initial_carry(self, batch_shape: Sequence[int] = (), params: GRUParams | None = None) -> Array:
+        """h_0, (*batch_shape, H): zeros, or what was learned."""
+        learned = common.learned_initial(self, params)
+        return common.initial_state(self, batch_shape, learned, common.compute_dtype(self, params))
+
+    def step(self, params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
+        """:func:`gru_step` in the cell's ``dtype``."""
+        common.check_carry("GRU.step", "h", carry, x, self.hidden_size)
+        u = self.project(params, x)
+        if not self.reset_after:
+            return _step_reset_before(params, carry, u)
+        return _update(carry, _recur(params, carry, u))
+
+    def project(self, params: GRUParams, x: Array) -> Array:
+        """x W + b: (..., 3H)."""
+        common.check_cell(self, params, x, gates=3)
+        _check_bias_hn("GRU", params, self.reset_after)
+        return _project(params, x, self.dtype)
+
+    def recur(self, params: GRUParams, carry: Array, u: Array) -> GRUPreactivation:
+        """The pre-activations of the reset-after form."""
+        return _recur(params, carry, u)
+
+    def update(self, params: GRUParams, carry: Array, z: GRUPreactivation) -> tuple[Array, Array]:
+        """Gates, candidate, hidden state."""
+        return _update(carry, z)

@@ -1,0 +1,54 @@
+"""Which implementation runs: one rule, asked by ``unroll`` and told by ``explain``."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.checks import check_choice, refuse
+from lstm_jax.fused import not_affine
+from lstm_jax.notation import Array, Carry, Cell, Params
+
+IMPLEMENTATIONS = ("auto", "scan", "fused")
+
+
+class Choice(NamedTuple):
+    """An implementation and the reason for it."""
+
+    implementation: str
+    reason: str
+
+
+def choose(cell: Cell, params: Params, carry: Carry, xs: Array, implementation: str) -> Choice:
+    """What runs for this cell; a named implementation that cannot run raises with its reason."""
+    check_choice("unroll", "implementation", implementation, IMPLEMENTATIONS)
+    if implementation == "scan":
+        return Choice("scan", "asked for by name: the plain scan of cell.step")
+    obstacle = fused_obstacle(cell, params, carry, xs)
+    if obstacle is None:
+        return Choice(
+            "fused", "the cell splits into project, recur and update: weight gradients in one product"
+        )
+    if implementation == "fused":
+        refuse(
+            f"unroll got implementation='fused' for {type(cell).__name__}, which cannot run it: {obstacle}",
+            "a cell that splits into project, recur and update",
+            "Use implementation='auto' or 'scan'.",
+        )
+    return Choice("scan", obstacle)
+
+
+def fused_obstacle(cell: Any, params: Params, carry: Carry, xs: Array) -> str | None:
+    """Why the fast path cannot take this cell, or None."""
+    missing = [name for name in ("project", "recur", "update") if not callable(getattr(cell, name, None))]
+    if missing:
+        return f"{type(cell).__name__} has no {', '.join(missing)} (see lstm_jax.SplitCell)"
+    declines = getattr(cell, "declines", None)
+    if declines is not None and (reason := declines()) is not None:
+        return str(reason)
+    u = jax.eval_shape(lambda p, x: cell.project(p, jnp.sum(x, axis=0, dtype=x.dtype)), params, xs)
+    if not_affine(cell, params, carry, u):
+        return f"{type(cell).__name__}.recur is not affine in the carry"
+    return None

@@ -1,0 +1,360 @@
+"""Networks of cells with the face of a cell: layers one upon the other, and both directions of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.checks import check_choice, check_key, refuse
+from lstm_jax.loop import restarts
+from lstm_jax.notation import Array, Carry, Params
+from lstm_jax.unroll import Options, Run, Times, Unrolled
+
+MERGES: dict[str, Callable[[Array, Array], Array]] = {
+    "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
+    "sum": jnp.add,
+    "mean": lambda a, b: (a + b) / 2,
+    "product": jnp.multiply,
+}
+
+
+class BidirectionalParams(NamedTuple):
+    """Parameters of a :class:`Bidirectional`: one set a direction."""
+
+    forward: Params
+    backward: Params
+
+
+@dataclass(frozen=True)
+class Bidirectional:
+    """A cell that walks both ways over time, with its own parameters for each (Schuster & Paliwal 1997).
+
+    Unroll it; it cannot ``step``, because half of every output comes from the future. Both
+    directions of a cell that splits (:class:`lstm_jax.SplitCell`) go round in one loop. The carry is ``(forward, backward)``, the backward one being
+    the carry after the first valid step.
+
+    Args:
+        cell: any cell.
+        merge: how the two outputs become one: ``"concat"`` (2H features), ``"sum"``, ``"mean"`` or
+            ``"product"``.
+
+    Raises:
+        ValueError: the merge is unknown, or ``cell`` is not a cell.
+
+    >>> import lstm_jax
+    >>> network = lstm_jax.Bidirectional(lstm_jax.LSTM(input_size=3, hidden_size=2))
+    >>> params = network.init(jax.random.key(0))
+    >>> (forward, backward), ys = lstm_jax.unroll(network, params, jnp.ones((5, 4, 3)))
+    >>> ys.shape
+    (5, 4, 4)
+    """
+
+    cell: Any
+    _: KW_ONLY
+    merge: str = "concat"
+
+    def __post_init__(self) -> None:
+        _check_member("Bidirectional", self.cell)
+        check_choice("Bidirectional", "merge", self.merge, tuple(MERGES))
+
+    @property
+    def input_size(self) -> int:
+        """D of the cell."""
+        return self.cell.input_size
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output after the merge."""
+        return self.cell.output_size * (2 if self.merge == "concat" else 1)
+
+    @property
+    def event_ndim(self) -> int:
+        """How many trailing axes of an input are features."""
+        return getattr(self.cell, "event_ndim", 1)
+
+    def init(self, key: Array) -> BidirectionalParams:
+        """Fresh parameters for both directions from one PRNG key."""
+        check_key("Bidirectional.init", key)
+        forward, backward = jax.random.split(key)
+        return BidirectionalParams(self.cell.init(forward), self.cell.init(backward))
+
+    def initial_carry(
+        self, batch_shape: Sequence[int] = (), params: Any | None = None
+    ) -> tuple[Carry, Carry]:
+        """``(forward, backward)``, each the cell's own."""
+        forward, backward = params if params is not None else (None, None)
+        return self.cell.initial_carry(batch_shape, forward), self.cell.initial_carry(batch_shape, backward)
+
+    def step(self, params: Any, carry: Any, x: Any) -> Any:
+        """Refused: there is no single step in two directions."""
+        refuse(
+            "Bidirectional.step was called, but its output at a step depends on all steps after it",
+            "a whole sequence",
+            "Use lstm_jax.unroll(network, params, xs), or a network without Bidirectional for streaming.",
+        )
+
+    def compose(
+        self, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
+    ) -> Unrolled:
+        """Both directions; called by ``unroll``."""
+        _check_params("Bidirectional", params, 2)
+        # One loop for two needs flags that flip with time; what truncation cuts does not.
+        together = hasattr(self.cell, "recur") and options.truncate is None
+        both = _in_one_loop if together else _one_by_one
+        forward, backward = both(self.cell, run, params, xs, carry, options, times)
+        ys = MERGES[self.merge](forward.ys, backward.ys)
+        return Unrolled((forward.carry, backward.carry), ys, (forward.carries, backward.carries))
+
+
+def _one_by_one(
+    cell: Any, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
+) -> tuple[Unrolled, Unrolled]:
+    results = []
+    for index, reverse in enumerate((options.reverse, not options.reverse)):
+        results.append(
+            run(
+                cell,
+                params[index],
+                xs,
+                None if carry is None else carry[index],
+                options._replace(reverse=reverse),
+                _for_member(times, index),
+            )
+        )
+    return results[0], results[1]
+
+
+def _in_one_loop(
+    cell: Any, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
+) -> tuple[Unrolled, Unrolled]:
+    """The directions side by side as one more batch axis of one forward loop.
+
+    The direction that walks backward is given time flipped, and what it returns is flipped back.
+    """
+    reverses = (options.reverse, not options.reverse)
+
+    def in_walking_order(a: Any, reverse: bool) -> Any:
+        return jax.tree.map(lambda a: jnp.flip(a, 0), a) if reverse else a
+
+    def for_both(a: Any) -> Any:
+        return _side_by_side(*(in_walking_order(a, reverse) for reverse in reverses))
+
+    resets = times.resets
+    if resets is not None:
+        restarted = [
+            in_walking_order(restarts(resets, times.valid, reverse), reverse) for reverse in reverses
+        ]
+        resets = _side_by_side(*restarted)
+    valid = for_both(times.valid)
+
+    def direction(params: Any, xs: Array, carry: Any, valid: Array | None, resets: Array | None) -> Unrolled:
+        forward = options._replace(reverse=False)
+        return run(cell, params, xs, carry, forward, Times(valid, resets, None, times.start))
+
+    before = None if carry is None else _side_by_side(*carry)
+    both = jax.vmap(direction)(_side_by_side(*params), for_both(xs), before, valid, resets)
+    first, second = (jax.tree.map(lambda a, d=d: a[d], both) for d in (0, 1))
+    return _in_time_order(first, reverses[0]), _in_time_order(second, reverses[1])
+
+
+def _in_time_order(out: Unrolled, reverse: bool) -> Unrolled:
+    if not reverse:
+        return out
+    return Unrolled(out.carry, *jax.tree.map(lambda a: jnp.flip(a, 0), (out.ys, out.carries)))
+
+
+def _side_by_side(a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.stack([a, b]), a, b)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Layers one upon the other: the outputs of each are the inputs of the next.
+
+    Parameters and carry are tuples with one entry a layer. A stack steps where all its layers do.
+
+    Args:
+        layers: cells, :class:`Bidirectional`, :class:`Readout` or other stacks; a tuple.
+        residual: every layer after the first adds its input to its output (He et al. 2016; for
+            recurrent stacks Wu et al. 2016). A last layer of another width, a read-out for
+            instance, belongs outside.
+        skip: every layer after the first also reads the network's input, behind the output of the
+            layer below it (Graves 2013); its ``input_size`` is the sum of both.
+        dropout: share of the features between two layers that is set to zero, the others being
+            scaled up by 1 / (1 - dropout), when ``unroll`` is given a ``key`` (Srivastava et al.
+            2014; on the non-recurrent connections: Zaremba et al. 2014). With ``residual``, what
+            the layer reads is dropped, what is added to its output is not.
+        dropout_mask: ``"step"`` draws a fresh mask at every step, ``"sequence"`` one for all of them
+            (Gal & Ghahramani 2016).
+
+    Raises:
+        ValueError: sizes of neighbours do not fit, or an option is out of range.
+
+    >>> import lstm_jax
+    >>> network = Stack((lstm_jax.LSTM(3, 8), lstm_jax.GRU(8, 8)), dropout=0.5)
+    >>> params = network.init(jax.random.key(0))
+    >>> carry, ys = lstm_jax.unroll(network, params, jnp.ones((5, 4, 3)), key=jax.random.key(1))
+    >>> ys.shape
+    (5, 4, 8)
+    """
+
+    layers: tuple[Any, ...]
+    _: KW_ONLY
+    residual: bool = False
+    skip: bool = False
+    dropout: float = 0.0
+    dropout_mask: str = "step"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, (tuple, list)) or not self.layers:
+            refuse(
+                f"Stack got layers={self.layers!r}",
+                "a tuple of one cell or more",
+                "Write Stack((cell, cell)).",
+            )
+        object.__setattr__(self, "layers", tuple(self.layers))
+        for layer in self.layers:
+            _check_member("Stack", layer)
+        check_choice("Stack", "dropout_mask", self.dropout_mask, ("step", "sequence"))
+        if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
+            refuse(f"Stack got dropout={self.dropout!r}", "a share in [0, 1)", "0 switches it off.")
+        object.__setattr__(self, "dropout", float(self.dropout))
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        first = getattr(self.layers[0], "input_size", None)
+        for index in range(1, len(self.layers)):
+            below, layer = self.layers[index - 1], self.layers[index]
+            width = getattr(below, "output_size", None)
+            size = getattr(layer, "input_size", None)
+            if width is None or size is None or first is None:
+                continue
+            reads = width + (first if self.skip else 0)
+            if size != reads:
+                refuse(
+                    f"Stack got layer {index} with input_size={size} over a layer with {width} outputs",
+                    f"input_size={reads}"
+                    + (f" ({width} outputs and, with skip, {first} inputs)" if self.skip else ""),
+                    "Bring the sizes of the two into agreement (a Bidirectional that concatenates has 2H outputs).",
+                )
+            if self.residual and getattr(layer, "output_size", width) != width:
+                refuse(
+                    f"Stack(residual=True) got layer {index} with {layer.output_size} outputs over {width}",
+                    "as many outputs as the layer below, since they are added",
+                    "Make the widths equal, or put a read-out outside of the stack.",
+                )
+
+    @property
+    def input_size(self) -> int:
+        """D of the first layer."""
+        return self.layers[0].input_size
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output of the last layer."""
+        return self.layers[-1].output_size
+
+    @property
+    def event_ndim(self) -> int:
+        """How many trailing axes of an input are features."""
+        return getattr(self.layers[0], "event_ndim", 1)
+
+    def init(self, key: Array) -> tuple[Params, ...]:
+        """Fresh parameters, one entry a layer, from one PRNG key."""
+        check_key("Stack.init", key)
+        keys = jax.random.split(key, len(self.layers))
+        return tuple(layer.init(k) for layer, k in zip(self.layers, keys, strict=True))
+
+    def initial_carry(self, batch_shape: Sequence[int] = (), params: Any | None = None) -> tuple[Carry, ...]:
+        """One carry a layer."""
+        each = params if params is not None else (None,) * len(self.layers)
+        return tuple(layer.initial_carry(batch_shape, p) for layer, p in zip(self.layers, each, strict=True))
+
+    def step(self, params: Any, carry: Any, x: Array) -> tuple[tuple[Carry, ...], Array]:
+        """One step through all layers, without noise."""
+        _check_params("Stack", params, len(self.layers))
+        _check_params("Stack", carry, len(self.layers), "a carry")
+
+        def layer_step(index: int, y: Array) -> tuple[Carry, Array]:
+            return self.layers[index].step(params[index], carry[index], y)
+
+        after, y = self._through(x, layer_step, lambda index, y: y)
+        return tuple(after), y
+
+    def compose(
+        self, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
+    ) -> Unrolled:
+        """Layer after layer, each over all of time; called by ``unroll``."""
+        _check_params("Stack", params, len(self.layers))
+
+        def layer_run(index: int, ys: Array) -> tuple[Unrolled, Array]:
+            before = None if carry is None else carry[index]
+            out = run(self.layers[index], params[index], ys, before, options, _for_member(times, index))
+            return out, out.ys
+
+        def drop(index: int, ys: Array) -> Array:
+            return self._drop(ys, _for_member(times, len(self.layers) + index))
+
+        outs, ys = self._through(xs, layer_run, drop)
+        return Unrolled(tuple(out.carry for out in outs), ys, tuple(out.carries for out in outs))
+
+    def _through(
+        self, x: Array, layer: Callable[[int, Array], tuple[Any, Array]], drop: Callable[[int, Array], Array]
+    ) -> tuple[list[Any], Array]:
+        """How layers are wired, the same for one step and for a sequence."""
+        results = []
+        y = x
+        for index in range(len(self.layers)):
+            below = y
+            if index > 0:
+                y = drop(index, y)
+                if self.skip:
+                    y = jnp.concatenate([y, x.astype(y.dtype)], axis=-1)
+            result, y = layer(index, y)
+            results.append(result)
+            if index > 0 and self.residual:
+                y = y + below.astype(y.dtype)
+        return results, y
+
+    def _drop(self, ys: Array, times: Times) -> Array:
+        if times.key is None or self.dropout == 0:
+            return ys
+        keep = 1 - self.dropout
+        if self.dropout_mask == "sequence":
+            kept = jax.random.bernoulli(times.key, keep, ys.shape[1:])[None]
+        else:
+            steps = times.start + jnp.arange(ys.shape[0])
+            kept = jax.vmap(
+                lambda t: jax.random.bernoulli(jax.random.fold_in(times.key, t), keep, ys.shape[1:])
+            )(steps)
+        return jnp.where(kept, ys / jnp.asarray(keep, ys.dtype), jnp.zeros((), ys.dtype))
+
+
+def _for_member(times: Times, index: int) -> Times:
+    """The same times with a key of the member's own."""
+    return times if times.key is None else times._replace(key=jax.random.fold_in(times.key, index))
+
+
+def _check_member(owner: str, cell: Any) -> None:
+    needed = ("init", "initial_carry", "step")
+    missing = [name for name in needed if not callable(getattr(cell, name, None))]
+    if missing or isinstance(cell, type):
+        refuse(
+            f"{owner} got {cell!r}" + (f" without {', '.join(missing)}" if missing else ""),
+            "a cell: an object with init, initial_carry and step",
+            "Give for instance lstm_jax.LSTM(input_size, hidden_size).",
+        )
+
+
+def _check_params(owner: str, params: Any, count: int, what: str = "parameters") -> None:
+    if not isinstance(params, (tuple, list)) or len(params) != count:
+        came = (
+            f"{len(params)} entries" if isinstance(params, (tuple, list)) else f"type {type(params).__name__}"
+        )
+        refuse(
+            f"{owner} got {what} of {came}", f"a tuple of {count}, one a member", "Make it with init(key)."
+        )

@@ -1,0 +1,111 @@
+"""``explain``: which implementation ``unroll`` would take, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from lstm_jax import arguments
+from lstm_jax.notation import Array, Carry, Params
+from lstm_jax.unroll import Options, Times, Unrolled, begin, prepare, run_cell
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What runs for one cell of a network."""
+
+    cell: str
+    implementation: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What :func:`explain` found; printing it shows a table."""
+
+    layers: tuple[LayerPlan, ...]
+
+    #: What shapes and options do not show.
+    unseen = (
+        "Not seen from here: an enclosing vmap or derivative. "
+        "All implementations in this table give the right answer under both."
+    )
+
+    @property
+    def implementation(self) -> str:
+        """The implementation of all layers that loop, or their names joined by ``+`` where they differ."""
+        names = dict.fromkeys(layer.implementation for layer in self.layers if layer.implementation != "vmap")
+        return "+".join(names) or "vmap"
+
+    def __str__(self) -> str:
+        width = max(len(layer.cell) for layer in self.layers)
+        rows = [f"{layer.cell:<{width}}  {layer.implementation:<5}  {layer.reason}" for layer in self.layers]
+        return "\n".join([*rows, self.unseen])
+
+
+def explain(
+    cell: Any,
+    params: Params,
+    xs: Array | jax.ShapeDtypeStruct,
+    carry: Carry | None = None,
+    *,
+    lengths: Any = None,
+    mask: Any = None,
+    resets: Any = None,
+    reverse: bool = False,
+    checkpoint: str | int | None = None,
+    truncate: int | None = None,
+    key: Any = None,
+    start: Any = 0,
+    return_carries: bool = False,
+    implementation: str = "auto",
+) -> Plan:
+    """Which implementation :func:`lstm_jax.unroll` would take for these arguments, and why.
+
+    Takes ``unroll``'s arguments; arrays may be given as ``jax.ShapeDtypeStruct``. Nothing is
+    computed: the call is traced as ``unroll`` traces it, so the answer cannot differ from the deed.
+
+    Returns:
+        A :class:`Plan`, one row for each cell that walks (both directions of a
+        :class:`Bidirectional` that share a loop are one row), in the order in which they run.
+
+    Raises:
+        ValueError: what ``unroll`` would raise.
+
+    >>> import lstm_jax
+    >>> cell = lstm_jax.GRU(input_size=3, hidden_size=2, reset_after=False)
+    >>> params = jax.eval_shape(cell.init, jax.random.key(0))
+    >>> xs = jax.ShapeDtypeStruct((5, 4, 3), "float32")
+    >>> print(lstm_jax.explain(cell, params, xs).implementation)
+    scan
+    """
+    options = Options(bool(reverse), checkpoint, truncate, bool(return_carries), implementation)
+    arguments.check_network("explain", cell)
+    arguments.check_options(options)
+    lengths = arguments.host_lengths(lengths, xs)
+    layers: list[LayerPlan] = []
+
+    def telling_run(
+        network: Any, params: Any, xs: Any, carry: Any, options: Options, times: Times
+    ) -> Unrolled:
+        if hasattr(network, "compose"):
+            return network.compose(telling_run, params, xs, carry, options, times)
+        choice = prepare(network, params, xs, carry, options, times)[2]
+        name, reason = ("vmap", "no state: all steps at once") if choice is None else choice
+        layers.append(LayerPlan(_short(network), name, reason))
+        return run_cell(network, params, xs, carry, options, times)
+
+    def traced(
+        params: Any, xs: Any, carry: Any, lengths: Any, mask: Any, resets: Any, key: Any, start: Any
+    ) -> Any:
+        return begin(telling_run, cell, options, params, xs, carry, lengths, mask, resets, key, start)
+
+    jax.eval_shape(traced, params, xs, carry, lengths, mask, resets, key, start)
+    return Plan(tuple(layers))
+
+
+def _short(cell: Any) -> str:
+    sizes = [getattr(cell, name, None) for name in ("input_size", "output_size")]
+    return type(cell).__name__ + (f"({sizes[0]} -> {sizes[1]})" if None not in sizes else "")

@@ -1,0 +1,260 @@
+"""``unroll``: a cell, or a network of cells, over a whole sequence, under one time contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax import arguments
+from lstm_jax.carries import default_carry, settle
+from lstm_jax.choose import Choice, choose
+from lstm_jax.fused import fused_walk
+from lstm_jax.loop import Flags, Walked, blank, cuts, in_windows, restarts, walk
+from lstm_jax.notation import Array, Carry, Cell, Params
+
+
+class Options(NamedTuple):
+    """How to walk: what is known when tracing, and so part of the jit key."""
+
+    reverse: bool = False
+    checkpoint: str | int | None = None
+    truncate: int | None = None
+    return_carries: bool = False
+    implementation: str = "auto"
+
+
+class Times(NamedTuple):
+    """What is said about the steps, one for all layers of a network."""
+
+    valid: Array | None = None  # (T, *batch) bool
+    resets: Array | None = None  # (T, *batch) bool
+    key: Array | None = None  # the layer's own
+    start: Any = 0  # absolute index of the first step
+
+
+class Unrolled(NamedTuple):
+    """What a layer or a network gives back inside; the public function drops what was not asked for."""
+
+    carry: Carry
+    ys: Array
+    carries: Carry | None
+
+
+class Run(Protocol):
+    """The function that a composition calls on its members: :func:`run`."""
+
+    def __call__(
+        self, network: Any, params: Params, xs: Array, carry: Carry | None, options: Options, times: Times
+    ) -> Unrolled: ...
+
+
+def unroll(
+    cell: Any,
+    params: Params,
+    xs: Array,
+    carry: Carry | None = None,
+    *,
+    lengths: Array | Sequence[int] | int | None = None,
+    mask: Array | None = None,
+    resets: Array | None = None,
+    reverse: bool = False,
+    checkpoint: str | int | None = None,
+    truncate: int | None = None,
+    key: Array | None = None,
+    start: int | Array = 0,
+    return_carries: bool = False,
+    implementation: str = "auto",
+) -> tuple[Carry, Any]:
+    """Run a cell, a :class:`Stack` or a :class:`Bidirectional` over a sequence.
+
+    With everything left out it is ``jax.lax.scan(partial(cell.step, params), carry, xs)``. A step
+    is *valid* where ``mask`` is True and t < ``lengths``; an invalid step is absent: nothing of it
+    is seen (a NaN there reaches neither a value nor a gradient), its output is zero, and the carry
+    passes it unchanged.
+
+    Args:
+        cell: any object with ``init``, ``initial_carry`` and ``step``, hashable; or a composition.
+        params: what ``cell.init`` returned.
+        xs: (T, *batch, D), floats. T = 0 and empty batches are sequences too.
+        carry: what to begin with; None asks the cell (zeros, or what it learned).
+        lengths: (*batch,) ints, steps t >= lengths are invalid. Clipped to [0, T] where they are
+            arrays of JAX; a Python or NumPy value out of range is refused.
+        mask: (T, *batch) bool, False marks invalid steps anywhere.
+        resets: (T, *batch) bool, True says that x_t begins a segment: packed segments then give
+            what they give apart, in both directions.
+        reverse: walk from the last valid step to the first; outputs stay aligned with the inputs.
+        checkpoint: what the backward pass may remember: None, all it needs; a window length, the
+            carries between windows of that many steps; ``"sqrt"``, windows of about sqrt(T).
+        truncate: k lets no gradient cross from input j*k - 1 to input j*k, for any j, counted with
+            ``start``. The values do not change.
+        key: PRNG key for networks that have noise (dropout); without it there is none.
+        start: absolute index of xs[0], so that windows draw the noise of the whole.
+        return_carries: also return the carry after each step.
+        implementation: ``"auto"`` always works. ``"scan"`` is the plain loop over ``cell.step``,
+            ``"fused"`` the fast path (``lstm_jax.fused``); one that cannot run raises its reason.
+            :func:`lstm_jax.explain` tells what ``"auto"`` takes.
+
+    Returns:
+        ``(carry, ys)``, the carry after the last step walked and the outputs (T, *batch, H); with
+        ``return_carries``, ``(carry, (ys, carries))``, where ``carries[t]`` is the carry after
+        step t, held at invalid steps.
+
+    Raises:
+        ValueError: a shape, dtype, length or option does not fit; raised while tracing.
+
+    >>> import lstm_jax
+    >>> cell = lstm_jax.LSTM(input_size=3, hidden_size=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> xs = jnp.ones((5, 4, 3))  # 5 steps, 4 rows
+    >>> (h, c), ys = lstm_jax.unroll(cell, params, xs, lengths=[5, 3, 1, 0])
+    >>> [int(jnp.count_nonzero(jnp.any(ys[:, row] != 0, axis=-1))) for row in range(4)]
+    [5, 3, 1, 0]
+    """
+    options = Options(bool(reverse), checkpoint, truncate, bool(return_carries), implementation)
+    arguments.check_network("unroll", cell)
+    arguments.check_options(options)
+    lengths = arguments.host_lengths(lengths, xs)
+    arguments.check_start(start)
+    carry, ys, carries = _jitted(cell, options, params, xs, carry, lengths, mask, resets, key, start)
+    return carry, ((ys, carries) if return_carries else ys)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _jitted(cell: Any, options: Options, *args: Any) -> Unrolled:
+    """The one jit around the time loop."""
+    return begin(run, cell, options, *args)
+
+
+def begin(
+    run: Run,
+    cell: Any,
+    options: Options,
+    params: Params,
+    xs: Array,
+    carry: Carry | None,
+    lengths: Array | None,
+    mask: Array | None,
+    resets: Array | None,
+    key: Array | None,
+    start: Array,
+) -> Unrolled:
+    """What happens once for a whole network: check, find the valid steps, blank the others' inputs."""
+    batch = arguments.check_sequence(cell, xs)
+    arguments.check_flags(xs, batch, lengths, mask, resets, key)
+    if carry is not None:
+        arguments.check_carry(cell, params, carry, batch)
+    valid = _valid(xs.shape[0], batch, lengths, mask)
+    if valid is not None:
+        xs = blank(valid, xs)
+    return run(cell, params, xs, carry, options, Times(valid, resets, key, start))
+
+
+def _valid(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Array | None) -> Array | None:
+    if lengths is None:
+        return mask
+    t = jax.lax.broadcasted_iota(lengths.dtype, (T, *batch), 0)
+    within = t < lengths
+    return within if mask is None else within & mask
+
+
+def run(
+    network: Any, params: Params, xs: Array, carry: Carry | None, options: Options, times: Times
+) -> Unrolled:
+    """A composition runs its members; a cell walks over time."""
+    compose = getattr(network, "compose", None)
+    if compose is not None:
+        return compose(run, params, xs, carry, options, times)
+    return run_cell(network, params, xs, carry, options, times)
+
+
+def prepare(
+    cell: Cell, params: Params, xs: Array, carry: Carry | None, options: Options, times: Times
+) -> tuple[Carry | None, Carry, Choice | None]:
+    """What a walk begins with: the carry a restart goes back to, the first carry, the implementation."""
+    batch = arguments.batch_shape(cell, xs)
+    initial = default_carry(cell, params, xs, batch) if carry is None or times.resets is not None else None
+    first = initial if carry is None else settle(cell, params, xs, carry, given=True)
+    if not jax.tree.leaves(first):
+        return initial, first, None
+    return initial, first, choose(cell, params, first, xs, options.implementation)
+
+
+def run_cell(
+    cell: Cell, params: Params, xs: Array, carry: Carry | None, options: Options, times: Times
+) -> Unrolled:
+    """One cell over time, with blank outputs at invalid steps."""
+    initial, carry, choice = prepare(cell, params, xs, carry, options, times)
+    if choice is None:
+        return _run_without_state(cell, params, xs, carry, options, times)
+    loop = fused_walk if choice.implementation == "fused" else scan_walk
+    flags = _flags(xs.shape[0], options, times)
+
+    def window(carry: Carry, inputs: tuple[Array, Flags]) -> tuple[Carry, tuple[Array, Carry | None]]:
+        xs, flags = inputs
+        restart_to = None if flags.restart is None else initial
+        walked = loop(
+            cell,
+            params,
+            restart_to,
+            carry,
+            xs,
+            flags,
+            reverse=options.reverse,
+            carries=options.return_carries,
+        )
+        return walked.carry, (walked.ys, walked.carries)
+
+    length = _window_length(xs.shape[0], options.checkpoint)
+    if length is None:
+        carry, (ys, carries) = window(carry, (xs, flags))
+    else:
+        carry, (ys, carries) = in_windows(window, carry, (xs, flags), xs.shape[0], length, options.reverse)
+    return Unrolled(carry, ys, carries)
+
+
+def scan_walk(
+    cell: Cell,
+    params: Params,
+    initial: Carry,
+    carry: Carry,
+    xs: Array,
+    flags: Flags,
+    *,
+    reverse: bool,
+    carries: bool,
+) -> Walked:
+    """The plain scan of ``cell.step``: the reference that every other way is tested against."""
+
+    def step(carry: Carry, x: Array) -> tuple[Carry, Array, None]:
+        return *cell.step(params, carry, x), None
+
+    return walk(step, initial, carry, xs, flags, reverse=reverse, carries=carries)
+
+
+def _run_without_state(
+    cell: Cell, params: Params, xs: Array, carry: Carry, options: Options, times: Times
+) -> Unrolled:
+    """A cell without state looks at all steps at once."""
+    ys = jax.vmap(lambda x: cell.step(params, carry, x)[1])(xs)
+    if times.valid is not None:
+        ys = blank(times.valid, ys)
+    return Unrolled(carry, ys, carry if options.return_carries else None)
+
+
+def _flags(T: Any, options: Options, times: Times) -> Flags:
+    restart = None if times.resets is None else restarts(times.resets, times.valid, options.reverse)
+    cut = None if options.truncate is None else cuts(T, times.start, options.truncate, options.reverse)
+    return Flags(times.valid, restart, cut)
+
+
+def _window_length(T: Any, checkpoint: str | int | None) -> int | None:
+    if checkpoint is None or T == 0:
+        return None
+    if checkpoint == "sqrt":
+        return max(1, round(float(np.sqrt(arguments.known_length(T)))))
+    return int(checkpoint)
