@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.checks import check_choice, check_float, check_key, check_size, refuse
+from lstm_jax.checks import check_choice, check_float, check_key, check_size, check_structure, refuse
 from lstm_jax.choose import IMPLEMENTATIONS
 from lstm_jax.notation import Array, Carry, Params
 
@@ -82,7 +81,7 @@ def check_sequence(cell: Any, xs: Any) -> tuple[int, ...]:
     if events == 1 and isinstance(size, int) and xs.shape[-1] != size:
         refuse(
             f"unroll got xs of shape {tuple(xs.shape)}",
-            f"shape (T, *batch, {size}), the last axis being the {size} input features of {type(cell).__name__}",
+            f"shape (T, *batch, {size}), {size} being the input features of {type(cell).__name__}",
             "Change input_size, or move the axes: time comes first, features last.",
         )
     return batch_shape(cell, xs)
@@ -146,12 +145,7 @@ def check_carry(cell: Any, params: Params, carry: Carry, batch: tuple[int, ...])
     """A given carry has the structure and the shapes of the cell's own."""
     expected = jax.eval_shape(lambda p: cell.initial_carry(batch, p), params)
     mend = "Make one with cell.initial_carry(batch_shape), or hand on what unroll returned."
-    if jax.tree.structure(expected) != jax.tree.structure(carry):
-        refuse(
-            f"unroll got a carry of structure {jax.tree.structure(carry)}",
-            f"that of {type(cell).__name__}, {jax.tree.structure(expected)}",
-            mend,
-        )
+    check_structure("unroll", carry, expected, f"that of {type(cell).__name__}", mend)
     for (path, want), have in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(carry), strict=True):
         name = "carry" + jax.tree_util.keystr(path)
         if tuple(have.shape) != tuple(want.shape):

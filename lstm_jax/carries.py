@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.checks import refuse
+from lstm_jax.checks import check_structure, refuse
 from lstm_jax.notation import Array, Carry, Cell, Params, is_float, promote
 
 
@@ -32,12 +32,8 @@ def settle(cell: Cell, params: Params, xs: Array, carry: Carry, *, given: bool =
         after = jax.eval_shape(
             lambda p, c, x: cell.step(p, c, jnp.sum(x, axis=0, dtype=x.dtype))[0], params, carry, xs
         )
-        if jax.tree.structure(after) != jax.tree.structure(carry):
-            refuse(
-                f"{type(cell).__name__}.step returned a carry of structure {jax.tree.structure(after)}",
-                f"the structure it was handed, {jax.tree.structure(carry)}",
-                "Return the carry first, then the output: (carry, y).",
-            )
+        mend = "Return the carry first, then the output: (carry, y)."
+        check_structure(f"{type(cell).__name__}.step", after, carry, "the one it was handed", mend)
         settled = jax.tree.map(lambda a, like: _as_type_of(cell, a, like, given), carry, after)
         if all(a is b for a, b in zip(jax.tree.leaves(settled), jax.tree.leaves(carry), strict=True)):
             break

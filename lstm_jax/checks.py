@@ -92,3 +92,10 @@ def check_function(owner: str, name: str, value: Any) -> None:
             "a function",
             f"Give {name}=jnp.tanh, or another function of an array.",
         )
+
+
+def check_structure(owner: str, carry: Any, like: Any, whose: str, mend: str) -> None:
+    """Two carries are trees of one shape."""
+    came, wanted = (jax.tree.structure(tree) for tree in (carry, like))
+    if str(came) != str(wanted):
+        refuse(f"{owner} got or returned a carry of structure {came}", f"{whose}, {wanted}", mend)

@@ -34,8 +34,8 @@ class Bidirectional:
     """A cell that walks both ways over time, with its own parameters for each (Schuster & Paliwal 1997).
 
     Unroll it; it cannot ``step``, because half of every output comes from the future. Both
-    directions of a cell that splits (:class:`lstm_jax.SplitCell`) go round in one loop. The carry is ``(forward, backward)``, the backward one being
-    the carry after the first valid step.
+    directions of a cell that splits (:class:`lstm_jax.SplitCell`) go round in one loop. The carry
+    is ``(forward, backward)``, the backward one being the carry after the first valid step.
 
     Args:
         cell: any cell.
@@ -239,7 +239,7 @@ class Stack:
                     f"Stack got layer {index} with input_size={size} over a layer with {width} outputs",
                     f"input_size={reads}"
                     + (f" ({width} outputs and, with skip, {first} inputs)" if self.skip else ""),
-                    "Bring the sizes of the two into agreement (a Bidirectional that concatenates has 2H outputs).",
+                    "Bring the two sizes into agreement (a Bidirectional that concatenates has 2H outputs).",
                 )
             if self.residual and getattr(layer, "output_size", width) != width:
                 refuse(
@@ -321,16 +321,18 @@ class Stack:
         return results, y
 
     def _drop(self, ys: Array, times: Times) -> Array:
-        if times.key is None or self.dropout == 0:
+        key, keep = times.key, 1 - self.dropout
+        if key is None or self.dropout == 0:
             return ys
-        keep = 1 - self.dropout
+
+        def mask(key: Array) -> Array:
+            return jax.random.bernoulli(key, keep, ys.shape[1:])
+
         if self.dropout_mask == "sequence":
-            kept = jax.random.bernoulli(times.key, keep, ys.shape[1:])[None]
+            kept = mask(key)[None]
         else:
-            steps = times.start + jnp.arange(ys.shape[0])
-            kept = jax.vmap(
-                lambda t: jax.random.bernoulli(jax.random.fold_in(times.key, t), keep, ys.shape[1:])
-            )(steps)
+            steps = times.start + jnp.arange(ys.shape[0], dtype=jnp.int32)
+            kept = jax.vmap(lambda t: mask(jax.random.fold_in(key, t)))(steps)
         return jnp.where(kept, ys / jnp.asarray(keep, ys.dtype), jnp.zeros((), ys.dtype))
 
 

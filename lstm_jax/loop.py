@@ -94,14 +94,14 @@ def restarts(resets: Array, valid: Array | None, reverse: bool) -> Array:
     # The next valid step after t in time and its flag, packed into one number: 2 * step + flag.
     T = resets.shape[0]
     step = lax.broadcasted_iota(jnp.int32, resets.shape, 0)
-    packed = jnp.where(valid, 2 * step + told, 2 * T)
+    packed = jnp.where(valid, 2 * step + told.astype(jnp.int32), 2 * T)
     following = lax.cummin(packed, axis=0, reverse=True)
     return jnp.concatenate([following[1:] % 2 == 1, jnp.zeros_like(told[:1])]) & valid
 
 
 def cuts(T: Any, start: Array, period: int, reverse: bool) -> Array:
     """Where truncation cuts: between inputs j*period - 1 and j*period, counted from the absolute start."""
-    t = jnp.arange(T)
+    t = jnp.arange(T, dtype=jnp.int32)
     if reverse:
         return ((start + t + 1) % period == 0) & (t + 1 < T)
     return ((start + t) % period == 0) & (start + t > 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
@@ -50,7 +50,9 @@ class Run(Protocol):
 
     def __call__(
         self, network: Any, params: Params, xs: Array, carry: Carry | None, options: Options, times: Times
-    ) -> Unrolled: ...
+    ) -> Unrolled:
+        """Carry and outputs over all of time."""
+        ...
 
 
 def unroll(
@@ -151,14 +153,13 @@ def begin(
     valid = _valid(xs.shape[0], batch, lengths, mask)
     if valid is not None:
         xs = blank(valid, xs)
-    return run(cell, params, xs, carry, options, Times(valid, resets, key, start))
+    return run(cell, params, xs, carry, options, Times(valid, resets, key, jnp.asarray(start, jnp.int32)))
 
 
 def _valid(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Array | None) -> Array | None:
     if lengths is None:
         return mask
-    t = jax.lax.broadcasted_iota(lengths.dtype, (T, *batch), 0)
-    within = t < lengths
+    within = jax.lax.broadcasted_iota(lengths.dtype, (T, *batch), 0) < lengths[None]
     return within if mask is None else within & mask
 
 
@@ -191,7 +192,7 @@ def run_cell(
     initial, carry, choice = prepare(cell, params, xs, carry, options, times)
     if choice is None:
         return _run_without_state(cell, params, xs, carry, options, times)
-    loop = fused_walk if choice.implementation == "fused" else scan_walk
+    loop: Any = fused_walk if choice.implementation == "fused" else scan_walk
     flags = _flags(xs.shape[0], options, times)
 
     def window(carry: Carry, inputs: tuple[Array, Flags]) -> tuple[Carry, tuple[Array, Carry | None]]:

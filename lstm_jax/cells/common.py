@@ -22,9 +22,12 @@ def affine(x: Array, w: Array, bias: Array | None, dtype: DType | None = None) -
     """``x w + bias`` in ``dtype`` (by default what x and w promote to), summed in float32 or wider."""
     dtype = promote(x.dtype, w.dtype) if dtype is None else dtype
     total = product(x, w, dtype)
-    if bias is not None:
-        total = total + bias.astype(total.dtype)
-    return total.astype(dtype)
+    return (total if bias is None else add_bias(total, bias)).astype(dtype)
+
+
+def add_bias(total: Array, bias: Array) -> Array:
+    """``total + bias`` over any leading axes (spelled out for users who forbid implicit broadcasting)."""
+    return total + jnp.expand_dims(bias.astype(total.dtype), range(total.ndim - 1))
 
 
 def product(x: Array, w: Array, dtype: DType) -> Array:
@@ -117,7 +120,7 @@ def check_cell(cell: Any, params: Any, x: Any, gates: int) -> None:
         refuse(
             f"{owner} got {'a' if params.bias is not None else 'no'} bias with use_bias={cell.use_bias}",
             "a bias exactly where use_bias=True",
-            "Build the cell with the use_bias of its parameters, or set the field: params._replace(bias=...).",
+            "Build the cell with the use_bias of its parameters, or mend them: params._replace(bias=...).",
         )
     check_input(owner, x, cell.input_size)
 
@@ -163,6 +166,11 @@ def check_fields(owner: str, params: Any) -> None:
         )
 
 
+def first_axis(a: Array) -> int:
+    """The length of the first axis; a scalar has none."""
+    return a.shape[0] if a.shape else 0
+
+
 def check_weights(owner: str, params: Any, gates: int, sizes: tuple[int, int] | None = None) -> None:
     """w_ih (D, gates*H), w_hh (H, gates*H) and bias (gates*H,) agree, with each other or with ``sizes``."""
     check_fields(owner, params)
@@ -171,9 +179,7 @@ def check_weights(owner: str, params: Any, gates: int, sizes: tuple[int, int] | 
         del given["bias"]
     for name, value in given.items():
         check_float(owner, name, value)
-    if sizes is None:
-        sizes = tuple(given[name].shape[0] if given[name].shape else 0 for name in ("w_ih", "w_hh"))  # type: ignore
-    D, H = sizes
+    D, H = sizes or (first_axis(params.w_ih), first_axis(params.w_hh))
     expected = {"w_ih": (D, gates * H), "w_hh": (H, gates * H), "bias": (gates * H,)}
     wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
     if wrong:

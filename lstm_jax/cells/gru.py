@@ -87,7 +87,7 @@ def _recur(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
     u_rz, u_n = _cut(u.astype(state_dtype(u.dtype)), 2 * H)
     r_rz, r_n = _cut(common.product(h, params.w_hh, u.dtype), 2 * H)
     if params.bias_hn is not None:
-        r_n = r_n + params.bias_hn.astype(r_n.dtype)
+        r_n = common.add_bias(r_n, params.bias_hn)
     return GRUPreactivation(u_rz + r_rz, u_n, r_n)
 
 
