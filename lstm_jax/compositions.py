@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lstm_jax.checks import check_choice, check_key, refuse
 from lstm_jax.loop import restarts
-from lstm_jax.notation import Array, Carry, Params
+from lstm_jax.notation import Array, Carry, Params, exportable
 from lstm_jax.unroll import Options, Run, Times, Unrolled
 
 MERGES: dict[str, Callable[[Array, Array], Array]] = {
@@ -22,6 +22,7 @@ MERGES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 
+@exportable
 class BidirectionalParams(NamedTuple):
     """Parameters of a :class:`Bidirectional`: one set a direction."""
 

@@ -11,9 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from lstm_jax.notation import Array, Carry
+
+NEVER = np.int32(2**31 - 2)  # a step that does not come, and is no reset
 
 
 class Flags(NamedTuple):
@@ -92,9 +95,8 @@ def restarts(resets: Array, valid: Array | None, reverse: bool) -> Array:
     if valid is None:
         return jnp.concatenate([told[1:], jnp.zeros_like(told[:1])])
     # The next valid step after t in time and its flag, packed into one number: 2 * step + flag.
-    T = resets.shape[0]
     step = lax.broadcasted_iota(jnp.int32, resets.shape, 0)
-    packed = jnp.where(valid, 2 * step + told.astype(jnp.int32), 2 * T)
+    packed = jnp.where(valid, 2 * step + told.astype(jnp.int32), NEVER)
     following = lax.cummin(packed, axis=0, reverse=True)
     return jnp.concatenate([following[1:] % 2 == 1, jnp.zeros_like(told[:1])]) & valid
 
@@ -110,29 +112,53 @@ def cuts(T: Any, start: Array, period: int, reverse: bool) -> Array:
 def in_windows(
     run: Callable[[Carry, Any], tuple[Carry, Any]],
     carry: Carry,
-    inputs: Any,
-    T: Any,
+    xs: Array,
+    flags: Flags,
     window: int,
+    *,
+    batch: tuple[int, ...],
     reverse: bool,
 ) -> tuple[Carry, Any]:
     """Run windows of time one after the other; each is recomputed in the backward pass.
 
     Only the carries between windows are remembered. What is left over when ``window`` does not
-    divide T is a shorter window at the end of time.
+    divide T is a shorter window at the end of time; where T is a symbolic dimension and nobody
+    knows what is left over, invalid steps fill the last window.
     """
-    whole, rest = T // window, T % window
-    head = jax.tree.map(lambda a: a[: whole * window].reshape(whole, window, *a.shape[1:]), inputs)
-    tail = jax.tree.map(lambda a: a[whole * window :], inputs)
-    in_scan = jax.checkpoint(run, prevent_cse=False)  # a scan's body cannot be merged with its backward
-    alone = jax.checkpoint(run)
-    has_tail = not (isinstance(rest, int) and rest == 0)
-    after = None
-    if has_tail and reverse:
-        carry, after = alone(carry, tail)
-    carry, outs = lax.scan(in_scan, carry, head, reverse=reverse)
-    outs = jax.tree.map(lambda a: a.reshape(whole * window, *a.shape[2:]), outs)
-    if has_tail and not reverse:
-        carry, after = alone(carry, tail)
-    if has_tail:
+    T = xs.shape[0]
+    known = isinstance(T, int)
+    if not known:
+        xs, flags = _filled(xs, flags, batch, window)
+    whole, rest = divmod(T, window) if known else ((T + window - 1) // window, 0)
+
+    def split(a: Array) -> Array:
+        return a[: whole * window].reshape(whole, window, *a.shape[1:])
+
+    def join(a: Array) -> Array:
+        return a.reshape(whole * window, *a.shape[2:])
+
+    def last(carry: Carry) -> tuple[Carry, Any]:
+        return jax.checkpoint(run)(carry, jax.tree.map(lambda a: a[whole * window :], (xs, flags)))
+
+    if rest and reverse:
+        carry, after = last(carry)
+    # A scan's body cannot be merged with its backward pass, so nothing need be done to prevent it.
+    carry, outs = lax.scan(
+        jax.checkpoint(run, prevent_cse=False), carry, jax.tree.map(split, (xs, flags)), reverse=reverse
+    )
+    outs = jax.tree.map(join, outs)
+    if rest and not reverse:
+        carry, after = last(carry)
+    if rest:
         outs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), outs, after)
-    return carry, outs
+    return carry, outs if known else jax.tree.map(lambda a: a[:T], outs)
+
+
+def _filled(xs: Array, flags: Flags, batch: tuple[int, ...], window: int) -> tuple[Array, Flags]:
+    """Enough invalid steps behind the last one to fill its window."""
+    valid = jnp.ones((xs.shape[0], *batch), jnp.bool_) if flags.valid is None else flags.valid
+
+    def more(a: Array) -> Array:
+        return jnp.concatenate([a, jnp.zeros((window - 1, *a.shape[1:]), a.dtype)])
+
+    return jax.tree.map(more, (xs, flags._replace(valid=valid)))

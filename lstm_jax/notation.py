@@ -22,11 +22,12 @@ This module imports nothing of the library; every other module may import it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 
 Array: TypeAlias = jax.Array
 #: Any pytree of arrays. A cell's own ``NamedTuple`` in practice.
@@ -85,6 +86,15 @@ class SplitCell(Cell, Protocol):
     def update(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Array]:
         """The new carry and the output."""
         ...
+
+
+Tuple = TypeVar("Tuple", bound=type)
+
+
+def exportable(cls: Tuple) -> Tuple:
+    """Let :func:`jax.export.export` write functions that take or return this ``NamedTuple``."""
+    export.register_namedtuple_serialization(cls, serialized_name=f"lstm_jax.{cls.__name__}")
+    return cls
 
 
 def promote(*dtypes: DType) -> np.dtype:

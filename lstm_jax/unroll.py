@@ -214,7 +214,10 @@ def run_cell(
     if length is None:
         carry, (ys, carries) = window(carry, (xs, flags))
     else:
-        carry, (ys, carries) = in_windows(window, carry, (xs, flags), xs.shape[0], length, options.reverse)
+        batch = arguments.batch_shape(cell, xs)
+        carry, (ys, carries) = in_windows(
+            window, carry, xs, flags, length, batch=batch, reverse=options.reverse
+        )
     return Unrolled(carry, ys, carries)
 
 

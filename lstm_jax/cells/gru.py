@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from lstm_jax.cells import common
 from lstm_jax.checks import check_float, refuse
-from lstm_jax.notation import Array, DType, Initializer, state_dtype
+from lstm_jax.notation import Array, DType, Initializer, exportable, state_dtype
 
 
+@exportable
 class GRUParams(NamedTuple):
     """Parameters of a :class:`GRU`. The gates stand side by side in the order r, z, n."""
 

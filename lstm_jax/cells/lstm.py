@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import common
-from lstm_jax.notation import Array, DType, Initializer, state_dtype
+from lstm_jax.notation import Array, DType, Initializer, exportable, state_dtype
 
 
+@exportable
 class LSTMParams(NamedTuple):
     """Parameters of an :class:`LSTM`. The gates stand side by side in the order i, f, g, o."""
 
@@ -22,6 +23,7 @@ class LSTMParams(NamedTuple):
     initial: tuple[Array, Array] | None = None  # learned h_0 and c_0, each (H,)
 
 
+@exportable
 class LSTMGates(NamedTuple):
     """What the gates of one step say; i, f, o lie in (0, 1), the candidate g in (-1, 1)."""
 

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 
 from lstm_jax.cells import common
 from lstm_jax.checks import check_function, check_key, refuse
-from lstm_jax.notation import Array, DType, Initializer
+from lstm_jax.notation import Array, DType, Initializer, exportable
 
 
+@exportable
 class ReadoutParams(NamedTuple):
     """Parameters of a :class:`Readout`."""
 

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 
 from lstm_jax.cells import common
 from lstm_jax.checks import check_function
-from lstm_jax.notation import Array, DType, Initializer, state_dtype
+from lstm_jax.notation import Array, DType, Initializer, exportable, state_dtype
 
 Activation = Callable[[Array], Array]
 
 
+@exportable
 class RNNParams(NamedTuple):
     """Parameters of an :class:`RNN`."""
 
