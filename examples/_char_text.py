@@ -1,0 +1,107 @@
+"""A text as numbers, and what counting alone predicts of it: the measure that a network has to beat."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+
+
+class UserError(Exception):
+    """What the person at the keyboard can mend: told in one line, without a traceback."""
+
+
+def python_help() -> str:
+    """The help pages inside Python, without the paragraphs that several of them share.
+
+    A paragraph that came before would make the held-out part easy for whoever learned it by heart.
+    """
+    from pydoc_data.topics import topics
+
+    paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
+    return "\n\n".join(dict.fromkeys(paragraphs))
+
+
+def read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not data:
+        raise UserError(f"{path} is empty")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise UserError(f"{path} is not UTF-8: byte {error.start} (0x{byte:02x}) cannot be read") from None
+
+
+def encode(text: str, vocabulary: str) -> np.ndarray:
+    """Characters as their places in the vocabulary."""
+    place = {character: index for index, character in enumerate(vocabulary)}
+    return np.array([place[character] for character in text], np.int32)
+
+
+def windows(ids: np.ndarray, batch: int, window: int) -> np.ndarray:
+    """The text as ``batch`` parallel streams, cut into windows: (windows, T + 1, batch).
+
+    Row b of window k + 1 goes on where row b of window k ended. Windows share a character, because
+    the last target of one is the first input of the next.
+    """
+    count = (len(ids) - 1) // (batch * window)
+    starts = np.arange(batch) * count * window
+    offsets = np.arange(count)[:, None] * window + np.arange(window + 1)
+    return ids[offsets[:, :, None] + starts]
+
+
+def split(ids: np.ndarray, valid_share: float, batch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+    """The training part, and after it the held-out part."""
+
+    def cut(length: int) -> int:
+        return length - max(2, round(length * valid_share))
+
+    least = batch * window + 1  # one window for each stream, and the last target
+    if cut(len(ids)) < least:
+        needed = next(length for length in itertools.count(least) if cut(length) >= least)
+        raise UserError(
+            f"the text is too short: it has {len(ids):,} characters, and {batch} streams of {window} "
+            f"characters beside the held-out share need {needed:,}; make --batch or --window smaller"
+        )
+    return ids[: cut(len(ids))], ids[cut(len(ids)) :]
+
+
+def witten_bell(train: np.ndarray, held_out: np.ndarray, vocabulary_size: int, order: int) -> np.ndarray:
+    """Probability of every held-out character given the ``order - 1`` characters before it.
+
+    Counts are of ``train`` alone; ``held_out`` continues it. With c(h) how often a history h was
+    seen, and u(h) how many different characters followed it (Witten & Bell 1991),
+
+        p_k(x | h) = (c(h x) + u(h) p_{k-1}(x | h without its oldest character)) / (c(h) + u(h))
+
+    and p_0 = 1 / vocabulary_size, so that no character has probability zero.
+    """
+    text = np.concatenate([train, held_out]).astype(np.int64)
+    n = len(train)
+    probability = np.full(len(held_out), 1 / vocabulary_size)
+    # Equal histories get equal numbers. history[t] stands for the k - 1 characters before text[t].
+    history = np.zeros(len(text), np.int64)
+    for k in range(1, order + 1):
+        _, gram = np.unique(history * vocabulary_size + text, return_inverse=True)
+        seen = slice(k - 1, n)  # the k-grams that lie in the training part as a whole
+        grams = np.bincount(gram[seen], minlength=len(text))
+        histories = np.bincount(history[seen], minlength=len(text))
+        _, first = np.unique(gram[seen], return_index=True)
+        followers = np.bincount(history[seen][first], minlength=len(text))
+
+        c, u = histories[history[n:]], followers[history[n:]]
+        smoothed = (grams[gram[n:]] + u * probability) / np.maximum(c + u, 1)
+        probability = np.where(c > 0, smoothed, probability)
+        # The next history is the gram that ends where this one did: one character before.
+        history = np.concatenate([gram[:1], gram[:-1]])
+    return probability
+
+
+def bits(probability: np.ndarray) -> float:
+    """Mean information content, in bits per character."""
+    return float(-np.log2(probability).mean())
