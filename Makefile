@@ -2,6 +2,7 @@
 #   PYTHON, PYTHON_LATEST   the interpreters (default: searched for, see find_python)
 #   JAX, TORCH              what the main and the peers' environments install
 #   WORKERS, PYTEST_ARGS    pytest's processes, and what else it is told (PYTEST_ARGS="-k lstm -x")
+#   BENCH_ARGS              what the benchmark is told (BENCH_ARGS=--quick)
 
 PYTHON ?=
 PYTHON_LATEST ?=
@@ -9,6 +10,7 @@ JAX ?= jax==0.10.2
 TORCH ?= torch==2.13.0
 WORKERS ?= 2
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -38,9 +40,9 @@ LATEST := $(call stamp,.venv-latest,$(PYTHON_LATEST))
 
 PYTEST := -m pytest -n $(WORKERS)
 # What every change has to pass: the quick tests, and the examples in the docstrings.
-CORE := -m "not slow and not peers" --doctest-modules tests lstm_jax
+CORE := -m "not slow and not peers" --doctest-modules --doctest-glob=README.md tests lstm_jax README.md
 
-.PHONY: help demo test test-slow test-peers test-latest lint types clean
+.PHONY: help demo test test-slow test-peers test-latest bench lint types clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -68,6 +70,9 @@ test-peers: $(PEERS)  ## live comparison with the other libraries; a skipped tes
 
 test-latest: $(LATEST)  ## the everyday tests on the newest Python and jax
 	.venv-latest/bin/python $(PYTEST) $(CORE) $(PYTEST_ARGS)
+
+bench: $(MAIN)  ## time the fast path against the plain scan
+	.venv/bin/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(MAIN)  ## ruff: rules and format
 	.venv/bin/ruff check
