@@ -73,6 +73,12 @@ def init_weights(cell: Any, key: Array, gates: int) -> tuple[Array, Array, Array
 
 def initial_state(cell: Any, batch_shape: Sequence[int], learned: Array | None, dtype: DType) -> Array:
     """The state before the first step: zeros, or the learned vector on every row of the batch."""
+    if not isinstance(batch_shape, (tuple, list)):
+        refuse(
+            f"{type(cell).__name__}.initial_carry got batch_shape={batch_shape!r}",
+            "a tuple of the batch axes",
+            "Write initial_carry((batch,)), or initial_carry() for a single row.",
+        )
     shape = (*batch_shape, cell.hidden_size)
     if learned is None:
         return jnp.zeros(shape, dtype)
