@@ -62,9 +62,10 @@ def event_ndim(cell: Any) -> int:
     return int(getattr(cell, "event_ndim", 1))
 
 
-def batch_shape(cell: Any, xs: Array) -> tuple[int, ...]:
+def batch_shape(cell: Any, xs: Any) -> tuple[int, ...]:
     """The axes between time and features."""
-    return tuple(xs.shape[1 : xs.ndim - event_ndim(cell)])
+    first = jax.tree.leaves(xs)[0]
+    return tuple(first.shape[1 : first.ndim - event_ndim(cell)])
 
 
 def check_sequence(cell: Any, xs: Any) -> tuple[int, ...]:
@@ -89,7 +90,7 @@ def check_sequence(cell: Any, xs: Any) -> tuple[int, ...]:
 
 def host_lengths(lengths: Any, xs: Any) -> Any:
     """Lengths as an array; those that the host knows are held against [0, T]."""
-    if lengths is None or isinstance(lengths, jax.Array):
+    if lengths is None or isinstance(lengths, (jax.Array, jax.ShapeDtypeStruct)):
         return lengths
     try:
         known = np.asarray(lengths)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from lstm_jax.checks import check_structure, refuse
+from lstm_jax.loop import one_step
 from lstm_jax.notation import Array, Carry, Cell, Params, is_float, promote
 
 
@@ -29,9 +29,7 @@ def settle(cell: Cell, params: Params, xs: Array, carry: Carry, *, given: bool =
     over an explicit mesh, the new carry differs or is sharded too. A ``given`` carry keeps its dtype.
     """
     for _ in range(3):
-        after = jax.eval_shape(
-            lambda p, c, x: cell.step(p, c, jnp.sum(x, axis=0, dtype=x.dtype))[0], params, carry, xs
-        )
+        after = jax.eval_shape(lambda p, c, x: cell.step(p, c, one_step(x))[0], params, carry, xs)
         mend = "Return the carry first, then the output: (carry, y)."
         check_structure(f"{type(cell).__name__}.step", after, carry, "the one it was handed", mend)
         settled = jax.tree.map(lambda a, like: _as_type_of(cell, a, like, given), carry, after)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from lstm_jax.checks import check_choice, refuse
 from lstm_jax.fused import not_affine
+from lstm_jax.loop import one_step
 from lstm_jax.notation import Array, Carry, Cell, Params
 
 IMPLEMENTATIONS = ("auto", "scan", "fused")
@@ -48,7 +48,7 @@ def fused_obstacle(cell: Any, params: Params, carry: Carry, xs: Array) -> str | 
     declines = getattr(cell, "declines", None)
     if declines is not None and (reason := declines()) is not None:
         return str(reason)
-    u = jax.eval_shape(lambda p, x: cell.project(p, jnp.sum(x, axis=0, dtype=x.dtype)), params, xs)
+    u = jax.eval_shape(lambda p, x: cell.project(p, one_step(x)), params, xs)
     if not_affine(cell, params, carry, u):
-        return f"{type(cell).__name__}.recur is not affine in the carry"
+        return f"{type(cell).__name__}.recur is not affine in the carry, or mixes it with the input"
     return None

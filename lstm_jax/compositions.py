@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.checks import check_choice, check_key, refuse
-from lstm_jax.loop import restarts
+from lstm_jax.loop import Flags
 from lstm_jax.notation import Array, Carry, Params, exportable
-from lstm_jax.unroll import Options, Run, Times, Unrolled
+from lstm_jax.unroll import Options, Run, Times, Unrolled, flags_of
 
 MERGES: dict[str, Callable[[Array, Array], Array]] = {
     "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
@@ -103,9 +103,7 @@ class Bidirectional:
     ) -> Unrolled:
         """Both directions; called by ``unroll``."""
         _check_params("Bidirectional", params, 2)
-        # One loop for two needs flags that flip with time; what truncation cuts does not.
-        together = hasattr(self.cell, "recur") and options.truncate is None
-        both = _in_one_loop if together else _one_by_one
+        both = _in_one_loop if hasattr(self.cell, "recur") else _one_by_one
         forward, backward = both(self.cell, run, params, xs, carry, options, times)
         ys = MERGES[self.merge](forward.ys, backward.ys)
         return Unrolled((forward.carry, backward.carry), ys, (forward.carries, backward.carries))
@@ -132,44 +130,73 @@ def _one_by_one(
 def _in_one_loop(
     cell: Any, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
 ) -> tuple[Unrolled, Unrolled]:
-    """The directions side by side as one more batch axis of one forward loop.
+    """Both directions as one cell that walks forward over pairs.
 
     The direction that walks backward is given time flipped, and what it returns is flipped back.
     """
     reverses = (options.reverse, not options.reverse)
 
-    def in_walking_order(a: Any, reverse: bool) -> Any:
+    def flip(a: Any, reverse: bool) -> Any:
         return jax.tree.map(lambda a: jnp.flip(a, 0), a) if reverse else a
 
-    def for_both(a: Any) -> Any:
-        return _side_by_side(*(in_walking_order(a, reverse) for reverse in reverses))
-
-    resets = times.resets
-    if resets is not None:
-        restarted = [
-            in_walking_order(restarts(resets, times.valid, reverse), reverse) for reverse in reverses
-        ]
-        resets = _side_by_side(*restarted)
-    valid = for_both(times.valid)
-
-    def direction(params: Any, xs: Array, carry: Any, valid: Array | None, resets: Array | None) -> Unrolled:
-        forward = options._replace(reverse=False)
-        return run(cell, params, xs, carry, forward, Times(valid, resets, None, times.start))
-
-    before = None if carry is None else _side_by_side(*carry)
-    both = jax.vmap(direction)(_side_by_side(*params), for_both(xs), before, valid, resets)
-    first, second = (jax.tree.map(lambda a, d=d: a[d], both) for d in (0, 1))
-    return _in_time_order(first, reverses[0]), _in_time_order(second, reverses[1])
+    each = [flip(flags_of(xs.shape[0], options._replace(reverse=r), times), r) for r in reverses]
+    flags = Flags(*(None if pair[0] is None else pair for pair in zip(*each, strict=True)))
+    both = run(
+        Pair(cell),
+        params,
+        tuple(flip(xs, reverse) for reverse in reverses),
+        carry,
+        options._replace(reverse=False),
+        times._replace(flags=flags),
+    )
+    carries = both.carries or (None, None)
+    forward, backward = (
+        Unrolled(both.carry[i], flip(both.ys[i], reverse), flip(carries[i], reverse))
+        for i, reverse in enumerate(reverses)
+    )
+    return forward, backward
 
 
-def _in_time_order(out: Unrolled, reverse: bool) -> Unrolled:
-    if not reverse:
-        return out
-    return Unrolled(out.carry, *jax.tree.map(lambda a: jnp.flip(a, 0), (out.ys, out.carries)))
+@dataclass(frozen=True)
+class Pair:
+    """Two walks of one cell as one: all that it is given and returns is a pair."""
+
+    cell: Any
+
+    @property
+    def event_ndim(self) -> int:
+        """How many trailing axes of an input are features."""
+        return getattr(self.cell, "event_ndim", 1)
+
+    def declines(self) -> str | None:
+        """The cell's own reason."""
+        declines = getattr(self.cell, "declines", None)
+        return None if declines is None else declines()
+
+    def initial_carry(self, batch_shape: Sequence[int] = (), params: Any | None = None) -> Any:
+        """One carry for each of the two sets of parameters."""
+        return tuple(self.cell.initial_carry(batch_shape, p) for p in params or (None, None))
+
+    def step(self, params: Any, carry: Any, x: Any) -> Any:
+        """One step of each."""
+        return _unzip(map(self.cell.step, params, carry, x))
+
+    def project(self, params: Any, x: Any) -> Any:
+        """The projected input of each."""
+        return tuple(map(self.cell.project, params, x))
+
+    def recur(self, params: Any, carry: Any, u: Any) -> Any:
+        """The pre-activation of each."""
+        return tuple(map(self.cell.recur, params, carry, u))
+
+    def update(self, params: Any, carry: Any, z: Any) -> Any:
+        """The new carry and the output of each."""
+        return _unzip(map(self.cell.update, params, carry, z))
 
 
-def _side_by_side(a: Any, b: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.stack([a, b]), a, b)
+def _unzip(results: Iterable[tuple[Carry, Array]]) -> Any:
+    (c0, y0), (c1, y1) = results
+    return (c0, c1), (y0, y1)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ from typing import Any
 import jax
 
 from lstm_jax import arguments
+from lstm_jax.compositions import Pair
 from lstm_jax.notation import Array, Carry, Params
-from lstm_jax.unroll import Options, Times, Unrolled, begin, prepare, run_cell
+from lstm_jax.unroll import Options, Times, Unrolled, begin, flags_of, prepare, run_cell
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def explain(
     ) -> Unrolled:
         if hasattr(network, "compose"):
             return network.compose(telling_run, params, xs, carry, options, times)
-        choice = prepare(network, params, xs, carry, options, times)[2]
+        flags = flags_of(jax.tree.leaves(xs)[0].shape[0], options, times)
+        choice = prepare(network, params, xs, carry, options, flags)[2]
         name, reason = ("vmap", "no state: all steps at once") if choice is None else choice
         layers.append(LayerPlan(_short(network), name, reason))
         return run_cell(network, params, xs, carry, options, times)
@@ -107,5 +109,7 @@ def explain(
 
 
 def _short(cell: Any) -> str:
+    if isinstance(cell, Pair):
+        return f"{_short(cell.cell)}, both ways"
     sizes = [getattr(cell, name, None) for name in ("input_size", "output_size")]
     return type(cell).__name__ + (f"({sizes[0]} -> {sizes[1]})" if None not in sizes else "")

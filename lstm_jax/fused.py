@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from lstm_jax.loop import Flags, Walked, walk
+from lstm_jax.loop import Flags, Walked, one_step, walk
 from lstm_jax.notation import Carry, Params, SplitCell
 
 
@@ -98,7 +98,8 @@ def _tangent_walk(
     recur_all = jax.vmap(cell.recur, (None, 0, 0))
     es = jax.jvp(lambda p, u: recur_all(p, reads, u), (params, us), (dparams, dus))[1]
     linear = jax.vmap(lambda r, z: jax.linearize(partial(cell.update, params), r, z)[1])(reads, zs)
-    propagate = partial(_recur_tangent, cell, params, _zero_step(us))
+    zero_u = jax.tree.map(jnp.zeros_like, one_step(us))
+    propagate = partial(_recur_tangent, cell, params, zero_u)
     direct = None
     update_all = jax.vmap(cell.update, (None, 0, 0))
     if depends(update_all, params, reads, zs):
@@ -132,18 +133,14 @@ def _recur_tangent(cell: SplitCell, params: Params, zero_u: Any, dcarry: Carry) 
     return jax.jvp(lambda c: cell.recur(params, c, zero_u), (zero,), (dcarry,))[1]
 
 
-def _zero_step(us: Any) -> Any:
-    """Zeros of the type of one step, sharding and varying axes included (the sum itself is dead code)."""
-    return jax.tree.map(lambda u: jnp.zeros_like(jnp.sum(u, axis=0, dtype=u.dtype)), us)
-
-
 def not_affine(cell: SplitCell, params: Params, carry: Carry, u: Any) -> bool:
-    """Whether the derivative of ``recur`` depends on where it is taken; arguments as for one step."""
+    """Whether d recur / d carry depends on where it is taken; arguments as for one step."""
 
-    def derivative(at: Carry, along: Carry, params: Params, u: Any) -> Any:
-        return jax.jvp(lambda c: cell.recur(params, c, u), (at,), (along,))[1]
+    def derivative(at: tuple[Carry, Any], along: Carry, params: Params) -> Any:
+        carry, u = at
+        return jax.jvp(lambda c: cell.recur(params, c, u), (carry,), (along,))[1]
 
-    return depends(derivative, carry, carry, params, u)
+    return depends(derivative, (carry, u), carry, params)
 
 
 def depends(f: Callable[..., Any], first: Any, *others: Any) -> bool:

@@ -22,9 +22,9 @@ NEVER = np.int32(2**31 - 2)  # a step that does not come, and is no reset
 class Flags(NamedTuple):
     """What the loop is told about each step; None where nothing is special about any."""
 
-    valid: Array | None = None  # (T, *batch) bool: the step is there
-    restart: Array | None = None  # (T, *batch) bool: the carry starts anew before the step is read
-    cut: Array | None = None  # (T,) bool: no gradient enters the step through the carry
+    valid: Any = None  # (T, *batch) bool: the step is there
+    restart: Any = None  # (T, *batch) bool: the carry starts anew before the step is read
+    cut: Any = None  # (T,) bool: no gradient enters the step through the carry
 
 
 class Walked(NamedTuple):
@@ -68,14 +68,33 @@ def walk(
     return Walked(carry, ys, held, saved)
 
 
-def select(flag: Array, on_true: Any, on_false: Any) -> Any:
-    """``where`` over two trees, the flag's axes being the leaves' leading axes."""
-    return jax.tree.map(lambda a, b: jnp.where(_over(flag, a), a, b), on_true, on_false)
+def select(flag: Any, on_true: Any, on_false: Any) -> Any:
+    """``where`` over two trees, the flag's axes being the leaves' leading axes.
+
+    A tuple of flags goes with a tuple of trees: two directions in one loop have flags of their own.
+    """
+
+    def choose(flag: Array, a: Any, b: Any) -> Any:
+        return jax.tree.map(lambda a, b: jnp.where(_over(flag, a), a, b), a, b)
+
+    return jax.tree.map(choose, flag, on_true, on_false)
 
 
-def blank(valid: Array, tree: Any) -> Any:
+def blank(valid: Any, tree: Any) -> Any:
     """Zero where not valid; what stood there (NaN, too) reaches neither a value nor a gradient."""
-    return jax.tree.map(lambda a: jnp.where(_over(valid, a), a, jnp.zeros((), a.dtype)), tree)
+
+    def zero(valid: Array, tree: Any) -> Any:
+        return jax.tree.map(lambda a: jnp.where(_over(valid, a), a, jnp.zeros((), a.dtype)), tree)
+
+    return jax.tree.map(zero, valid, tree)
+
+
+def one_step(xs: Any) -> Any:
+    """Something of the type of one step, sharding and varying axes included, also where T = 0.
+
+    Only the type is meant; the sum itself is dead code.
+    """
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), xs)
 
 
 def _over(flag: Array, leaf: Array) -> Array:
@@ -112,7 +131,7 @@ def cuts(T: Any, start: Array, period: int, reverse: bool) -> Array:
 def in_windows(
     run: Callable[[Carry, Any], tuple[Carry, Any]],
     carry: Carry,
-    xs: Array,
+    xs: Any,
     flags: Flags,
     window: int,
     *,
@@ -125,10 +144,10 @@ def in_windows(
     divide T is a shorter window at the end of time; where T is a symbolic dimension and nobody
     knows what is left over, invalid steps fill the last window.
     """
-    T = xs.shape[0]
+    T = jax.tree.leaves(xs)[0].shape[0]
     known = isinstance(T, int)
     if not known:
-        xs, flags = _filled(xs, flags, batch, window)
+        xs, flags = _filled(xs, flags, (T, *batch), window)
     whole, rest = divmod(T, window) if known else ((T + window - 1) // window, 0)
 
     def split(a: Array) -> Array:
@@ -154,9 +173,9 @@ def in_windows(
     return carry, outs if known else jax.tree.map(lambda a: a[:T], outs)
 
 
-def _filled(xs: Array, flags: Flags, batch: tuple[int, ...], window: int) -> tuple[Array, Flags]:
+def _filled(xs: Any, flags: Flags, steps: tuple[Any, ...], window: int) -> tuple[Any, Flags]:
     """Enough invalid steps behind the last one to fill its window."""
-    valid = jnp.ones((xs.shape[0], *batch), jnp.bool_) if flags.valid is None else flags.valid
+    valid = jnp.ones(steps, jnp.bool_) if flags.valid is None else flags.valid
 
     def more(a: Array) -> Array:
         return jnp.concatenate([a, jnp.zeros((window - 1, *a.shape[1:]), a.dtype)])

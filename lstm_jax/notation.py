@@ -72,7 +72,8 @@ class SplitCell(Cell, Protocol):
         carry, y = cell.update(params, carry, z)  # the rest, without a matmul
 
     ``project`` and ``recur`` are given arrays with any leading axes. ``recur`` must be affine in
-    the carry; a cell for which it is not goes through the plain scan, and ``explain`` says so.
+    the carry, with factors that do not depend on u; a cell for which it is not goes through the
+    plain scan, and ``explain`` says so.
     """
 
     def project(self, params: Params, x: Array) -> Any:

@@ -35,6 +35,7 @@ class Times(NamedTuple):
     resets: Array | None = None  # (T, *batch) bool
     key: Array | None = None  # the layer's own
     start: Any = 0  # absolute index of the first step
+    flags: Flags | None = None  # what a composition has worked out of the above
 
 
 class Unrolled(NamedTuple):
@@ -49,7 +50,7 @@ class Run(Protocol):
     """The function that a composition calls on its members: :func:`run`."""
 
     def __call__(
-        self, network: Any, params: Params, xs: Array, carry: Carry | None, options: Options, times: Times
+        self, network: Any, params: Params, xs: Any, carry: Carry | None, options: Options, times: Times
     ) -> Unrolled:
         """Carry and outputs over all of time."""
         ...
@@ -164,7 +165,7 @@ def _valid(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Array | 
 
 
 def run(
-    network: Any, params: Params, xs: Array, carry: Carry | None, options: Options, times: Times
+    network: Any, params: Params, xs: Any, carry: Carry | None, options: Options, times: Times
 ) -> Unrolled:
     """A composition runs its members; a cell walks over time."""
     compose = getattr(network, "compose", None)
@@ -174,11 +175,11 @@ def run(
 
 
 def prepare(
-    cell: Cell, params: Params, xs: Array, carry: Carry | None, options: Options, times: Times
+    cell: Cell, params: Params, xs: Any, carry: Carry | None, options: Options, flags: Flags
 ) -> tuple[Carry | None, Carry, Choice | None]:
     """What a walk begins with: the carry a restart goes back to, the first carry, the implementation."""
     batch = arguments.batch_shape(cell, xs)
-    initial = default_carry(cell, params, xs, batch) if carry is None or times.resets is not None else None
+    initial = default_carry(cell, params, xs, batch) if carry is None or flags.restart is not None else None
     first = initial if carry is None else settle(cell, params, xs, carry, given=True)
     if not jax.tree.leaves(first):
         return initial, first, None
@@ -186,16 +187,17 @@ def prepare(
 
 
 def run_cell(
-    cell: Cell, params: Params, xs: Array, carry: Carry | None, options: Options, times: Times
+    cell: Cell, params: Params, xs: Any, carry: Carry | None, options: Options, times: Times
 ) -> Unrolled:
     """One cell over time, with blank outputs at invalid steps."""
-    initial, carry, choice = prepare(cell, params, xs, carry, options, times)
+    T = jax.tree.leaves(xs)[0].shape[0]
+    flags = flags_of(T, options, times)
+    initial, carry, choice = prepare(cell, params, xs, carry, options, flags)
     if choice is None:
         return _run_without_state(cell, params, xs, carry, options, times)
     loop: Any = fused_walk if choice.implementation == "fused" else scan_walk
-    flags = _flags(xs.shape[0], options, times)
 
-    def window(carry: Carry, inputs: tuple[Array, Flags]) -> tuple[Carry, tuple[Array, Carry | None]]:
+    def window(carry: Carry, inputs: tuple[Any, Flags]) -> tuple[Carry, tuple[Any, Carry | None]]:
         xs, flags = inputs
         restart_to = None if flags.restart is None else initial
         walked = loop(
@@ -210,7 +212,7 @@ def run_cell(
         )
         return walked.carry, (walked.ys, walked.carries)
 
-    length = _window_length(xs.shape[0], options.checkpoint)
+    length = _window_length(T, options.checkpoint)
     if length is None:
         carry, (ys, carries) = window(carry, (xs, flags))
     else:
@@ -250,7 +252,10 @@ def _run_without_state(
     return Unrolled(carry, ys, carry if options.return_carries else None)
 
 
-def _flags(T: Any, options: Options, times: Times) -> Flags:
+def flags_of(T: Any, options: Options, times: Times) -> Flags:
+    """What was said about the steps, as the loop needs it."""
+    if times.flags is not None:
+        return times.flags
     restart = None if times.resets is None else restarts(times.resets, times.valid, options.reverse)
     cut = None if options.truncate is None else cuts(T, times.start, options.truncate, options.reverse)
     return Flags(times.valid, restart, cut)

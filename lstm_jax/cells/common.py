@@ -14,7 +14,14 @@ from lstm_jax.notation import Array, DType, Initializer, promote, state_dtype
 
 # Module constants, because two calls of orthogonal() are two functions, and so two unequal cells.
 GLOROT_UNIFORM: Initializer = jax.nn.initializers.glorot_uniform()
-ORTHOGONAL: Initializer = jax.nn.initializers.orthogonal()
+_ORTHOGONAL = jax.nn.initializers.orthogonal()
+
+
+def ORTHOGONAL(key: Array, shape: Sequence[int], dtype: DType) -> Array:
+    """``jax.nn.initializers.orthogonal()``, also where dtype is narrower than its decomposition can be."""
+    return _ORTHOGONAL(key, shape, state_dtype(dtype)).astype(dtype)
+
+
 ZEROS: Initializer = jax.nn.initializers.zeros
 
 
@@ -100,8 +107,11 @@ def learned_initial(cell: Any, params: Any | None) -> Any | None:
 
 def compute_dtype(cell: Any, params: Any | None) -> Any:
     """The dtype of h: the cell's ``dtype``, else that of its parameters."""
-    if cell.dtype is not None:
-        return cell.dtype
+    return weights_dtype(cell, params) if cell.dtype is None else cell.dtype
+
+
+def weights_dtype(cell: Any, params: Any | None) -> Any:
+    """The dtype of the weights; before there are any, what it will be."""
     if params is None:
         return cell.param_dtype
     check_fields(f"{type(cell).__name__}.initial_carry", params)

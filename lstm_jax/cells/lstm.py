@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import common
-from lstm_jax.notation import Array, DType, Initializer, exportable, state_dtype
+from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
 
 
 @exportable
@@ -107,7 +107,7 @@ def _gates(z: Array) -> LSTMGates:
 
 def _update(carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array]:
     h, c = carry
-    i, f, g, o = _gates(z)
+    i, f, g, o = _gates(z.astype(promote(z.dtype, c.dtype)))
     c_t = f * c.astype(f.dtype) + i * g
     h_t = (o * jnp.tanh(c_t)).astype(h.dtype)
     return (h_t, c_t.astype(c.dtype)), h_t
@@ -175,9 +175,10 @@ class LSTM:
         """``(h_0, c_0)``, each (*batch_shape, H): zeros, or what was learned."""
         h, c = common.learned_initial(self, params) or (None, None)
         dtype = common.compute_dtype(self, params)
+        c_dtype = promote(state_dtype(dtype), common.weights_dtype(self, params))
         return (
             common.initial_state(self, batch_shape, h, dtype),
-            common.initial_state(self, batch_shape, c, state_dtype(dtype)),
+            common.initial_state(self, batch_shape, c, c_dtype),
         )
 
     def step(self, params: LSTMParams, carry: LSTMCarry, x: Array) -> tuple[LSTMCarry, Array]:

@@ -1,0 +1,31 @@
+"""What holds for all tests: four devices, no implicit promotion, the same examples at every run."""
+
+import os
+
+# Before jax makes its devices. Appended, so that what the caller asks for stays.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+hypothesis.settings.register_profile(
+    "everyday",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=40,
+    # The fixture x64 is a switch: it does not matter that all examples share it.
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("everyday")
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test: ``pytestmark = pytest.mark.usefixtures("x64")`` for a whole file."""
+    with jax.enable_x64(True):
+        yield

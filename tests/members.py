@@ -1,0 +1,364 @@
+"""All members of the library, in one table that every law runs over.
+
+To add a cell: write its equations as a function of one row into ``oracle.py``, then add one row to
+``MEMBERS``:
+
+    Member("name", build, oracle, implementation)
+
+``build(**dtypes)`` returns the cell or network; it is called with ``param_dtype`` and, in the tests
+of low precision, with ``dtype``. ``oracle`` is an ``oracle.Cell``, ``oracle.Stack`` or
+``oracle.Bidirectional`` that says the same. ``implementation`` is what ``implementation="auto"``
+takes ("fused", "scan", or "fused+scan" where layers differ). Inputs have D features; use sizes that
+differ from each other (D, H) so that a mistaken axis is noticed. ``variant=True`` marks a row that
+differs from another only in what the oracle and the edges see, so that the dearer laws (with
+gradients) pass it over. That is all: nothing else has to be written for a new cell.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+
+import lstm_jax
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack
+
+D, H = 3, 2
+
+
+class Member(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    build: Callable[..., Any]
+    oracle: Any
+    implementation: str = "fused"
+    variant: bool = False
+
+    @property
+    def causal(self) -> bool:
+        """No output depends on a later input, so the member steps and takes windows."""
+        return not _has_bidirectional(self.oracle)
+
+
+def _has_bidirectional(network):
+    if isinstance(network, oracle.Stack):
+        return any(map(_has_bidirectional, network.layers))
+    return isinstance(network, oracle.Bidirectional)
+
+
+# --- cells as a user would write them -----------------------------------------------------------
+
+
+class LeakyParams(NamedTuple):
+    w: Any  # (3, 2)
+    r: Any  # (2, 2)
+
+
+@dataclass(frozen=True)
+class Leaky:
+    """Three methods and no more. Its carry is a dict, begins at 1/2 and counts its steps."""
+
+    param_dtype: Any = jnp.float32
+
+    def init(self, key):
+        k_w, k_r = jax.random.split(key)
+        return LeakyParams(
+            jax.random.normal(k_w, (3, 2), self.param_dtype), jax.random.normal(k_r, (2, 2), self.param_dtype)
+        )
+
+    def initial_carry(self, batch_shape=(), params=None):
+        return {
+            "h": jnp.full((*batch_shape, 2), 0.5, self.param_dtype),
+            "steps": jnp.zeros(batch_shape, jnp.int32),
+        }
+
+    def step(self, params, carry, x):
+        h = 0.5 * carry["h"] + 0.5 * jnp.sin(x @ params.w + carry["h"] @ params.r)
+        steps = carry["steps"] + 1
+        return {"h": h, "steps": steps}, h / steps[..., None].astype(h.dtype)
+
+
+def leaky(params, carry, x):
+    h = 0.5 * carry["h"] + 0.5 * np.sin(x @ params.w + carry["h"] @ params.r)
+    steps = carry["steps"] + 1
+    return {"h": h, "steps": steps}, h / steps
+
+
+class PeepholeParams(NamedTuple):
+    w: Any  # (3, 4)
+    r: Any  # (2, 4)
+    look: Any  # (2,) from the old cell state to the gate
+    shift: Any  # (2,) inside the recurrent part: recur is affine, not linear
+    scale: Any  # (2,) of the output, which is not the hidden state
+
+
+@dataclass(frozen=True)
+class Peephole:
+    """A user's split cell: trees for u and z, a shifted ``recur``, an ``update`` that has parameters."""
+
+    param_dtype: Any = jnp.float32
+    input_size = 3
+    output_size = 2
+
+    def init(self, key):
+        shapes = PeepholeParams((3, 4), (2, 4), (2,), (2,), (2,))
+        keys = jax.random.split(key, len(shapes))
+        return PeepholeParams(
+            *(jax.random.normal(k, shape, self.param_dtype) for k, shape in zip(keys, shapes, strict=True))
+        )
+
+    def initial_carry(self, batch_shape=(), params=None):
+        return (
+            jnp.full((*batch_shape, 2), -0.25, self.param_dtype),
+            jnp.full((*batch_shape, 2), 0.75, self.param_dtype),
+        )
+
+    def project(self, params, x):
+        u = x @ params.w
+        return {"gate": u[..., :2], "new": u[..., 2:]}
+
+    def recur(self, params, carry, u):
+        product = carry[0] @ params.r
+        shift = jnp.expand_dims(params.shift, range(product.ndim - 1))
+        return {"gate": u["gate"] + product[..., :2] + shift, "new": u["new"] + product[..., 2:]}
+
+    def update(self, params, carry, z):
+        def over(vector):
+            return jnp.expand_dims(vector, range(z["new"].ndim - 1))
+
+        _, c = carry
+        f = jax.nn.sigmoid(z["gate"] + over(params.look) * c)
+        c = f * c + (1 - f) * jnp.tanh(z["new"])
+        h = jnp.tanh(c)
+        return (h, c), over(params.scale) * h
+
+    def step(self, params, carry, x):
+        return self.update(params, carry, self.recur(params, carry, self.project(params, x)))
+
+
+def peephole(params, carry, x):
+    h, c = carry
+    f = oracle.sigmoid(x @ params.w[:, :2] + h @ params.r[:, :2] + params.shift + params.look * c)
+    c = f * c + (1 - f) * np.tanh(x @ params.w[:, 2:] + h @ params.r[:, 2:])
+    h = np.tanh(c)
+    return (h, c), params.scale * h
+
+
+# --- the table ----------------------------------------------------------------------------------
+
+ORACLE_RNN = oracle.Cell(oracle.rnn, oracle.zeros)
+ORACLE_LSTM = oracle.Cell(oracle.lstm, oracle.two_zeros)
+ORACLE_GRU = oracle.Cell(oracle.gru_reset_after, oracle.zeros)
+ORACLE_LEARNED = oracle.Cell(oracle.lstm, lambda params: tuple(params.initial))
+ORACLE_READOUT = oracle.Cell(oracle.readout, lambda params: ())
+
+
+def _bidirectional(merge, **dtypes):
+    return Bidirectional(LSTM(D, H, **dtypes), merge=merge)
+
+
+def _stack(**dtypes):
+    return Stack((LSTM(D, 4, **dtypes), GRU(4, H, **dtypes)))
+
+
+def _stack_residual_skip(**dtypes):
+    layers = (RNN(D, H, **dtypes), LSTM(H + D, H, learn_initial_carry=True, **dtypes))
+    return Stack(layers, residual=True, skip=True)
+
+
+def _stack_of_three(**dtypes):
+    layers = (RNN(D, H, **dtypes), GRU(H + D, H, **dtypes), LSTM(H + D, H, **dtypes))
+    return Stack(layers, residual=True, skip=True)
+
+
+def _stack_bidirectional(**dtypes):
+    return Stack((Bidirectional(GRU(D, H, **dtypes)), LSTM(2 * H, H, **dtypes), Readout(H, 4, **dtypes)))
+
+
+def _both_ways_stack(**dtypes):
+    return Bidirectional(
+        Stack((LSTM(D, H, **dtypes), GRU(H, H, reset_after=False, **dtypes)), residual=True),
+        merge="sum",
+    )
+
+
+MEMBERS = (
+    Member("rnn", partial(RNN, D, H), ORACLE_RNN),
+    Member(
+        "rnn_relu",
+        partial(RNN, D, H, activation=jax.nn.relu),
+        oracle.Cell(partial(oracle.rnn, f=lambda a: np.maximum(a, 0)), oracle.zeros),
+        variant=True,
+    ),
+    Member("lstm", partial(LSTM, D, H), ORACLE_LSTM),
+    Member("lstm_no_bias", partial(LSTM, D, H, use_bias=False), ORACLE_LSTM, variant=True),
+    Member("lstm_learned", partial(LSTM, D, H, learn_initial_carry=True), ORACLE_LEARNED),
+    Member("gru", partial(GRU, D, H), ORACLE_GRU),
+    Member("gru_no_bias", partial(GRU, D, H, use_bias=False), ORACLE_GRU, variant=True),
+    Member(
+        "gru_reset_before",
+        partial(GRU, D, H, reset_after=False),
+        oracle.Cell(oracle.gru_reset_before, oracle.zeros),
+        "scan",
+    ),
+    Member("bidirectional", partial(_bidirectional, "concat"), oracle.Bidirectional(ORACLE_LSTM)),
+    *(
+        Member(
+            f"bidirectional_{merge}",
+            partial(_bidirectional, merge),
+            oracle.Bidirectional(ORACLE_LSTM, merge),
+            variant=True,
+        )
+        for merge in ("sum", "mean", "product")
+    ),
+    Member("stack", _stack, oracle.Stack((ORACLE_LSTM, ORACLE_GRU))),
+    Member(
+        "stack_residual_skip",
+        _stack_residual_skip,
+        oracle.Stack((ORACLE_RNN, ORACLE_LEARNED), residual=True, skip=True),
+    ),
+    Member(
+        "stack_of_three",
+        _stack_of_three,
+        oracle.Stack((ORACLE_RNN, ORACLE_GRU, ORACLE_LSTM), residual=True, skip=True),
+        variant=True,
+    ),
+    Member(
+        "stack_bidirectional",
+        _stack_bidirectional,
+        oracle.Stack((oracle.Bidirectional(ORACLE_GRU), ORACLE_LSTM, ORACLE_READOUT)),
+    ),
+    Member(
+        "both_ways_stack",
+        _both_ways_stack,
+        oracle.Bidirectional(
+            oracle.Stack((ORACLE_LSTM, oracle.Cell(oracle.gru_reset_before, oracle.zeros)), residual=True),
+            "sum",
+        ),
+        "fused+scan",
+        variant=True,
+    ),
+    Member(
+        "leaky",
+        lambda param_dtype, dtype=None: Leaky(param_dtype),
+        oracle.Cell(leaky, lambda params: {"h": np.full(2, 0.5), "steps": np.array(0)}),
+        "scan",
+    ),
+    Member(
+        "peephole",
+        lambda param_dtype, dtype=None: Peephole(param_dtype),
+        oracle.Cell(peephole, lambda params: (np.full(2, -0.25), np.full(2, 0.75))),
+    ),
+)
+BY_NAME = {member.name: member for member in MEMBERS}
+
+
+def table(keep=lambda member: True):
+    """The members for ``pytest.mark.parametrize("member", table(...), ids=name)``."""
+    return [member for member in MEMBERS if keep(member)]
+
+
+def name(member):
+    return member.name
+
+
+# --- one problem, and the two ways to solve it --------------------------------------------------
+
+STATIC = ("reverse", "checkpoint", "truncate", "return_carries", "implementation")
+
+
+class Problem(NamedTuple):
+    """A member with random parameters, inputs and first carry, and what is said about its steps."""
+
+    network: Any
+    params: Any
+    xs: Any  # (T, *batch, D), NaN and infinities where a step is invalid
+    carry: Any
+    flags: dict[str, Any]  # lengths, mask, resets
+
+    @property
+    def valid(self):
+        valid = np.asarray(self.flags["mask"])
+        t = np.arange(len(valid)).reshape(-1, *(1,) * (valid.ndim - 1))
+        return valid & (t < np.asarray(self.flags["lengths"]))
+
+
+def problem(member, *, T=7, batch=(3,), seed=0, dtype=np.float64, compute=None):
+    """Random everything, biases and learned carries too. Lengths hold T and 0, the mask opens with a hole."""
+    rng = np.random.default_rng(seed)
+    network = (
+        member.build(param_dtype=dtype) if compute is None else member.build(param_dtype=dtype, dtype=compute)
+    )
+    params = random_like(rng, jax.eval_shape(network.init, jax.random.key(0)))
+    carry = random_like(rng, jax.eval_shape(lambda p: network.initial_carry(batch, p), params))
+    lengths = rng.integers(1, T + 1, batch)
+    mask = rng.random((T, *batch)) < 0.75
+    resets = rng.random((T, *batch)) < 0.3
+    if batch and min(batch):
+        lengths.flat[0], lengths.flat[-1] = T, 0
+        mask[0].flat[0], mask[T // 2].flat[0] = False, False
+        resets[T // 2].flat[0] = True  # at an invalid step: not to be seen
+        mask[-1].flat[0] = resets[-1].flat[0] = True
+    xs = np.asarray(rng.normal(size=(T, *batch, D)), dtype)
+    made = Problem(
+        network, params, xs, carry, {"lengths": lengths.astype(np.int32), "mask": mask, "resets": resets}
+    )
+    poison = rng.choice([np.nan, np.inf, -np.inf], xs.shape)
+    return made._replace(xs=np.where(made.valid[..., None], xs, poison.astype(dtype)))
+
+
+def random_like(rng, tree):
+    def one(a):
+        if not jnp.issubdtype(a.dtype, jnp.floating):
+            return np.full(a.shape, 2, a.dtype)
+        return np.asarray(rng.normal(size=a.shape) * 0.6, a.dtype)
+
+    return jax.tree.map(one, tree)
+
+
+def total(tree):
+    """One number in which every entry of every array of floats has its own weight."""
+    parts = [
+        jnp.sum(jnp.cos(jnp.arange(a.size, dtype=a.dtype) + index).reshape(a.shape) * a)
+        for index, a in enumerate(jax.tree.leaves(tree))
+        if jnp.issubdtype(a.dtype, jnp.floating)
+    ]
+    return sum(parts, start=jnp.zeros((), parts[0].dtype))
+
+
+def gradients(f, params, xs, carry):
+    """``f(params, xs, carry)`` and the gradients of its ``total`` with respect to all three."""
+
+    def loss(*arguments):
+        out = f(*arguments)
+        return total(out), out
+
+    grads, out = jax.grad(loss, argnums=(0, 1, 2), has_aux=True, allow_int=True)(params, xs, carry)
+    return out, grads
+
+
+@partial(jax.jit, static_argnames=("network", *STATIC))
+def values_and_gradients(network, params, xs, carry=None, **options):
+    """What ``unroll`` returns, and its gradients: compiled once for each network and set of options."""
+
+    def f(params, xs, carry):
+        return lstm_jax.unroll(network, params, xs, carry, **options)
+
+    return gradients(f, params, xs, carry)
+
+
+def assert_same(left, right, *, rtol=1e-9, atol=1e-11, note=""):
+    """Two trees of one structure, dtypes and values; NaN equals nothing."""
+    assert jax.tree.structure(left) == jax.tree.structure(right), note
+    pairs = zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True)
+    for (path, a), b in pairs:
+        where = f"{note} at {jax.tree_util.keystr(path)}"
+        assert a.dtype == b.dtype, where
+        if a.dtype == jax.dtypes.float0:
+            continue
+        np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, equal_nan=False, err_msg=where)

@@ -1,0 +1,223 @@
+"""The time contract and the cells once more: NumPy, float64, one row at a time, plain loops.
+
+Nothing here is fast and nothing is shared with the library. A cell is a function of one row,
+``step(params, carry, x) -> (carry, y)``, written from its equations; :func:`walk_row` takes it over
+time. ``Stack`` and ``Bidirectional`` are described by the same words as the library's.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Cell(NamedTuple):
+    """One cell: its equations, and the carry that it begins with."""
+
+    step: Callable[[Any, Any, np.ndarray], tuple[Any, np.ndarray]]
+    initial: Callable[[Any], Any]
+
+
+class Stack(NamedTuple):
+    """Layers one upon the other."""
+
+    layers: tuple[Any, ...]
+    residual: bool = False
+    skip: bool = False
+
+
+class Bidirectional(NamedTuple):
+    """One cell both ways."""
+
+    cell: Any
+    merge: str = "concat"
+
+
+class Result(NamedTuple):
+    """What a walk leaves behind."""
+
+    carry: Any
+    ys: np.ndarray
+    carries: Any
+
+
+# --- the equations ------------------------------------------------------------------------------
+
+
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+
+
+def preactivation(params, gate, h, x):
+    """x W + h R + b, the columns of one gate."""
+    H = len(h)
+    own = slice(gate * H, (gate + 1) * H)
+    total = x @ params.w_ih[:, own] + h @ params.w_hh[:, own]
+    return total if params.bias is None else total + params.bias[own]
+
+
+def rnn(params, h, x, f=np.tanh):
+    h = f(preactivation(params, 0, h, x))
+    return h, h
+
+
+def lstm(params, carry, x):
+    h, c = carry
+    i = sigmoid(preactivation(params, 0, h, x))
+    f = sigmoid(preactivation(params, 1, h, x))
+    g = np.tanh(preactivation(params, 2, h, x))
+    o = sigmoid(preactivation(params, 3, h, x))
+    c = f * c + i * g
+    h = o * np.tanh(c)
+    return (h, c), h
+
+
+def gru_reset_after(params, h, x):
+    """The reset gate acts on the product h R_n + b_hn."""
+    H = len(h)
+    r = sigmoid(preactivation(params, 0, h, x))
+    z = sigmoid(preactivation(params, 1, h, x))
+    from_input = x @ params.w_ih[:, 2 * H :] + (0 if params.bias is None else params.bias[2 * H :])
+    from_state = h @ params.w_hh[:, 2 * H :] + (0 if params.bias_hn is None else params.bias_hn)
+    n = np.tanh(from_input + r * from_state)
+    h = (1 - z) * n + z * h
+    return h, h
+
+
+def gru_reset_before(params, h, x):
+    """The reset gate acts on h, before the product."""
+    r = sigmoid(preactivation(params, 0, h, x))
+    z = sigmoid(preactivation(params, 1, h, x))
+    n = np.tanh(preactivation(params, 2, r * h, x))
+    h = (1 - z) * n + z * h
+    return h, h
+
+
+def readout(params, carry, x, g=lambda a: a):
+    return carry, g(x @ params.w + params.bias)
+
+
+def zeros(params):
+    """h_0 of a cell with one state."""
+    return np.zeros(params.w_hh.shape[0])
+
+
+def two_zeros(params):
+    """h_0 and c_0."""
+    return zeros(params), zeros(params)
+
+
+# --- time ---------------------------------------------------------------------------------------
+
+
+def walk_row(cell, params, xs, carry, valid, resets, reverse):
+    """One cell over one row, step after step. xs is (T, D), valid and resets are (T,)."""
+    T = len(xs)
+    nothing = np.zeros_like(cell.step(params, cell.initial(params), np.zeros(xs.shape[1]))[1])
+    ys = [nothing] * T
+    carries = [None] * T
+    restart = False
+    for t in reversed(range(T)) if reverse else range(T):
+        if valid[t]:
+            if restart or (resets[t] and not reverse):
+                carry = cell.initial(params)
+            carry, ys[t] = cell.step(params, carry, xs[t])
+            # Walking back, x_t was the last input of its segment to be read: whatever valid step
+            # comes next belongs to another segment.
+            restart = reverse and resets[t]
+        carries[t] = carry
+    return Result(carry, np.array(ys).reshape(T, *nothing.shape), pile(carries))
+
+
+def run_row(network, params, xs, carry, valid, resets, reverse):
+    """A cell or a network over one row."""
+    if isinstance(network, Stack):
+        return run_stack(network, params, xs, carry, valid, resets, reverse)
+    if isinstance(network, Bidirectional):
+        return run_bidirectional(network, params, xs, carry, valid, resets, reverse)
+    return walk_row(network, params, xs, carry, valid, resets, reverse)
+
+
+def run_stack(stack, params, xs, carry, valid, resets, reverse):
+    results = []
+    ys = np.where(valid[:, None], xs, 0)
+    first = ys
+    for index, layer in enumerate(stack.layers):
+        below = ys
+        reads = np.concatenate([below, first], axis=1) if stack.skip and index > 0 else below
+        results.append(run_row(layer, params[index], reads, carry[index], valid, resets, reverse))
+        ys = results[-1].ys
+        if stack.residual and index > 0:
+            ys = ys + below
+    return Result(tuple(r.carry for r in results), ys, tuple(r.carries for r in results))
+
+
+def run_bidirectional(both, params, xs, carry, valid, resets, reverse):
+    """With ``reverse`` the two directions change places."""
+    forward = run_row(both.cell, params[0], xs, carry[0], valid, resets, reverse)
+    backward = run_row(both.cell, params[1], xs, carry[1], valid, resets, not reverse)
+    a, b = forward.ys, backward.ys
+    if both.merge == "concat":
+        ys = np.concatenate([a, b], axis=1)
+    else:
+        ys = {"sum": a + b, "mean": (a + b) / 2, "product": a * b}[both.merge]
+    return Result((forward.carry, backward.carry), ys, (forward.carries, backward.carries))
+
+
+def initial(network, params):
+    """The carry of one row that a network begins with."""
+    if isinstance(network, Stack):
+        return tuple(initial(layer, p) for layer, p in zip(network.layers, params, strict=True))
+    if isinstance(network, Bidirectional):
+        return tuple(initial(network.cell, p) for p in params)
+    return network.initial(params)
+
+
+def unroll(network, params, xs, carry=None, lengths=None, mask=None, resets=None, reverse=False):
+    """All rows, one after the other. ``xs`` is (T, *batch, D), with one row or more."""
+    T, batch = xs.shape[0], xs.shape[1:-1]
+    valid = np.ones((T, *batch), bool) if mask is None else mask
+    if lengths is not None:
+        valid = valid & (np.arange(T).reshape(T, *(1,) * len(batch)) < lengths)
+    resets = np.zeros((T, *batch), bool) if resets is None else resets
+    rows = []
+    for row in np.ndindex(*batch):
+        at = (slice(None), *row)
+        begin = initial(network, params) if carry is None else pick(carry, row)
+        rows.append(run_row(network, params, xs[at], begin, valid[at], resets[at], reverse))
+    carries, ys, after_each = zip(*rows, strict=True)
+    return Result(
+        spread(pile(carries), 0, batch), spread(pile(ys), 1, batch), spread(pile(after_each), 1, batch)
+    )
+
+
+# --- trees of arrays ----------------------------------------------------------------------------
+
+
+def on_leaves(f, *trees):
+    """``f`` of the arrays that stand at the same place."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {name: on_leaves(f, *(tree[name] for tree in trees)) for name in first}
+    if isinstance(first, tuple):
+        return tuple(on_leaves(f, *parts) for parts in zip(*trees, strict=True))
+    return f(*trees)
+
+
+def pile(trees):
+    """Many trees of arrays as one tree with a new first axis."""
+    return on_leaves(lambda *arrays: np.stack(arrays), *trees)
+
+
+def pick(tree, row):
+    return on_leaves(lambda a: a[row], tree)
+
+
+def spread(tree, time_axes, batch):
+    """Rows first, as one axis -> time first, then the batch axes."""
+
+    def one(a):
+        a = np.moveaxis(a, 0, time_axes)
+        return a.reshape((*a.shape[:time_axes], *batch, *a.shape[time_axes + 1 :]))
+
+    return on_leaves(one, tree)

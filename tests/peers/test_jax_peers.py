@@ -1,0 +1,242 @@
+"""Live against the recurrent cells of flax (linen and nnx), haiku, equinox and keras, on the same weights."""
+
+import os
+from functools import partial
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import weights
+
+import lstm_jax
+from lstm_jax import GRU, LSTM, RNN
+
+pytestmark = pytest.mark.peers
+
+T, B, D, H = 6, 3, 4, 5
+
+
+@pytest.fixture(autouse=True)
+def in_float64_and_the_peers_own_manners():
+    """The other libraries lean on promotion, which the tests of this one forbid."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def required(name):
+    return pytest.importorskip(name, reason=f"compares with {name}")
+
+
+def problem(cell, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(cell.init, jax.random.key(0))
+    carry = jax.eval_shape(lambda: cell.initial_carry((B,)))
+    tree = (shapes, jnp.zeros((T, B, D)), carry)
+    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.7, a.dtype), tree)
+
+
+def swapped(carry):
+    """(h, c) as flax's (c, h), and back; one state alone stays."""
+    return carry[::-1] if isinstance(carry, tuple) else carry
+
+
+def compare(cell, theirs, *, change=lambda params: params, tolerance=1e-10, **options):
+    """``theirs(params, xs, carry) -> (carry, ys)`` on our weights: values, and all gradients."""
+    params, xs, carry = problem(cell)
+    params = change(params)
+
+    def gradients(run):
+        def loss(params, xs, carry):
+            out = run(params, xs, carry)
+            return sum(jnp.sum(jnp.sin(a) + a**2) for a in jax.tree.leaves(out)), out
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(params, xs, carry)
+
+    ours = gradients(lambda params, xs, carry: lstm_jax.unroll(cell, params, xs, carry, **options))
+    expected = gradients(theirs)
+    assert jax.tree.structure(ours) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=10 * tolerance, atol=tolerance)
+
+
+def cell_of(kind, param_dtype="float64", **options):
+    return kind(D, H, param_dtype=param_dtype, **options)
+
+
+def without_bias_hn(params):
+    return params._replace(bias_hn=None) if isinstance(params, lstm_jax.GRUParams) else params
+
+
+# --- flax ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "convert"),
+    [
+        (LSTM, "LSTMCell", weights.to_linen_lstm),
+        (LSTM, "OptimizedLSTMCell", weights.to_linen_lstm),
+        (GRU, "GRUCell", weights.to_linen_gru),
+        (RNN, "SimpleCell", weights.to_linen_rnn),
+    ],
+)
+def test_flax_linen(kind, name, convert):
+    required("flax")
+    from flax import linen
+
+    flax = getattr(linen, name)(H, param_dtype=jnp.float64)
+
+    def theirs(params, xs, carry):
+        carry, ys = jax.lax.scan(partial(flax.apply, {"params": convert(params)}), swapped(carry), xs)
+        return swapped(carry), ys
+
+    compare(cell_of(kind), theirs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "convert"),
+    [
+        (LSTM, "LSTMCell", weights.to_nnx_lstm),
+        (LSTM, "OptimizedLSTMCell", weights.to_nnx_optimized_lstm),
+        (GRU, "GRUCell", weights.to_nnx_gru),
+        (RNN, "SimpleCell", weights.to_nnx_rnn),
+    ],
+)
+def test_flax_nnx(kind, name, convert):
+    required("flax")
+    from flax import nnx
+
+    options = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+    graph, state = nnx.split(getattr(nnx, name)(D, H, rngs=nnx.Rngs(0), **options))
+
+    def theirs(params, xs, carry):
+        filled = jax.tree.map(lambda a: a, state)
+        nnx.replace_by_pure_dict(filled, convert(params))
+        carry, ys = jax.lax.scan(lambda c, x: nnx.merge(graph, filled)(c, x), swapped(carry), xs)
+        return swapped(carry), ys
+
+    compare(cell_of(kind), theirs, change=without_bias_hn)
+
+
+def test_flax_walks_reversed_rows_of_several_lengths_alike():
+    """Outputs at valid steps, and the carry; what flax leaves at the padding is its own."""
+    required("flax")
+    from flax import linen
+
+    cell = cell_of(LSTM)
+    params, xs, _ = problem(cell)
+    lengths = jnp.array([T, 1, 4])
+    network = linen.RNN(
+        linen.LSTMCell(H, param_dtype=jnp.float64), time_major=True, reverse=True, keep_order=True
+    )
+    variables = {"params": {"cell": weights.to_linen_lstm(params)}}
+    carry, ys = network.apply(variables, xs, seq_lengths=lengths, return_carry=True)
+    (h, c), ours = lstm_jax.unroll(cell, params, xs, lengths=lengths, reverse=True)
+    valid = np.arange(T)[:, None] < np.asarray(lengths)
+    np.testing.assert_allclose(ours[valid], ys[valid], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose((c, h), carry, rtol=1e-10, atol=1e-12)
+
+
+# --- haiku --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "name", "convert"),
+    [
+        (LSTM, {}, "LSTM", weights.to_haiku_lstm),
+        (GRU, {"reset_after": False}, "GRU", weights.to_haiku_gru),
+        (RNN, {"activation": jax.nn.relu}, "VanillaRNN", weights.to_haiku_rnn),
+    ],
+)
+def test_haiku(kind, options, name, convert):
+    hk = required("haiku")
+    step = hk.without_apply_rng(hk.transform(lambda x, state: getattr(hk, name)(H)(x, state)))
+
+    def theirs(params, xs, carry):
+        state = hk.LSTMState(*carry) if name == "LSTM" else carry
+
+        def body(state, x):
+            y, state = step.apply(convert(params), x, state)
+            return state, y
+
+        state, ys = jax.lax.scan(body, state, xs)
+        return (tuple(state) if name == "LSTM" else state), ys
+
+    compare(cell_of(kind, **options), theirs)
+
+
+# --- equinox ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), [(LSTM, "LSTMCell"), (GRU, "GRUCell")])
+def test_equinox(kind, name):
+    eqx = required("equinox")
+    empty = getattr(eqx.nn, name)(D, H, key=jax.random.key(0))
+
+    def theirs(params, xs, carry):
+        fields = weights.to_equinox(params)
+        cell = eqx.tree_at(lambda c: [getattr(c, field) for field in fields], empty, list(fields.values()))
+
+        def body(carry, x):
+            carry = jax.vmap(cell)(x, carry)
+            return carry, carry[0] if kind is LSTM else carry
+
+        return jax.lax.scan(body, carry, xs)
+
+    compare(cell_of(kind), theirs)
+
+
+# --- keras --------------------------------------------------------------------------------------
+
+
+KERAS = {
+    "lstm": (LSTM, "LSTM", {}),
+    "gru": (GRU, "GRU", {"reset_after": True}),
+    "gru_reset_before": (GRU, "GRU", {"reset_after": False}),
+    "rnn": (RNN, "SimpleRNN", {}),
+}
+
+
+@pytest.fixture
+def keras():
+    """In float32, since within Keras not everything follows another dtype."""
+    keras = required("keras")
+    if keras.backend.backend() != "jax":
+        pytest.skip("keras runs on another backend: set KERAS_BACKEND=jax")
+    with jax.enable_x64(False):
+        yield keras
+
+
+def keras_layer(keras, name, **more):
+    _, layer, options = KERAS[name]
+    layer = getattr(keras.layers, layer)(H, return_sequences=True, return_state=True, **options, **more)
+    layer.build((B, T, D))
+    return layer
+
+
+def run_keras(layer, params, xs, carry, **flags):
+    """Keras puts the batch first."""
+    first = list(carry) if isinstance(carry, tuple) else [carry]
+    frozen = [variable.value for variable in layer.non_trainable_variables]
+    (ys, *last), _ = layer.stateless_call(
+        weights.to_keras(params), frozen, jnp.swapaxes(xs, 0, 1), initial_state=first, **flags
+    )
+    return (tuple(last) if isinstance(carry, tuple) else last[0]), jnp.swapaxes(ys, 0, 1)
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_keras(keras, name):
+    kind, _, options = KERAS[name]
+    theirs = partial(run_keras, keras_layer(keras, name))
+    compare(cell_of(kind, "float32", **options), theirs, tolerance=2e-5)
+
+
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_keras_skips_masked_steps_anywhere_alike(keras, name):
+    kind, _, options = KERAS[name]
+    mask = np.random.default_rng(1).random((T, B)) < 0.7
+    layer = keras_layer(keras, name, zero_output_for_mask=True)
+    theirs = partial(run_keras, layer, mask=jnp.asarray(mask.T))
+    compare(cell_of(kind, "float32", **options), theirs, mask=jnp.asarray(mask), tolerance=2e-5)

@@ -1,0 +1,151 @@
+"""Live against PyTorch in float64: values and gradients, several layers, both directions, ragged lengths."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="compares with PyTorch")
+
+import weights  # noqa: E402
+
+import lstm_jax  # noqa: E402
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, Stack  # noqa: E402
+
+pytestmark = pytest.mark.peers
+
+KINDS = {
+    "lstm": (torch.nn.LSTM, {}, LSTM, {}),
+    "gru": (torch.nn.GRU, {}, GRU, {}),
+    "rnn_tanh": (torch.nn.RNN, {"nonlinearity": "tanh"}, RNN, {"activation": jnp.tanh}),
+    "rnn_relu": (torch.nn.RNN, {"nonlinearity": "relu"}, RNN, {"activation": jax.nn.relu}),
+}
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def networks(kind, D, H, layers, both):
+    """The same network twice, torch's with its own random weights (biases too)."""
+    theirs, their_options, ours, our_options = KINDS[kind]
+    module = theirs(D, H, num_layers=layers, bidirectional=both, dtype=torch.float64, **their_options)
+    cells = []
+    for layer in range(layers):
+        size = D if layer == 0 else H * (2 if both else 1)
+        cell = ours(size, H, param_dtype="float64", **our_options)
+        cells.append(Bidirectional(cell) if both else cell)
+    return module, Stack(tuple(cells))
+
+
+def parameters(module, read):
+    suffixes = ("", "_reverse") if module.bidirectional else ("",)
+    layers = []
+    for layer in range(module.num_layers):
+        directions = tuple(weights.from_torch(module, layer, suffix, read) for suffix in suffixes)
+        layers.append(directions if module.bidirectional else directions[0])
+    return tuple(layers)
+
+
+def as_carry(module, states):
+    """Torch's (layers * directions, B, H), one array or two, as our nesting of tuples."""
+    rows = list(zip(*states, strict=True)) if len(states) == 2 else list(states[0])
+    if not module.bidirectional:
+        return tuple(rows)
+    return tuple(zip(rows[::2], rows[1::2], strict=True))
+
+
+def weighted(arrays):
+    """A loss in which every number has a weight of its own; the same for torch and jax arrays."""
+    total = 0.0
+    for array in arrays:
+        count = int(np.prod(array.shape))
+        weight = np.cos(np.arange(count)).reshape(tuple(array.shape))
+        total = (
+            total + (array * (torch.from_numpy(weight) if isinstance(array, torch.Tensor) else weight)).sum()
+        )
+    return total
+
+
+def assert_close(ours, theirs):
+    ours, theirs = jax.tree.leaves(ours), jax.tree.leaves(theirs)
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.dtype == np.float64
+        np.testing.assert_allclose(a, np.asarray(b), rtol=1e-9, atol=1e-11)
+
+
+def compare(kind, seed, *, layers, both, ragged, implementation="auto"):
+    rng = np.random.default_rng(seed)
+    torch.manual_seed(seed)
+    T, B, D, H = (int(n) for n in rng.integers((2, 1, 1, 1), (8, 5, 6, 6)))
+    module, network = networks(kind, D, H, layers, both)
+    xs = rng.normal(size=(T, B, D))
+    lengths = rng.integers(1, T + 1, B) if ragged else None
+    count = 2 if kind == "lstm" else 1
+    first = [rng.normal(size=(layers * (1 + both), B, H)) for _ in range(count)]
+
+    their_xs = torch.tensor(xs, requires_grad=True)
+    their_first = [torch.tensor(a, requires_grad=True) for a in first]
+    given = their_xs
+    if ragged:
+        pack = torch.nn.utils.rnn.pack_padded_sequence
+        given = pack(their_xs, torch.from_numpy(lengths), enforce_sorted=False)
+    their_ys, last = module(given, tuple(their_first) if count == 2 else their_first[0])
+    if ragged:
+        their_ys, _ = torch.nn.utils.rnn.pad_packed_sequence(their_ys, total_length=T)
+    their_last = list(last) if count == 2 else [last]
+    weighted([their_ys, *their_last]).backward()
+
+    @jax.jit
+    def run(params, xs, carry):
+        def loss(params, xs, carry):
+            carry, ys = lstm_jax.unroll(
+                network, params, xs, carry, lengths=lengths, implementation=implementation
+            )
+            pairs = [leaf for layer in carry for leaf in (layer if both else (layer,))]
+            states = [jnp.stack(part) for part in (zip(*pairs, strict=True) if count == 2 else [pairs])]
+            return weighted([ys, *states]), (carry, ys)
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, xs, carry)
+
+    carry = as_carry(module, [jnp.asarray(a) for a in first])
+    params = parameters(module, weights.value_of)
+    (_, (our_last, our_ys)), (dparams, dxs, dcarry) = run(params, jnp.asarray(xs), carry)
+    assert_close(our_ys, their_ys.detach())
+    assert_close(our_last, as_carry(module, [a.detach().numpy() for a in their_last]))
+    assert_close(dparams, parameters(module, weights.gradient_of))
+    assert_close(dxs, their_xs.grad)
+    assert_close(dcarry, as_carry(module, [a.grad.numpy() for a in their_first]))
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
+@pytest.mark.parametrize("both", [False, True], ids=["forward", "both"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_and_gradients(kind, both, ragged, seed):
+    compare(kind, 10 * seed + 5 * both + 2 * ragged, layers=1 + seed, both=both, ragged=ragged)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_the_plain_scan(kind):
+    compare(kind, 31, layers=1, both=False, ragged=True, implementation="scan")
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["forward", "both"])
+def test_three_layers(both):
+    compare("lstm", 77, layers=3, both=both, ragged=True)
+
+
+def test_torch_init_draws_from_torchs_distribution():
+    """The same bounds, and the same spread, for every weight; PyTorch's two biases summed."""
+    H = 256
+    module = torch.nn.LSTM(20, H)
+    theirs = weights.from_torch(module, 0, "", weights.value_of)
+    cell = LSTM(20, H, w_hh_init=jax.nn.initializers.zeros)
+    ours = lstm_jax.torch_init(cell, jax.random.key(0))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        a, b = np.sort(np.ravel(a)), np.sort(np.ravel(b))
+        assert np.max(np.abs(a - b)) < 0.2 * H**-0.5

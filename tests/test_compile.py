@@ -1,0 +1,379 @@
+"""What is compiled, how often and how large: equal calls share one program that does not grow with time."""
+
+import re
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lstm_jax
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack
+
+T, B, D, H = 5, 2, 3, 4
+NETWORKS = {
+    "rnn": lambda: RNN(D, H),
+    "lstm": lambda: LSTM(D, H),
+    "gru": lambda: GRU(D, H),
+    "gru_reset_before": lambda: GRU(D, H, reset_after=False),
+    "bidirectional": lambda: Bidirectional(LSTM(D, H)),
+    "stack": lambda: Stack([GRU(D, H), LSTM(H, H), Readout(H, 2)], dropout=0.5),
+}
+
+
+@contextmanager
+def compilations():
+    """Collects the names of jax's compile events: traces, lowerings and compilations."""
+    events = []
+
+    def listener(event, duration, **_):
+        if "/compile/" in event:
+            events.append(event.rsplit("/", 1)[-1])
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield events
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_the_counter_sees_a_compilation():
+    with compilations() as events:
+        jax.jit(lambda x: x * 3 + 1)(np.ones(7, np.float32))
+    assert "backend_compile_duration" in events
+
+
+# --- the second call ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_second_eager_call_compiles_nothing(name):
+    """Nor does one with a new, equal network object, other values, and other flags of the same shapes."""
+    network = NETWORKS[name]()
+    params = network.init(jax.random.key(0))
+    xs = jnp.ones((T, B, D))
+    keys = [jax.random.key(seed) for seed in range(2)]
+    resets = [np.zeros((T, B), bool), np.ones((T, B), bool)]
+    first = {"lengths": [T, 2], "resets": resets[0], "key": keys[0], "start": 0, "reverse": True}
+    lstm_jax.unroll(network, params, xs, **first)
+    others = xs * 2
+    with compilations() as events:
+        second = {"lengths": (0, 1), "resets": resets[1], "key": keys[1], "start": 7, "reverse": True}
+        lstm_jax.unroll(NETWORKS[name](), params, others, **second)
+        lstm_jax.unroll(network, params, xs, **first | {"lengths": np.array([1, 3])})
+    assert events == []
+
+
+def test_a_second_eager_gradient_compiles_nothing():
+    cell = LSTM(D, H)
+    params = cell.init(jax.random.key(0))
+    xs = jnp.ones((T, B, D))
+
+    def gradient(cell, xs):
+        return jax.grad(lambda p: lstm_jax.unroll(cell, p, xs)[1].sum())(params)
+
+    gradient(cell, xs)
+    xs = xs * 2
+    with compilations() as events:
+        gradient(LSTM(D, H), xs)
+    assert "backend_compile_duration" not in events
+
+
+def test_windows_of_one_size_share_a_program():
+    """Streaming: the carry handed on and ``start`` advanced."""
+    cell = GRU(D, H)
+    params = cell.init(jax.random.key(0))
+    windows = list(jnp.ones((4, 1, B, D)))
+    carry, _ = lstm_jax.unroll(cell, params, windows[0], cell.initial_carry((B,)))
+    with compilations() as events:
+        for start, window in enumerate(windows[1:], 1):
+            carry, _ = lstm_jax.unroll(cell, params, window, carry, start=start)
+    assert events == []
+
+
+def test_a_jitted_call_is_found_again_by_an_equal_cell():
+    run = jax.jit(lstm_jax.unroll, static_argnums=0)
+    cell = LSTM(D, H)
+    params = cell.init(jax.random.key(0))
+    xs = jnp.ones((T, B, D))
+    run(cell, params, xs, lengths=jnp.array([1, 2]))
+    lengths = jnp.array([5, 0])
+    with compilations() as events:
+        run(LSTM(D, H, param_dtype="float32"), params, xs, lengths=lengths)
+    assert events == []
+
+
+def test_another_option_is_another_program():
+    cell = LSTM(D, H)
+    params = cell.init(jax.random.key(0))
+    xs = jnp.ones((T, B, D))
+    lstm_jax.unroll(cell, params, xs)
+    for options in ({"reverse": True}, {"implementation": "scan"}, {"checkpoint": 2}):
+        with compilations() as events:
+            lstm_jax.unroll(cell, params, xs, **options)
+        assert events.count("backend_compile_duration") == 1, options
+
+
+# --- equal hyperparameters ----------------------------------------------------------------------
+
+#: For each class an object and, for every field, another value of it.
+HYPERPARAMETERS = {
+    RNN: (
+        RNN(D, H),
+        {
+            "input_size": 5,
+            "hidden_size": 5,
+            "activation": jax.nn.relu,
+            "use_bias": False,
+            "learn_initial_carry": True,
+            "w_ih_init": jax.nn.initializers.ones,
+            "w_hh_init": jax.nn.initializers.ones,
+            "bias_init": jax.nn.initializers.ones,
+            "param_dtype": "bfloat16",
+            "dtype": "bfloat16",
+        },
+    ),
+    LSTM: (
+        LSTM(D, H),
+        {
+            "input_size": 5,
+            "hidden_size": 5,
+            "use_bias": False,
+            "forget_bias": 0.0,
+            "learn_initial_carry": True,
+            "w_ih_init": jax.nn.initializers.ones,
+            "w_hh_init": jax.nn.initializers.ones,
+            "bias_init": jax.nn.initializers.ones,
+            "param_dtype": "bfloat16",
+            "dtype": "bfloat16",
+        },
+    ),
+    GRU: (
+        GRU(D, H),
+        {
+            "input_size": 5,
+            "hidden_size": 5,
+            "reset_after": False,
+            "use_bias": False,
+            "learn_initial_carry": True,
+            "w_ih_init": jax.nn.initializers.ones,
+            "w_hh_init": jax.nn.initializers.ones,
+            "bias_init": jax.nn.initializers.ones,
+            "param_dtype": "bfloat16",
+            "dtype": "bfloat16",
+        },
+    ),
+    Readout: (
+        Readout(H, 2),
+        {
+            "input_size": 5,
+            "output_size": 5,
+            "activation": jax.nn.softmax,
+            "use_bias": False,
+            "w_init": jax.nn.initializers.ones,
+            "bias_init": jax.nn.initializers.ones,
+            "param_dtype": "bfloat16",
+            "dtype": "bfloat16",
+        },
+    ),
+    Bidirectional: (Bidirectional(LSTM(D, H)), {"cell": GRU(D, H), "merge": "sum"}),
+    Stack: (
+        Stack((LSTM(H, H),)),
+        {
+            "layers": (LSTM(D, H),),
+            "residual": True,
+            "skip": True,
+            "dropout": 0.5,
+            "dropout_mask": "sequence",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HYPERPARAMETERS, ids=lambda kind: kind.__name__)
+def test_every_field_is_compared(kind):
+    network, others = HYPERPARAMETERS[kind]
+    assert {field.name for field in fields(network)} == set(others)
+    assert all(field.compare for field in fields(network))
+    assert replace(network) == network and hash(replace(network)) == hash(network)
+    for name, value in others.items():
+        changed = replace(network, **{name: value})
+        assert changed != network, name
+        assert changed == replace(network, **{name: value}) and hash(changed) == hash(replace(changed)), name
+
+
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU, Readout])
+@pytest.mark.parametrize("field", ["param_dtype", "dtype"])
+def test_names_of_one_dtype_are_one_hyperparameter(kind, field):
+    for spellings in (
+        ("float32", jnp.float32, np.float32, np.dtype("float32")),
+        ("bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")),
+    ):
+        cells = {kind(D, H, **{field: spelling}) for spelling in spellings}
+        assert len(cells) == 1
+        assert isinstance(getattr(cells.pop(), field), np.dtype)
+
+
+def test_lists_of_layers_are_tuples_and_numbers_are_plain():
+    layers = [LSTM(D, H), GRU(H, H)]
+    assert Stack(layers) == Stack(tuple(layers)) and hash(Stack(layers)) == hash(Stack(tuple(layers)))
+    assert Stack(layers, dropout=0) == Stack(layers, dropout=0.0)
+    assert hash(LSTM(np.int64(D), np.int32(H))) == hash(LSTM(D, H))
+    assert type(LSTM(np.int64(D), H).input_size) is int
+
+
+# --- size of the program ------------------------------------------------------------------------
+
+
+def program(network, steps, **options):
+    """The lowered text of value and gradient, with the numbers (shapes) taken out."""
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((steps, B, D), jnp.float32)
+    lengths = jax.ShapeDtypeStruct((B,), jnp.int32)
+    resets = jax.ShapeDtypeStruct((steps, B), jnp.bool_)
+
+    @jax.jit
+    def value_and_grad(params, xs, lengths, resets):
+        def loss(params):
+            flags = {"lengths": lengths, "resets": resets, "key": jax.random.key(0)}
+            return lstm_jax.unroll(network, params, xs, **flags, **options)[1].sum()
+
+        return jax.value_and_grad(loss)(params)
+
+    return re.sub(r"\d+", "#", value_and_grad.lower(params, xs, lengths, resets).as_text())
+
+
+@pytest.mark.parametrize("options", [{}, {"reverse": True, "truncate": 3}, {"checkpoint": "sqrt"}], ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_program_of_ten_thousand_steps_is_as_long_as_that_of_sixteen(name, options):
+    network = NETWORKS[name]()
+    short, long = (program(network, steps, **options) for steps in (16, 10_000))
+    operations = [sorted(re.findall(r"(?:stablehlo|chlo|func)\.\w+", text)) for text in (short, long)]
+    assert operations[0] == operations[1] and len(operations[0]) > 50
+    assert len(short.splitlines()) == len(long.splitlines())
+
+
+# --- where the weight gradient is taken ---------------------------------------------------------
+
+
+def products(jaxpr, in_loop=False):
+    """``(shape of the result, whether it stands inside a loop)`` of every matrix product."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general":
+            yield tuple(eqn.outvars[0].aval.shape), in_loop
+        inner = in_loop or eqn.primitive.name in ("scan", "while")
+        for value in eqn.params.values():
+            for part in value if isinstance(value, (tuple, list)) else (value,):
+                part = getattr(part, "jaxpr", part)
+                if hasattr(part, "eqns"):
+                    yield from products(part, inner)
+
+
+@pytest.mark.parametrize(("kind", "gates"), [(RNN, 1), (LSTM, 4), (GRU, 3)])
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_the_recurrent_weights_gradient_is_one_product_after_the_loop(kind, gates, direction):
+    steps, rows, hidden = 7, 2, 5
+    cell = kind(D, hidden)
+    both = direction == "both"
+    network = Bidirectional(cell) if both else cell
+    params = network.init(jax.random.key(0))
+    xs = jnp.ones((steps, rows, D))
+    weight = {(hidden, gates * hidden), (gates * hidden, hidden)}
+    if both:
+        weight = {(2, *shape) for shape in weight}
+
+    def where(implementation):
+        def loss(params):
+            return lstm_jax.unroll(network, params, xs, implementation=implementation)[1].sum()
+
+        jaxpr = jax.make_jaxpr(jax.grad(loss))(params).jaxpr
+        return [in_loop for shape, in_loop in products(jaxpr) if shape in weight]
+
+    assert where("fused") == [False]
+    assert where("scan") == [True]
+
+
+def test_a_backward_step_of_the_fused_lstm_is_one_product():
+    """Forward loop h R, backward loop dz R^T; everything else is outside."""
+    cell = LSTM(D, H)
+    params = cell.init(jax.random.key(0))
+    xs = jnp.ones((T, B, D))
+
+    def loss(params, xs):
+        return lstm_jax.unroll(cell, params, xs)[1].sum()
+
+    found = list(products(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(params, xs).jaxpr))
+    assert sorted(shape for shape, in_loop in found if in_loop) == [(B, H), (B, 4 * H)]
+    assert len(found) == 2 + 4  # u = x W; dW, dR and dx
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("of", "implementation"), [("carry", "fused"), ("outputs", "fused"), ("carry", "scan")]
+)
+def test_checkpointed_windows_need_far_less_memory(of, implementation):
+    """The final carry's gradient keeps no carry, gate or pre-activation of every step."""
+    steps, rows, hidden = 4096, 4, 16
+    cell = LSTM(D, hidden)
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((steps, rows, D), jnp.float32)
+
+    def temporary(checkpoint):
+        options = {"checkpoint": checkpoint, "implementation": implementation}
+
+        @jax.jit
+        def gradient(params, xs):
+            def loss(params):
+                (_, c), ys = lstm_jax.unroll(cell, params, xs, **options)
+                return c.sum() if of == "carry" else ys.sum()
+
+            return jax.grad(loss)(params)
+
+        return gradient.lower(params, xs).compile().memory_analysis().temp_size_in_bytes
+
+    everything, windows = temporary(None), temporary("sqrt")
+    one_copy = steps * rows * hidden * 4
+    assert everything > 4 * one_copy
+    assert windows < (one_copy if of == "carry" else 3 * one_copy)
+    assert windows < everything / 4
+
+
+# --- a user's cell ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Counter:
+    """Three methods; counts how often it is traced."""
+
+    name: str
+    input_size: int = D
+    output_size: int = 1
+
+    def init(self, key):
+        return ()
+
+    def initial_carry(self, batch_shape=(), params=None):
+        return jnp.zeros((*batch_shape, 1))
+
+    def step(self, params, carry, x):
+        TRACED.append(self.name)
+        new = carry + jnp.sum(x, axis=-1, keepdims=True)
+        return new, new
+
+
+TRACED = []
+
+
+def test_a_users_cell_is_traced_once_for_many_calls():
+    xs = jnp.ones((T, B, D))
+    lstm_jax.unroll(Counter("once"), (), xs)
+    seen = len(TRACED)
+    for _ in range(3):
+        jax.block_until_ready(lstm_jax.unroll(Counter("once"), (), xs))
+    assert len(TRACED) == seen
+    lstm_jax.unroll(Counter("other"), (), xs)
+    assert len(TRACED) > seen

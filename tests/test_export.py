@@ -1,0 +1,153 @@
+"""``jax.export`` of ``unroll`` with time and batch unknown: one program for every size."""
+
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export
+
+import lstm_jax
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, Stack
+
+D, H = 3, 2
+NETWORKS = {
+    "lstm": LSTM(D, H),
+    "gru": GRU(D, H),
+    "gru_reset_before": GRU(D, H, reset_after=False),
+    "bidirectional": Bidirectional(LSTM(D, H)),
+    "stack": Stack((LSTM(D, 4), RNN(4, H))),
+}
+SIZES = [(5, 2), (19, 3)]
+
+
+@pytest.fixture(autouse=True)
+def quick_compiles():
+    """The exported program is under test, not its speed."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+def unrolled(network, options):
+    def run(params, xs, lengths):
+        return lstm_jax.unroll(network, params, xs, lengths=lengths, **options)
+
+    return run
+
+
+def exported(network, options, *, vjp_order=0):
+    """Serialised, as it would be written to a file."""
+    scope = export.SymbolicScope()
+    xs = jax.ShapeDtypeStruct(export.symbolic_shape(f"T, B, {D}", scope=scope), jnp.float32)
+    lengths = jax.ShapeDtypeStruct(export.symbolic_shape("B", scope=scope), jnp.int32)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    # Tuples instead of the parameters' own classes, which the file would have to name.
+    leaves, structure = jax.tree.flatten(params)
+
+    def run(leaves, xs, lengths):
+        return unrolled(network, options)(jax.tree.unflatten(structure, leaves), xs, lengths)
+
+    return export.export(jax.jit(run))(tuple(leaves), xs, lengths).serialize(vjp_order=vjp_order)
+
+
+def problem(network, steps, rows):
+    rng = np.random.default_rng(steps)
+    xs = jnp.asarray(rng.normal(size=(steps, rows, D)), jnp.float32)
+    return network.init(jax.random.key(1)), xs, jnp.asarray(rng.integers(0, steps + 1, rows), jnp.int32)
+
+
+def assert_close(ours, expected):
+    assert jax.tree.structure(ours) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert a.shape == b.shape
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("lstm", {"reverse": True, "checkpoint": 8, "return_carries": True}),
+        ("lstm", {"implementation": "scan", "checkpoint": 8}),
+        ("gru", {"checkpoint": 8}),
+        ("gru_reset_before", {"reverse": True}),
+        ("bidirectional", {"reverse": True, "checkpoint": 8}),
+        ("stack", {"truncate": 3}),
+        ("stack", {"reverse": True, "checkpoint": 8}),
+    ],
+    ids=str,
+)
+def test_one_exported_program_serves_every_length_and_batch(name, options):
+    network = NETWORKS[name]
+    program = export.deserialize(bytearray(exported(network, options)))
+    for steps, rows in SIZES:
+        params, xs, lengths = problem(network, steps, rows)
+        ours = program.call(tuple(jax.tree.leaves(params)), xs, lengths)
+        assert_close(ours, unrolled(network, options)(params, xs, lengths))
+
+
+def test_masks_and_resets_of_unknown_length():
+    cell = NETWORKS["lstm"]
+    params = cell.init(jax.random.key(1))
+    scope = export.SymbolicScope()
+    xs = jax.ShapeDtypeStruct(export.symbolic_shape(f"T, B, {D}", scope=scope), jnp.float32)
+    flags = jax.ShapeDtypeStruct(export.symbolic_shape("T, B", scope=scope), jnp.bool_)
+
+    def run(xs, mask, resets):
+        return lstm_jax.unroll(cell, params, xs, mask=mask, resets=resets, reverse=True)
+
+    program = export.export(jax.jit(run))(xs, flags, flags)
+    rng = np.random.default_rng(0)
+    for steps, rows in SIZES:
+        xs = jnp.asarray(rng.normal(size=(steps, rows, D)), jnp.float32)
+        mask, resets = (jnp.asarray(rng.random((steps, rows)) < share) for share in (0.8, 0.3))
+        assert_close(program.call(xs, mask, resets), run(xs, mask, resets))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("lstm", {"checkpoint": 8}), ("gru", {}), ("bidirectional", {"reverse": True})],
+    ids=str,
+)
+def test_the_gradient_travels_with_the_program(name, options):
+    network = NETWORKS[name]
+    program = export.deserialize(bytearray(exported(network, options, vjp_order=1)))
+
+    def loss(run, params, xs, lengths):
+        return sum(jnp.sum(a**2) for a in jax.tree.leaves(run(params, xs, lengths)))
+
+    for steps, rows in SIZES:
+        params, xs, lengths = problem(network, steps, rows)
+        ours = jax.grad(partial(loss, program.call))(tuple(jax.tree.leaves(params)), xs, lengths)
+        expected = jax.grad(partial(loss, unrolled(network, options)))(params, xs, lengths)
+        assert_close(ours, tuple(jax.tree.leaves(expected)))
+
+
+def test_a_square_root_of_an_unknown_length_is_refused_with_its_remedy():
+    with pytest.raises(ValueError, match=r"checkpoint='sqrt'.*Give a window length instead"):
+        exported(NETWORKS["lstm"], {"checkpoint": "sqrt"})
+
+
+def test_another_process_runs_the_program_without_this_library(tmp_path):
+    network = NETWORKS["stack"]
+    (tmp_path / "program").write_bytes(exported(network, {"reverse": True, "checkpoint": 8}))
+    params, xs, lengths = problem(network, 11, 3)
+    arrays = [*jax.tree.leaves(params), xs, lengths]
+    np.savez(tmp_path / "in.npz", *map(np.asarray, arrays))
+    script = """
+import sys
+import numpy as np
+from jax import export, tree
+with open("program", "rb") as file:
+    program = export.deserialize(bytearray(file.read()))
+*params, xs, lengths = np.load("in.npz").values()
+np.savez("out.npz", *tree.leaves(program.call(tuple(params), xs, lengths)))
+assert "lstm_jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    expected = unrolled(network, {"reverse": True, "checkpoint": 8})(params, xs, lengths)
+    assert_close(list(np.load(tmp_path / "out.npz").values()), jax.tree.leaves(expected))

@@ -1,0 +1,276 @@
+"""Every member against the NumPy oracle: values, under every part of the time contract."""
+
+import jax
+import jax.numpy as jnp
+import members
+import numpy as np
+import oracle
+import pytest
+from members import BY_NAME, assert_same, problem
+
+import lstm_jax
+
+DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+#: Each member under "auto"; and under the plain scan, where "auto" would not take it anyway.
+WAYS = pytest.mark.parametrize(
+    "member, implementation",
+    [(member, "auto") for member in members.MEMBERS]
+    + [
+        (member, "scan")
+        for member in members.MEMBERS
+        if member.implementation != "scan" and not member.variant
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+
+
+def as_float64(tree):
+    return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
+
+
+def by_oracle(member, given, flags, *, carry, reverse=False):
+    """The oracle's answer, as the library would return it with ``return_carries``."""
+    params, xs = as_float64((given.params, given.xs))
+    said = {what: np.asarray(flag) for what, flag in flags.items()}
+    carry = as_float64(given.carry) if carry else None
+    result = oracle.unroll(member.oracle, params, xs, carry, reverse=reverse, **said)
+    return result.carry, (result.ys, result.carries)
+
+
+def check(member, given, *, carry, reverse, implementation):
+    expected = by_oracle(member, given, given.flags, carry=carry, reverse=reverse)
+    result = lstm_jax.unroll(
+        given.network,
+        given.params,
+        given.xs,
+        given.carry if carry else None,
+        reverse=reverse,
+        return_carries=True,
+        implementation=implementation,
+        **given.flags,
+    )
+    assert_same(as_float64(result), as_float64(expected), note=f"{member.name} with {list(given.flags)}")
+
+
+def finite(given, **flags):
+    """The problem without the poison, for flags that leave some of its steps valid."""
+    return given._replace(xs=np.where(np.isfinite(given.xs), given.xs, 0.5), flags=flags)
+
+
+@pytest.mark.usefixtures("x64")
+@WAYS
+@DIRECTIONS
+def test_plain_sequences(member, implementation, reverse):
+    check(member, finite(problem(member)), carry=False, reverse=reverse, implementation=implementation)
+
+
+@pytest.mark.usefixtures("x64")
+@WAYS
+@DIRECTIONS
+def test_lengths_mask_and_resets(member, implementation, reverse):
+    """One compiled program for all: what is not said is said to be nothing special."""
+    given = problem(member)
+    assert np.isnan(given.xs).any() and np.isinf(given.xs).any()
+    said, shape = given.flags, given.valid.shape
+    silent = {
+        "lengths": np.full(shape[1], 7, np.int32),
+        "mask": np.ones(shape, bool),
+        "resets": np.zeros(shape, bool),
+    }
+    cases = [given, problem(member, seed=1)]
+    cases += [finite(given, **(silent | {one: said[one]})) for one in said]
+    for case in cases:
+        check(member, case, carry=True, reverse=reverse, implementation=implementation)
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("member", members.table(lambda m: not m.variant), ids=members.name)
+def test_resets_return_to_the_own_carry_where_none_was_given(member):
+    check(member, problem(member, seed=2), carry=False, reverse=False, implementation="auto")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("which", ["lstm", "gru_reset_before"])
+@pytest.mark.parametrize("one", ["lengths", "mask", "resets"])
+def test_each_flag_alone(which, one):
+    given = problem(BY_NAME[which])
+    given = finite(given, **{one: given.flags[one]})
+    check(BY_NAME[which], given, carry=True, reverse=True, implementation="auto")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("batch", [(), (2, 2)], ids=str)
+@pytest.mark.parametrize("which", ["lstm", "bidirectional", "stack_bidirectional", "leaky", "peephole"])
+def test_batch_axes(which, batch):
+    given = problem(BY_NAME[which], batch=batch, T=5)
+    check(BY_NAME[which], given, carry=True, reverse=batch == (), implementation="auto")
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("member", members.table(), ids=members.name)
+def test_auto_takes_what_the_table_says(member):
+    given = problem(member)
+    assert lstm_jax.explain(given.network, given.params, given.xs).implementation == member.implementation
+
+
+@pytest.mark.usefixtures("x64")
+def test_fused_by_name_is_what_auto_takes():
+    given = problem(BY_NAME["lstm"])
+    by_name, auto = (
+        lstm_jax.unroll(given.network, given.params, given.xs, implementation=how, **given.flags)
+        for how in ("fused", "auto")
+    )
+    assert_same(by_name, auto, rtol=0, atol=0)
+
+
+# --- the free step functions --------------------------------------------------------------------
+
+STEPS = {
+    "rnn": (lstm_jax.rnn_step, oracle.rnn),
+    "lstm": (lstm_jax.lstm_step, oracle.lstm),
+    "gru": (lstm_jax.gru_step, oracle.gru_reset_after),
+    "gru_reset_before": (
+        lambda params, carry, x: lstm_jax.gru_step(params, carry, x, reset_after=False),
+        oracle.gru_reset_before,
+    ),
+}
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("which", STEPS)
+def test_step_functions(which):
+    step, equations = STEPS[which]
+    given = problem(BY_NAME[which], batch=())
+    x = np.array([0.3, -1.2, 2.0])
+    result = jax.jit(step)(given.params, given.carry, x)
+    assert_same(as_float64(result), equations(given.params, given.carry, x))
+
+
+@pytest.mark.usefixtures("x64")
+def test_gates_are_those_of_the_step():
+    given = problem(BY_NAME["lstm"], batch=())
+    (h, c), x = given.carry, np.array([0.3, -1.2, 2.0])
+    gates = jax.jit(lstm_jax.lstm_gates)(given.params, given.carry, x)
+    for index, (gate, f) in enumerate(
+        zip(gates, (oracle.sigmoid, oracle.sigmoid, np.tanh, oracle.sigmoid), strict=True)
+    ):
+        np.testing.assert_allclose(gate, f(oracle.preactivation(given.params, index, h, x)), rtol=1e-12)
+    (h_t, c_t), _ = jax.jit(lstm_jax.lstm_step)(given.params, given.carry, x)
+    np.testing.assert_allclose(c_t, gates.f * c + gates.i * gates.g, rtol=1e-12)
+    np.testing.assert_allclose(h_t, gates.o * np.tanh(c_t), rtol=1e-12)
+
+
+# --- less precision -----------------------------------------------------------------------------
+
+#: Of values below 2 in size, after seven steps. A wrong gate errs by ten times as much (tested below).
+TOLERANCES = {"float32": 2e-6, "float16": 4e-3, "bfloat16": 3e-2}
+CLASSIC = ("rnn", "lstm", "lstm_learned", "gru", "gru_reset_before", "bidirectional", "stack_residual_skip")
+
+
+def error(result, expected):
+    pairs = zip(jax.tree.leaves(result), jax.tree.leaves(expected), strict=True)
+    return max(np.max(np.abs(np.asarray(a, np.float64) - b)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("which", CLASSIC)
+@pytest.mark.parametrize(
+    "compute, implementation, reverse",
+    [
+        ("float32", "auto", True),
+        ("bfloat16", "auto", False),
+        ("bfloat16", "scan", True),
+        ("float16", "auto", True),
+    ],
+)
+def test_less_precision(which, compute, implementation, reverse):
+    member = BY_NAME[which]
+    given = problem(member, dtype=np.float32, compute=compute)
+    expected = by_oracle(member, given, given.flags, carry=False, reverse=reverse)
+    result = lstm_jax.unroll(
+        given.network,
+        given.params,
+        given.xs,
+        reverse=reverse,
+        return_carries=True,
+        implementation=implementation,
+        **given.flags,
+    )
+    assert result[1][0].dtype == compute
+    assert error(result, expected) < TOLERANCES[compute]
+
+
+@pytest.mark.parametrize("which", ["lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("swap", [(0, 1), (1, 2), (0, 2)], ids=str)
+def test_tolerances_would_notice_a_wrong_gate(which, swap):
+    member = BY_NAME[which]
+    given = problem(member, dtype=np.float32)
+    order = np.arange(given.params.w_hh.shape[1] // members.H)
+    order[list(swap)] = order[list(swap)[::-1]]
+    columns = (order[:, None] * members.H + np.arange(members.H)).ravel()
+    wrong = given.params._replace(
+        w_ih=given.params.w_ih[:, columns],
+        w_hh=given.params.w_hh[:, columns],
+        bias=given.params.bias[columns],
+    )
+    right, mistaken = (
+        by_oracle(member, given._replace(params=params), given.flags, carry=False)
+        for params in (given.params, wrong)
+    )
+    assert error(right, mistaken) > 5 * max(TOLERANCES.values())
+
+
+def dtypes(f, *arguments):
+    """The dtypes of what ``f`` would return."""
+    return [a.dtype.name for a in jax.tree.leaves(jax.eval_shape(f, *arguments))]
+
+
+@pytest.mark.parametrize("which", ["rnn", "lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+@pytest.mark.parametrize("implementation", ["scan", "auto"])
+def test_low_precision_keeps_sums_in_float32(which, compute, implementation):
+    """h and the outputs are of the compute dtype; c and the parameters are not."""
+    cell = BY_NAME[which].build(dtype=compute, param_dtype="float32")
+    assert set(dtypes(cell.init, jax.random.key(0))) == {"float32"}
+    params = cell.init(jax.random.key(0))
+    for given in (None, cell.initial_carry((2,), params)):
+        carry_and_ys = dtypes(
+            lambda carry: lstm_jax.unroll(
+                cell, params, jnp.ones((4, 2, 3)), carry, implementation=implementation
+            ),
+            given,
+        )
+        assert carry_and_ys == ([compute, "float32", compute] if which == "lstm" else [compute, compute])
+
+
+@pytest.mark.usefixtures("x64")
+def test_low_precision_beside_float64_parameters():
+    cell = lstm_jax.LSTM(3, 2, dtype="bfloat16", param_dtype="float64")
+    params = cell.init(jax.random.key(0))
+    assert dtypes(lambda: lstm_jax.unroll(cell, params, jnp.ones((4, 2, 3)))) == [
+        "bfloat16",
+        "float64",
+        "bfloat16",
+    ]
+
+
+@pytest.mark.parametrize("which", ["rnn", "lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("handed", ["float16", "bfloat16", "float32"])
+def test_step_returns_the_dtypes_it_was_handed(which, handed):
+    x = jnp.ones((2, 3))
+    for compute in (None, "bfloat16"):
+        cell = BY_NAME[which].build(param_dtype="float32", dtype=compute)
+        params = cell.init(jax.random.key(0))
+        carry = jax.tree.map(lambda a: a.astype(handed), cell.initial_carry((2,), params))
+        assert set(dtypes(cell.step, params, carry, x)) == {handed}
+        assert set(dtypes(STEPS[which][0], params, carry, x)) == {handed}
+
+
+@pytest.mark.usefixtures("x64")
+def test_float64_inputs_or_parameters_compute_in_float64():
+    cell = lstm_jax.LSTM(3, 2)
+    params = cell.init(jax.random.key(0))
+    wide = jax.tree.map(lambda a: a.astype(jnp.float64), params)
+    xs = jnp.ones((4, 3), jnp.float32)
+    assert set(dtypes(lambda: lstm_jax.unroll(cell, params, xs))) == {"float32"}
+    assert set(dtypes(lambda: lstm_jax.unroll(cell, params, xs.astype(jnp.float64)))) == {"float64"}
+    assert set(dtypes(lambda: lstm_jax.unroll(cell, wide, xs))) == {"float64"}
