@@ -130,6 +130,10 @@ def check_flags(xs: Array, batch: tuple[int, ...], lengths: Any, mask: Any, rese
     for name, flags in (("mask", mask), ("resets", resets)):
         if flags is None:
             continue
+        if not hasattr(flags, "dtype"):
+            refuse(
+                f"unroll got {name} of type {type(flags).__name__}", "an array", f"Use np.asarray({name})."
+            )
         if flags.dtype != jnp.bool_:
             refuse(f"unroll got {name} of dtype {flags.dtype}", "bool", f"Use {name} != 0.")
         if tuple(flags.shape) != (xs.shape[0], *batch):

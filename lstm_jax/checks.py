@@ -30,6 +30,11 @@ def check_size(owner: str, name: str, value: Any, *, least: int = 1) -> None:
         )
 
 
+def is_number(value: Any) -> bool:
+    """A Python or NumPy number; True is none."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
 def check_choice(owner: str, name: str, value: Any, choices: Sequence[Any]) -> None:
     """One of a few names."""
     if value not in choices:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.checks import check_choice, check_key, refuse
+from lstm_jax.checks import check_choice, check_key, is_number, refuse
 from lstm_jax.loop import Flags
 from lstm_jax.notation import Array, Carry, Params, exportable
 from lstm_jax.unroll import Options, Run, Times, Unrolled, flags_of
@@ -248,7 +248,7 @@ class Stack:
         for layer in self.layers:
             _check_member("Stack", layer)
         check_choice("Stack", "dropout_mask", self.dropout_mask, ("step", "sequence"))
-        if isinstance(self.dropout, bool) or not 0 <= self.dropout < 1:
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             refuse(f"Stack got dropout={self.dropout!r}", "a share in [0, 1)", "0 switches it off.")
         object.__setattr__(self, "dropout", float(self.dropout))
         self._check_sizes()

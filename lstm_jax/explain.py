@@ -85,6 +85,8 @@ def explain(
     options = Options(bool(reverse), checkpoint, truncate, bool(return_carries), implementation)
     arguments.check_network("explain", cell)
     arguments.check_options(options)
+    if not isinstance(start, jax.ShapeDtypeStruct):
+        arguments.check_start(start)
     lengths = arguments.host_lengths(lengths, xs)
     layers: list[LayerPlan] = []
 

@@ -160,6 +160,8 @@ def begin(
 def _valid(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Array | None) -> Array | None:
     if lengths is None:
         return mask
+    if lengths.dtype.itemsize < 4:  # too narrow to count steps
+        lengths = lengths.astype(jnp.int32)
     within = jax.lax.broadcasted_iota(lengths.dtype, (T, *batch), 0) < lengths[None]
     return within if mask is None else within & mask
 

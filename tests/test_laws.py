@@ -122,6 +122,26 @@ def test_forward_mode_of_the_fast_path_is_that_of_the_plain_scan(which):
     assert np.any(fast[1][1][0] != 0)
 
 
+class Counting(members.Peephole):
+    """A split cell that also counts its steps, in whole numbers, which have no tangents."""
+
+    def initial_carry(self, batch_shape=(), params=None):
+        return super().initial_carry(batch_shape), jnp.zeros(batch_shape, jnp.int32)
+
+    def recur(self, params, carry, u):
+        return super().recur(params, carry[0], u)
+
+    def update(self, params, carry, z):
+        floats, y = super().update(params, carry[0], z)
+        steps = carry[1] + 1
+        return (floats, steps), y / steps[..., None].astype(y.dtype)
+
+
+def test_auto_takes_a_split_cell_with_whole_numbers_in_its_carry():
+    given = problem(members.Member("counting", Counting, None))
+    assert_same(solve(given), solve(given, implementation="scan"))
+
+
 @pytest.mark.parametrize("implementation", ["scan", "auto"])
 def test_checkpoint_says_how_much_is_remembered(implementation):
     """By the sizes of what the forward pass hands to the backward pass; nothing is computed."""

@@ -102,6 +102,7 @@ def learned_initial(cell: Any, params: Any | None) -> Any | None:
             "the parameters, because learn_initial_carry=True keeps the initial carry among them",
             "Call cell.initial_carry(batch_shape, params).",
         )
+    check_initial(cell, params)
     return params.initial
 
 
@@ -138,7 +139,21 @@ def check_cell(cell: Any, params: Any, x: Any, gates: int) -> None:
             "a bias exactly where use_bias=True",
             "Build the cell with the use_bias of its parameters, or mend them: params._replace(bias=...).",
         )
+    check_initial(cell, params)
     check_input(owner, x, cell.input_size)
+
+
+def check_initial(cell: Any, params: Any) -> None:
+    """The parameters hold a learned initial carry, of the right size, exactly where the cell learns one."""
+    owner, shape = type(cell).__name__, (cell.hidden_size,)
+    states = jax.tree.leaves(getattr(params, "initial", None))
+    if bool(states) != cell.learn_initial_carry or any(tuple(state.shape) != shape for state in states):
+        came = ", ".join(str(tuple(state.shape)) for state in states) or "None"
+        refuse(
+            f"{owner} got params.initial of shape {came} with learn_initial_carry={cell.learn_initial_carry}",
+            f"states of shape {shape} exactly where learn_initial_carry=True",
+            "Make parameters with cell.init(key), or mend them: params._replace(initial=...).",
+        )
 
 
 def check_input(owner: str, x: Any, size: int) -> None:
