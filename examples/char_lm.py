@@ -39,7 +39,7 @@ import lstm_jax
 
 NGRAM_ORDER = 5  # on texts of about a million characters, 6 is worse
 PICTURE_FROM, PICTURE_OF = 500, 72  # characters of the held-out text: read before the picture, and in it
-DEMO = {"batch": 25, "out": Path("runs/demo")}
+DEMO = {"batch": 25, "epochs": 8.0, "out": Path("runs/demo")}
 
 Row = dict[str, float]
 

@@ -216,6 +216,13 @@ MEMBERS = (
         )
         for merge in ("sum", "mean", "product")
     ),
+    Member(
+        "bidirectional_reset_before",
+        lambda **dtypes: Bidirectional(GRU(D, H, reset_after=False, **dtypes)),
+        oracle.Bidirectional(oracle.Cell(oracle.gru_reset_before, oracle.zeros)),
+        "scan",
+        variant=True,
+    ),
     Member("stack", _stack, oracle.Stack((ORACLE_LSTM, ORACLE_GRU))),
     Member(
         "stack_residual_skip",
