@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lstm_jax.checks import check_choice, refuse
+from lstm_jax.checks import refuse
 from lstm_jax.fused import not_affine
 from lstm_jax.loop import one_step
-from lstm_jax.notation import Array, Carry, Cell, Params
+from lstm_jax.notation import Array, Carry, Cell, Params, is_float
 
 IMPLEMENTATIONS = ("auto", "scan", "fused")
 
@@ -23,7 +23,6 @@ class Choice(NamedTuple):
 
 def choose(cell: Cell, params: Params, carry: Carry, xs: Array, implementation: str) -> Choice:
     """What runs for this cell; a named implementation that cannot run raises with its reason."""
-    check_choice("unroll", "implementation", implementation, IMPLEMENTATIONS)
     if implementation == "scan":
         return Choice("scan", "asked for by name: the plain scan of cell.step")
     obstacle = fused_obstacle(cell, params, carry, xs)
@@ -49,6 +48,8 @@ def fused_obstacle(cell: Any, params: Params, carry: Carry, xs: Array) -> str | 
     if declines is not None and (reason := declines()) is not None:
         return str(reason)
     u = jax.eval_shape(lambda p, x: cell.project(p, one_step(x)), params, xs)
+    if not all(is_float(leaf.dtype) for leaf in jax.tree.leaves((carry, u))):
+        return f"{type(cell).__name__} carries or projects something that is not a float"
     if not_affine(cell, params, carry, u):
         return f"{type(cell).__name__}.recur is not affine in the carry, or mixes it with the input"
     return None

@@ -94,7 +94,8 @@ def unroll(
         checkpoint: what the backward pass may remember: None, all it needs; a window length, the
             carries between windows of that many steps; ``"sqrt"``, windows of about sqrt(T).
         truncate: k lets no gradient cross from input j*k - 1 to input j*k, for any j, counted with
-            ``start``. The values do not change.
+            ``start``. The values do not change. (A given carry belongs to the windows before this
+            one; with ``reverse``, where windows are not handed on, it is never cut.)
         key: PRNG key for networks that have noise (dropout); without it there is none.
         start: absolute index of xs[0], so that windows draw the noise of the whole.
         return_carries: also return the carry after each step.
