@@ -39,7 +39,7 @@ import lstm_jax
 
 NGRAM_ORDER = 5  # on texts of about a million characters, 6 is worse
 PICTURE_FROM, PICTURE_OF = 500, 72  # characters of the held-out text: read before the picture, and in it
-DEMO = {"batch": 25, "epochs": 8.0, "out": Path("runs/demo")}
+DEMO = {"batch": 25, "out": Path("runs/demo")}
 
 Row = dict[str, float]
 
@@ -308,7 +308,7 @@ def make_parser() -> argparse.ArgumentParser:
     preset = " ".join(f"--{name} {value}" for name, value in DEMO.items())
 
     add = parser.add_argument
-    add("--demo", action="store_true", help=f"a preset of about a minute and a half on two cores: {preset}")
+    add("--demo", action="store_true", help=f"a preset of about a minute on two cores: {preset}")
     add("--text", type=Path, metavar="FILE", help="a UTF-8 text to learn from (default: Python's help pages)")
     add("--out", type=Path, metavar="RUNFOLDER", default=Path("runs/char_lm"), help="(default: %(default)s)")
     add("--seed", type=whole(0), default=0, help="of weights, dropout and sampling (default: %(default)s)")
