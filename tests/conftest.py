@@ -29,3 +29,12 @@ def x64():
     """Float64 for one test: ``pytestmark = pytest.mark.usefixtures("x64")`` for a whole file."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def quick_compiles():
+    """For tests of many small programs whose speed does not matter: compiling takes most of the time."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

@@ -262,3 +262,19 @@ def test_users_cells_have_the_values_and_gradients_of_the_plain_scan(cell):
     expected = gradients(lambda params, carry, xs: jax.lax.scan(partial(cell.step, params), carry, xs))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_a_cell_with_only_some_of_the_three_methods_does_not_split():
+    @dataclass(frozen=True)
+    class Recurring(Average):
+        def recur(self):
+            raise AssertionError("not the protocol's recur")
+
+    network = Bidirectional(Recurring())
+    params, xs = problem(network)
+    plan = explain(network, params, xs)
+    assert [layer.implementation for layer in plan.layers] == ["scan", "scan"]
+    assert "Recurring has no project, update" in plan.layers[0].reason
+    np.testing.assert_array_equal(
+        lstm_jax.unroll(network, params, xs)[1], lstm_jax.unroll(Bidirectional(Average()), params, xs)[1]
+    )

@@ -24,13 +24,8 @@ NETWORKS = {
 SIZES = [(5, 2), (19, 3)]
 
 
-@pytest.fixture(autouse=True)
-def quick_compiles():
-    """The exported program is under test, not its speed."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+# The exported program is under test, not its speed.
+pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def unrolled(network, options):

@@ -23,16 +23,11 @@ NETWORKS = {
 }
 SPECS = {"xs": P(None, "data"), "lengths": P("data"), "mask": P(None, "data"), "resets": P(None, "data")}
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
-
-
-@pytest.fixture(autouse=True)
-def quick_compiles():
-    """Where the devices stand is under test, not how fast their programs are."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = [
+    pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do"),
+    # Where the devices stand is under test, not how fast their programs are.
+    pytest.mark.usefixtures("quick_compiles"),
+]
 
 
 def mesh_of(kind, **axes):

@@ -78,15 +78,6 @@ def row(tree, index):
 # --- derivatives --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def quick_compiles():
-    """Thirty small programs a case: compiling them takes longer than running them, fast or slow."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     "name",
