@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from lstm_jax.loop import Flags, Walked, one_step, walk
+from lstm_jax.loop import Flags, Walked, in_windows, one_step, walk
 from lstm_jax.notation import Carry, Params, SplitCell
+from lstm_jax.schedule import Schedule, schedule
 
 
 class Saved(NamedTuple):
@@ -34,6 +35,14 @@ class Saved(NamedTuple):
 
     reads: Carry  # (T, ...) the carry that each step read, after restarts
     zs: Any  # (T, ...) the pre-activations
+
+
+class How(NamedTuple):
+    """What is known of a walk when tracing."""
+
+    reverse: bool
+    carries: bool  # whether the carry after each step is returned
+    save: bool = False  # whether Saved is
 
 
 def fused_walk(
@@ -48,58 +57,81 @@ def fused_walk(
     carries: bool,
 ) -> Walked:
     """:func:`lstm_jax.loop.walk` of a split cell, with the fast tangents."""
-    us = cell.project(params, xs)
-    return _recurrence(cell, (reverse, carries), params, initial, carry, us, flags)
+    return _recurrence(cell, How(reverse, carries), params, initial, carry, xs, flags)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _recurrence(
-    cell: SplitCell,
-    how: tuple[bool, bool],
-    params: Params,
-    initial: Carry,
-    carry: Carry,
-    us: Any,
-    flags: Flags,
+    cell: SplitCell, how: How, params: Params, initial: Carry, carry: Carry, xs: Any, flags: Flags
 ) -> Walked:
-    def step(read: Carry, u: Any) -> tuple[Carry, Any, Saved]:
+    plan = plan_of(cell, params, carry, xs)
+
+    def step(read: Carry, u: Any) -> tuple[Carry, Any, Saved | None]:
         z = cell.recur(params, read, u)
         new, y = cell.update(params, read, z)
-        return new, y, Saved(read, z)
+        return new, y, Saved(read, z) if how.save else None
 
-    reverse, carries = how
-    return walk(step, initial, carry, us, flags, reverse=reverse, carries=carries)
+    def piece(carry: Carry, at: tuple[Any, Flags]) -> tuple[Carry, Any]:
+        xs, flags = at
+        walked = walk(
+            step,
+            initial,
+            carry,
+            cell.project(params, xs),
+            flags,
+            reverse=how.reverse,
+            carries=how.carries,
+            lanes=1 if how.save else plan.lanes,
+        )
+        return walked.carry, walked[1:]
+
+    if plan.chunk is None:
+        carry, outs = piece(carry, (xs, flags))
+    else:
+        carry, outs = in_windows(
+            piece, carry, xs, flags, plan.chunk, batch=(), reverse=how.reverse, recompute=False
+        )
+    return Walked(carry, *outs)
 
 
 @_recurrence.defjvp
-def _recurrence_jvp(
-    cell: SplitCell, how: tuple[bool, bool], primals: Any, tangents: Any
-) -> tuple[Walked, Walked]:
-    params, _, _, us, flags = primals
-    walked = _recurrence(cell, how, *primals)
+def _recurrence_jvp(cell: SplitCell, how: How, primals: Any, tangents: Any) -> tuple[Walked, Walked]:
+    params, _, carry, xs, flags = primals
+    dparams, dinitial, dcarry, dxs, _ = tangents
+    walked = _recurrence(cell, how._replace(save=True), *primals)
+    piece = partial(_tangent_piece, cell, how, params, dparams, dinitial)
+    steps = xs, walked.saved, dxs
+    chunk = plan_of(cell, params, carry, xs).tangent_chunk
     # Checkpointed: the backward pass gets along with what the loop left, and linearises anew.
-    rule = jax.checkpoint(partial(_tangent_walk, cell, how), prevent_cse=False)
-    return walked, rule(params, us, flags, walked.saved, *tangents[:4])
+    if chunk is None:
+        dcarry, douts = jax.checkpoint(piece, prevent_cse=False)(dcarry, (steps, flags))
+    else:
+        dcarry, douts = in_windows(piece, dcarry, steps, flags, chunk, batch=(), reverse=how.reverse)
+    dwalked = Walked(dcarry, *douts)
+    if how.save:
+        return walked, dwalked
+    return walked._replace(saved=None), dwalked._replace(saved=None)
 
 
-def _tangent_walk(
+def _tangent_piece(
     cell: SplitCell,
-    how: tuple[bool, bool],
+    how: How,
     params: Params,
-    us: Any,
-    flags: Flags,
-    saved: Saved,
     dparams: Params,
     dinitial: Carry,
     dcarry: Carry,
-    dus: Any,
-) -> Walked:
-    reads, zs = saved
-    recur_all = jax.vmap(cell.recur, (None, 0, 0))
-    es = jax.jvp(lambda p, u: recur_all(p, reads, u), (params, us), (dparams, dus))[1]
+    at: tuple[tuple[Any, Saved, Any], Flags],
+) -> tuple[Carry, Any]:
+    """The tangents of a piece of time: of the last carry, and of all that the walk returns."""
+    (xs, (reads, zs), dxs), flags = at
+
+    def before_the_loop(params: Params, xs: Any) -> tuple[Any, Any]:
+        us = cell.project(params, xs)
+        return cell.recur(params, reads, us), us
+
+    es, us = jax.jvp(before_the_loop, (params, xs), (dparams, dxs), has_aux=True)[1:]
     linear = jax.vmap(lambda r, z: jax.linearize(partial(cell.update, params), r, z)[1])(reads, zs)
-    zero_u = jax.tree.map(jnp.zeros_like, one_step(us))
-    propagate = partial(_recur_tangent, cell, params, zero_u)
+    propagate = partial(_recur_tangent, cell, params, jax.tree.map(jnp.zeros_like, one_step(us)))
     direct = None
     update_all = jax.vmap(cell.update, (None, 0, 0))
     if depends(update_all, params, reads, zs):
@@ -111,20 +143,25 @@ def _tangent_walk(
         dnew, dy = out if direct is None else add(out, direct)
         return dnew, dy, dread
 
-    reverse, carries = how
-    walked = walk(
+    dwalked = walk(
         step,
         dinitial,
         dcarry,
         (linear, es, direct),
         flags,
-        reverse=reverse,
-        carries=carries,
+        reverse=how.reverse,
+        carries=how.carries,
         sever=jnp.zeros_like,
     )
     # Outside the loop, because first derivatives never ask for it.
-    dzs = add(es, jax.vmap(propagate)(walked.saved))
-    return walked._replace(saved=Saved(walked.saved, dzs))
+    dzs = add(es, jax.vmap(propagate)(dwalked.saved))
+    return dwalked.carry, (dwalked.ys, dwalked.carries, Saved(dwalked.saved, dzs))
+
+
+def plan_of(cell: SplitCell, params: Params, carry: Carry, xs: Any) -> Schedule:
+    """How this walk is cut."""
+    u = jax.eval_shape(lambda p, xs: cell.project(p, one_step(xs)), params, xs)
+    return schedule(jax.tree.leaves(xs)[0].shape[0], carry, u)
 
 
 def _recur_tangent(cell: SplitCell, params: Params, zero_u: Any, dcarry: Carry) -> Any:

@@ -7,6 +7,7 @@ path's tangents (which obey the same flags, because choosing is linear).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -45,15 +46,17 @@ def walk(
     *,
     reverse: bool,
     carries: bool,
+    lanes: int = 1,
     sever: Callable[[Array], Array] = lax.stop_gradient,
 ) -> Walked:
     """Scan ``step(carry, input) -> (carry, y, saved)`` over time, minding the flags.
 
     ``initial`` is what a restart goes back to. ``sever`` takes the gradient out of a carry: it is
-    ``stop_gradient`` for values and ``zeros_like`` for tangents.
+    ``stop_gradient`` for values and ``zeros_like`` for tangents. ``lanes`` parts of the batch (its
+    first axis) walk side by side, each with its own products.
     """
 
-    def body(carry: Carry, at: tuple[Flags, Any]) -> tuple[Carry, Any]:
+    def one(initial: Carry, carry: Carry, at: tuple[Flags, Any]) -> tuple[Carry, Any]:
         here, x = at
         if here.cut is not None:
             carry = select(here.cut, jax.tree.map(sever, carry), carry)
@@ -64,8 +67,32 @@ def walk(
             y = blank(here.valid, y)
         return new, (y, new if carries else None, saved)
 
-    carry, (ys, held, saved) = lax.scan(body, carry, (flags, inputs), reverse=reverse)
-    return Walked(carry, ys, held, saved)
+    if lanes == 1:
+        carry, outs = lax.scan(partial(one, initial), carry, (flags, inputs), reverse=reverse)
+        return Walked(carry, *outs)
+
+    initials = in_parts(initial, lanes)
+
+    def side_by_side(carries: list[Carry], at: tuple[Flags, Any]) -> tuple[list[Carry], Any]:
+        results = list(map(one, initials, carries, in_parts(at, lanes)))
+        return [new for new, _ in results], whole([out for _, out in results])
+
+    carries_, outs = lax.scan(side_by_side, in_parts(carry, lanes), (flags, inputs), reverse=reverse)
+    return Walked(whole(carries_), *outs)
+
+
+def in_parts(tree: Any, count: int) -> list[Any]:
+    """``count`` trees, each with a part of every leaf's first axis; numbers are in all of them."""
+
+    def part(a: Array, index: int) -> Array:
+        return a[len(a) * index // count : len(a) * (index + 1) // count] if a.ndim else a
+
+    return [jax.tree.map(partial(part, index=index), tree) for index in range(count)]
+
+
+def whole(parts: list[Any]) -> Any:
+    """The tree whose :func:`in_parts` these are."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def select(flag: Any, on_true: Any, on_false: Any) -> Any:
@@ -137,15 +164,20 @@ def in_windows(
     *,
     batch: tuple[int, ...],
     reverse: bool,
+    recompute: bool = True,
 ) -> tuple[Carry, Any]:
-    """Run windows of time one after the other; each is recomputed in the backward pass.
+    """Run windows of time one after the other.
 
-    Only the carries between windows are remembered. What is left over when ``window`` does not
+    With ``recompute`` the backward pass remembers the carries between windows alone, and runs each
+    window once more. What is left over when ``window`` does not
     divide T is a shorter window at the end of time; where T is a symbolic dimension and nobody
     knows what is left over, invalid steps fill the last window.
     """
     T = jax.tree.leaves(xs)[0].shape[0]
     known = isinstance(T, int)
+    # A scan's body cannot be merged with its backward pass, so nothing need be done to prevent it.
+    inner = jax.checkpoint(run, prevent_cse=False) if recompute else run
+    outer = jax.checkpoint(run) if recompute else run
     if not known:
         xs, flags = _filled(xs, flags, (T, *batch), window)
     whole, rest = divmod(T, window) if known else ((T + window - 1) // window, 0)
@@ -157,14 +189,11 @@ def in_windows(
         return a.reshape(whole * window, *a.shape[2:])
 
     def last(carry: Carry) -> tuple[Carry, Any]:
-        return jax.checkpoint(run)(carry, jax.tree.map(lambda a: a[whole * window :], (xs, flags)))
+        return outer(carry, jax.tree.map(lambda a: a[whole * window :], (xs, flags)))
 
     if rest and reverse:
         carry, after = last(carry)
-    # A scan's body cannot be merged with its backward pass, so nothing need be done to prevent it.
-    carry, outs = lax.scan(
-        jax.checkpoint(run, prevent_cse=False), carry, jax.tree.map(split, (xs, flags)), reverse=reverse
-    )
+    carry, outs = lax.scan(inner, carry, jax.tree.map(split, (xs, flags)), reverse=reverse)
     outs = jax.tree.map(join, outs)
     if rest and not reverse:
         carry, after = last(carry)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,6 +13,7 @@ import jax.numpy as jnp
 
 from lstm_jax.checks import check_float, check_function, check_key, check_size, normalised_dtype, refuse
 from lstm_jax.notation import Array, DType, Initializer, promote, state_dtype
+from lstm_jax.schedule import alone
 
 # Module constants, because two calls of orthogonal() are two functions, and so two unequal cells.
 GLOROT_UNIFORM: Initializer = jax.nn.initializers.glorot_uniform()
@@ -28,18 +31,56 @@ ZEROS: Initializer = jax.nn.initializers.zeros
 def affine(x: Array, w: Array, bias: Array | None, dtype: DType | None = None) -> Array:
     """``x w + bias`` in ``dtype`` (by default what x and w promote to), summed in float32 or wider."""
     dtype = promote(x.dtype, w.dtype) if dtype is None else dtype
-    total = product(x, w, dtype)
-    return (total if bias is None else add_bias(total, bias)).astype(dtype)
+    return add_bias(product(x, w, dtype), bias).astype(dtype)
 
 
-def add_bias(total: Array, bias: Array) -> Array:
-    """``total + bias`` over any leading axes (spelled out for users who forbid implicit broadcasting)."""
-    return total + jnp.expand_dims(bias.astype(total.dtype), range(total.ndim - 1))
+def add_bias(total: Array, bias: Array | None) -> Array:
+    """``total + bias`` over any leading axes, in the dtype of the total."""
+    return total if bias is None else total + over(bias.astype(total.dtype), total)
+
+
+def over(vector: Any, array: Array) -> Any:
+    """``vector`` with leading axes to meet ``array`` (for users who forbid implicit broadcasting)."""
+    return vector.reshape((1,) * (array.ndim - 1) + vector.shape)
 
 
 def product(x: Array, w: Array, dtype: DType) -> Array:
     """``x w`` with factors in ``dtype`` and the sum kept in float32 or wider."""
-    return jnp.matmul(x.astype(dtype), w.astype(dtype), preferred_element_type=state_dtype(dtype))
+    x, w = x.astype(dtype), w.astype(dtype)
+    rows = x.shape[:-1]
+    # XLA for CPUs copies before a weight's gradient is summed over two axes. Joining them would
+    # gather what is spread over devices, and symbolic sizes do not join.
+    if len(rows) > 1 and alone() and all(isinstance(n, int) for n in rows):
+        x = x.reshape(math.prod(rows), x.shape[-1])
+    return _product(x, w).reshape(*rows, w.shape[-1])
+
+
+@jax.custom_jvp
+def _product(x: Array, w: Array) -> Array:
+    return jnp.matmul(x, w, preferred_element_type=state_dtype(x.dtype))
+
+
+@partial(_product.defjvp, symbolic_zeros=True)
+def _product_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """dx w is written as a product with w transposed, of which a loop keeps one copy.
+
+    The backward pass then multiplies by that copy as it lies, where a product against the grain
+    of w takes up to twice as long.
+    """
+    (x, w), (dx, dw) = primals, tangents
+    total, kind = _product(x, w), jax.custom_derivatives.SymbolicZero
+    terms = []
+    if not isinstance(dx, kind):
+        dims = (((dx.ndim - 1,), (1,)), ((), ()))
+        terms.append(jax.lax.dot_general(dx, w.T, dims, preferred_element_type=total.dtype))
+    if not isinstance(dw, kind):
+        terms.append(_product(x, dw))
+    return total, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(total)
+
+
+def sigmoid(z: Array) -> Array:
+    """1 / (1 + exp(-z)), by way of tanh: half the time on CPUs."""
+    return 0.5 * jnp.tanh(0.5 * z) + 0.5
 
 
 # --- hyperparameters and initial values ---------------------------------------------------------

@@ -78,22 +78,20 @@ def gru_step(params: GRUParams, carry: Array, x: Array, *, reset_after: bool = T
 
 
 def _project(params: GRUParams, x: Array, dtype: DType | None) -> Array:
-    """x W + b: (..., 3H)."""
-    return common.affine(x, params.w_ih, params.bias, dtype)
+    """x W: (..., 3H)."""
+    return common.affine(x, params.w_ih, None, dtype)
 
 
 def _recur(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
     """The two parts of the candidate stay apart, because the reset gate comes between them."""
     H = h.shape[-1]
-    u_rz, u_n = _cut(u.astype(state_dtype(u.dtype)), 2 * H)
+    u_rz, u_n = _cut(common.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * H)
     r_rz, r_n = _cut(common.product(h, params.w_hh, u.dtype), 2 * H)
-    if params.bias_hn is not None:
-        r_n = common.add_bias(r_n, params.bias_hn)
-    return GRUPreactivation(u_rz + r_rz, u_n, r_n)
+    return GRUPreactivation(u_rz + r_rz, u_n, common.add_bias(r_n, params.bias_hn))
 
 
 def _update(h: Array, pre: GRUPreactivation) -> tuple[Array, Array]:
-    r, z = jnp.split(jax.nn.sigmoid(pre.rz), 2, axis=-1)
+    r, z = jnp.split(common.sigmoid(pre.rz), 2, axis=-1)
     n = jnp.tanh(pre.n_x + r * pre.n_h)
     return _blend(h, z, n)
 
@@ -101,8 +99,8 @@ def _update(h: Array, pre: GRUPreactivation) -> tuple[Array, Array]:
 def _step_reset_before(params: GRUParams, h: Array, u: Array) -> tuple[Array, Array]:
     H = h.shape[-1]
     w_rz, w_n = _cut(params.w_hh, 2 * H)
-    u_rz, u_n = _cut(u.astype(state_dtype(u.dtype)), 2 * H)
-    r, z = jnp.split(jax.nn.sigmoid(u_rz + common.product(h, w_rz, u.dtype)), 2, axis=-1)
+    u_rz, u_n = _cut(common.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * H)
+    r, z = jnp.split(common.sigmoid(u_rz + common.product(h, w_rz, u.dtype)), 2, axis=-1)
     n = jnp.tanh(u_n + common.product(r * h.astype(r.dtype), w_n, u.dtype))
     return _blend(h, z, n)
 
@@ -210,7 +208,7 @@ class GRU:
         return _update(carry, _recur(params, carry, u))
 
     def project(self, params: GRUParams, x: Array) -> Array:
-        """x W + b: (..., 3H)."""
+        """x W: (..., 3H)."""
         common.check_cell(self, params, x, gates=3)
         _check_bias_hn("GRU", params, self.reset_after)
         return _project(params, x, self.dtype)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lstm_jax.cells import common
 from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
@@ -70,7 +71,7 @@ def lstm_step(params: LSTMParams, carry: LSTMCarry, x: Array) -> tuple[LSTMCarry
     (5, 2)
     """
     common.check_step("lstm_step", params, "h, c", carry, x, gates=4)
-    return _update(carry, _recur(params, carry, _project(params, x, None)))
+    return _update(_pointwise, carry, _recur(params, carry, _project(params, x, None)))
 
 
 def lstm_gates(params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMGates:
@@ -90,26 +91,67 @@ def lstm_gates(params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMGates:
 
 
 def _project(params: LSTMParams, x: Array, dtype: DType | None) -> Array:
-    """x W + b: (..., 4H), all that needs no carry."""
-    return common.affine(x, params.w_ih, params.bias, dtype)
+    """x W: (..., 4H), all that needs no carry. The bias costs less in ``_recur``, on the way."""
+    return common.affine(x, params.w_ih, None, dtype)
 
 
 def _recur(params: LSTMParams, carry: LSTMCarry, u: Array) -> Array:
-    """u + h R: (..., 4H), the four pre-activations side by side."""
+    """u + h R + b: (..., 4H), the four pre-activations side by side."""
     h, _ = carry
-    return u.astype(state_dtype(u.dtype)) + common.product(h, params.w_hh, u.dtype)
+    z = u.astype(state_dtype(u.dtype)) + common.product(h, params.w_hh, u.dtype)
+    return common.add_bias(z, params.bias)
 
 
+@jax.custom_jvp
 def _gates(z: Array) -> LSTMGates:
-    i, f, g, o = jnp.split(z, 4, axis=-1)
-    return LSTMGates(jax.nn.sigmoid(i), jax.nn.sigmoid(f), jnp.tanh(g), jax.nn.sigmoid(o))
+    """One tanh serves all four, because sigmoid(z) = tanh(z / 2) / 2 + 1 / 2."""
+    halves = np.repeat(np.array([0.5, 0.5, 1, 0.5], z.dtype), z.shape[-1] // 4)
+    i, f, g, o = jnp.split(jnp.tanh(z * common.over(halves, z)), 4, axis=-1)
+    return LSTMGates(0.5 * i + 0.5, 0.5 * f + 0.5, g, 0.5 * o + 0.5)
 
 
-def _update(carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array]:
+@_gates.defjvp
+def _gates_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[LSTMGates, LSTMGates]:
+    """Each gate's derivative by its own value, of which autodiff would keep more."""
+    i, f, g, o = gates = _gates(*primals)
+    dz_i, dz_f, dz_g, dz_o = jnp.split(tangents[0], 4, axis=-1)
+    slopes = i * (1 - i), f * (1 - f), 1 - g * g, o * (1 - o)
+    return gates, LSTMGates(slopes[0] * dz_i, slopes[1] * dz_f, slopes[2] * dz_g, slopes[3] * dz_o)
+
+
+def _pointwise(c: Array, z: Array) -> tuple[Array, Array]:
+    """h_t and c_t."""
+    i, f, g, o = _gates(z)
+    c_t = f * c + i * g
+    return o * jnp.tanh(c_t), c_t
+
+
+_lean_pointwise = jax.custom_jvp(_pointwise)
+
+
+@_lean_pointwise.defjvp
+def _lean_pointwise_jvp(primals: Any, tangents: Any) -> Any:
+    """The derivative of ``_pointwise`` by six factors a unit, where autodiff keeps eleven.
+
+    The fast path keeps them for many steps at once, so they count.
+    """
+    (c, z), (dc, dz) = primals, tangents
+    i, f, g, o = _gates(z)
+    c_t = f * c + i * g
+    shown = jnp.tanh(c_t)
+    dz_i, dz_f, dz_g, dz_o = jnp.split(dz, 4, axis=-1)
+    d_i, d_f = g * i * (1 - i) * dz_i, c * f * (1 - f) * dz_f
+    d_g, d_o = i * (1 - g * g) * dz_g, shown * o * (1 - o) * dz_o
+    dc_t = f * dc + (d_i + d_f + d_g)
+    dh_t = d_o + o * (1 - shown * shown) * dc_t
+    return (o * shown, c_t), (dh_t, dc_t)
+
+
+def _update(pointwise: Any, carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array]:
     h, c = carry
-    i, f, g, o = _gates(z.astype(promote(z.dtype, c.dtype)))
-    c_t = f * c.astype(f.dtype) + i * g
-    h_t = (o * jnp.tanh(c_t)).astype(h.dtype)
+    dtype = promote(z.dtype, c.dtype)
+    h_t, c_t = pointwise(c.astype(dtype), z.astype(dtype))
+    h_t = h_t.astype(h.dtype)
     return (h_t, c_t.astype(c.dtype)), h_t
 
 
@@ -184,17 +226,17 @@ class LSTM:
     def step(self, params: LSTMParams, carry: LSTMCarry, x: Array) -> tuple[LSTMCarry, Array]:
         """:func:`lstm_step` in the cell's ``dtype``."""
         common.check_carry("LSTM.step", "h, c", carry, x, self.hidden_size)
-        return _update(carry, _recur(params, carry, self.project(params, x)))
+        return _update(_pointwise, carry, _recur(params, carry, self.project(params, x)))
 
     def project(self, params: LSTMParams, x: Array) -> Array:
-        """x W + b: (..., 4H)."""
+        """x W: (..., 4H)."""
         common.check_cell(self, params, x, gates=4)
         return _project(params, x, self.dtype)
 
     def recur(self, params: LSTMParams, carry: LSTMCarry, u: Array) -> Array:
-        """u + h R: (..., 4H)."""
+        """u + h R + b: (..., 4H)."""
         return _recur(params, carry, u)
 
     def update(self, params: LSTMParams, carry: LSTMCarry, z: Any) -> tuple[LSTMCarry, Array]:
         """Gates, cell state, hidden state."""
-        return _update(carry, z)
+        return _update(_lean_pointwise, carry, z)

@@ -58,11 +58,12 @@ def rnn_step(
 
 
 def _project(params: RNNParams, x: Array, dtype: DType | None) -> Array:
-    return common.affine(x, params.w_ih, params.bias, dtype)
+    return common.affine(x, params.w_ih, None, dtype)
 
 
 def _recur(params: RNNParams, h: Array, u: Array) -> Array:
-    return u.astype(state_dtype(u.dtype)) + common.product(h, params.w_hh, u.dtype)
+    z = u.astype(state_dtype(u.dtype)) + common.product(h, params.w_hh, u.dtype)
+    return common.add_bias(z, params.bias)
 
 
 def _update(activation: Activation, h: Array, z: Array) -> tuple[Array, Array]:
@@ -134,12 +135,12 @@ class RNN:
         return _update(self.activation, carry, _recur(params, carry, self.project(params, x)))
 
     def project(self, params: RNNParams, x: Array) -> Array:
-        """x W + b: (..., H)."""
+        """x W: (..., H)."""
         common.check_cell(self, params, x, gates=1)
         return _project(params, x, self.dtype)
 
     def recur(self, params: RNNParams, carry: Array, u: Array) -> Array:
-        """u + h R: (..., H)."""
+        """u + h R + b: (..., H)."""
         return _recur(params, carry, u)
 
     def update(self, params: RNNParams, carry: Array, z: Array) -> tuple[Array, Array]:

@@ -1,0 +1,72 @@
+"""How the fast path cuts its work: rules from shapes and device, each with what it was measured to save.
+
+The figures are those of a two-core CPU (``benchmarks/NOTES.md``). None of this changes a value beyond
+rounding; on accelerators, and wherever arrays may be spread over devices, nothing is cut.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+MiB = 2**20
+#: Projected inputs of a sequence up to which it is walked whole, and up to which its tangents are
+#: (beside them lies several times as much). Below, cutting only costs.
+WHOLE, WHOLE_TANGENTS = 8 * MiB, 4 * MiB
+#: Projected inputs of one chunk: what stays in a core's cache beside the weights.
+CHUNK = 2 * MiB
+#: Recurrent weights from which one product of XLA's runs on two cores by itself.
+SPLIT_WEIGHTS = 98_304
+#: Multiplications a step from which lanes pay for themselves, and rows that are enough for all of them.
+LANE_WORK, LANE_ROWS = 2**21, 32
+#: How many lanes. With eight products or fewer ready at a time, XLA runs all of them on one core.
+LANES = 12
+
+
+class Schedule(NamedTuple):
+    """How the fast path walks."""
+
+    chunk: int | None = None  # steps that are projected and walked at a time; None: all of them
+    tangent_chunk: int | None = None  # the same, for the walk of the tangents
+    lanes: int = 1  # parts of the batch that walk side by side, where nothing is saved for a derivative
+
+
+def alone() -> bool:
+    """Whether there is one CPU device and no other: then no array can be spread over devices."""
+    return jax.device_count() == 1 and jax.default_backend() == "cpu"
+
+
+def schedule(T: Any, carry: Any, u: Any) -> Schedule:
+    """The schedule for T steps, each of which reads ``carry`` and the projected input ``u``."""
+    us, states = jax.tree.leaves(u), jax.tree.leaves(carry)
+    sizes = [T, *(n for leaf in us + states for n in leaf.shape)]
+    if not alone() or not all(isinstance(n, int) for n in sizes) or 0 in sizes:
+        return Schedule()
+    units, width = _last(states[0]), sum(map(_last, us))
+    rows = us[0].size // _last(us[0])
+    step_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in us)
+    # Every chunk of tangents adds to the weights' gradients: with fewer rows than units, that is slow.
+    enough = math.ceil(units / rows)
+    # Lanes are parts of the first axis, which all that is carried and read must share.
+    firsts = {leaf.shape[0] if leaf.ndim > 1 else 1 for leaf in us + states}
+    lane_rows = firsts.pop() if len(firsts) == 1 else 1
+    lanes = lane_rows >= LANE_ROWS and units * width < SPLIT_WEIGHTS and rows * units * width >= LANE_WORK
+    return Schedule(
+        chunk=even(T, CHUNK // step_bytes) if T * step_bytes > WHOLE else None,
+        tangent_chunk=even(T, max(CHUNK // step_bytes, enough)) if T * step_bytes > WHOLE_TANGENTS else None,
+        lanes=LANES if lanes else 1,
+    )
+
+
+def _last(leaf: Any) -> int:
+    return leaf.shape[-1] if leaf.shape else 1
+
+
+def even(T: int, steps: int) -> int | None:
+    """A number near ``steps`` that divides T, or else ``steps``; None where that is all of them."""
+    steps = max(1, steps)
+    fitting = [k for k in range((steps + 1) // 2, min(T, 2 * steps) + 1) if T % k == 0]
+    best = min(fitting, key=lambda k: abs(k - steps), default=steps)
+    return best if best < T else None

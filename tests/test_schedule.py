@@ -1,0 +1,207 @@
+"""How the fast path is cut: by which rules, and that no cut changes a result."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from members import MEMBERS, D
+
+import lstm_jax
+from lstm_jax import GRU, LSTM, fused, schedule
+from lstm_jax.cells import common
+
+T, B = 7, 6
+SPLIT = [m for m in MEMBERS if "fused" in m.implementation and not m.variant]
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """As on a machine with one CPU device. Compiled loops are found again by their cell, so: forgotten."""
+    monkeypatch.setattr(schedule, "alone", lambda: True)
+    monkeypatch.setattr(common, "alone", lambda: True)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def cut_small(alone, monkeypatch):
+    """Chunks of three steps with one left over, of two where tangents walk; lanes of two rows."""
+    monkeypatch.setattr(fused, "schedule", lambda *_: schedule.Schedule(3, 2, 3))
+
+
+def seen_by(case):
+    """What the schedule is asked about one layer of LSTM: B, T, D, H."""
+    rows, steps, features, units = case
+    cell = LSTM(features, units)
+    xs = jax.ShapeDtypeStruct((steps, rows, features), jnp.float32)
+    carry = jax.ShapeDtypeStruct((rows, units), jnp.float32)
+    return fused.plan_of(cell, jax.eval_shape(cell.init, jax.random.key(0)), (carry, carry), xs)
+
+
+@pytest.mark.parametrize(
+    "case, expected",
+    [
+        ((1, 100, 128, 128), (None, None, 1)),
+        ((32, 100, 128, 128), (None, 25, 12)),  # 6.25 MiB of projected inputs
+        ((20, 35, 200, 200), (None, None, 1)),  # weights enough for two cores, too few steps for chunks
+        ((64, 128, 256, 256), (8, 8, 1)),  # 32 MiB
+        ((32, 128, 512, 512), (8, 16, 1)),  # tangents: as many rows (16 * 32) as units
+        ((20, 35, 650, 650), (None, None, 1)),  # a chunk would need 33 of the 35 steps
+        ((128, 28, 28, 128), (None, 7, 12)),
+        ((8, 1000, 64, 64), (None, 250, 1)),  # 7.8 MiB
+        ((512, 20, 32, 32), (None, 10, 12)),
+        ((32, 100, 32, 32), (None, None, 1)),  # too little work for lanes
+        ((0, 100, 128, 128), (None, None, 1)),
+        ((32, 0, 128, 128), (None, None, 1)),
+    ],
+)
+def test_the_rules_by_example(alone, case, expected):
+    assert seen_by(case) == schedule.Schedule(*expected)
+
+
+def test_nothing_is_cut_where_arrays_may_be_spread_over_devices():
+    assert jax.device_count() == 4  # conftest
+    assert not schedule.alone()
+    assert seen_by((64, 128, 256, 256)) == schedule.Schedule()
+
+
+@pytest.mark.parametrize("devices, backend", [(2, "cpu"), (1, "gpu")])
+def test_alone_is_one_cpu(monkeypatch, devices, backend):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert schedule.alone()
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert not schedule.alone()
+
+
+@pytest.mark.parametrize(
+    "T, steps, expected",
+    [(100, 32, 25), (128, 8, 8), (35, 33, None), (7, 3, 3), (13, 5, 5), (10, 0, 1), (5, 9, None), (4, 2, 2)],
+)
+def test_pieces_are_even_where_a_number_near_divides(T, steps, expected):
+    assert schedule.even(T, steps) == expected
+
+
+def waves(leaf):
+    """Numbers of no symmetry, one for each of the leaf's."""
+    return np.sin(1.0 + np.arange(leaf.size)).reshape(leaf.shape).astype(leaf.dtype)
+
+
+def everything(network, implementation):
+    """Values and gradients through every part of the time contract."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    params = network.init(keys[0])
+    xs = jax.random.normal(keys[1], (T, B, D))
+    carry = jax.tree.map(lambda a: a + 0.1, network.initial_carry((B,), params))
+    lengths = np.array([7, 6, 0, 3, 1, 5])
+    resets = jax.random.bernoulli(keys[2], 0.3, (T, B))
+
+    def run(params, xs, carry, reverse):
+        return lstm_jax.unroll(
+            network,
+            params,
+            xs,
+            carry,
+            lengths=lengths,
+            resets=resets,
+            reverse=reverse,
+            truncate=4,
+            return_carries=True,
+            implementation=implementation,
+        )
+
+    def loss(params, xs, carry, reverse):
+        return sum(jnp.sum(leaf * waves(leaf)) for leaf in jax.tree.leaves(run(params, xs, carry, reverse)))
+
+    results = []
+    for reverse in (False, True):
+        results.append(run(params, xs, carry, reverse))
+        results.append(jax.grad(loss, (0, 1, 2))(params, xs, carry, reverse))
+    return results
+
+
+@pytest.mark.usefixtures("x64", "quick_compiles", "cut_small")
+@pytest.mark.parametrize("member", SPLIT, ids=lambda member: member.name)
+def test_chunks_and_lanes_change_no_value_and_no_gradient(member):
+    network = member.build(param_dtype=jnp.float64)
+    cut = everything(network, "auto")
+    whole = everything(network, "scan")
+    for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64", "quick_compiles", "cut_small")
+@pytest.mark.parametrize("checkpoint", [None, 4])
+def test_a_cut_walk_keeps_second_order_and_both_modes(checkpoint):
+    cell = GRU(D, 2, param_dtype=jnp.float64)
+    params = cell.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (T, 3, D))
+
+    def loss(params, implementation):
+        ys = lstm_jax.unroll(cell, params, xs, checkpoint=checkpoint, implementation=implementation)[1]
+        return jnp.sum(jnp.sin(ys) * waves(ys))
+
+    def products(implementation):
+        def gradient(params):
+            return jax.grad(loss)(params, implementation)
+
+        along = jax.tree.map(waves, params)
+        forward_over_reverse = jax.jvp(gradient, (params,), (along,))
+        reverse_over_reverse = jax.vjp(gradient, params)[1](along)
+        return forward_over_reverse, reverse_over_reverse
+
+    for a, b in zip(jax.tree.leaves(products("fused")), jax.tree.leaves(products("scan")), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-11)
+
+
+def loop_products(jaxpr, inside=False):
+    """Products inside of loops."""
+    found = []
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "dot_general" and inside:
+            found.append(eqn)
+        loops = inside or eqn.primitive.name == "scan"
+        for part in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda a: hasattr(a, "eqns")):
+            inner = getattr(part, "jaxpr", part)
+            if hasattr(inner, "eqns"):
+                found += loop_products(inner, loops)
+    return found
+
+
+def test_lanes_multiply_apart_and_only_where_nothing_is_saved(alone):
+    cell = LSTM(4, 128)
+    params = cell.init(jax.random.key(0))
+    xs = jnp.ones((3, 32, 4))
+
+    def outputs(params):
+        return lstm_jax.unroll(cell, params, xs)[1]
+
+    shapes = [eqn.invars[0].aval.shape for eqn in loop_products(jax.make_jaxpr(outputs)(params).jaxpr)]
+    assert len(shapes) == schedule.LANES and sum(rows for rows, _ in shapes) == 32
+    jaxpr = jax.make_jaxpr(jax.grad(lambda p: outputs(p).sum()))(params).jaxpr
+    assert all(32 in eqn.invars[0].aval.shape for eqn in loop_products(jaxpr))
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_weight_gradient_sums_over_one_axis_where_nothing_is_spread(request, joined):
+    """Time and batch joined: XLA for CPUs copies before it sums over two axes."""
+    if joined:
+        request.getfixturevalue("alone")
+    cell = LSTM(4, 8)
+    params = cell.init(jax.random.key(0))
+    text = str(
+        jax.make_jaxpr(jax.grad(lambda p: lstm_jax.unroll(cell, p, jnp.ones((5, 3, 4)))[1].sum()))(params)
+    )
+    assert ("dimension_numbers=(([0, 1], [0, 1])" in text) != joined
+    assert ("dimension_numbers=(([0], [0])" in text) == joined
+
+
+@pytest.mark.usefixtures("cut_small")
+def test_a_batch_of_several_axes_is_cut_along_the_first():
+    cell = LSTM(D, 4)
+    params = cell.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (T, 3, 2, D))
+    cut, whole = (lstm_jax.unroll(cell, params, xs, implementation=name)[1] for name in ("fused", "scan"))
+    np.testing.assert_allclose(cut, whole, atol=1e-6)
