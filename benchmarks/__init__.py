@@ -1,1 +1,1 @@
-"""How fast the library is, measured against the plain scan. ``python -m benchmarks --help``."""
+"""How fast the library is, measured against its peers. ``python -m benchmarks --help``."""

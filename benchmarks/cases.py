@@ -1,30 +1,51 @@
-"""What is measured: shapes, and one function of a shape for each contestant."""
+"""What is measured: sizes, kinds of problem, and the arrays of a problem, the same for everybody."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import lstm_jax
 
 
 class Case(NamedTuple):
-    """Sizes of one problem: batch, steps, input features, hidden units."""
+    """Sizes of one problem, and what is special about it."""
 
-    B: int
-    T: int
-    D: int
-    H: int
+    B: int  # rows
+    T: int  # steps
+    D: int  # input features
+    H: int  # hidden units
+    layers: int = 1
+    bidirectional: bool = False
+    ragged: bool = False  # rows of several lengths, from 1 to T
+    ensemble: int = 0  # so many networks, each with weights and inputs of its own
+    streaming: bool = False  # one step from a given carry: latency
 
     def __str__(self) -> str:
-        return ",".join(map(str, self))
+        words = [f"{self.B},{self.T},{self.D},{self.H}"]
+        words += [f"{self.layers} layers"] if self.layers > 1 else []
+        words += [name for name in ("bidirectional", "ragged", "streaming") if getattr(self, name)]
+        words += [f"ensemble of {self.ensemble}"] if self.ensemble else []
+        return " ".join(words)
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The work that makes sense: nobody trains on single steps."""
+        return MODES[:1] if self.streaming else MODES
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output."""
+        return self.H * (2 if self.bidirectional else 1)
 
 
-CASES = (
+#: The work: the outputs alone, or the gradients of a loss for weights and inputs.
+MODES = ("forward", "forward+backward")
+
+CORE = (
     Case(1, 100, 128, 128),
     Case(32, 100, 128, 128),
     Case(20, 35, 200, 200),
@@ -34,45 +55,137 @@ CASES = (
     Case(128, 28, 28, 128),
     Case(8, 1000, 64, 64),
 )
-QUICK = (Case(4, 10, 8, 8), Case(1, 20, 16, 16))
+STACK = (Case(32, 100, 128, 128, layers=2), Case(32, 100, 128, 128, layers=4))
+BIDIRECTIONAL = (Case(32, 100, 128, 128, bidirectional=True),)
+RAGGED = (Case(32, 100, 128, 128, ragged=True),)
+ENSEMBLE = (Case(16, 50, 32, 64, ensemble=8),)
+STREAMING = (Case(1, 1, 128, 128, streaming=True), Case(32, 1, 128, 128, streaming=True))
+
+#: What ``--cases`` takes beside sizes.
+NAMED = {
+    "core": CORE,
+    "stack": STACK,
+    "bidirectional": BIDIRECTIONAL,
+    "ragged": RAGGED,
+    "ensemble": ENSEMBLE,
+    "streaming": STREAMING,
+    "all": CORE + STACK + BIDIRECTIONAL + RAGGED + ENSEMBLE + STREAMING,
+}
+#: Every kind once, and two of them together.
+QUICK = (
+    Case(2, 5, 3, 4),
+    Case(2, 5, 3, 4, layers=2, bidirectional=True),
+    Case(3, 5, 3, 4, ragged=True),
+    Case(2, 5, 3, 4, ensemble=2),
+    Case(2, 1, 3, 4, streaming=True),
+)
+
+
+class Curve(NamedTuple):
+    """One size grows, the others stay as they are in ``base``."""
+
+    letter: str
+    sizes: tuple[int, ...]
+    base: Case
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """From the smallest to the largest."""
+        return tuple(self._at(size) for size in self.sizes)
+
+    def _at(self, size: int) -> Case:
+        inputs = {"D": size} if self.letter == "H" else {}  # as many features as units
+        return self.base._replace(**{self.letter: size}, **inputs)
+
+
+BASE = Case(32, 100, 128, 128)
+CURVES = (
+    Curve("T", (25, 50, 100, 200, 400, 800), BASE),
+    Curve("B", (1, 4, 16, 32, 64, 128, 256), BASE),
+    Curve("H", (32, 64, 128, 256, 512, 1024), BASE),
+)
+QUICK_CURVES = tuple(Curve(letter, (3, 6), Case(3, 3, 3, 3)) for letter in "TBH")
+
+
+class Setting(NamedTuple):
+    """With what it is measured."""
+
+    platform: str = "cpu"  # as jax calls it: cpu, gpu, tpu
+    dtype: str = "float32"  # of the inputs and of the matrix products
+    tf32: bool = False  # whether a GPU may round the factors of float32 products
+
+
+Layers = tuple[tuple[lstm_jax.LSTMParams, ...], ...]  # a layer's directions, layer after layer
 
 
 class Problem(NamedTuple):
-    """The arrays of a case: the same for every contestant."""
+    """The arrays of a case. With an ensemble, all but the lengths have one more axis in front."""
 
-    params: lstm_jax.LSTMParams
-    xs: jax.Array  # (T, B, D)
-    weights: jax.Array  # (T, B, H): the loss is the sum of weights * outputs
+    params: Layers  # float32
+    xs: jax.Array  # (T, B, D), or (B, D) when streaming
+    more: Any  # lengths (B,) or None; when streaming the carry, (h, c), each (B, H)
+    weights: jax.Array  # (T, B, outputs): the loss is the sum of weights * outputs
+    valid: np.ndarray  # (T, B, 1), or (B, 1) when streaming: outputs that are compared
 
 
-def make_problem(case: Case) -> Problem:
-    """Random weights, inputs and a random linear loss."""
-    k_params, k_xs, k_weights = jax.random.split(jax.random.key(0), 3)
-    return Problem(
-        lstm_jax.LSTM(case.D, case.H).init(k_params),
-        jax.random.normal(k_xs, (case.T, case.B, case.D)),
-        jax.random.normal(k_weights, (case.T, case.B, case.H)),
+def make_problem(case: Case, setting: Setting) -> Problem:
+    """Random weights, inputs, lengths and a random linear loss, which does not look at padding."""
+    params, xs, weights, carry = jax.jit(_draw, static_argnums=(0, 1))(case, setting.dtype)
+    valid = np.ones((*xs.shape[bool(case.ensemble) : -1], 1), bool)
+    more = carry if case.streaming else None
+    if case.ragged:
+        lengths = np.linspace(case.T, 1, case.B).astype(np.int32)  # longest first
+        valid = (np.arange(case.T)[:, None] < lengths)[..., None]
+        weights = np.where(valid, np.asarray(weights), np.zeros((), weights.dtype))
+        more, weights = jnp.asarray(lengths), jnp.asarray(weights)
+    return Problem(params, xs, more, weights, valid)
+
+
+def _draw(case: Case, dtype: str) -> tuple[Layers, jax.Array, jax.Array, Any]:
+    keys = jax.random.split(jax.random.key(0), 4)
+    many = (case.ensemble,) if case.ensemble else ()
+    steps = () if case.streaming else (case.T,)
+
+    def init(key: jax.Array) -> Layers:
+        return as_layers(case, make_network(case).init(key))
+
+    params = jax.vmap(init)(jax.random.split(keys[0], case.ensemble)) if many else init(keys[0])
+    xs = jax.random.normal(keys[1], (*many, *steps, case.B, case.D))
+    weights = jax.random.normal(keys[2], (*many, *steps, case.B, case.output_size))
+    h, c = jax.random.normal(keys[3], (2, case.B, case.H)) / 2
+    return params, xs.astype(dtype), weights.astype(dtype), (h.astype(dtype), c)
+
+
+def make_network(case: Case, dtype: str | None = None) -> Any:
+    """The case as a cell or a network of this library."""
+
+    def layer(size: int) -> Any:
+        cell = lstm_jax.LSTM(size, case.H, dtype=dtype)
+        return lstm_jax.Bidirectional(cell) if case.bidirectional else cell
+
+    layers = (layer(case.D), *(layer(case.output_size) for _ in range(case.layers - 1)))
+    return layers[0] if case.layers == 1 else lstm_jax.Stack(layers)
+
+
+def as_layers(case: Case, params: Any) -> Layers:
+    """A network's parameters, each layer as a tuple of its directions."""
+    layers = (params,) if case.layers == 1 else params
+    return tuple(tuple(layer) if case.bidirectional else (layer,) for layer in layers)
+
+
+def as_network(case: Case, layers: Layers) -> Any:
+    """The inverse of :func:`as_layers`."""
+    params = tuple(
+        lstm_jax.BidirectionalParams(*layer) if case.bidirectional else layer[0] for layer in layers
     )
+    return params[0] if case.layers == 1 else params
 
 
-Run = Callable[[], Any]
-#: The work: outputs alone, or the gradients of the loss for weights and inputs.
-MODES = ("forward", "forward+backward")
-
-
-def ours(implementation: str, case: Case, problem: Problem, mode: str) -> tuple[Run, Any]:
-    """A call that waits for its results, and the compiled program behind it."""
-    cell = lstm_jax.LSTM(case.D, case.H)
-
-    def forward(params: lstm_jax.LSTMParams, xs: jax.Array) -> jax.Array:
-        return lstm_jax.unroll(cell, params, xs, implementation=implementation)[1]
-
-    def loss(params: lstm_jax.LSTMParams, xs: jax.Array) -> jax.Array:
-        return jnp.sum(forward(params, xs) * problem.weights)
-
-    f = jax.jit(forward if mode == "forward" else jax.grad(loss, (0, 1)))
-    compiled = f.lower(problem.params, problem.xs).compile()
-    return lambda: jax.block_until_ready(compiled(problem.params, problem.xs)), compiled
-
-
-CONTESTANTS = {"fused": partial(ours, "fused"), "scan": partial(ours, "scan")}
+def flops(case: Case, mode: str, valid_steps: int) -> int:
+    """Operations of the matrix products alone: two for a weight and a valid step, three times over
+    with the backward pass (products for the weights and for the states and inputs)."""
+    directions = 2 if case.bidirectional else 1
+    inputs = case.D + (case.layers - 1) * case.output_size
+    weights = directions * 4 * case.H * (inputs + case.layers * case.H)
+    forward = 2 * weights * valid_steps * max(1, case.ensemble)
+    return forward * (1 if mode == MODES[0] else 3)

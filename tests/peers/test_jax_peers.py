@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import weights
 
 import lstm_jax
+from benchmarks import weights
 from lstm_jax import GRU, LSTM, RNN
 
 pytestmark = pytest.mark.peers

@@ -7,9 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
-import weights  # noqa: E402
-
 import lstm_jax  # noqa: E402
+from benchmarks import weights  # noqa: E402
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, Stack  # noqa: E402
 
 pytestmark = pytest.mark.peers

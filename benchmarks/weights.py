@@ -1,7 +1,8 @@
 """Where each library keeps its weights, one function a layout.
 
 ``from_torch`` reads a module; the others write ours in another library's layout and are made of jax
-operations, so that gradients flow back through them to our parameters.
+operations, so that gradients flow back through them to our parameters. The tests compare by them, and
+the benchmark.
 """
 
 import jax.numpy as jnp
@@ -41,12 +42,33 @@ def from_torch(module, layer, suffix, read):
     return (LSTMParams if kind == "LSTM" else RNNParams)(w_ih, w_hh, bias)
 
 
+def to_torch(params):
+    """The tensors of one layer and direction of ``torch.nn.LSTM``, by the first half of their names."""
+    return {
+        "weight_ih": params.w_ih.T,
+        "weight_hh": params.w_hh.T,
+        "bias_ih": params.bias,
+        "bias_hh": jnp.zeros_like(params.bias),
+    }
+
+
 def value_of(tensor):
     return tensor.detach().numpy()
 
 
 def gradient_of(tensor):
     return tensor.grad.numpy()
+
+
+# --- jax.experimental.rnn: torch's tensors in one flat vector, all matrices before all biases ------
+
+
+def to_cudnn(cells):
+    """Of all layers' directions, layer by layer."""
+    tensors = [to_torch(params) for params in cells]
+    order = [(t["weight_ih"], t["weight_hh"]) for t in tensors]
+    order += [(t["bias_ih"], t["bias_hh"]) for t in tensors]
+    return jnp.concatenate([jnp.ravel(a) for pair in order for a in pair])
 
 
 # --- flax linen: one kernel a gate; biases on the recurrent side (LSTM) or the input's (GRU, RNN) ----

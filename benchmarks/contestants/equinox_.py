@@ -1,0 +1,65 @@
+"""Equinox: ``LSTMCell`` in a ``jax.lax.scan`` over one row, under ``jax.vmap``, as its documentation has it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import weights
+from benchmarks.cases import Case, Setting
+from benchmarks.contestants.contestant import Contestant, Form, build_jax, imports
+
+
+def form(case: Case, setting: Setting) -> Form:
+    """The rows lie on the second axis (vmap over axis 1): nothing needs to be transposed."""
+    import equinox as eqx
+
+    dtype = jnp.dtype(setting.dtype)
+
+    def fill(params: Any) -> Any:
+        size = params.w_ih.shape[0]
+        empty = eqx.filter_eval_shape(eqx.nn.LSTMCell, size, case.H, dtype=dtype, key=jax.random.key(0))
+        fields = {name: a.astype(dtype) for name, a in weights.to_equinox(params).items()}
+        return eqx.tree_at(lambda cell: [getattr(cell, name) for name in fields], empty, [*fields.values()])
+
+    def convert(layers: Any) -> Any:
+        return [[fill(params) for params in layer] for layer in layers]
+
+    def walk(cell: Any, xs: Any, reverse: bool) -> Any:
+        def step(state: Any, x: Any) -> Any:
+            h, c = cell(x, state)
+            return (h, c), h
+
+        first = jnp.zeros(case.H, dtype), jnp.zeros(case.H, dtype)
+        return jax.lax.scan(step, first, xs, reverse=reverse)[1]
+
+    def row(cells: Any, xs: Any) -> Any:
+        for layer in cells:
+            ys = [walk(cell, xs, bool(way)) for way, cell in enumerate(layer)]
+            xs = jnp.concatenate(ys, axis=-1)
+        return xs
+
+    def run(cells: Any, xs: Any, lengths: Any) -> Any:
+        return jax.vmap(row, (None, 1), 1)(cells, xs)
+
+    def step(cells: Any, x: Any, carry: Any) -> Any:
+        h, c = jax.vmap(cells[0][0])(x, (carry[0], carry[1].astype(dtype)))
+        return (h, c), h
+
+    return Form(convert, step if case.streaming else run)
+
+
+def declines(case: Case, mode: str, setting: Setting) -> str | None:
+    return "it has no layer that takes lengths" if case.ragged else None
+
+
+EQUINOX = Contestant(
+    "equinox",
+    "jax.lax.scan of eqx.nn.LSTMCell under jax.vmap",
+    "equinox",
+    imports("equinox"),
+    declines,
+    build_jax(form),
+)

@@ -1,0 +1,177 @@
+"""PyTorch: ``torch.nn.LSTM``, oneDNN's on a CPU and cuDNN's on a GPU."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import weights
+from benchmarks.cases import MODES, Case, Problem, Setting
+from benchmarks.contestants.contestant import Built, Contestant, imports
+
+SMALL_H, PERSISTENT, STANDARD = "persistent static, small H", "persistent static", "standard"
+
+
+def algorithm(
+    case: Case, dtype: str, capability: tuple[int, int], processors: int, *, backward: bool = False
+) -> str:
+    """The class of cuDNN's algorithms that PyTorch asks for, by the arithmetic of its
+    ``aten/src/ATen/native/cudnn/RNN.cpp`` (``get_algo``; devices since Ampere).
+
+    >>> algorithm(Case(32, 100, 128, 512), "float16", (9, 0), 132)
+    'persistent static'
+    >>> algorithm(Case(32, 100, 128, 512), "bfloat16", (9, 0), 132)
+    'standard'
+    """
+    if case.ragged:  # packed
+        return STANDARD
+    if case.H <= (128 if backward else 192):
+        return SMALL_H
+    plain = case.layers == 1 and not case.bidirectional
+    sizes = case.H <= 1024 and case.H % 128 == 0 and case.D % 128 == 0
+    device = capability[0] >= 8 and capability[1] != 6 and processors >= 98
+    rows = case.B % 8 == 0 and case.B <= 128
+    return PERSISTENT if dtype == "float16" and plain and sizes and device and rows else STANDARD
+
+
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Built:
+    """Time-major; weights, inputs and lengths are torch's before it is timed."""
+    import torch
+
+    device = "cuda" if setting.platform == "gpu" else "cpu"
+    dtype = getattr(torch, setting.dtype)
+    prepare(torch, setting)
+
+    def tensor(array: Any, **options: Any) -> Any:
+        return torch.tensor(np.asarray(array, np.float32), dtype=dtype, device=device, **options)
+
+    def member(array: Any, index: int) -> Any:
+        return array[index] if case.ensemble else array
+
+    train = mode != MODES[0]
+    count = max(1, case.ensemble)
+    modules = [
+        make_module(torch, case, jax.tree.map(lambda a, m=m: member(a, m), problem.params), tensor)
+        for m in range(count)
+    ]
+    xs = [tensor(member(problem.xs, m), requires_grad=train) for m in range(count)]
+    loss_weights = [tensor(member(problem.weights, m)) for m in range(count)]
+    lengths = torch.tensor(np.asarray(problem.more), dtype=torch.int64) if case.ragged else None
+    carry = tuple(tensor(a) for a in problem.more) if case.streaming else None
+
+    def forward() -> list[Any]:
+        return [
+            module(x, carry) if case.streaming else unroll(torch, module, x, lengths)
+            for module, x in zip(modules, xs, strict=True)
+        ]
+
+    def gradients() -> Any:
+        for module in modules:
+            module.zero_grad(set_to_none=True)
+        for x in xs:
+            x.grad = None
+        pairs = zip(forward(), loss_weights, strict=True)
+        loss = sum((ys * w).sum(dtype=torch.float32) for ys, w in pairs)
+        loss.backward()
+        return loss
+
+    def call() -> Any:
+        with torch.inference_mode(not train):
+            results = gradients() if train else forward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return results
+
+    def joined(trees: list[Any]) -> Any:
+        return jax.tree.map(lambda *a: np.stack(a), *trees) if case.ensemble else trees[0]
+
+    def ours(results: Any) -> dict[str, Any]:
+        if case.streaming:
+            h, c = (numpy(a) for a in results[0])
+            return {"h": h, "c": c, "outputs": h}
+        if not train:
+            return {"outputs": joined([numpy(ys) for ys in results])}
+        found = [read_layers(case, module) for module in modules]
+        return {
+            "loss": numpy(results),
+            "gradients for weights": joined(found),
+            "gradients for inputs": joined([numpy(x.grad) for x in xs]),
+        }
+
+    return Built(call, ours, note=about(torch, case, train, setting))
+
+
+def prepare(torch: Any, setting: Setting) -> None:
+    """All cores, and float32 as the setting has it."""
+    torch.set_num_threads(cores())
+    if setting.platform == "gpu":
+        torch.backends.cuda.matmul.allow_tf32 = setting.tf32
+        torch.backends.cudnn.allow_tf32 = setting.tf32
+
+
+def make_module(torch: Any, case: Case, layers: Any, tensor: Any) -> Any:
+    """The network with our weights in it."""
+    kind = torch.nn.LSTMCell if case.streaming else torch.nn.LSTM
+    more = {} if case.streaming else {"num_layers": case.layers, "bidirectional": case.bidirectional}
+    reference = tensor(0)
+    module = kind(case.D, case.H, dtype=reference.dtype, device=reference.device, **more)
+    with torch.no_grad():
+        for index, directions in enumerate(layers):
+            for suffix, params in zip(("", "_reverse"), directions, strict=False):
+                for name, value in weights.to_torch(params).items():
+                    full = name if case.streaming else f"{name}_l{index}{suffix}"
+                    getattr(module, full).copy_(tensor(value))
+    return module
+
+
+def unroll(torch: Any, module: Any, xs: Any, lengths: Any) -> Any:
+    """Outputs; packed, and unpacked again, where rows have lengths (they come longest first)."""
+    if lengths is None:
+        return module(xs)[0]
+    packed = torch.nn.utils.rnn.pack_padded_sequence(xs, lengths)
+    return torch.nn.utils.rnn.pad_packed_sequence(module(packed)[0], total_length=xs.shape[0])[0]
+
+
+def numpy(tensor: Any) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+def read_layers(case: Case, module: Any) -> Any:
+    """The gradients in our layout."""
+    suffixes = ("", "_reverse") if case.bidirectional else ("",)
+    return tuple(
+        tuple(weights.from_torch(module, layer, suffix, lambda a: numpy(a.grad)) for suffix in suffixes)
+        for layer in range(case.layers)
+    )
+
+
+def about(torch: Any, case: Case, train: bool, setting: Setting) -> str:
+    """What runs underneath."""
+    words = [f"{case.ensemble} modules one after the other"] if case.ensemble else []
+    if setting.platform != "gpu":
+        return "; ".join([*words, f"{torch.get_num_threads()} threads"])
+    if not case.streaming:
+        device = torch.cuda.get_device_properties(0)
+        facts = (case, setting.dtype, (device.major, device.minor), device.multi_processor_count)
+        words.append(f"cuDNN {torch.backends.cudnn.version()}, {algorithm(*facts)}")
+        words += [f"backward {algorithm(*facts, backward=True)}"] if train else []
+    return "; ".join([*words, f"TF32 {'on' if setting.tf32 else 'off'}"])
+
+
+def declines(case: Case, mode: str, setting: Setting) -> str | None:
+    import torch
+
+    if setting.platform == "gpu":
+        return None if torch.cuda.is_available() else "this build of torch finds no CUDA device"
+    return None if setting.platform == "cpu" else f"no {setting.platform}"
+
+
+TORCH = Contestant("torch", "torch.nn.LSTM(D, H)", "torch", imports("torch"), declines, build, spins=True)
