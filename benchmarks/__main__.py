@@ -1,129 +1,256 @@
-"""Time the library's implementations of one LSTM layer against each other.
+"""Compare ``unroll`` with the plain scan and with other libraries: same weights, same work.
 
-Rounds interleave the contestants in rotating order, results are waited for, and what is shown is the
-median of each and its ratio to the plain scan within the same run. Compile time and temporary memory
-stand apart. The outputs are compared before anything is timed.
+Outputs and gradients are compared with ours before anything is timed. Rounds interleave all contestants
+in rotating order, results are waited for, and a contestant that equals ours takes part, so that the
+spread of the measurement is known. Every figure comes out of one run: tables, a JSON file with every
+round, and pictures.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
-import platform
-import statistics
-import time
-from collections.abc import Sequence
-from datetime import UTC, datetime
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-import lstm_jax
-from benchmarks.cases import CASES, CONTESTANTS, MODES, QUICK, Case, make_problem
+from benchmarks import memory, report as reports, timing
+from benchmarks.cases import CURVES, MODES, NAMED, QUICK, QUICK_CURVES, Case, Setting
+from benchmarks.contestants import HOUSE, NNX, OURS, PEERS, SCAN, TORCH
+from benchmarks.contestants.contestant import Contestant
+from benchmarks.measure import Measurement, measure, tolerance
+from benchmarks.report import Report
 
-REFERENCE = "scan"
-
-
-def measure(case: Case, mode: str, rounds: int) -> dict[str, dict[str, Any]]:
-    """Seconds of every round, compile seconds and temporary bytes, for each contestant."""
-    problem = make_problem(case)
-    runs, results = {}, {}
-    for name, make in CONTESTANTS.items():
-        began = time.perf_counter()
-        runs[name], compiled = make(case, problem, mode)
-        results[name] = {
-            "compile_s": time.perf_counter() - began,
-            "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-            "rounds_s": [],
-        }
-    agree(runs, mode)
-    names = list(runs)
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            began = time.perf_counter()
-            runs[name]()
-            results[name]["rounds_s"].append(time.perf_counter() - began)
-    for result in results.values():
-        result["median_s"] = statistics.median(result["rounds_s"])
-    for result in results.values():
-        result["ratio"] = result["median_s"] / results[REFERENCE]["median_s"]
-    return results
+PARTS = ("cases", "curves", "memory")
+QUICK_ROUNDS = 3
+#: Square matrix products whose rate is called the machine's: the best of these sizes.
+MATMULS = {"cpu": (512, 1024, 2048), "gpu": (4096, 8192), "tpu": (4096, 8192)}
+QUICK_MATMULS = (64,)
 
 
-def agree(runs: dict[str, Any], mode: str) -> None:
-    """All contestants give the same numbers, up to rounding in float32; this also warms them up."""
-    outputs = {name: jax.tree.leaves(run()) for name, run in runs.items()}
-    for name, leaves in outputs.items():
-        for a, b in zip(leaves, outputs[REFERENCE], strict=True):
-            scale = np.max(np.abs(b)) + 1e-6
-            np.testing.assert_allclose(a, b, atol=1e-4 * scale, err_msg=f"{name} disagrees, {mode}")
-
-
-def machine() -> dict[str, Any]:
-    """Where and with what this was measured."""
-    return {
-        "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "lstm_jax": lstm_jax.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def parse_case(word: str) -> Case:
-    """``B,T,D,H``."""
-    try:
-        sizes = [int(part) for part in word.split(",")]
-        case = Case(*sizes)
-    except (TypeError, ValueError):
-        raise argparse.ArgumentTypeError(f"{word!r} is not B,T,D,H") from None
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} holds a size below 1")
-    return case
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print, write."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--cases", nargs="+", type=parse_case, metavar="B,T,D,H", help="instead of the usual")
-    parser.add_argument("--rounds", type=int, default=11, help="(default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="two tiny cases, three rounds: does it run?")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="(default: %(default)s)")
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print, write; 1 where somebody failed or gave other results than ours."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with torch
+    parser = make_parser()
     args = parser.parse_args(argv)
+    if args.redraw is not None:
+        redraw(args.redraw)
+        return 0
     if args.rounds < 1:
         parser.error("--rounds must be 1 or more")
-    cases, rounds = (QUICK, 3) if args.quick else (CASES, args.rounds)
+    if {"all", "none"} & set(args.peers) and len(args.peers) > 1:
+        parser.error("--peers: all and none stand alone")
+    try:
+        device = jax.devices(args.device or jax.default_backend())[0]
+    except RuntimeError as error:
+        parser.error(f"--device {args.device}: {error}")
+    setting = Setting(device.platform, args.dtype, args.tf32 == "on")
+    if setting.tf32 and setting.platform != "gpu":
+        parser.error("--tf32 on: only GPUs round so")
+    with jax.default_device(device), precision(setting):
+        return run(args, setting)
 
-    about = machine()
-    print(f"{about['device']}, {about['cores']} cores, jax {about['jax']}, float32, one LSTM layer")
-    columns = f"{'median ms':>10} {'to scan':>8} {'compile s':>10} {'temp MB':>8}"
-    print(f"{'B,T,D,H':>16}  {'work':16}  {'':6} {columns}")
-    rows = []
-    for case in args.cases or cases:
-        for mode in MODES:
-            results = measure(case, mode, rounds)
-            rows.append({"case": case._asdict(), "work": mode, "results": results})
-            for name, r in results.items():
-                print(
-                    f"{case!s:>16}  {mode:16}  {name:6} {r['median_s'] * 1e3:10.3f} {r['ratio']:8.2f} "
-                    f"{r['compile_s']:10.2f} {r['temporary_bytes'] / 1e6:8.2f}",
-                    flush=True,
-                )
-    for mode in MODES:
-        ratios = [row["results"]["fused"]["ratio"] for row in rows if row["work"] == mode]
-        print(f"geometric mean of fused to scan, {mode}: {statistics.geometric_mean(ratios):.2f}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    path = args.out / f"{about['device'].replace(' ', '-')}-{about['date'][:10]}.json"
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps({"machine": about, "rounds": rows}, indent=1) + "\n")
-    os.replace(temporary, path)
-    print(f"every round: {path}")
+
+def make_parser() -> argparse.ArgumentParser:
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=formatter
+    )
+    add = parser.add_argument
+    add("--device", choices=("cpu", "gpu", "tpu"), help="(default: jax's)")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        default="float32",
+        help="(default: %(default)s)",
+    )
+    add(
+        "--tf32", choices=("off", "on"), default="off", help="float32 products on GPUs (default: %(default)s)"
+    )
+    add(
+        "--cases",
+        nargs="+",
+        type=parse_cases,
+        metavar="CASE",
+        help=f"{', '.join(NAMED)}, or sizes B,T,D,H (default: all)",
+    )
+    add(
+        "--peers",
+        nargs="+",
+        choices=(*PEERS, "all", "none"),
+        default=["all"],
+        metavar="PEER",
+        help=f"{', '.join(PEERS)}, all or none, beside the plain scan (default: all that are installed)",
+    )
+    add(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        help="cases; curves of cost over T, B and H; time against memory "
+        "(default: all three, but the cases alone where --cases names some)",
+    )
+    add("--rounds", type=int, default=11, help="(default: %(default)s)")
+    add("--quick", action="store_true", help="tiny sizes of every kind and few rounds: does it run?")
+    add("--out", type=Path, default=Path("benchmarks/results"), help="(default: %(default)s)")
+    add("--redraw", type=Path, metavar="JSON", help="measure nothing: tables and pictures of an earlier run")
+    return parser
+
+
+def parse_cases(word: str) -> tuple[Case, ...]:
+    """A name or sizes."""
+    if word in NAMED:
+        return NAMED[word]
+    parts = word.split(",")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{word!r} is neither B,T,D,H nor one of {', '.join(NAMED)}")
+    sizes = [int(part) for part in parts]
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} holds a size below 1")
+    return (Case(*sizes),)
+
+
+def precision(setting: Setting) -> Any:
+    """Float32 products as exact as the setting has them; on a CPU they always are."""
+    if setting.platform == "cpu" or setting.dtype != "float32":
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("tensorfloat32" if setting.tf32 else "highest")
+
+
+# --- a run --------------------------------------------------------------------------------------
+
+
+def run(args: argparse.Namespace, setting: Setting) -> int:
+    """All parts that were asked for."""
+    contestants = (*HOUSE, *chosen_peers(args.peers))
+    parts = args.parts or (PARTS[:1] if args.cases else PARTS)
+    options = {
+        name: str(value) for name, value in vars(args).items() if value is not None and name != "redraw"
+    }
+    report = Report(reports.machine(setting, contestants, options))
+    cases = QUICK if args.quick else NAMED["all"]
+    if args.cases:
+        cases = tuple(dict.fromkeys(case for group in args.cases for case in group))
+    rounds = min(args.rounds, QUICK_ROUNDS) if args.quick else args.rounds
+
+    print(reports.introduction(report, contestants))
+    print(f"results may differ from ours by {tolerance(setting):g} of the largest number; {rounds} rounds")
+    sizes = QUICK_MATMULS if args.quick else MATMULS.get(setting.platform, MATMULS["gpu"])
+    report.matmul_rates = timing.matmul_rates(setting, sizes, takes_part(TORCH, contestants, setting))
+    print(f"square matrix products: {reports.rates(report.matmul_rates)}", flush=True)
+
+    shared = {"rounds": rounds, "rate": max(report.matmul_rates.values())}
+    path = args.out / f"{reports.stem(report.about)}.json"
+    jobs = [*plan(report, args.quick, parts, cases, contestants, setting, shared)]
+    with progress(len(jobs)) as (say, step):
+        for job in jobs:
+            print_above(job(say))
+            reports.write_json(path, report)  # a run that is stopped leaves what it has
+            step()
+    finish(report, path)
+    return 1 if report.troubled else 0
+
+
+Job = Callable[[Callable[[str], Any]], str]  # measures into the report, returns what to print
+
+
+def plan(
+    report: Report,
+    quick: bool,
+    parts: Sequence[str],
+    cases: Sequence[Case],
+    contestants: Sequence[Contestant],
+    setting: Setting,
+    shared: dict[str, Any],
+) -> Iterator[Job]:
+    """What is to be done, one job a line of the progress bar."""
+
+    def case_job(into: list[Measurement], case: Case, mode: str, who: Sequence[Contestant]) -> Job:
+        def job(say: Callable[[str], Any]) -> str:
+            tell = lambda stage: say(f"{case}, {mode}: {stage}")  # noqa: E731
+            into.append(measure(case, mode, who, setting, tell=tell, **shared))
+            return reports.block(into[-1])
+
+        return job
+
+    def long_job(case: Case, checkpoint: str | None, loss: str) -> Job:
+        def job(say: Callable[[str], Any]) -> str:
+            say(f"{case}, checkpoint={checkpoint!r}")
+            row = memory.long_sequence(case, checkpoint, loss, setting, run=checkpoint is not None)
+            report.long.append(row)
+            return reports.long_line(row)
+
+        return job
+
+    if "cases" in parts:
+        yield from (case_job(report.cases, case, mode, contestants) for case in cases for mode in case.modes)
+    if "curves" in parts:
+        some = [who for who in (OURS, SCAN, NNX[-1], TORCH) if who in contestants]
+        for curve in QUICK_CURVES if quick else CURVES:
+            into = report.curves.setdefault(curve.letter, [])
+            modes = MODES[1:] if quick else MODES
+            yield from (case_job(into, case, mode, some) for case in curve.cases for mode in modes)
+    if "memory" in parts:
+        policies = memory.QUICK_POLICIES if quick else memory.POLICIES
+        for case in memory.QUICK_POLICY_CASES if quick else memory.POLICY_CASES:
+            yield case_job(report.memory, case, MODES[1], memory.contestants(policies))
+        for case in memory.QUICK_LONG if quick else memory.LONG:
+            yield from (long_job(case, how, loss) for how in ("sqrt", None) for loss in memory.LOSSES)
+
+
+def chosen_peers(words: Sequence[str]) -> tuple[Contestant, ...]:
+    """In the order of the table."""
+    names = () if "none" in words else PEERS if "all" in words else words
+    return tuple(who for name in PEERS if name in names for who in PEERS[name])
+
+
+def takes_part(who: Contestant, contestants: Sequence[Contestant], setting: Setting) -> bool:
+    """Whether it is among them, and here."""
+    return who in contestants and not (who.absent() or who.declines(QUICK[0], MODES[0], setting))
+
+
+@contextlib.contextmanager
+def progress(total: int) -> Iterator[tuple[Callable[[str], Any], Callable[[], Any]]]:
+    """A bar on stderr: one function says what goes on, the other says that a job is done."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda text: print(text, file=sys.stderr, flush=True), lambda: None
+        return
+    with tqdm(total=total, file=sys.stderr, dynamic_ncols=True, unit="job") as bar:
+        yield bar.set_description_str, bar.update
+
+
+def print_above(text: str) -> None:
+    """On stdout, without tearing the bar."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        print(text, flush=True)
+        return
+    with tqdm.external_write_mode():
+        print(text, flush=True)
+
+
+def finish(report: Report, path: Path) -> None:
+    """The summary, and all files."""
+    from benchmarks.plots import draw
+
+    print(reports.closing(report))
+    reports.write_json(path, report)
+    reports.write(path.with_suffix(".md"), reports.markdown(report))
+    for written in (path, path.with_suffix(".md"), *draw(report, path.with_suffix(""))):
+        print(f"wrote {written}", flush=True)
+
+
+def redraw(path: Path) -> None:
+    """Tables and pictures once more."""
+    finish(Report.from_json(json.loads(path.read_text())), path)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jax
@@ -128,8 +129,9 @@ class Problem(NamedTuple):
     valid: np.ndarray  # (T, B, 1), or (B, 1) when streaming: outputs that are compared
 
 
+@lru_cache(maxsize=1)  # both kinds of work take the same
 def make_problem(case: Case, setting: Setting) -> Problem:
-    """Random weights, inputs, lengths and a random linear loss, which does not look at padding."""
+    """Random weights (biases too), inputs, lengths and a linear loss, which does not look at padding."""
     params, xs, weights, carry = jax.jit(_draw, static_argnums=(0, 1))(case, setting.dtype)
     valid = np.ones((*xs.shape[bool(case.ensemble) : -1], 1), bool)
     more = carry if case.streaming else None
@@ -147,7 +149,7 @@ def _draw(case: Case, dtype: str) -> tuple[Layers, jax.Array, jax.Array, Any]:
     steps = () if case.streaming else (case.T,)
 
     def init(key: jax.Array) -> Layers:
-        return as_layers(case, make_network(case).init(key))
+        return as_layers(case, lstm_jax.torch_init(make_network(case), key))
 
     params = jax.vmap(init)(jax.random.split(keys[0], case.ensemble)) if many else init(keys[0])
     xs = jax.random.normal(keys[1], (*many, *steps, case.B, case.D))

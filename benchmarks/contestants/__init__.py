@@ -14,4 +14,13 @@ from benchmarks.contestants.torch_ import TORCH
 HOUSE = (OURS, AGAIN, LOW_MEMORY, SCAN)
 #: Other libraries on JAX, the best of which is to be beaten.
 LIBRARIES = (*LINEN, *NNX, HAIKU, EQUINOX, KERAS)
-PEERS = (*LIBRARIES, TORCH, CUDNN)
+#: What ``--peers`` takes.
+PEERS = {
+    "linen": LINEN,
+    "nnx": NNX,
+    "haiku": (HAIKU,),
+    "equinox": (EQUINOX,),
+    "keras": (KERAS,),
+    "torch": (TORCH,),
+    "cudnn": (CUDNN,),
+}

@@ -1,4 +1,4 @@
-"""Equinox: ``LSTMCell`` in a ``jax.lax.scan`` over one row, under ``jax.vmap``, as its documentation has it."""
+"""Equinox: ``LSTMCell`` in a ``jax.lax.scan`` over one row, under ``jax.vmap``, as its pages have it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,77 @@
+"""Time against memory: each policy of ``checkpoint`` beside the plain scan, and very long sequences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+import lstm_jax
+from benchmarks.cases import MODES, Case, Setting, make_network
+from benchmarks.contestants import SCAN
+from benchmarks.contestants.contestant import Contestant, compile_now, temporary_bytes
+from benchmarks.contestants.ours import ours
+from benchmarks.measure import Measurement, measure
+
+POLICY_CASES = (Case(8, 1000, 64, 64), Case(32, 1000, 128, 128))
+POLICIES = (None, "sqrt", 10, 100, 250)
+QUICK_POLICY_CASES = (Case(2, 12, 3, 4),)
+QUICK_POLICIES = (None, "sqrt", 6)
+
+LONG = (Case(8, 100_000, 32, 128), Case(1, 1_000_000, 16, 64))
+QUICK_LONG = (Case(2, 50, 3, 4),)
+LOSSES = ("of all outputs", "of the last state")
+
+
+def contestants(policies: Sequence[str | int | None]) -> tuple[Contestant, ...]:
+    """One for each policy, and the plain scan."""
+    return (*(ours(f"checkpoint={policy!r}", policy) for policy in policies), SCAN)
+
+
+def measure_policies(
+    case: Case, policies: Sequence[str | int | None], setting: Setting, rounds: int, **more: Any
+) -> Measurement:
+    """Forward and backward with each policy."""
+    return measure(case, MODES[1], contestants(policies), setting, rounds, **more)
+
+
+class Long(NamedTuple):
+    """A very long sequence: gradients for the weights alone."""
+
+    case: Case
+    checkpoint: str | None
+    loss: str
+    compile_s: float
+    temporary_bytes: int | None
+    call_s: float | None  # one call, the first; None where it was only compiled
+
+
+def long_sequence(case: Case, checkpoint: str | None, loss: str, setting: Setting, run: bool) -> Long:
+    """What the compiled program needs, asked for without making its arguments; and one call of it."""
+    cell = make_network(case, setting.dtype)
+
+    def value(params: Any, xs: Any, weights: Any) -> jax.Array:
+        (h, _), ys = lstm_jax.unroll(cell, params, xs, checkpoint=checkpoint)
+        outputs = ys if loss == LOSSES[0] else h
+        return jnp.sum(outputs * weights, dtype=jnp.float32)
+
+    def arguments() -> Any:
+        keys = jax.random.split(jax.random.key(0), 3)
+        steps = (case.T,) if loss == LOSSES[0] else ()
+        return (
+            cell.init(keys[0]),
+            jax.random.normal(keys[1], (case.T, case.B, case.D), setting.dtype),
+            jax.random.normal(keys[2], (*steps, case.B, case.H), setting.dtype),
+        )
+
+    compiled, compile_s = compile_now(jax.value_and_grad(value), *jax.eval_shape(arguments))
+    call_s = None
+    if run:
+        args = jax.block_until_ready(jax.jit(arguments)())
+        began = time.perf_counter()
+        jax.block_until_ready(compiled(*args))
+        call_s = time.perf_counter() - began
+    return Long(case, checkpoint, loss, compile_s, temporary_bytes(compiled), call_s)

@@ -1,0 +1,269 @@
+"""A run as tables and as a file: where and with what it was measured, and every round."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import lstm_jax
+from benchmarks import summary
+from benchmarks.cases import MODES, Case, Setting
+from benchmarks.contestants import HOUSE, OURS
+from benchmarks.contestants.contestant import Contestant
+from benchmarks.contestants.torch_ import cores
+from benchmarks.measure import Measurement, Row
+from benchmarks.memory import Long
+
+
+@dataclass
+class Report:
+    """Everything a run found, growing while it goes on."""
+
+    about: dict[str, Any]
+    matmul_rates: dict[str, float] = field(default_factory=dict)
+    cases: list[Measurement] = field(default_factory=list)
+    curves: dict[str, list[Measurement]] = field(default_factory=dict)  # by the letter that grows
+    memory: list[Measurement] = field(default_factory=list)
+    long: list[Long] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dicts, lists and numbers."""
+        return {
+            "about": self.about,
+            "matmul_rates": self.matmul_rates,
+            "geometric_means": [mean._asdict() for mean in summary.means(self.cases)],
+            "verdicts": [verdict._asdict() for verdict in summary.verdicts(self.cases)],
+            "cases": [m.as_json() for m in self.cases],
+            "curves": {letter: [m.as_json() for m in curve] for letter, curve in self.curves.items()},
+            "memory": [m.as_json() for m in self.memory],
+            "long": [row._asdict() | {"case": row.case._asdict()} for row in self.long],
+        }
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Report:
+        """The inverse of :meth:`as_json`."""
+        read = Measurement.from_json
+        return cls(
+            tree["about"],
+            tree["matmul_rates"],
+            [read(m) for m in tree["cases"]],
+            {letter: [read(m) for m in curve] for letter, curve in tree["curves"].items()},
+            [read(m) for m in tree["memory"]],
+            [Long(**row | {"case": Case(**row["case"])}) for row in tree["long"]],
+        )
+
+    @property
+    def troubled(self) -> list[str]:
+        """Who should have taken part and could not."""
+        everything = [*self.cases, *self.memory, *(m for curve in self.curves.values() for m in curve)]
+        return [
+            f"{name} {row.status} in {m.case}, {m.mode}: {row.note}"
+            for m in everything
+            for name, row in m.rows.items()
+            if row.status in ("fails", "refused")
+        ]
+
+
+def machine(setting: Setting, contestants: Sequence[Contestant], options: dict[str, Any]) -> dict[str, Any]:
+    """Where, when and with what."""
+    names = ["jax", "jaxlib", "numpy", *(who.package for who in contestants)]
+    versions = {name: version(name) for name in dict.fromkeys(names)} | {"lstm_jax": lstm_jax.__version__}
+    return {
+        "device": jax.devices(setting.platform)[0].device_kind,
+        "platform": setting.platform,
+        "processor": processor(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "dtype": setting.dtype,
+        "tf32": setting.tf32,
+        "options": options,
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "contestants": {who.name: who.how for who in contestants},
+        "absent": {who.name: why for who in contestants if (why := who.absent())},
+    }
+
+
+def version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """The model's name where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+def stem(about: dict[str, Any]) -> str:
+    """A file name: the device, the dtype, the date."""
+    device = about["processor"] if about["platform"] == "cpu" else about["device"]
+    words = [about["platform"], device, about["dtype"], *(["tf32"] if about["tf32"] else [])]
+    return re.sub(r"[^A-Za-z0-9.]+", "-", " ".join([*words, about["date"][:16].replace(":", "")]))
+
+
+def write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_json(path: Path, report: Report) -> None:
+    """Every round, every figure."""
+    write(path, json.dumps(report.as_json(), indent=1) + "\n")
+
+
+def headline(about: dict[str, Any]) -> str:
+    """One line on what was measured, and with what."""
+    where = about["processor"] if about["platform"] == "cpu" else f"{about['device']}, {about['processor']}"
+    libraries = ", ".join(f"{name} {number}" for name, number in about["versions"].items() if number)
+    kind = about["dtype"]
+    if about["platform"] == "gpu" and kind == "float32":
+        kind += f" (TF32 {'on' if about['tf32'] else 'off'})"
+    return f"{where}, {about['cores']} cores; {kind}; Python {about['python']}, {libraries}; {about['date']}"
+
+
+# --- on the terminal ----------------------------------------------------------------------------
+
+
+def block(measurement: Measurement) -> str:
+    """One case and mode, a line a contestant."""
+    width = max(len(name) for name in measurement.rows)
+    calls = f"samples of {measurement.repeats} calls" if measurement.repeats > 1 else "samples of one call"
+    heads = f"{'min ms':>10}{'median ms':>11}{'ratio':>8}{'compile s':>11}{'temp MB':>10}{'of matmul':>11}"
+    lines = [f"{measurement.case}, {measurement.mode} ({calls})", f"  {'':{width}}{heads}"]
+    for name, row in measurement.rows.items():
+        lines.append(f"  {name:{width}}{figures(row)}".rstrip())
+    return "\n".join(lines)
+
+
+def figures(row: Row) -> str:
+    """Numbers of a line, or why there are none."""
+    if row.status != "timed":
+        return f"  {row.status}: {row.note}"
+    compile_s = number(row.compile_s, ".2f")
+    temporary = number(row.temporary_bytes, ".3f", 1e-6)
+    fraction = number(row.matmul_fraction, ".1%")
+    numbers = f"{row.min_s * 1e3:10.3f}{row.median_s * 1e3:11.3f}{row.ratio:8.2f}"
+    return f"{numbers}{compile_s:>11}{temporary:>10}{fraction:>11}  {row.note}"
+
+
+def number(value: float | None, form: str, scale: float = 1.0) -> str:
+    """A dash where there is none."""
+    return "-" if value is None else format(value * scale, form)
+
+
+def closing(report: Report) -> str:
+    """Geometric means, and where somebody is faster."""
+    lines = [
+        f"geometric mean over {m.cases} cases: {m.what}: {m.value:.2f}" for m in summary.means(report.cases)
+    ]
+    slower = [v for v in summary.verdicts(report.cases) if v.slower]
+    lines += [
+        f"slower than {v.best} by more than the spread: "
+        f"{v.title}, {v.mode}: {v.ratio:.2f} (spread {v.spread:.2f})"
+        for v in slower
+    ]
+    return "\n".join([*lines, *report.troubled])
+
+
+def long_line(row: Long) -> str:
+    """One very long sequence."""
+    time = "not run" if row.call_s is None else f"{row.call_s:.1f} s"
+    temporary = number(row.temporary_bytes, ".2f", 1e-6)
+    return (
+        f"{row.case}, gradients for weights, loss {row.loss}, checkpoint={row.checkpoint!r}: "
+        f"{temporary} MB temporary, one call {time}, compiled in {row.compile_s:.2f} s"
+    )
+
+
+# --- as Markdown --------------------------------------------------------------------------------
+
+
+def markdown(report: Report) -> str:
+    """The tables of a run."""
+    parts = [headline(report.about)]
+    for mode in MODES:
+        chosen = [m for m in report.cases if m.mode == mode]
+        if chosen:
+            parts += [f"**{mode}**: our median, and the others' as multiples of it", ratios(chosen)]
+    both = [m for m in report.cases if m.mode == MODES[1]]
+    if both:
+        parts += [
+            f"**{MODES[1]}**: temporary memory, MB",
+            cells(both, lambda row: number(row.temporary_bytes, ".2f", 1e-6)),
+            f"**{MODES[1]}**: compile time, s",
+            cells(both, lambda row: number(row.compile_s, ".2f")),
+            f"**{MODES[1]}**: part of the rate of a square matrix product in the same run "
+            f"({rates(report.matmul_rates)})",
+            cells(both, lambda row: number(row.matmul_fraction, ".0%")),
+        ]
+    if report.long:
+        parts += ["**very long sequences**", "\n".join(f"- {long_line(row)}" for row in report.long)]
+    if closed := closing(report):
+        parts += ["**in short**", "\n".join(f"- {line}" for line in closed.splitlines())]
+    notes = sorted(
+        {
+            f"- {name}: {row.note}"
+            for m in report.cases
+            for name, row in m.rows.items()
+            if row.note and row.status != "absent"
+        }
+    )
+    notes += [f"- {name} is absent: {why}" for name, why in report.about["absent"].items()]
+    parts += ["**notes**", "\n".join(notes)] if notes else []
+    return "\n\n".join(parts) + "\n"
+
+
+def rates(by_library: dict[str, float]) -> str:
+    """Of square matrix products."""
+    return ", ".join(f"{name} {rate / 1e9:.1f} GFLOP/s" for name, rate in by_library.items())
+
+
+def ratios(measurements: Sequence[Measurement]) -> str:
+    """Ours in milliseconds, everybody else as a multiple."""
+
+    def text(row: Row) -> str:
+        return f"{row.ratio:.2f}" if row.ratio is not None else row.status
+
+    return cells(measurements, text, lead=lambda m: f"{m.rows[OURS.name].median_s * 1e3:.3f} ms")
+
+
+def cells(measurements: Sequence[Measurement], text: Any, lead: Any = None) -> str:
+    """A row a case, a column a contestant; those who are absent everywhere have none."""
+    names = list(dict.fromkeys(name for m in measurements for name in m.rows))
+    present = [n for n in names if any(n in m.rows and m.rows[n].status != "absent" for m in measurements)]
+    lines = [["B,T,D,H", *present], ["---", *["---:"] * len(present)]]
+    for m in measurements:
+        words = [text(m.rows[n]) if n in m.rows else "" for n in present]
+        if lead is not None:
+            words[present.index(OURS.name)] = lead(m)
+        lines.append([str(m.case), *words])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def introduction(report: Report, contestants: Sequence[Contestant]) -> str:
+    """What is about to be measured, and who is not here."""
+    peers = [who.name for who in contestants if who not in HOUSE and who.name not in report.about["absent"]]
+    lines = [headline(report.about), f"beside ours and the plain scan: {', '.join(peers) or 'nobody'}"]
+    lines += [f"absent: {name} ({why})" for name, why in report.about["absent"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""What a whole run says: geometric means over the plain cases, and where another library is faster."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from benchmarks.cases import MODES
+from benchmarks.contestants import AGAIN, LIBRARIES, LINEN, LOW_MEMORY, NNX, OURS, SCAN, TORCH
+from benchmarks.measure import Measurement, Row
+
+LIBRARY_NAMES = tuple(who.name for who in LIBRARIES)
+
+
+class Mean(NamedTuple):
+    """A geometric mean of ratios."""
+
+    what: str
+    value: float
+    cases: int  # over so many
+
+
+class Verdict(NamedTuple):
+    """Ours beside the best other library on JAX, in one case."""
+
+    title: str
+    mode: str
+    best: str  # its name
+    ratio: float  # our median to its
+    spread: float  # between our two equal contestants, at least 1
+    slower: bool  # by more than the spread
+
+
+def is_plain(measurement: Measurement) -> bool:
+    """One layer, one direction, full rows: the cases that means are taken over."""
+    case = measurement.case
+    return case == type(case)(case.B, case.T, case.D, case.H)
+
+
+def spread(measurement: Measurement) -> float | None:
+    """How far two equal contestants lie apart in the same run, at least 1."""
+    a, b = (median(measurement, who.name) for who in (OURS, AGAIN))
+    return None if a is None or b is None else max(a / b, b / a)
+
+
+def best_library(measurement: Measurement) -> tuple[str, float] | None:
+    """The fastest of the other libraries on JAX, and its median."""
+    medians = [(median(measurement, name), name) for name in LIBRARY_NAMES]
+    timed = [(seconds, name) for seconds, name in medians if seconds is not None]
+    return None if not timed else min(timed)[::-1]
+
+
+def median(measurement: Measurement, name: str) -> float | None:
+    """Seconds, None for those who were not timed."""
+    row = measurement.rows.get(name)
+    return None if row is None else row.median_s
+
+
+def verdicts(measurements: Sequence[Measurement]) -> list[Verdict]:
+    """For every case with another library in it."""
+    found = []
+    for measurement in measurements:
+        best, apart = best_library(measurement), spread(measurement)
+        if best is not None and apart is not None:
+            ratio = measurement.rows[OURS.name].median_s / best[1]
+            found.append(
+                Verdict(str(measurement.case), measurement.mode, best[0], ratio, apart, ratio > apart)
+            )
+    return found
+
+
+def means(measurements: Sequence[Measurement]) -> list[Mean]:
+    """The geometric means that can be had of what was measured."""
+    plain = [m for m in measurements if is_plain(m)]
+    modes = {mode: [m for m in plain if m.mode == mode] for mode in MODES}
+    both = MODES[1]
+    found = []
+
+    def add(what: str, chosen: Sequence[Measurement], ratio: Callable[[Measurement], Any]) -> None:
+        ratios = [r for r in map(ratio, chosen) if r is not None]
+        if ratios:
+            found.append(Mean(what, statistics.geometric_mean(ratios), len(ratios)))
+
+    for mode, chosen in modes.items():
+        add(f"time, ours / torch, {mode}", chosen, lambda m: of(m, "median_s", OURS.name, TORCH.name))
+        add(f"time, best other JAX library / ours, {mode}", chosen, best_to_ours)
+        add(f"time, ours / plain scan, {mode}", chosen, lambda m: of(m, "median_s", OURS.name, SCAN.name))
+        add(f"time, spread of ours against itself, {mode}", chosen, spread)
+    for who in (OURS, LOW_MEMORY):
+        what = f"temporary memory, {who.name} / plain scan, {both}"
+        add(what, modes[both], lambda m, name=who.name: of(m, "temporary_bytes", name, SCAN.name))
+    for flax in (*LINEN, *NNX):
+        what = f"compile time, ours / RNN of flax {flax.name}, {both}"
+        add(what, modes[both], lambda m, name=flax.name: of(m, "compile_s", OURS.name, name))
+    return found
+
+
+def best_to_ours(measurement: Measurement) -> float | None:
+    """More than 1 where ours is faster than the best."""
+    best = best_library(measurement)
+    return None if best is None else best[1] / measurement.rows[OURS.name].median_s
+
+
+def of(measurement: Measurement, field: str, above: str, below: str) -> float | None:
+    """A ratio of two contestants, None where one of them has no such figure (or it is zero)."""
+    rows: list[Row | None] = [measurement.rows.get(name) for name in (above, below)]
+    values = [getattr(row, field) if row and row.status == "timed" else None for row in rows]
+    return values[0] / values[1] if all(values) else None
