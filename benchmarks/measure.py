@@ -30,6 +30,7 @@ class Row:
     min_s: float | None = None
     median_s: float | None = None
     ratio: float | None = None  # its median to that of the first contestant
+    distance: float | None = None  # from our results, as a part of the largest number in an array
     compile_s: float | None = None
     temporary_bytes: int | None = None
     matmul_fraction: float | None = None  # of the matrix products' rate, measured in the same run
@@ -92,6 +93,7 @@ def measure(
             min(seconds[name]),
             median,
             median / first,
+            rows[name].distance,
             ready.compile_s,
             ready.temporary_bytes,
             work / median / rate if rate else None,
@@ -122,9 +124,14 @@ def enter(
         if not reference:
             raise
         return Row("fails", f"{type(error).__name__}: {first_line(error)}"), None, {}
-    if why := disagreement(results, reference or results, tolerance(setting)):
-        return Row("refused", why, compile_s=ready.compile_s), None, {}
-    return Row("timed"), ready, results
+    try:
+        distance, where = farthest(results, reference or results)
+    except ValueError as error:
+        return Row("refused", str(error)), None, {}
+    if not distance <= tolerance(setting):  # NaN is refused
+        why = f"its {where} differ from ours by {distance:.2g} of the largest number"
+        return Row("refused", why, distance=distance), None, {}
+    return Row("timed", distance=distance), ready, results
 
 
 def as_numpy(results: dict[str, Any], valid: np.ndarray) -> dict[str, Any]:
@@ -142,20 +149,19 @@ def tolerance(setting: Setting) -> float:
     return TOLERANCE[setting.dtype]
 
 
-def disagreement(results: dict[str, Any], reference: dict[str, Any], tolerance: float) -> str | None:
-    """What differs, if anything does; NaN differs from everything."""
+def farthest(results: dict[str, Any], reference: dict[str, Any]) -> tuple[float, str]:
+    """The largest distance between two arrays, as a part of the largest number in them, and where."""
     if results.keys() != reference.keys():
-        return f"gives {', '.join(results)} instead of {', '.join(reference)}"
-    for name, tree in reference.items():
-        leaves, found = jax.tree.leaves(tree), jax.tree.leaves(results[name])
-        if [a.shape for a in leaves] != [a.shape for a in found]:
-            return f"its {name} have other shapes than ours"
-        for a, b in zip(found, leaves, strict=True):
-            largest = float(np.max(np.abs(b), initial=0.0))
-            distance = float(np.max(np.abs(a - b), initial=0.0))
-            if not distance <= tolerance * (largest + 1e-6):
-                return f"its {name} differ from ours by {distance:.2g} where the largest is {largest:.2g}"
-    return None
+        raise ValueError(f"gives {', '.join(results)} instead of {', '.join(reference)}")
+    found = [(0.0, "results")]
+    for name in reference:
+        ours, theirs = jax.tree.leaves(reference[name]), jax.tree.leaves(results[name])
+        if [a.shape for a in ours] != [a.shape for a in theirs]:
+            raise ValueError(f"its {name} have other shapes than ours")
+        for a, b in zip(ours, theirs, strict=True):
+            distance = np.max(np.abs(a - b), initial=0.0) / (np.max(np.abs(a), initial=0.0) + 1e-6)
+            found.append((float(distance), name))
+    return max(found, key=lambda pair: np.inf if np.isnan(pair[0]) else pair[0])
 
 
 def first_line(error: Exception) -> str:

@@ -94,7 +94,10 @@ def bars(plt: Any, report: Report) -> Any:
         ax.set_title(mode)
     axes[0, 0].set_yticks(range(len(names)), names)
     axes[0, 0].invert_yaxis()
-    figure.suptitle(f"Time as a multiple of lstm_jax's\n{subtitle(report)}", fontsize=10)
+    figure.suptitle(
+        f"Time as a multiple of lstm_jax's (bars: geometric mean of plain cases)\n{subtitle(report)}",
+        fontsize=10,
+    )
     handles, labels = axes[0, -1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
     return figure
@@ -114,7 +117,7 @@ def one_panel_of_bars(ax: Any, measurements: list[Measurement], names: list[str]
                 f"{mean:.2f}", (1, y), xycoords=ax.get_yaxis_transform(), fontsize=8, ha="left", va="center"
             )
         ax.scatter(
-            dots, [y] * len(dots), s=14, color="#222222", zorder=4, label="plain cases" if y == 0 else None
+            dots, [y] * len(dots), s=14, color="#222222", zorder=4, label="plain case" if y == 0 else None
         )
         more = ratios_of(others, name)
         ax.scatter(
@@ -126,14 +129,20 @@ def one_panel_of_bars(ax: Any, measurements: list[Measurement], names: list[str]
             marker="D",
             linewidths=1,
             zorder=3,
-            label="layers, directions, lengths, ensemble, streaming" if y == 0 else None,
+            label="several layers, both directions, lengths, ensemble, streaming" if y == 0 else None,
         )
     ax.set_xscale("log")
     plain_log(ax.xaxis)
     apart = [s for m in measurements if (s := summary.spread(m)) is not None]
     if apart:
         ax.axvspan(
-            1 / max(apart), max(apart), color="#F0E442", alpha=0.5, lw=0, zorder=0, label="spread of ours"
+            1 / max(apart),
+            max(apart),
+            color="#F0E442",
+            alpha=0.5,
+            lw=0,
+            zorder=0,
+            label="spread of ours against itself",
         )
     ax.axvline(1, color="#222222", lw=1, zorder=5)
     ax.set_xlabel("faster than ours  ←  1  →  slower than ours")
@@ -226,12 +235,12 @@ def memory(plt: Any, report: Report) -> Any:
         )
         for x, y, name in points:
             scan = name == SCAN.name
-            ax.plot(x, y, "X" if scan else "o", color=SCAN_COLOUR if scan else OURS_COLOUR, ms=8, zorder=3)
+            marker, colour = ("X", SCAN_COLOUR) if scan else ("o", OURS_COLOUR)
+            ax.plot(x, y, marker, color=colour, ms=8, zorder=3)
         ax.set_xscale("log")
-        ax.set_yscale("log")
-        ax.margins(0.25, 0.25)
-        for axis in (ax.xaxis, ax.yaxis):
-            plain_log(axis)
+        ax.margins(0.2, 0.2)
+        ax.set_ylim(bottom=0)
+        plain_log(ax.xaxis)
         label_points(ax, points)
         ax.set_xlabel("temporary memory, MB")
         ax.set_ylabel("milliseconds")

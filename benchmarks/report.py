@@ -175,7 +175,8 @@ def number(value: float | None, form: str, scale: float = 1.0) -> str:
 def closing(report: Report) -> str:
     """Geometric means, and where somebody is faster."""
     lines = [
-        f"geometric mean over {m.cases} cases: {m.what}: {m.value:.2f}" for m in summary.means(report.cases)
+        f"geometric mean over {m.cases} case{'s' * (m.cases > 1)}: {m.what}: {m.value:.2f}"
+        for m in summary.means(report.cases)
     ]
     slower = [v for v in summary.verdicts(report.cases) if v.slower]
     lines += [
@@ -215,7 +216,7 @@ def markdown(report: Report) -> str:
             cells(both, lambda row: number(row.compile_s, ".2f")),
             f"**{MODES[1]}**: part of the rate of a square matrix product in the same run "
             f"({rates(report.matmul_rates)})",
-            cells(both, lambda row: number(row.matmul_fraction, ".0%")),
+            cells(both, lambda row: number(row.matmul_fraction, ".1%")),
         ]
     if report.long:
         parts += ["**very long sequences**", "\n".join(f"- {long_line(row)}" for row in report.long)]
@@ -249,9 +250,10 @@ def ratios(measurements: Sequence[Measurement]) -> str:
 
 
 def cells(measurements: Sequence[Measurement], text: Any, lead: Any = None) -> str:
-    """A row a case, a column a contestant; those who are absent everywhere have none."""
+    """A row a case, a column a contestant; who takes part in none of them is told of in the notes."""
     names = list(dict.fromkeys(name for m in measurements for name in m.rows))
-    present = [n for n in names if any(n in m.rows and m.rows[n].status != "absent" for m in measurements)]
+    out = ("absent", "declines")
+    present = [n for n in names if any(n in m.rows and m.rows[n].status not in out for m in measurements)]
     lines = [["B,T,D,H", *present], ["---", *["---:"] * len(present)]]
     for m in measurements:
         words = [text(m.rows[n]) if n in m.rows else "" for n in present]

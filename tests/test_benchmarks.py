@@ -1,49 +1,449 @@
 """The benchmark runs, compares before it times, and writes what it measured. No timing is judged."""
 
 import json
+import os
+import sys
+import types
+from itertools import pairwise
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import __main__ as benchmark, cases
+from benchmarks import __main__ as benchmark, cases, contestants, report, summary, timing
+from benchmarks.cases import MODES, QUICK, Case, Setting
+from benchmarks.contestants import HOUSE, OURS, SCAN, keras_, torch_
+from benchmarks.contestants.contestant import Built, Contestant, Form, build_jax, never
+from benchmarks.contestants.ours import form as ours_form
+from benchmarks.measure import Measurement, Row, farthest, measure
+
+TINY = Case(2, 3, 2, 3)
+SETTING = Setting("cpu")
 
 
-def test_a_quick_run_writes_every_round(tmp_path, capsys):
-    benchmark.main(["--quick", "--out", str(tmp_path)])
-    (path,) = tmp_path.iterdir()
-    report = json.loads(path.read_text())
-    assert report["machine"]["jax"] and report["machine"]["date"]
-    assert [(row["case"], row["work"]) for row in report["rounds"]] == [
-        (case._asdict(), mode) for case in cases.QUICK for mode in cases.MODES
+@pytest.fixture(autouse=True)
+def small_programs(quick_compiles):
+    """Nothing here looks at speed."""
+
+
+def contestant(name="somebody", form=ours_form, **changes):
+    made = Contestant(name, "does the work", "jax", never, never, build_jax(form))
+    return made._replace(**changes)
+
+
+# --- a whole run --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """One run for the tests that only look: the JSON file, what lies beside it, what was printed."""
+    folder = tmp_path_factory.mktemp("results")
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        printed = []
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        code = benchmark.main(["--quick", "--peers", "none", "--out", str(folder)])
+    jax.config.update("jax_disable_most_optimizations", before)
+    assert code == 0
+    (path,) = folder.glob("*.json")
+    return path, json.loads(path.read_text()), "\n".join(printed)
+
+
+def test_every_case_has_every_contestant_and_every_round(quick):
+    _, tree, _ = quick
+    assert [(m["case"], m["mode"]) for m in tree["cases"]] == [
+        (case._asdict(), mode) for case in QUICK for mode in case.modes
     ]
-    for row in report["rounds"]:
-        assert set(row["results"]) == set(cases.CONTESTANTS)
-        for result in row["results"].values():
-            assert len(result["rounds_s"]) == 3 and min(result["rounds_s"]) > 0
-            assert result["median_s"] == np.median(result["rounds_s"])
+    everything = [*tree["cases"], *tree["memory"], *(m for curve in tree["curves"].values() for m in curve)]
+    for m in everything:
+        for name, row in m["rows"].items():
+            if row["status"] == "declines":
+                assert name == "lstm_jax low memory" and m["mode"] == "forward" and row["note"]
+                continue
+            assert row["status"] == "timed" and 0 <= row["distance"] < 1e-4
+            assert len(row["rounds_s"]) == 3 and min(row["rounds_s"]) == row["min_s"] > 0
+            assert row["median_s"] == np.median(row["rounds_s"])
+            assert row["compile_s"] > 0 and row["temporary_bytes"] > 0 and row["matmul_fraction"] > 0
+    for m in tree["cases"]:
+        assert list(m["rows"]) == [who.name for who in HOUSE]
+        first = m["rows"]["lstm_jax"]
+        assert first["ratio"] == 1
+        assert m["rows"]["plain scan"]["ratio"] == m["rows"]["plain scan"]["median_s"] / first["median_s"]
+
+
+def test_curves_grow_one_size_and_memory_compares_policies(quick):
+    _, tree, _ = quick
+    for letter, curve in tree["curves"].items():
+        sizes = [m["case"][letter] for m in curve]
+        assert sizes == sorted(set(sizes)) and len(sizes) > 1
+        assert [set(m["rows"]) for m in curve] == [{"lstm_jax", "plain scan"}] * len(curve)
+    assert set(tree["curves"]) == set("TBH")
+    (memory,) = tree["memory"]
+    assert set(memory["rows"]) == {"checkpoint=None", "checkpoint='sqrt'", "checkpoint=6", "plain scan"}
+    least = memory["rows"]["checkpoint='sqrt'"]["temporary_bytes"]
+    assert least < memory["rows"]["checkpoint=None"]["temporary_bytes"]
+    assert {(row["checkpoint"], row["loss"]) for row in tree["long"]} == {
+        (how, loss) for how in ("sqrt", None) for loss in ("of all outputs", "of the last state")
+    }
+    assert all((row["call_s"] is None) == (row["checkpoint"] is None) for row in tree["long"])
+
+
+def test_what_is_written_says_where_and_with_what(quick):
+    path, tree, printed = quick
+    about = tree["about"]
+    assert about["versions"]["jax"] == jax.__version__ and about["versions"]["lstm_jax"]
+    for name in ("device", "processor", "cores", "python", "date", "dtype", "options", "XLA_FLAGS"):
+        assert name in about
+    assert about["options"]["peers"] == "['none']"
+    assert "cpu" in path.name and "float32" in path.name and about["date"][:10] in path.name
+    beside = {other.name.removeprefix(path.stem) for other in path.parent.iterdir()}
+    assert beside == {".json", ".md", "-ratios.png", "-curves.png", "-memory.png"}
+    for picture in path.parent.glob("*.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
+    for case in QUICK:
+        assert f"| {case} |" in path.with_suffix(".md").read_text()
+        assert str(case) in printed
+    assert tree["matmul_rates"]["jax"] > 0 and "torch" not in tree["matmul_rates"]
+
+
+def test_a_report_is_read_back_and_drawn_again(quick, tmp_path):
+    path, tree, _ = quick
+    again = report.Report.from_json(tree)
+    assert json.loads(json.dumps(again.as_json())) == tree
+    copy = tmp_path / "copy.json"
+    copy.write_bytes(path.read_bytes())
+    assert benchmark.main(["--redraw", str(copy)]) == 0
+    assert json.loads(copy.read_text()) == tree
+    assert (tmp_path / "copy.md").read_text() == path.with_suffix(".md").read_text()
+    assert (tmp_path / "copy-ratios.png").exists()
+
+
+# --- who takes part -----------------------------------------------------------------------------
+
+
+def test_a_contestant_that_computes_something_else_is_not_timed():
+    calls = []
+
+    def shifted(case, setting):
+        made = ours_form(case, setting)
+        wrong = lambda params, xs, more: made.run(params._replace(bias=params.bias + 0.01), xs, more)  # noqa: E731
+        return made._replace(run=lambda *args: calls.append(1) or wrong(*args))
+
+    found = measure(TINY, "forward", (OURS, contestant("wrong", shifted), SCAN), SETTING, 2)
+    row = found.rows["wrong"]
+    assert row.status == "refused" and "outputs differ" in row.note and row.distance > 1e-4
+    assert row.rounds_s == () and row.median_s is None
+    assert len(calls) == 1  # traced, for the comparison alone
+    assert found.rows["plain scan"].status == "timed"
+
+
+def test_wrong_gradients_alone_are_found():
+    def without(case, setting):
+        made = ours_form(case, setting)
+
+        def run(params, xs, more):
+            return made.run(params._replace(bias=jax.lax.stop_gradient(params.bias)), xs, more)
+
+        return made._replace(run=run)
+
+    who = (OURS, contestant("half", without))
+    assert measure(TINY, "forward", who, SETTING, 1).rows["half"].status == "timed"
+    row = measure(TINY, "forward+backward", who, SETTING, 1).rows["half"]
+    assert row.status == "refused" and "gradients for weights differ" in row.note
+
+
+def test_gradients_are_led_back_to_our_layout():
+    """A library that keeps its weights transposed, doubled and batch-major is compared in ours."""
+
+    def other(case, setting):
+        def convert(layers):
+            return {"w": layers[0][0].w_ih.T * 2, "r": layers[0][0].w_hh, "b": layers[0][0].bias}
+
+        def run(tree, xs, more):
+            params = ((cases.lstm_jax.LSTMParams(tree["w"].T / 2, tree["r"], tree["b"]),),)
+            ys = ours_form(case, setting).run(cases.as_network(case, params), jnp.swapaxes(xs, 0, 1), more)
+            return jnp.swapaxes(ys, 0, 1)
+
+        return Form(convert, run, time_major=False)
+
+    for mode in MODES:
+        assert measure(TINY, mode, (OURS, contestant("other", other)), SETTING, 1).rows["other"].ratio
+
+
+def test_who_is_absent_declines_or_fails_is_told_of_and_the_others_go_on():
+    def breaks(*_):
+        raise RuntimeError("no such kernel\nmore")
+
+    who = (
+        OURS,
+        contestant("absent", absent=lambda: "No module named 'absent'", build=breaks),
+        contestant("unwilling", declines=lambda case, mode, setting: f"not in {setting.dtype}", build=breaks),
+        contestant("broken", build=breaks),
+        SCAN,
+    )
+    rows = measure(TINY, "forward", who, SETTING, 1).rows
+    assert {name: (row.status, row.note) for name, row in rows.items() if row.status != "timed"} == {
+        "absent": ("absent", "No module named 'absent'"),
+        "unwilling": ("declines", "not in float32"),
+        "broken": ("fails", "RuntimeError: no such kernel"),
+    }
+    assert rows["plain scan"].ratio > 0
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        measure(TINY, "forward", (contestant("ours is broken", build=breaks),), SETTING, 1)
+
+
+def test_a_run_with_a_refused_peer_says_so(monkeypatch, tmp_path, capsys):
+    def zeros(case, setting):
+        made = ours_form(case, setting)
+        return made._replace(run=lambda *args: 0 * made.run(*args))
+
+    liar, ghost = contestant("liar", zeros), contestant("ghost", absent=lambda: "not installed")
+    monkeypatch.setattr(benchmark, "PEERS", {"liar": (liar, ghost)})
+    words = ["--cases", "2,3,2,3", "--rounds", "1", "--quick", "--out", str(tmp_path)]
+    assert benchmark.main(words) == 1
+    (path,) = tmp_path.glob("*.json")
+    tree = json.loads(path.read_text())
+    assert [m["rows"]["liar"]["status"] for m in tree["cases"]] == ["refused"] * 2
+    assert tree["about"]["absent"] == {"ghost": "not installed"}
+    assert not tree["curves"] and not tree["memory"]  # the case that was asked for, alone
     printed = capsys.readouterr().out
-    assert str(path) in printed and all(str(case) in printed for case in cases.QUICK)
+    assert "liar refused in 2,3,2,3, forward: its outputs differ" in printed
+    assert "absent: ghost (not installed)" in printed
+    assert "ghost is absent: not installed" in path.with_suffix(".md").read_text()
 
 
-def test_a_contestant_that_computes_something_else_is_not_timed(monkeypatch):
-    def wrong(case, problem, mode):
-        params = problem.params._replace(bias=problem.params.bias + 1)
-        return cases.ours("fused", case, problem._replace(params=params), mode)
+def test_nan_and_other_shapes_differ():
+    good = {"outputs": np.ones((2, 2), np.float32)}
+    assert farthest(good, good) == (0.0, "results")
+    distance, where = farthest({"outputs": np.array([[1, 1], [1, np.nan]])}, good)
+    assert np.isnan(distance) and where == "outputs"
+    with pytest.raises(ValueError, match="outputs have other shapes"):
+        farthest({"outputs": np.ones(4)}, good)
+    with pytest.raises(ValueError, match="gives carry instead of outputs"):
+        farthest({"carry": np.ones(4)}, good)
 
-    monkeypatch.setitem(cases.CONTESTANTS, "fused", wrong)
-    with pytest.raises(AssertionError, match="fused disagrees"):
-        benchmark.measure(cases.QUICK[0], "forward", rounds=1)
+
+def test_nan_is_refused():
+    def nan(case, setting):
+        made = ours_form(case, setting)
+        return made._replace(run=lambda *args: made.run(*args) * jnp.nan)
+
+    found = measure(TINY, "forward", (OURS, contestant("nan", nan)), SETTING, 1)
+    assert found.rows["nan"].status == "refused"
+
+
+def test_keras_on_another_backend_does_not_take_part(monkeypatch):
+    other = types.SimpleNamespace(backend=types.SimpleNamespace(backend=lambda: "torch"))
+    monkeypatch.setitem(sys.modules, "keras", other)
+    monkeypatch.setitem(os.environ, "KERAS_BACKEND", "torch")
+    assert "KERAS_BACKEND=jax" in keras_.absent()
+    monkeypatch.setitem(sys.modules, "keras", None)
+    assert "keras" in keras_.absent()
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    ("sizes", "dtype", "forward", "backward"),
     [
-        (["--cases", "1,2,3"], "'1,2,3' is not B,T,D,H"),
+        ((32, 100, 128, 128), "float32", torch_.SMALL_H, torch_.SMALL_H),
+        ((32, 100, 128, 192), "bfloat16", torch_.SMALL_H, torch_.STANDARD),
+        ((32, 100, 128, 512), "float16", torch_.PERSISTENT, torch_.PERSISTENT),
+        ((32, 100, 128, 512), "bfloat16", torch_.STANDARD, torch_.STANDARD),
+        ((32, 100, 128, 512), "float32", torch_.STANDARD, torch_.STANDARD),
+        ((20, 100, 128, 512), "float16", torch_.STANDARD, torch_.STANDARD),
+        ((256, 100, 128, 512), "float16", torch_.STANDARD, torch_.STANDARD),
+        ((32, 100, 100, 512), "float16", torch_.STANDARD, torch_.STANDARD),
+        ((32, 100, 128, 1152), "float16", torch_.STANDARD, torch_.STANDARD),
+        ((32, 100, 128, 512, 2), "float16", torch_.STANDARD, torch_.STANDARD),
+        ((32, 100, 128, 512, 1, True), "float16", torch_.STANDARD, torch_.STANDARD),
+        ((32, 100, 128, 128, 1, False, True), "float16", torch_.STANDARD, torch_.STANDARD),
+    ],
+)
+def test_the_algorithm_that_pytorch_asks_cudnn_for(sizes, dtype, forward, backward):
+    facts = (Case(*sizes), dtype, (9, 0), 132)
+    assert torch_.algorithm(*facts) == forward
+    assert torch_.algorithm(*facts, backward=True) == backward
+
+
+# --- the clock ----------------------------------------------------------------------------------
+
+
+def fakes(log, *names, spins=()):
+    return {name: timing.Timed(lambda name=name: log.append(name), name in spins) for name in names}
+
+
+def test_rounds_rotate():
+    assert [timing.rotated("abc", turn) for turn in range(4)] == [[*"abc"], [*"bca"], [*"cab"], [*"abc"]]
+    order = list(timing.schedule(fakes([], *"abc"), 3))
+    assert order == [(name, True) for name in "abcbcacab"]
+
+
+def test_what_follows_a_spinning_contestant_is_thrown_away_once():
+    order = list(timing.schedule(fakes([], *"atb", spins="t"), 3))
+    counted = [name for name, counts in order if counts]
+    assert counted == [*"atbtbabat"]
+    for (before, _), (name, counts) in pairwise(order):
+        if before == "t":
+            assert not counts, "what comes after the spinning threads was counted"
+        elif not counts:
+            raise AssertionError(f"{name} was thrown away for nothing")
+    assert sum(not counts for _, counts in order) == 2  # the last of the rounds has nobody after it
+
+
+def test_everybody_is_called_as_the_schedule_says(monkeypatch):
+    monkeypatch.setattr(timing, "repeats", lambda contestants: 4)
+    log = []
+    who = fakes(log, *"atb", spins="t")
+    ticks = []
+    seconds, times = timing.time_rounds(who, 3, lambda: ticks.append(1))
+    assert log == [name for name, _ in timing.schedule(who, 3) for _ in range(4)]
+    assert times == 4 and len(ticks) == 9
+    assert {name: len(rounds) for name, rounds in seconds.items()} == dict.fromkeys("atb", 3)
+
+
+def test_a_sample_is_the_mean_of_its_calls():
+    now = iter([10.0, 16.0])
+    log = []
+    assert timing.sample(lambda: log.append(1), 3, lambda: next(now)) == 2.0 and len(log) == 3
+
+
+@pytest.mark.parametrize(("fastest", "times"), [(1e-3, 5), (1.0, 1), (1e-9, timing.MOST_REPEATS)])
+def test_short_calls_are_repeated_alike_for_all(monkeypatch, fastest, times):
+    seconds = {"a": fastest, "b": 7.0}
+    monkeypatch.setattr(timing, "sample", lambda call, _: seconds[call()])
+    who = {name: timing.Timed(lambda name=name: name) for name in seconds}
+    assert timing.repeats(who) == times
+
+
+# --- problems and sums --------------------------------------------------------------------------
+
+
+def test_padding_has_no_part_in_the_loss():
+    problem = cases.make_problem(Case(3, 5, 2, 4, ragged=True), SETTING)
+    assert problem.more.tolist() == [5, 3, 1]  # longest first, as torch packs them
+    weights = np.asarray(problem.weights)
+    assert not weights[~np.broadcast_to(problem.valid, weights.shape)].any()
+    assert problem.valid.sum() == 9 and weights[problem.valid[..., 0]].all()
+
+
+def test_an_ensemble_has_weights_and_inputs_of_its_own():
+    problem = cases.make_problem(Case(2, 5, 3, 4, ensemble=3), SETTING)
+    ((params,),) = problem.params
+    assert params.w_hh.shape == (3, 4, 16) and problem.xs.shape == (3, 5, 2, 3)
+    assert len(np.unique(np.asarray(params.bias))) == 3 * 16  # biases differ, so that they are compared
+    assert not jnp.array_equal(problem.xs[0], problem.xs[1])
+
+
+@pytest.mark.parametrize("case", [TINY, Case(2, 3, 2, 3, layers=3), Case(2, 3, 2, 3, 2, bidirectional=True)])
+def test_parameters_by_layers_and_as_a_network(case):
+    params = cases.make_network(case).init(jax.random.key(0))
+    layers = cases.as_layers(case, params)
+    assert [len(layer) for layer in layers] == [1 + case.bidirectional] * case.layers
+    assert jax.tree.structure(cases.as_network(case, layers)) == jax.tree.structure(params)
+
+
+def test_operations_are_those_of_the_matrix_products():
+    """Counted by hand: two for each weight, row and step; three times as many with the backward pass."""
+    assert cases.flops(Case(2, 3, 4, 5), "forward", 6) == 2 * 6 * (4 * 20 + 5 * 20)
+    assert cases.flops(Case(2, 3, 4, 5), "forward+backward", 6) == 3 * cases.flops(
+        Case(2, 3, 4, 5), "forward", 6
+    )
+    both = Case(2, 3, 4, 5, layers=2, bidirectional=True, ensemble=7)
+    assert cases.flops(both, "forward", 6) == 7 * 2 * 6 * 2 * ((4 + 5) * 20 + (10 + 5) * 20)
+
+
+def made_up(case, mode, **medians):
+    rows = {
+        name.replace("_", " ").replace("lstm jax", "lstm_jax"): Row(
+            "timed", median_s=s, compile_s=s, temporary_bytes=100
+        )
+        for name, s in medians.items()
+    }
+    rows["equinox"] = Row("declines", "no lengths")
+    return Measurement(case, mode, 1, 1, rows)
+
+
+def test_geometric_means_are_over_the_plain_cases():
+    measured = [
+        made_up(
+            TINY, "forward", lstm_jax=2.0, lstm_jax_again=2.2, plain_scan=4.0, torch=1.0, haiku=6, keras=8
+        ),
+        made_up(Case(1, 1, 1, 1), "forward", lstm_jax=1.0, lstm_jax_again=0.8, torch=4.0, haiku=5, keras=2),
+        made_up(Case(1, 1, 1, 1, layers=2), "forward", lstm_jax=1.0, lstm_jax_again=9, torch=1.0, haiku=9),
+    ]
+    found = {mean.what: mean for mean in summary.means(measured)}
+    assert found["time, ours / torch, forward"] == pytest.approx(
+        summary.Mean("time, ours / torch, forward", np.sqrt(2.0 * 0.25), 2)[1:], abs=1e-12
+    ) or found["time, ours / torch, forward"].value == pytest.approx(np.sqrt(0.5))
+    best = found["time, best other JAX library / ours, forward"]
+    assert best.value == pytest.approx(np.sqrt(3.0 * 2.0)) and best.cases == 2
+    scan = found["time, ours / plain scan, forward"]
+    assert scan.value == pytest.approx(0.5) and scan.cases == 1
+    assert found["time, spread of ours against itself, forward"].value == pytest.approx(np.sqrt(1.1 * 1.25))
+    assert not any("forward+backward" in what for what in found)
+
+
+def test_slower_than_the_best_by_more_than_the_spread():
+    near = made_up(TINY, "forward", lstm_jax=1.0, lstm_jax_again=1.1, haiku=0.95, keras=3)
+    far = made_up(TINY, "forward", lstm_jax=1.0, lstm_jax_again=1.1, haiku=3, keras=0.8)
+    verdicts = summary.verdicts([near, far])
+    assert [(v.best, v.slower) for v in verdicts] == [("haiku", False), ("keras", True)]
+    assert verdicts[1].ratio == pytest.approx(1.25) and verdicts[1].spread == pytest.approx(1.1)
+
+
+# --- files and arguments ------------------------------------------------------------------------
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "there.json"
+    report.write(path, "old")
+
+    def fails(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(report.os, "replace", fails)
+    with pytest.raises(OSError, match="disk full"):
+        report.write(path, "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["there.json"] and path.read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--cases", "1,2,3"], "'1,2,3' is neither B,T,D,H nor one of core, stack"),
         (["--cases", "1,2,3,0"], "'1,2,3,0' holds a size below 1"),
         (["--rounds", "0"], "--rounds must be 1 or more"),
+        (["--peers", "none", "torch"], "--peers: all and none stand alone"),
+        (["--peers", "tensorflow"], "invalid choice: 'tensorflow'"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+        (["--device", "tpu"], "--device tpu: "),
+        (["--tf32", "on"], "--tf32 on: only GPUs"),
     ],
 )
 def test_bad_arguments_are_refused(words, told, capsys):
     with pytest.raises(SystemExit):
         benchmark.main(words)
     assert told in capsys.readouterr().err
+
+
+def test_names_stand_for_cases_and_peers():
+    assert benchmark.parse_cases("core") == cases.CORE and len(cases.CORE) == 8
+    assert benchmark.parse_cases("1,2,3,4") == (Case(1, 2, 3, 4),)
+    kinds = [{name for name, value in case._asdict().items() if value} for case in cases.NAMED["all"]]
+    for kind in ("bidirectional", "ragged", "ensemble", "streaming"):
+        assert any(kind in kind_of for kind_of in kinds), kind
+    assert {1, 2, 4} == {case.layers for case in cases.NAMED["all"]}
+    assert benchmark.chosen_peers(["none"]) == ()
+    assert benchmark.chosen_peers(["torch", "haiku"]) == (contestants.HAIKU, contestants.TORCH)
+    assert len(benchmark.chosen_peers(["all"])) == 9
+
+
+def test_built_is_what_measure_calls():
+    """A contestant that is no JAX program takes part all the same."""
+    problem = cases.make_problem(TINY, SETTING)
+    ours = OURS.build(TINY, problem, "forward", SETTING)
+    ys = np.asarray(ours.call())
+    other = contestant("plain Python", build=lambda *_: Built(lambda: ys, lambda found: {"outputs": found}))
+    row = measure(TINY, "forward", (OURS, other), SETTING, 1).rows["plain Python"]
+    assert row.status == "timed" and row.compile_s is None and row.temporary_bytes is None

@@ -98,9 +98,9 @@ def build_jax(form: Callable[[Case, Setting], Form]) -> Callable[[Case, Problem,
                 return {"h": h, "c": c, "outputs": y}
             if mode == MODES[0]:
                 return {"outputs": arrange(results)}
-            value, (weights, xs) = results
+            _, (weights, xs) = results
             (params,) = jax.jit(lambda given: jax.vjp(convert, problem.params)[1](given))(weights)
-            return {"loss": value, "gradients for weights": params, "gradients for inputs": arrange(xs)}
+            return {"gradients for weights": params, "gradients for inputs": arrange(xs)}
 
         return Built(
             lambda: jax.block_until_ready(compiled(*args)), ours, compile_s, temporary_bytes(compiled)

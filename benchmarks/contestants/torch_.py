@@ -20,11 +20,6 @@ def algorithm(
 ) -> str:
     """The class of cuDNN's algorithms that PyTorch asks for, by the arithmetic of its
     ``aten/src/ATen/native/cudnn/RNN.cpp`` (``get_algo``; devices since Ampere).
-
-    >>> algorithm(Case(32, 100, 128, 512), "float16", (9, 0), 132)
-    'persistent static'
-    >>> algorithm(Case(32, 100, 128, 512), "bfloat16", (9, 0), 132)
-    'standard'
     """
     if case.ragged:  # packed
         return STANDARD
@@ -101,7 +96,6 @@ def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Built:
             return {"outputs": joined([numpy(ys) for ys in results])}
         found = [read_layers(case, module) for module in modules]
         return {
-            "loss": numpy(results),
             "gradients for weights": joined(found),
             "gradients for inputs": joined([numpy(x.grad) for x in xs]),
         }
