@@ -144,6 +144,7 @@ def run(args: argparse.Namespace, setting: Setting) -> int:
     print(f"square matrix products: {reports.rates(report.matmul_rates)}", flush=True)
 
     shared = {"rounds": rounds, "rate": max(report.matmul_rates.values())}
+    shared |= {"sample_s": 0.0} if args.quick else {}
     path = args.out / f"{reports.stem(report.about)}.json"
     jobs = [*plan(report, args.quick, parts, cases, contestants, setting, shared)]
     with progress(len(jobs)) as (say, step):

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.cases import Case, Setting, flops, make_problem
 from benchmarks.contestants.contestant import Built, Contestant
-from benchmarks.timing import Timed, time_rounds
+from benchmarks.timing import SAMPLE_S, Timed, time_rounds
 
 #: How far results may lie from ours, as a part of the largest number in an array. Under narrow types
 #: the libraries differ in what they keep wide (ours: sums and cell state), and over time it adds up.
@@ -65,6 +65,7 @@ def measure(
     rounds: int,
     *,
     rate: float | None = None,
+    sample_s: float = SAMPLE_S,
     tell: Callable[[str], Any] = lambda _: None,
 ) -> Measurement:
     """Build, compare with the first of ``contestants`` (ours), and time those who agree."""
@@ -81,7 +82,7 @@ def measure(
     spins = {who.name: who.spins for who in contestants}
     timed = {name: Timed(ready.call, spins[name]) for name, ready in built.items()}
     tell("rounds")
-    seconds, repeats = time_rounds(timed, rounds)
+    seconds, repeats = time_rounds(timed, rounds, sample_s)
     work = flops(case, mode, int(problem.valid.sum()))
     first = statistics.median(seconds[contestants[0].name])
     for name, ready in built.items():

@@ -40,10 +40,10 @@ def schedule(contestants: Mapping[str, Timed], rounds: int) -> Iterator[tuple[st
             spun = contestants[name].spins
 
 
-def repeats(contestants: Mapping[str, Timed]) -> int:
+def repeats(contestants: Mapping[str, Timed], sample_s: float = SAMPLE_S) -> int:
     """How often a call is repeated in a sample: the same for all, found with the fastest."""
     fastest = min(sample(who.call, 1) for who in contestants.values() for _ in range(2))
-    return max(1, min(MOST_REPEATS, round(SAMPLE_S / max(fastest, 1e-9))))
+    return max(1, min(MOST_REPEATS, round(sample_s / max(fastest, 1e-9))))
 
 
 def sample(call: Callable[[], Any], times: int, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -55,16 +55,15 @@ def sample(call: Callable[[], Any], times: int, clock: Callable[[], float] = tim
 
 
 def time_rounds(
-    contestants: Mapping[str, Timed], rounds: int, tick: Callable[[], Any] = lambda: None
+    contestants: Mapping[str, Timed], rounds: int, sample_s: float = SAMPLE_S
 ) -> tuple[dict[str, list[float]], int]:
     """Seconds a call in every round, for everybody; and the repeats that each of them is a mean of."""
-    times = repeats(contestants)
+    times = repeats(contestants, sample_s)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for name, counts in schedule(contestants, rounds):
         taken = sample(contestants[name].call, times)
         if counts:
             seconds[name].append(taken)
-            tick()
     return seconds, times
 
 

@@ -1,0 +1,57 @@
+"""The benchmark with every other library there is: all take part, all agree, and the files are written."""
+
+import json
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import pytest
+
+from benchmarks import __main__ as benchmark
+from benchmarks.cases import QUICK, Setting
+from benchmarks.contestants import HOUSE, PEERS
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.fixture(autouse=True)
+def the_peers_own_manners(quick_compiles):
+    """The other libraries lean on promotion, which the tests of this one forbid."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_all_peers_take_part_and_agree(tmp_path):
+    everybody = [who for group in PEERS.values() for who in group]
+    for who in everybody:
+        assert who.absent() is None, f"{who.name} is not installed: nothing is compared with it"
+    assert benchmark.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
+
+    (path,) = tmp_path.glob("*.json")
+    tree = json.loads(path.read_text())
+    assert len(tree["cases"]) == sum(len(case.modes) for case in QUICK)
+    for measured, case in zip(tree["cases"], (c for c in QUICK for _ in c.modes), strict=True):
+        rows = measured["rows"]
+        assert list(rows) == [who.name for who in (*HOUSE, *everybody)]
+        for who in everybody:
+            declined = who.declines(case, measured["mode"], Setting("cpu"))
+            assert rows[who.name]["status"] == ("declines" if declined else "timed"), rows[who.name]
+            assert len(rows[who.name]["rounds_s"]) == (0 if declined else 3)
+    timed = {name for m in tree["cases"] for name, row in m["rows"].items() if row["status"] == "timed"}
+    assert timed == {who.name for who in (*HOUSE, *everybody)} - {"jax.experimental.rnn"}
+    for curve in tree["curves"].values():
+        assert all(
+            {"lstm_jax", "plain scan", "nnx OptimizedLSTMCell", "torch"} == set(m["rows"]) for m in curve
+        )
+    assert set(tree["matmul_rates"]) == {"jax", "torch"}
+    assert {mean["what"] for mean in tree["geometric_means"]} >= {
+        "time, ours / torch, forward",
+        "time, ours / torch, forward+backward",
+        "time, best other JAX library / ours, forward",
+    }
+    assert {other.suffix for other in tmp_path.iterdir()} == {".json", ".md", ".png"}
+
+
+def test_torchs_idle_threads_are_known_to_spin():
+    assert {who.name for group in PEERS.values() for who in group if who.spins} == {"torch"}
