@@ -71,8 +71,9 @@ test-peers: $(PEERS)  ## live comparison with the other libraries; a skipped tes
 test-latest: $(LATEST)  ## the everyday tests on the newest Python and jax
 	.venv-latest/bin/python $(PYTEST) $(CORE) $(PYTEST_ARGS)
 
-bench: $(MAIN)  ## time the fast path against the plain scan
-	.venv/bin/python -m benchmarks $(BENCH_ARGS)
+bench: export KERAS_BACKEND ?= jax
+bench: $(PEERS)  ## time and memory beside the other libraries, into benchmarks/results
+	.venv-peers/bin/python -m benchmarks $(BENCH_ARGS)
 
 lint: $(MAIN)  ## ruff: rules and format
 	.venv/bin/ruff check
@@ -83,7 +84,7 @@ types: $(MAIN)  ## mypy over lstm_jax
 
 clean:  ## remove the environments, caches and build products (runs/ stays)
 	rm -rf .venv .venv-peers .venv-latest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
-	find lstm_jax tests examples -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find lstm_jax tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(MAIN): pyproject.toml
 	@$(call make_venv,.venv,$(PYTHON),3.11 3.12 3.13)
@@ -94,7 +95,7 @@ $(MAIN): pyproject.toml
 $(PEERS): pyproject.toml
 	@$(call make_venv,.venv-peers,$(PYTHON),3.11 3.12 3.13)
 	.venv-peers/bin/python -m pip install -q "$(TORCH)"
-	.venv-peers/bin/python -m pip install -q "$(JAX)" -e ".[test,peers]"
+	.venv-peers/bin/python -m pip install -q "$(JAX)" -e ".[test,bench]"
 	@touch $@
 
 $(LATEST): pyproject.toml

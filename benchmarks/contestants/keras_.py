@@ -18,7 +18,8 @@ def form(case: Case, setting: Setting) -> Form:
 
     options = {"return_sequences": True, "unroll": False, "dtype": POLICY[setting.dtype]}
     options |= {"zero_output_for_mask": True} if case.ragged else {}
-    options |= {"use_cudnn": False} if case.ensemble else {}  # cuDNN's does not go under vmap
+    if case.ensemble or setting.platform != "gpu":  # cuDNN's does not go under vmap
+        options |= {"use_cudnn": False}
 
     def layer(size: int) -> Any:
         if case.streaming:

@@ -10,7 +10,9 @@ import pytest
 
 from benchmarks import __main__ as benchmark
 from benchmarks.cases import QUICK, Setting
-from benchmarks.contestants import HOUSE, PEERS
+from benchmarks.contestants import CUDNN, HOUSE, OURS, PEERS
+from benchmarks.contestants.contestant import never
+from benchmarks.measure import measure
 
 pytestmark = pytest.mark.peers
 
@@ -55,3 +57,21 @@ def test_all_peers_take_part_and_agree(tmp_path):
 
 def test_torchs_idle_threads_are_known_to_spin():
     assert {who.name for group in PEERS.values() for who in group if who.spins} == {"torch"}
+
+
+@pytest.mark.parametrize("case", [case for case in QUICK if not (case.ensemble or case.streaming)], ids=str)
+def test_what_jax_experimental_rnn_is_given(monkeypatch, case):
+    """Without a GPU: its own reference, for the weights and lengths that cuDNN would get."""
+    from jax.experimental import rnn
+
+    def reference(x, h, c, flat, lengths, D, H, layers, dropout, bidirectional, precision):
+        parts = rnn.unpack_lstm_weights(flat, D, H, layers, bidirectional)
+        return rnn.lstm_ref(x, h, c, *parts, lengths, D, H, layers, dropout, bidirectional)
+
+    monkeypatch.setattr(rnn, "lstm", reference)
+    assert "GPUs" in CUDNN.declines(case, "forward", Setting("cpu"))
+    assert CUDNN.declines(case, "forward", Setting("gpu")) is None
+    assert "float32" in CUDNN.declines(case, "forward", Setting("gpu", "bfloat16"))
+    for mode in case.modes:
+        found = measure(case, mode, (OURS, CUDNN._replace(declines=never)), Setting("cpu"), 1)
+        assert found.rows[CUDNN.name].status == "timed", found.rows[CUDNN.name]
