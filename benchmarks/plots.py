@@ -64,11 +64,11 @@ def subtitle(report: Report) -> str:
     return f"{where}, {about['cores']} cores, {about['dtype']}{tf32}, jax {about['versions']['jax']}"
 
 
-def plain_log(axis: Any) -> None:
+def plain_log(axis: Any, subs: tuple[float, ...] = (1, 2, 5)) -> None:
     """Numbers as one writes them, with few of them on a log axis."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(10, subs=subs))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -132,7 +132,7 @@ def one_panel_of_bars(ax: Any, measurements: list[Measurement], names: list[str]
             label="several layers, both directions, lengths, ensemble, streaming" if y == 0 else None,
         )
     ax.set_xscale("log")
-    plain_log(ax.xaxis)
+    plain_log(ax.xaxis, (1, 1.5, 2, 3, 5, 7))
     apart = [s for m in measurements if (s := summary.spread(m)) is not None]
     if apart:
         ax.axvspan(
@@ -219,58 +219,33 @@ def label_curve(ax: Any, letter: str, mode: str, measurements: list[Measurement]
 
 
 def memory(plt: Any, report: Report) -> Any:
-    """A panel a case: temporary memory to the right, time upwards."""
+    """A panel a case: temporary memory to the right, time upwards, a sign for each policy."""
     figure, axes = plt.subplots(
         1,
         len(report.memory),
-        figsize=(1 + 4 * len(report.memory), 3.8),
+        figsize=(1 + 4 * len(report.memory), 4),
         squeeze=False,
         layout="constrained",
     )
     for ax, measurement in zip(axes[0], report.memory, strict=True):
-        points = sorted(
-            (row.temporary_bytes / 1e6, 1e3 * row.median_s, name)
-            for name, row in measurement.rows.items()
-            if row.median_s is not None and row.temporary_bytes
-        )
-        for x, y, name in points:
-            scan = name == SCAN.name
-            marker, colour = ("X", SCAN_COLOUR) if scan else ("o", OURS_COLOUR)
-            ax.plot(x, y, marker, color=colour, ms=8, zorder=3)
+        for index, (name, row) in enumerate(measurement.rows.items()):
+            if row.median_s is None or not row.temporary_bytes:
+                continue
+            colour, marker = ((OURS_COLOUR, *OTHERS)[index % 6], "osv^DP"[index % 6])
+            if name == SCAN.name:
+                colour, marker = SCAN_COLOUR, "X"
+            at = row.temporary_bytes / 1e6, 1e3 * row.median_s
+            ax.plot(*at, marker, color=colour, ms=9, alpha=0.9, label=name, zorder=3)
         ax.set_xscale("log")
-        ax.margins(0.2, 0.2)
+        ax.margins(0.15, 0.15)
         ax.set_ylim(bottom=0)
         plain_log(ax.xaxis)
-        label_points(ax, points)
         ax.set_xlabel("temporary memory, MB")
         ax.set_ylabel("milliseconds")
         ax.set_title(f"{measurement.mode}, B,T,D,H = {measurement.case}", fontsize=9)
         ax.grid(color="#DDDDDD", lw=0.6)
-    figure.suptitle(
-        f"Time against memory, by what the backward pass may remember\n{subtitle(report)}", fontsize=10
-    )
+    title = "Time against memory, by what the backward pass may remember"
+    figure.suptitle(f"{title}\n{subtitle(report)}", fontsize=10)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     return figure
-
-
-def label_points(ax: Any, points: list[tuple[float, float, str]]) -> None:
-    """Names beside their points, each moved up until it covers none of those before it."""
-    to_pixels = ax.transData.transform
-    taken: list[tuple[float, float]] = []
-    for x, y, name in sorted(points, key=lambda point: point[1]):
-        px, py = to_pixels((x, y))
-        at = py + 12
-        while any(abs(px - other_x) < 130 and abs(at - other_y) < 13 for other_x, other_y in taken):
-            at += 4
-        taken.append((px, at))
-        text = name.replace("checkpoint=", "")
-        ax.annotate(
-            text,
-            (x, y),
-            xytext=(0, (at - py) * 72 / ax.figure.dpi),
-            textcoords="offset points",
-            ha="center",
-            va="center",
-            fontsize=8,
-            color="#222222",
-            zorder=4,
-        )

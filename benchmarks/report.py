@@ -218,6 +218,8 @@ def markdown(report: Report) -> str:
             f"({rates(report.matmul_rates)})",
             cells(both, lambda row: number(row.matmul_fraction, ".1%")),
         ]
+    if report.memory:
+        parts += ["**time against memory**", policies(report.memory)]
     if report.long:
         parts += ["**very long sequences**", "\n".join(f"- {long_line(row)}" for row in report.long)]
     if closed := closing(report):
@@ -247,6 +249,16 @@ def ratios(measurements: Sequence[Measurement]) -> str:
         return f"{row.ratio:.2f}" if row.ratio is not None else row.status
 
     return cells(measurements, text, lead=lambda m: f"{m.rows[OURS.name].median_s * 1e3:.3f} ms")
+
+
+def policies(measurements: Sequence[Measurement]) -> str:
+    """A line a policy: what it takes, and what it needs."""
+    lines = ["| B,T,D,H | | median ms | temporary MB |", "| --- | --- | ---: | ---: |"]
+    for m in measurements:
+        for name, row in m.rows.items():
+            words = number(row.median_s, ".3f", 1e3), number(row.temporary_bytes, ".3f", 1e-6)
+            lines.append(f"| {m.case} | {name} | {words[0]} | {words[1]} |")
+    return "\n".join(lines)
 
 
 def cells(measurements: Sequence[Measurement], text: Any, lead: Any = None) -> str:
