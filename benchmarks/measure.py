@@ -15,8 +15,9 @@ from benchmarks.contestants.contestant import Built, Contestant
 from benchmarks.timing import SAMPLE_S, Timed, time_rounds
 
 #: How far results may lie from ours, as a part of the largest number in an array. Under narrow types
-#: the libraries differ in what they keep wide (ours: sums and cell state), and over time it adds up.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.15, "float16": 0.03}
+#: the libraries differ in what they keep wide (ours: weights, sums and cell state), and over many steps
+#: it adds up; that all compute the same is what float32 shows.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.05}
 TF32_TOLERANCE = 0.02
 
 
