@@ -41,12 +41,13 @@ def quick(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        printed = []
-        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
-        code = benchmark.main(["--quick", "--peers", "none", "--out", str(folder)])
-    jax.config.update("jax_disable_most_optimizations", before)
-    assert code == 0
+    printed = []
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+            assert benchmark.main(["--quick", "--peers", "none", "--out", str(folder)]) == 0
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
     (path,) = folder.glob("*.json")
     return path, json.loads(path.read_text()), "\n".join(printed)
 

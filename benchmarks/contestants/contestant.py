@@ -1,4 +1,8 @@
-"""What a contestant is, and how those that are JAX programs are built."""
+"""What a contestant is, and how those that are JAX programs are built.
+
+All get the same arrays. What a library wants laid out otherwise (its own parameters, the batch in
+front) is laid out before the clock runs; what is timed ends when its results are there.
+"""
 
 from __future__ import annotations
 
