@@ -10,11 +10,10 @@ import jax
 import jax.numpy as jnp
 
 import lstm_jax
-from benchmarks.cases import MODES, Case, Setting, make_network
+from benchmarks.cases import Case, Setting, make_network
 from benchmarks.contestants import SCAN
 from benchmarks.contestants.contestant import Contestant, compile_now, temporary_bytes
 from benchmarks.contestants.ours import ours
-from benchmarks.measure import Measurement, measure
 
 POLICY_CASES = (Case(8, 1000, 64, 64), Case(32, 1000, 128, 128))
 POLICIES = (None, "sqrt", 10, 100, 250)
@@ -29,13 +28,6 @@ LOSSES = ("of all outputs", "of the last state")
 def contestants(policies: Sequence[str | int | None]) -> tuple[Contestant, ...]:
     """One for each policy, and the plain scan."""
     return (*(ours(f"checkpoint={policy!r}", policy) for policy in policies), SCAN)
-
-
-def measure_policies(
-    case: Case, policies: Sequence[str | int | None], setting: Setting, rounds: int, **more: Any
-) -> Measurement:
-    """Forward and backward with each policy."""
-    return measure(case, MODES[1], contestants(policies), setting, rounds, **more)
 
 
 class Long(NamedTuple):
