@@ -1,4 +1,4 @@
-"""``explain``: which implementation ``unroll`` would take, and why."""
+"""``explain``: which implementation ``unroll`` would take, why, and how much memory that needs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,20 @@ import jax
 
 from lstm_jax import arguments
 from lstm_jax.compositions import Pair
+from lstm_jax.footprint import Footprint, footprint, one_window
+from lstm_jax.fused import plan_of
 from lstm_jax.notation import Array, Carry, Params
-from lstm_jax.unroll import Options, Times, Unrolled, begin, flags_of, prepare, run_cell
+from lstm_jax.schedule import Schedule
+from lstm_jax.unroll import (
+    Options,
+    Times,
+    Unrolled,
+    begin,
+    flags_of,
+    prepare,
+    run_cell,
+    window_length,
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +32,14 @@ class LayerPlan:
     cell: str
     implementation: str
     reason: str
+    #: How the fast path is cut (``lstm_jax.schedule``).
+    schedule: Schedule | None = None
+    #: Expected temporary memory (``lstm_jax.footprint``); None where shapes do not tell it.
+    memory: Footprint | None = None
+
+    def __str__(self) -> str:
+        more = [str(part) for part in (self.schedule, self.memory) if part is not None]
+        return f"{self.implementation:<5}  {self.reason}" + (f" ({'; '.join(more)})" if more else "")
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,8 @@ class Plan:
     #: What shapes and options do not show.
     unseen = (
         "Not seen from here: an enclosing vmap or derivative. "
-        "All implementations in this table give the right answer under both."
+        "All implementations in this table give the right answer under both. "
+        "Memory: expected, beside arguments and results."
     )
 
     @property
@@ -42,7 +63,7 @@ class Plan:
 
     def __str__(self) -> str:
         width = max(len(layer.cell) for layer in self.layers)
-        rows = [f"{layer.cell:<{width}}  {layer.implementation:<5}  {layer.reason}" for layer in self.layers]
+        rows = [f"{layer.cell:<{width}}  {layer}" for layer in self.layers]
         return "\n".join([*rows, self.unseen])
 
 
@@ -95,10 +116,16 @@ def explain(
     ) -> Unrolled:
         if hasattr(network, "compose"):
             return network.compose(telling_run, params, xs, carry, options, times)
-        flags = flags_of(jax.tree.leaves(xs)[0].shape[0], options, times)
-        choice = prepare(network, params, xs, carry, options, flags)[2]
-        name, reason = ("vmap", "no state: all steps at once") if choice is None else choice
-        layers.append(LayerPlan(_short(network), name, reason))
+        T = jax.tree.leaves(xs)[0].shape[0]
+        _, first, choice = prepare(network, params, xs, carry, options, flags_of(T, options, times))
+        if choice is None:
+            layers.append(LayerPlan(_short(network), "vmap", "no state: all steps at once"))
+        else:
+            window = window_length(T, options.checkpoint)
+            memory = footprint(network, params, first, xs, choice.implementation, window)
+            fused = choice.implementation == "fused"
+            cut = plan_of(network, params, first, one_window(xs, window)) if fused else None
+            layers.append(LayerPlan(_short(network), *choice, cut, memory))
         return run_cell(network, params, xs, carry, options, times)
 
     def traced(

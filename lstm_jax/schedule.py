@@ -21,8 +21,8 @@ CHUNK = 2 * MiB
 SPLIT_WEIGHTS = 98_304
 #: Multiplications a step from which lanes pay for themselves, and rows that are enough for all of them.
 LANE_WORK, LANE_ROWS = 2**21, 32
-#: How many lanes. With eight products or fewer ready at a time, XLA runs all of them on one core.
-LANES = 12
+#: Products in all lanes. With eight or fewer ready at a time, XLA runs all of them on one core.
+LANE_PRODUCTS = 12
 
 
 class Schedule(NamedTuple):
@@ -31,6 +31,12 @@ class Schedule(NamedTuple):
     chunk: int | None = None  # steps that are projected and walked at a time; None: all of them
     tangent_chunk: int | None = None  # the same, for the walk of the tangents
     lanes: int = 1  # parts of the batch that walk side by side, where nothing is saved for a derivative
+
+    def __str__(self) -> str:
+        words = [f"chunks of {self.chunk} steps"] if self.chunk else []
+        words += [f"tangents in chunks of {self.tangent_chunk} steps"] if self.tangent_chunk else []
+        words += [f"{self.lanes} lanes"] if self.lanes > 1 else []
+        return ", ".join(words) or "in one piece"
 
 
 def alone() -> bool:
@@ -44,7 +50,7 @@ def schedule(T: Any, carry: Any, u: Any) -> Schedule:
     sizes = [T, *(n for leaf in us + states for n in leaf.shape)]
     if not alone() or not all(isinstance(n, int) for n in sizes) or 0 in sizes:
         return Schedule()
-    units, width = _last(states[0]), sum(map(_last, us))
+    units, width = _last(states[0]), max(map(_last, us))
     rows = us[0].size // _last(us[0])
     step_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in us)
     # Every chunk of tangents adds to the weights' gradients: with fewer rows than units, that is slow.
@@ -56,7 +62,7 @@ def schedule(T: Any, carry: Any, u: Any) -> Schedule:
     return Schedule(
         chunk=even(T, CHUNK // step_bytes) if T * step_bytes > WHOLE else None,
         tangent_chunk=even(T, max(CHUNK // step_bytes, enough)) if T * step_bytes > WHOLE_TANGENTS else None,
-        lanes=LANES if lanes else 1,
+        lanes=LANE_PRODUCTS // len(us) if lanes else 1,  # both directions in one loop: two products a step
     )
 
 

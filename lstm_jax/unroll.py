@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from lstm_jax import arguments
 from lstm_jax.carries import default_carry, settle
@@ -16,6 +16,7 @@ from lstm_jax.choose import Choice, choose
 from lstm_jax.fused import fused_walk
 from lstm_jax.loop import Flags, Walked, blank, cuts, in_windows, restarts, walk
 from lstm_jax.notation import Array, Carry, Cell, Params
+from lstm_jax.schedule import even
 
 
 class Options(NamedTuple):
@@ -215,7 +216,7 @@ def run_cell(
         )
         return walked.carry, (walked.ys, walked.carries)
 
-    length = _window_length(T, options.checkpoint)
+    length = window_length(T, options.checkpoint)
     if length is None:
         carry, (ys, carries) = window(carry, (xs, flags))
     else:
@@ -264,9 +265,11 @@ def flags_of(T: Any, options: Options, times: Times) -> Flags:
     return Flags(times.valid, restart, cut)
 
 
-def _window_length(T: Any, checkpoint: str | int | None) -> int | None:
+def window_length(T: Any, checkpoint: str | int | None) -> int | None:
+    """Steps in a window of the memory policy; None where there are no windows."""
     if checkpoint is None or T == 0:
         return None
     if checkpoint == "sqrt":
-        return max(1, round(float(np.sqrt(arguments.known_length(T)))))
+        T = arguments.known_length(T)
+        return even(T, round(math.sqrt(T))) or T
     return int(checkpoint)

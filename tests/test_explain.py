@@ -278,3 +278,40 @@ def test_a_cell_with_only_some_of_the_three_methods_does_not_split():
     np.testing.assert_array_equal(
         lstm_jax.unroll(network, params, xs)[1], lstm_jax.unroll(Bidirectional(Average()), params, xs)[1]
     )
+
+
+@pytest.mark.parametrize(
+    "kind, case, options",
+    [
+        (LSTM, (32, 100, 64, 128), {}),
+        (LSTM, (32, 100, 64, 128), {"implementation": "scan"}),
+        (LSTM, (32, 100, 64, 128), {"checkpoint": 10}),
+        (LSTM, (32, 100, 64, 128), {"checkpoint": "sqrt", "implementation": "scan"}),
+        (GRU, (16, 200, 32, 64), {}),
+        (RNN, (64, 100, 32, 64), {}),
+    ],
+)
+def test_the_expected_memory_is_about_what_the_compiled_program_needs(kind, case, options):
+    B, T, D, H = case
+    cell = kind(D, H)
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    xs, weights = (jax.ShapeDtypeStruct((T, B, n), jnp.float32) for n in (D, H))
+
+    def loss(params, xs, weights):
+        return jnp.sum(lstm_jax.unroll(cell, params, xs, **options)[1] * weights)
+
+    def needs(function):
+        compiled = jax.jit(function).lower(params, xs, weights).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    memory = explain(cell, params, xs, **options).layers[0].memory
+    assert 2 / 3 < memory.gradients / needs(jax.grad(loss, (0, 1))) < 3 / 2
+    forward = needs(lambda params, xs, _: lstm_jax.unroll(cell, params, xs, **options)[1])
+    assert abs(memory.forward - forward) < max(forward / 3, 1e6)
+
+
+def test_the_memory_of_an_unknown_number_of_steps_is_not_told():
+    (steps,) = jax.export.symbolic_shape("T")
+    cell = LSTM(3, 4)
+    plan = explain(cell, cell.init(jax.random.key(0)), jax.ShapeDtypeStruct((steps, 2, 3), jnp.float32))
+    assert plan.layers[0].memory is None and "in one piece" in str(plan)

@@ -60,6 +60,13 @@ def test_the_rules_by_example(alone, case, expected):
     assert seen_by(case) == schedule.Schedule(*expected)
 
 
+def test_two_directions_share_the_lanes(alone):
+    network = lstm_jax.Bidirectional(LSTM(128, 128))
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    plan = lstm_jax.explain(network, params, jax.ShapeDtypeStruct((20, 32, 128), jnp.float32))
+    assert plan.layers[0].schedule == schedule.Schedule(None, None, 6)
+
+
 def test_nothing_is_cut_where_arrays_may_be_spread_over_devices():
     assert jax.device_count() == 4  # conftest
     assert not schedule.alone()
@@ -179,7 +186,7 @@ def test_lanes_multiply_apart_and_only_where_nothing_is_saved(alone):
         return lstm_jax.unroll(cell, params, xs)[1]
 
     shapes = [eqn.invars[0].aval.shape for eqn in loop_products(jax.make_jaxpr(outputs)(params).jaxpr)]
-    assert len(shapes) == schedule.LANES and sum(rows for rows, _ in shapes) == 32
+    assert len(shapes) == schedule.LANE_PRODUCTS and sum(rows for rows, _ in shapes) == 32
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: outputs(p).sum()))(params).jaxpr
     assert all(32 in eqn.invars[0].aval.shape for eqn in loop_products(jaxpr))
 

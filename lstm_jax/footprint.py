@@ -1,0 +1,97 @@
+"""How much memory a walk is expected to need for a while, told from shapes alone.
+
+Counted is what lies there beside arguments and results: alone, and when the gradients of a loss are
+taken. It is an estimate, within about a third of what compiled programs turn out to need (held by a
+test); XLA decides what shares its place.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+
+from lstm_jax.fused import plan_of
+from lstm_jax.loop import one_step
+from lstm_jax.notation import Carry, Params
+
+
+class Footprint(NamedTuple):
+    """Bytes."""
+
+    forward: int
+    gradients: int
+
+    def __str__(self) -> str:
+        return f"{_size(self.forward)} forward, {_size(self.gradients)} with gradients"
+
+
+def footprint(
+    cell: Any, params: Params, carry: Carry, xs: Any, implementation: str, window: int | None
+) -> Footprint | None:
+    """The footprint of one cell's walk; ``window``: steps of which the backward pass runs each once more.
+
+    None where the number of steps or rows is not known when tracing.
+    """
+    if not all(isinstance(n, int) for leaf in jax.tree.leaves((xs, carry)) for n in leaf.shape):
+        return None
+    T = jax.tree.leaves(xs)[0].shape[0]
+    xs = one_window(xs, window)
+    steps = jax.tree.leaves(xs)[0].shape[0]
+    windows = -(-T // steps) if steps else 0
+    of = {"fused": _of_fused, "scan": _of_scan}[implementation]
+    forward, gradients = of(cell, params, carry, xs, steps)
+    if windows > 1:  # the carries between them, and the weights' gradients, which go from one to the next
+        gradients += windows * _bytes(carry) + _bytes(params)
+    return Footprint(forward, gradients)
+
+
+def one_window(xs: Any, window: int | None) -> Any:
+    """The shapes of what is walked at a time."""
+
+    def shorter(a: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((min(window or a.shape[0], a.shape[0]), *a.shape[1:]), a.dtype)
+
+    return jax.tree.map(shorter, xs) if window is not None else xs
+
+
+def _of_fused(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tuple[int, int]:
+    plan = plan_of(cell, params, carry, xs)
+    x = jax.eval_shape(one_step, xs)
+    u = jax.eval_shape(cell.project, params, x)
+    z = jax.eval_shape(cell.recur, params, carry, u)
+    linear = jax.eval_shape(lambda c, z: jax.linearize(partial(cell.update, params), c, z)[1], carry, z)
+    projected = _bytes(u) * (plan.chunk or steps)
+    if plan.tangent_chunk is None:  # the factors come to lie where z was
+        tangents = (max(_bytes(linear) - _bytes(z), 0) + _bytes(z)) * steps
+    else:
+        tangents = (_bytes(linear) + _bytes(z)) * plan.tangent_chunk + _bytes(params)
+    return projected, _bytes((carry, z)) * steps + max(projected, tangents)
+
+
+def _of_scan(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tuple[int, int]:
+    x = jax.eval_shape(one_step, xs)
+    linear = jax.eval_shape(lambda p, c, x: jax.linearize(cell.step, p, c, x)[1], params, carry, x)
+    # The inputs are arguments; weights, also transposed, are the same at all steps and none of a row.
+    rows = jax.tree.leaves(x)[0].shape[:-1]
+    kept = [leaf for leaf in jax.tree.leaves(linear) if leaf.shape[: len(rows)] == rows]
+    if not rows:
+        weights = [leaf.shape for leaf in jax.tree.leaves(params)]
+        kept = [leaf for leaf in kept if leaf.shape not in weights and leaf.shape[::-1] not in weights]
+    return 0, max(_bytes(kept) - _bytes(x), 0) * steps
+
+
+def _bytes(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _size(count: int) -> str:
+    """
+    >>> _size(999), _size(17_100_000)
+    ('1.0 kB', '17.1 MB')
+    """
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
