@@ -11,8 +11,11 @@ t reads of the carry and z_t its pre-activation,
     dr_{t+1}, dy_t = L_t (dr_t, dz_t)                   in the loop, L_t known for all t at once
 
 where L_t linearises ``update``. The loop carries nothing but the state's tangent. JAX transposes
-it: the transpose of e_t is the one product that gives a weight's gradient. No backward formula is
+it: the transpose of e_t is the one product that gives a weight's gradient. No backward pass is
 written by hand, so reverse mode, second derivatives, vmap and all that follow are JAX's own.
+
+Where all of time at once would be too much, it is a chunk of time: :mod:`lstm_jax.schedule` says
+when, and how many rows walk side by side.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from lstm_jax.schedule import Schedule, schedule
 
 
 class Saved(NamedTuple):
-    """What the loop leaves behind for its tangents."""
+    """What the loop leaves behind for its tangents: all that they need beside the inputs."""
 
     reads: Carry  # (T, ...) the carry that each step read, after restarts
     zs: Any  # (T, ...) the pre-activations

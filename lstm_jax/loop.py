@@ -16,6 +16,7 @@ import numpy as np
 from jax import lax
 
 from lstm_jax.notation import Array, Carry
+from lstm_jax.schedule import alone
 
 NEVER = np.int32(2**31 - 2)  # a step that does not come, and is no reset
 
@@ -175,26 +176,37 @@ def in_windows(
     """
     T = jax.tree.leaves(xs)[0].shape[0]
     known = isinstance(T, int)
-    # A scan's body cannot be merged with its backward pass, so nothing need be done to prevent it.
-    inner = jax.checkpoint(run, prevent_cse=False) if recompute else run
-    outer = jax.checkpoint(run) if recompute else run
     if not known:
         xs, flags = _filled(xs, flags, (T, *batch), window)
     whole, rest = divmod(T, window) if known else ((T + window - 1) // window, 0)
+    steps, shapes = (xs, flags), []
+    # Batches of one row lie in an order of axes that XLA for CPUs copies everything to be rid of.
+    flat = alone()
 
     def split(a: Array) -> Array:
-        return a[: whole * window].reshape(whole, window, *a.shape[1:])
+        return a[: whole * window].reshape(whole, window, *((-1,) if flat else a.shape[1:]))
 
-    def join(a: Array) -> Array:
-        return a.reshape(whole * window, *a.shape[2:])
+    def inner(carry: Carry, at: Any) -> tuple[Carry, Any]:
+        at = jax.tree.map(lambda a, like: a.reshape(window, *like.shape[1:]), at, steps)
+        carry, outs = run(carry, at)
+        shapes[:] = [a.shape[1:] for a in jax.tree.leaves(outs)]
+        return carry, jax.tree.map(lambda a: a.reshape(window, -1), outs) if flat else outs
+
+    def join(outs: Any) -> Any:
+        leaves, structure = jax.tree.flatten(outs)
+        joined = [a.reshape(whole * window, *shape) for a, shape in zip(leaves, shapes, strict=True)]
+        return jax.tree.unflatten(structure, joined)
 
     def last(carry: Carry) -> tuple[Carry, Any]:
-        return outer(carry, jax.tree.map(lambda a: a[whole * window :], (xs, flags)))
+        remaining = jax.tree.map(lambda a: a[whole * window :], steps)
+        return (jax.checkpoint(run) if recompute else run)(carry, remaining)
 
     if rest and reverse:
         carry, after = last(carry)
-    carry, outs = lax.scan(inner, carry, jax.tree.map(split, (xs, flags)), reverse=reverse)
-    outs = jax.tree.map(join, outs)
+    # A scan's body cannot be merged with its backward pass, so nothing need be done to prevent it.
+    body = jax.checkpoint(inner, prevent_cse=False) if recompute else inner
+    carry, outs = lax.scan(body, carry, jax.tree.map(split, steps), reverse=reverse)
+    outs = join(outs)
     if rest and not reverse:
         carry, after = last(carry)
     if rest:

@@ -20,7 +20,7 @@ CHUNK = 2 * MiB
 #: Recurrent weights from which one product of XLA's runs on two cores by itself.
 SPLIT_WEIGHTS = 98_304
 #: Multiplications a step from which lanes pay for themselves, and rows that are enough for all of them.
-LANE_WORK, LANE_ROWS = 2**21, 32
+LANE_WORK, LANE_ROWS = 2**22, 32
 #: Products in all lanes. With eight or fewer ready at a time, XLA runs all of them on one core.
 LANE_PRODUCTS = 12
 
@@ -58,7 +58,8 @@ def schedule(T: Any, carry: Any, u: Any) -> Schedule:
     # Lanes are parts of the first axis, which all that is carried and read must share.
     firsts = {leaf.shape[0] if leaf.ndim > 1 else 1 for leaf in us + states}
     lane_rows = firsts.pop() if len(firsts) == 1 else 1
-    lanes = lane_rows >= LANE_ROWS and units * width < SPLIT_WEIGHTS and rows * units * width >= LANE_WORK
+    work = rows * units * width * len(us)
+    lanes = lane_rows >= LANE_ROWS and units * width < SPLIT_WEIGHTS and work >= LANE_WORK
     return Schedule(
         chunk=even(T, CHUNK // step_bytes) if T * step_bytes > WHOLE else None,
         tangent_chunk=even(T, max(CHUNK // step_bytes, enough)) if T * step_bytes > WHOLE_TANGENTS else None,

@@ -18,7 +18,7 @@ from members import BY_NAME, D, H, Problem, assert_same, gradients, problem, tot
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, Stack
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
 
 T, B = 7, 3
 LAWFUL = members.table(lambda member: not member.variant)

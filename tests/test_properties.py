@@ -16,7 +16,7 @@ from members import BY_NAME, D, assert_same, problem, values_and_gradients
 
 import lstm_jax
 
-pytestmark = pytest.mark.usefixtures("x64")
+pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
 
 T, B = 4, 2
 NETWORKS = ["lstm_learned", "gru", "peephole", "stack_bidirectional"]

@@ -43,14 +43,15 @@ def seen_by(case):
     "case, expected",
     [
         ((1, 100, 128, 128), (None, None, 1)),
-        ((32, 100, 128, 128), (None, 25, 12)),  # 6.25 MiB of projected inputs
+        ((32, 100, 128, 128), (None, 25, 1)),  # 6.25 MiB of projected inputs
         ((20, 35, 200, 200), (None, None, 1)),  # weights enough for two cores, too few steps for chunks
         ((64, 128, 256, 256), (8, 8, 1)),  # 32 MiB
         ((32, 128, 512, 512), (8, 16, 1)),  # tangents: as many rows (16 * 32) as units
         ((20, 35, 650, 650), (None, None, 1)),  # a chunk would need 33 of the 35 steps
         ((128, 28, 28, 128), (None, 7, 12)),
         ((8, 1000, 64, 64), (None, 250, 1)),  # 7.8 MiB
-        ((512, 20, 32, 32), (None, 10, 12)),
+        ((512, 40, 32, 32), (8, 8, 1)),
+        ((64, 20, 128, 128), (None, None, 12)),
         ((32, 100, 32, 32), (None, None, 1)),  # too little work for lanes
         ((0, 100, 128, 128), (None, None, 1)),
         ((32, 0, 128, 128), (None, None, 1)),
@@ -180,15 +181,15 @@ def loop_products(jaxpr, inside=False):
 def test_lanes_multiply_apart_and_only_where_nothing_is_saved(alone):
     cell = LSTM(4, 128)
     params = cell.init(jax.random.key(0))
-    xs = jnp.ones((3, 32, 4))
+    xs = jnp.ones((3, 64, 4))
 
     def outputs(params):
         return lstm_jax.unroll(cell, params, xs)[1]
 
     shapes = [eqn.invars[0].aval.shape for eqn in loop_products(jax.make_jaxpr(outputs)(params).jaxpr)]
-    assert len(shapes) == schedule.LANE_PRODUCTS and sum(rows for rows, _ in shapes) == 32
+    assert len(shapes) == schedule.LANE_PRODUCTS and sum(rows for rows, _ in shapes) == 64
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: outputs(p).sum()))(params).jaxpr
-    assert all(32 in eqn.invars[0].aval.shape for eqn in loop_products(jaxpr))
+    assert all(64 in eqn.invars[0].aval.shape for eqn in loop_products(jaxpr))
 
 
 @pytest.mark.parametrize("joined", [True, False])
