@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.redraw is not None:
         redraw(args.redraw)
         return 0
+    args.out = args.out or Path("runs/benchmarks" if args.quick else "benchmarks/results")
     if args.rounds < 1:
         parser.error("--rounds must be 1 or more")
     if {"all", "none"} & set(args.peers) and len(args.peers) > 1:
@@ -96,7 +97,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--rounds", type=int, default=11, help="(default: %(default)s)")
     add("--quick", action="store_true", help="tiny sizes of every kind and few rounds: does it run?")
-    add("--out", type=Path, default=Path("benchmarks/results"), help="(default: %(default)s)")
+    add("--out", type=Path, help="(default: benchmarks/results, of a quick run runs/benchmarks)")
     add("--redraw", type=Path, metavar="JSON", help="measure nothing: tables and pictures of an earlier run")
     return parser
 

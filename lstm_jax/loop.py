@@ -179,8 +179,10 @@ def in_windows(
     if not known:
         xs, flags = _filled(xs, flags, (T, *batch), window)
     whole, rest = divmod(T, window) if known else ((T + window - 1) // window, 0)
-    steps, shapes = (xs, flags), []
-    # Batches of one row lie in an order of axes that XLA for CPUs copies everything to be rid of.
+    steps = xs, flags
+    shapes: list[tuple[int, ...]] = []  # of the outputs of one step, known once ``run`` was traced
+    # Batch and features joined: batches of one row lie in an order of axes that XLA for CPUs copies
+    # everything to be rid of. Joining would gather what is spread over devices.
     flat = alone()
 
     def split(a: Array) -> Array:

@@ -446,3 +446,12 @@ def test_built_is_what_measure_calls():
     other = contestant("plain Python", build=lambda *_: Built(lambda: ys, lambda found: {"outputs": found}))
     row = measure(TINY, "forward", (OURS, other), SETTING, 1).rows["plain Python"]
     assert row.status == "timed" and row.compile_s is None and row.temporary_bytes is None
+
+
+@pytest.mark.parametrize(
+    "words, folder", [(["--quick"], "runs/benchmarks"), ([], "benchmarks/results"), (["--out", "x"], "x")]
+)
+def test_quick_runs_do_not_lie_among_the_results(monkeypatch, words, folder):
+    seen = []
+    monkeypatch.setattr(benchmark, "run", lambda args, setting: seen.append(str(args.out)) or 0)
+    assert benchmark.main(words) == 0 and seen == [folder]

@@ -7,7 +7,7 @@ import pytest
 from members import MEMBERS, D
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, fused, schedule
+from lstm_jax import GRU, LSTM, fused, loop, schedule
 from lstm_jax.cells import common
 
 T, B = 7, 6
@@ -19,6 +19,7 @@ def alone(monkeypatch):
     """As on a machine with one CPU device. Compiled loops are found again by their cell, so: forgotten."""
     monkeypatch.setattr(schedule, "alone", lambda: True)
     monkeypatch.setattr(common, "alone", lambda: True)
+    monkeypatch.setattr(loop, "alone", lambda: True)
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -213,3 +214,17 @@ def test_a_batch_of_several_axes_is_cut_along_the_first():
     xs = jax.random.normal(jax.random.key(1), (T, 3, 2, D))
     cut, whole = (lstm_jax.unroll(cell, params, xs, implementation=name)[1] for name in ("fused", "scan"))
     np.testing.assert_allclose(cut, whole, atol=1e-6)
+
+
+def test_windows_of_one_row_are_joined_without_copies(alone):
+    """Beside the outputs and what their loss sends back, windows cost little."""
+    T, H = 40_000, 8
+    cell = LSTM(4, H)
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    xs, weights = (jax.ShapeDtypeStruct((T, 1, n), jnp.float32) for n in (4, H))
+
+    def loss(params, xs, weights):
+        return jnp.sum(lstm_jax.unroll(cell, params, xs, checkpoint="sqrt")[1] * weights)
+
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(params, xs, weights).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2.3 * (4 * T * H)
