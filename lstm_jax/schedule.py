@@ -14,7 +14,9 @@ import jax
 MiB = 2**20
 #: Projected inputs of a sequence up to which it is walked whole, and up to which its tangents are
 #: (beside them lies several times as much). Below, cutting only costs.
-WHOLE, WHOLE_TANGENTS = 8 * MiB, 4 * MiB
+WHOLE, WHOLE_TANGENTS = 8 * MiB, 1 * MiB
+#: Tangents stay whole, too, where the weights are at least this part of the projected inputs.
+HEAVY_WEIGHTS = 0.25
 #: Projected inputs of one chunk: what stays in a core's cache beside the weights.
 CHUNK = 2 * MiB
 #: Recurrent weights from which one product of XLA's runs on two cores by itself.
@@ -55,6 +57,8 @@ def schedule(T: Any, carry: Any, u: Any) -> Schedule:
     step_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in us)
     # Every chunk of tangents adds to the weights' gradients: with fewer rows than units, that is slow.
     enough = math.ceil(units / rows)
+    weights = units * width * us[0].dtype.itemsize
+    cut_tangents = T * step_bytes > WHOLE_TANGENTS and weights < HEAVY_WEIGHTS * T * step_bytes
     # Lanes are parts of the first axis, which all that is carried and read must share.
     firsts = {leaf.shape[0] if leaf.ndim > 1 else 1 for leaf in us + states}
     lane_rows = firsts.pop() if len(firsts) == 1 else 1
@@ -62,7 +66,7 @@ def schedule(T: Any, carry: Any, u: Any) -> Schedule:
     lanes = lane_rows >= LANE_ROWS and units * width < SPLIT_WEIGHTS and work >= LANE_WORK
     return Schedule(
         chunk=even(T, CHUNK // step_bytes) if T * step_bytes > WHOLE else None,
-        tangent_chunk=even(T, max(CHUNK // step_bytes, enough)) if T * step_bytes > WHOLE_TANGENTS else None,
+        tangent_chunk=even(T, max(min(CHUNK // step_bytes, T // 4), enough)) if cut_tangents else None,
         lanes=LANE_PRODUCTS // len(us) if lanes else 1,  # both directions in one loop: two products a step
     )
 
