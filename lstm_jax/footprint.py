@@ -15,6 +15,7 @@ import jax
 from lstm_jax.fused import plan_of
 from lstm_jax.loop import one_step
 from lstm_jax.notation import Carry, Params
+from lstm_jax.schedule import size_in_bytes
 
 
 class Footprint(NamedTuple):
@@ -43,17 +44,15 @@ def footprint(
     of = {"fused": _of_fused, "scan": _of_scan}[implementation]
     forward, gradients = of(cell, params, carry, xs, steps)
     if windows > 1:  # the carries between them, and the weights' gradients, which go from one to the next
-        gradients += windows * _bytes(carry) + _bytes(params)
+        gradients += windows * size_in_bytes(carry) + size_in_bytes(params)
     return Footprint(forward, gradients)
 
 
 def one_window(xs: Any, window: int | None) -> Any:
     """The shapes of what is walked at a time."""
-
-    def shorter(a: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((min(window or a.shape[0], a.shape[0]), *a.shape[1:]), a.dtype)
-
-    return jax.tree.map(shorter, xs) if window is not None else xs
+    if window is None:
+        return xs
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct((min(window, a.shape[0]), *a.shape[1:]), a.dtype), xs)
 
 
 def _of_fused(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tuple[int, int]:
@@ -62,12 +61,12 @@ def _of_fused(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> t
     u = jax.eval_shape(cell.project, params, x)
     z = jax.eval_shape(cell.recur, params, carry, u)
     linear = jax.eval_shape(lambda c, z: jax.linearize(partial(cell.update, params), c, z)[1], carry, z)
-    projected = _bytes(u) * (plan.chunk or steps)
+    projected = size_in_bytes(u) * (plan.chunk or steps)
     if plan.tangent_chunk is None:  # the factors come to lie where z was
-        tangents = (max(_bytes(linear) - _bytes(z), 0) + _bytes(z)) * steps
+        tangents = max(size_in_bytes(linear), size_in_bytes(z)) * steps
     else:
-        tangents = (_bytes(linear) + _bytes(z)) * plan.tangent_chunk + _bytes(params)
-    return projected, _bytes((carry, z)) * steps + max(projected, tangents)
+        tangents = (size_in_bytes(linear) + size_in_bytes(z)) * plan.tangent_chunk + size_in_bytes(params)
+    return projected, size_in_bytes((carry, z)) * steps + max(projected, tangents)
 
 
 def _of_scan(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tuple[int, int]:
@@ -79,11 +78,7 @@ def _of_scan(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tu
     if not rows:
         weights = [leaf.shape for leaf in jax.tree.leaves(params)]
         kept = [leaf for leaf in kept if leaf.shape not in weights and leaf.shape[::-1] not in weights]
-    return 0, max(_bytes(kept) - _bytes(x), 0) * steps
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    return 0, max(size_in_bytes(kept) - size_in_bytes(x), 0) * steps
 
 
 def _size(count: int) -> str:

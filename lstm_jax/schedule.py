@@ -54,7 +54,7 @@ def schedule(T: Any, carry: Any, u: Any) -> Schedule:
         return Schedule()
     units, width = _last(states[0]), max(map(_last, us))
     rows = us[0].size // _last(us[0])
-    step_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in us)
+    step_bytes = size_in_bytes(us)
     # Every chunk of tangents adds to the weights' gradients: with fewer rows than units, that is slow.
     enough = math.ceil(units / rows)
     weights = units * width * us[0].dtype.itemsize
@@ -69,6 +69,11 @@ def schedule(T: Any, carry: Any, u: Any) -> Schedule:
         tangent_chunk=even(T, max(min(CHUNK // step_bytes, T // 4), enough)) if cut_tangents else None,
         lanes=LANE_PRODUCTS // len(us) if lanes else 1,  # both directions in one loop: two products a step
     )
+
+
+def size_in_bytes(tree: Any) -> int:
+    """Of all arrays, or shapes of arrays, in a tree."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 def _last(leaf: Any) -> int:
