@@ -11,7 +11,10 @@ of low precision, with ``dtype``. ``oracle`` is an ``oracle.Cell``, ``oracle.Sta
 takes ("fused", "scan", or "fused+scan" where layers differ). Inputs have D features; use sizes that
 differ from each other (D, H) so that a mistaken axis is noticed. ``variant=True`` marks a row that
 differs from another only in what the oracle and the edges see, so that the dearer laws (with
-gradients) pass it over. That is all: nothing else has to be written for a new cell.
+gradients) pass it over. ``family=True`` marks a row that goes through the loop as others do: every
+day the oracle and one comparison of all gradients see it, and ``make test-slow`` every law.
+``event`` is the shape of one input where it is not (D,), ``carry`` turns random arrays into a carry
+that the cell could have come to. That is all: nothing else has to be written for a new cell.
 """
 
 from collections.abc import Callable
@@ -38,6 +41,9 @@ class Member(NamedTuple):
     oracle: Any
     implementation: str = "fused"
     variant: bool = False
+    family: bool = False
+    event: tuple[int, ...] = (D,)
+    carry: Callable[[Any], Any] = lambda carry: carry
 
     @property
     def causal(self) -> bool:
@@ -284,7 +290,7 @@ class Problem(NamedTuple):
 
     network: Any
     params: Any
-    xs: Any  # (T, *batch, D), NaN and infinities where a step is invalid
+    xs: Any  # (T, *batch, *event), NaN and infinities where a step is invalid
     carry: Any
     flags: dict[str, Any]  # lengths, mask, resets
 
@@ -302,7 +308,7 @@ def problem(member, *, T=7, batch=(3,), seed=0, dtype=np.float64, compute=None):
         member.build(param_dtype=dtype) if compute is None else member.build(param_dtype=dtype, dtype=compute)
     )
     params = random_like(rng, jax.eval_shape(network.init, jax.random.key(0)))
-    carry = random_like(rng, jax.eval_shape(lambda p: network.initial_carry(batch, p), params))
+    carry = member.carry(random_like(rng, jax.eval_shape(lambda p: network.initial_carry(batch, p), params)))
     lengths = rng.integers(1, T + 1, batch)
     mask = rng.random((T, *batch)) < 0.75
     resets = rng.random((T, *batch)) < 0.3
@@ -311,12 +317,17 @@ def problem(member, *, T=7, batch=(3,), seed=0, dtype=np.float64, compute=None):
         mask[0].flat[0], mask[T // 2].flat[0] = False, False
         resets[T // 2].flat[0] = True  # at an invalid step: not to be seen
         mask[-1].flat[0] = resets[-1].flat[0] = True
-    xs = np.asarray(rng.normal(size=(T, *batch, D)), dtype)
+    xs = np.asarray(rng.normal(size=(T, *batch, *member.event)), dtype)
     made = Problem(
         network, params, xs, carry, {"lengths": lengths.astype(np.int32), "mask": mask, "resets": resets}
     )
     poison = rng.choice([np.nan, np.inf, -np.inf], xs.shape)
-    return made._replace(xs=np.where(made.valid[..., None], xs, poison.astype(dtype)))
+    return made._replace(xs=np.where(over_events(made.valid, xs), xs, poison.astype(dtype)))
+
+
+def over_events(flags, xs):
+    """Flags of steps, with axes to meet the inputs' features."""
+    return flags.reshape(*flags.shape, *(1,) * (xs.ndim - flags.ndim))
 
 
 def random_like(rng, tree):

@@ -111,9 +111,9 @@ def two_zeros(params):
 
 
 def walk_row(cell, params, xs, carry, valid, resets, reverse):
-    """One cell over one row, step after step. xs is (T, D), valid and resets are (T,)."""
+    """One cell over one row, step after step. xs is (T, *event), valid and resets are (T,)."""
     T = len(xs)
-    nothing = np.zeros_like(cell.step(params, cell.initial(params), np.zeros(xs.shape[1]))[1])
+    nothing = np.zeros_like(cell.step(params, cell.initial(params), np.zeros(xs.shape[1:]))[1])
     ys = [nothing] * T
     carries = [None] * T
     restart = False
@@ -173,9 +173,11 @@ def initial(network, params):
     return network.initial(params)
 
 
-def unroll(network, params, xs, carry=None, lengths=None, mask=None, resets=None, reverse=False):
-    """All rows, one after the other. ``xs`` is (T, *batch, D), with one row or more."""
-    T, batch = xs.shape[0], xs.shape[1:-1]
+def unroll(
+    network, params, xs, carry=None, lengths=None, mask=None, resets=None, reverse=False, event_ndim=1
+):
+    """All rows, one after the other. ``xs`` is (T, *batch, *event), with one row or more."""
+    T, batch = xs.shape[0], xs.shape[1:-event_ndim]
     valid = np.ones((T, *batch), bool) if mask is None else mask
     if lengths is not None:
         valid = valid & (np.arange(T).reshape(T, *(1,) * len(batch)) < lengths)

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
 T, B = 7, 3
 LAWFUL = members.table(lambda member: not member.variant)
 CAUSAL = [member for member in LAWFUL if member.causal]
+FAMILY = [member for member in LAWFUL if member.family]
 LSTM_MEMBER = BY_NAME["lstm"]
 
 
@@ -37,6 +38,16 @@ def every(tree, f):
     return all(bool(np.all(f(np.asarray(a)))) for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0)
 
 
+def laws_over(names, rows, ids=members.name):
+    """Parametrize; the rows of the family, whose first entry is the member, are for ``make test-slow``."""
+
+    def marked(row):
+        entries = row if isinstance(row, tuple) and not isinstance(row, members.Member) else (row,)
+        return pytest.param(*entries, marks=pytest.mark.slow if entries[0].family else ())
+
+    return pytest.mark.parametrize(names, [marked(row) for row in rows], ids=ids)
+
+
 def spread_over_directions(listed):
     """Each member with a direction of its own, the LSTM with both directions and implementations."""
     rows = []
@@ -45,7 +56,7 @@ def spread_over_directions(listed):
             rows += [(member, reverse, how) for reverse in (False, True) for how in ("scan", "auto")]
         else:
             rows.append((member, index % 2 == 1, "auto"))
-    return pytest.mark.parametrize("member, reverse, implementation", rows, ids=_name)
+    return laws_over("member, reverse, implementation", rows, ids=_name)
 
 
 def _name(value):
@@ -74,15 +85,31 @@ def pairwise(**axes):
 WAYS = [("auto", None), ("auto", 4), ("auto", "sqrt"), ("scan", 1), ("auto", T + 2)]
 CONDITIONS = {"reverse": [False, True], "truncate": [None, 2], "flagged": [False, True]}
 ROWS = [(LSTM_MEMBER, *row) for row in itertools.product(WAYS, *CONDITIONS.values())]
-ROWS += pairwise(member=[m for m in LAWFUL if m is not LSTM_MEMBER], way=WAYS[:4], **CONDITIONS)
+ROWS += pairwise(
+    member=[m for m in LAWFUL if m is not LSTM_MEMBER and not m.family], way=WAYS[:4], **CONDITIONS
+)
+#: One comparison every day; the pairwise cover for ``make test-slow``.
+EVERY_DAY = [(m, ("auto", 4), index % 2 == 1, (None, 2)[index % 2], True) for index, m in enumerate(FAMILY)]
+EVERY_SO_OFTEN = [row for row in pairwise(member=FAMILY, way=WAYS[:4], **CONDITIONS) if row not in EVERY_DAY]
 #: What shares a reference is one test, so that the reference is compiled once.
-SHARED = {}
-for _member, _way, *_condition in ROWS:
-    SHARED.setdefault((_member.name, *_condition), []).append(_way)
+SHARED, SHARED_SLOWLY = {}, {}
+for _rows, _shared in ((ROWS + EVERY_DAY, SHARED), (EVERY_SO_OFTEN, SHARED_SLOWLY)):
+    for _member, _way, *_condition in _rows:
+        _shared.setdefault((_member.name, *_condition), []).append(_way)
 
 
 @pytest.mark.parametrize("row", SHARED, ids=lambda row: "-".join(map(str, row)))
 def test_every_way_is_the_plain_scan(row):
+    every_way_is_the_plain_scan(row, SHARED[row])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", SHARED_SLOWLY, ids=lambda row: "-".join(map(str, row)))
+def test_every_way_is_the_plain_scan_for_the_family(row):
+    every_way_is_the_plain_scan(row, SHARED_SLOWLY[row])
+
+
+def every_way_is_the_plain_scan(row, ways):
     """Implementations and memory policies, with NaN at invalid steps and with learned and given carries."""
     which, reverse, truncate, flagged = row
     given = problem(BY_NAME[which])
@@ -95,7 +122,7 @@ def test_every_way_is_the_plain_scan(row):
         assert every((ys, dxs), np.isfinite)
         assert every((ys[~given.valid], dxs[~given.valid]), lambda a: a == 0)
         assert np.any(np.asarray(dxs)[given.valid] != 0)
-    for implementation, checkpoint in SHARED[row]:
+    for implementation, checkpoint in ways:
         found = run(implementation=implementation, checkpoint=checkpoint)
         assert_same(found, reference, note=f"{implementation}, checkpoint={checkpoint}")
         if flagged:
@@ -199,7 +226,7 @@ def as_is(a):
     return a
 
 
-@pytest.mark.parametrize(
+@laws_over(
     "member, truncate, implementation",
     [(LSTM_MEMBER, truncate, how) for truncate in (None, 2) for how in ("scan", "auto")]
     + [(m, (None, 2)[index % 2], "auto") for index, m in enumerate(CAUSAL) if m is not LSTM_MEMBER],
@@ -217,7 +244,7 @@ def test_windows_are_the_whole(member, truncate, implementation):
     assert_same(parts, whole)
 
 
-@pytest.mark.parametrize("member", CAUSAL, ids=members.name)
+@laws_over("member", CAUSAL)
 def test_steps_are_windows_of_one(member):
     """A Python loop over ``step``, from the own carry on, and going on where ``unroll`` stopped."""
     given = problem(member)
@@ -284,7 +311,7 @@ def test_deleting_invalid_steps_changes_nothing_else(member, reverse, implementa
     mask, resets = np.zeros(T, bool), np.zeros(T, bool)
     mask[kept] = True
     resets[[0, 3, 4, 5]] = True  # 4 is the only valid one
-    xs = np.where(mask[:, None], np.where(np.isfinite(given.xs), given.xs, 0.5), np.nan)
+    xs = np.where(members.over_events(mask, given.xs), np.where(np.isfinite(given.xs), given.xs, 0.5), np.nan)
     options = {"reverse": reverse, "implementation": implementation, "return_carries": True}
 
     def left_in(params, xs, carry):
@@ -302,7 +329,7 @@ def test_deleting_invalid_steps_changes_nothing_else(member, reverse, implementa
     assert_same((out, grads), expected)  # the gradient of what was deleted is zero, NaN or not
 
 
-@pytest.mark.parametrize("member", CAUSAL, ids=members.name)
+@laws_over("member", CAUSAL)
 def test_reverse_is_flip_with_resets_shifted(member):
     """Walking back, the carry restarts between x_t that begins a segment and x_{t-1}."""
     given = problem(member)
@@ -351,7 +378,9 @@ def test_truncated_is_windows_with_the_gradient_stopped(member, reverse, impleme
     given.flags["resets"][:] = False
     given.flags["mask"][[2, 3, 5], 1] = False
     given = given._replace(
-        xs=np.where(given.valid[..., None], np.nan_to_num(given.xs, posinf=1, neginf=1), np.nan)
+        xs=np.where(
+            members.over_events(given.valid, given.xs), np.nan_to_num(given.xs, posinf=1, neginf=1), np.nan
+        )
     )
     whole = solve(given, reverse=reverse, truncate=period, start=1, implementation=implementation)
     parts = windows(
@@ -422,7 +451,7 @@ def test_where_truncation_leaves_the_first_carry_its_gradient(implementation):
 # --- nothing to walk over -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("member", LAWFUL, ids=members.name)
+@laws_over("member", LAWFUL)
 def test_all_steps_invalid(member):
     """The carry that was handed in comes back, and its gradient passes unchanged."""
     given = problem(member)
@@ -436,7 +465,7 @@ def test_all_steps_invalid(member):
         assert every((ys, dxs, dparams), lambda a: a == 0)
 
 
-@pytest.mark.parametrize(
+@laws_over(
     "member, shape",
     [(member, shape) for member in LAWFUL for shape in ((0, 2), (4, 0))] + [(LSTM_MEMBER, (0, 0))],
     ids=_name,
@@ -449,7 +478,7 @@ def test_empty_sequences(member, shape):
         "resets": np.ones(shape, bool),
         "lengths": np.zeros(shape[1], np.int32),
     }
-    empty = given._replace(xs=np.ones((*shape, D)), flags=flags)
+    empty = given._replace(xs=np.ones((*shape, *member.event)), flags=flags)
     (carry, (ys, carries)), (dparams, dxs, _) = solve(empty, carry=False)
     assert_same(carry, given.network.initial_carry(shape[1:], given.params), rtol=0, atol=0)
     assert ys.shape == (*shape, getattr(given.network, "output_size", 2)) and every(ys, lambda a: a == 0)

@@ -33,6 +33,7 @@ def by_oracle(member, given, flags, *, carry, reverse=False):
     params, xs = as_float64((given.params, given.xs))
     said = {what: np.asarray(flag) for what, flag in flags.items()}
     carry = as_float64(given.carry) if carry else None
+    said["event_ndim"] = len(member.event)
     result = oracle.unroll(member.oracle, params, xs, carry, reverse=reverse, **said)
     return result.carry, (result.ys, result.carries)
 
