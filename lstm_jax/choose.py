@@ -50,6 +50,5 @@ def fused_obstacle(cell: Any, params: Params, carry: Carry, xs: Array) -> str | 
     u = jax.eval_shape(lambda p, x: cell.project(p, one_step(x)), params, xs)
     if not all(is_float(leaf.dtype) for leaf in jax.tree.leaves((carry, u))):
         return f"{type(cell).__name__} carries or projects something that is not a float"
-    if not_affine(cell, params, carry, u):
-        return f"{type(cell).__name__}.recur is not affine in the carry, or mixes it with the input"
-    return None
+    bent = not_affine(cell, params, carry, u)
+    return None if bent is None else f"{type(cell).__name__}.{bent}"

@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.checks import check_choice, check_key, is_number, refuse
-from lstm_jax.loop import Flags
+from lstm_jax.fused import emit
+from lstm_jax.loop import Flags, one_step
+from lstm_jax.noise import bernoulli, is_noisy
 from lstm_jax.notation import Array, Carry, Params, SplitCell, exportable
 from lstm_jax.unroll import Options, Run, Times, Unrolled, flags_of
 
@@ -103,7 +105,8 @@ class Bidirectional:
     ) -> Unrolled:
         """Both directions; called by ``unroll``."""
         _check_params("Bidirectional", params, 2)
-        both = _in_one_loop if isinstance(self.cell, SplitCell) else _one_by_one
+        noisy = times.key is not None and is_noisy(self.cell)  # each direction has noise of its own
+        both = _in_one_loop if isinstance(self.cell, SplitCell) and not noisy else _one_by_one
         forward, backward = both(self.cell, run, params, xs, carry, options, times)
         ys = MERGES[self.merge](forward.ys, backward.ys)
         return Unrolled((forward.carry, backward.carry), ys, (forward.carries, backward.carries))
@@ -190,8 +193,12 @@ class Pair:
         return tuple(map(self.cell.recur, params, carry, u))
 
     def update(self, params: Any, carry: Any, z: Any) -> Any:
-        """The new carry and the output of each."""
+        """The new carry and the output of each, before they are emitted."""
         return _unzip(map(self.cell.update, params, carry, z))
+
+    def emit(self, params: Any, raw: Any) -> Any:
+        """What leaves the step, of each."""
+        return _unzip(emit(self.cell, p, r) for p, r in zip(params, zip(*raw, strict=True), strict=True))
 
 
 def _unzip(results: Iterable[tuple[Carry, Array]]) -> Any:
@@ -354,7 +361,7 @@ class Stack:
             return ys
 
         def mask(key: Array) -> Array:
-            return jax.random.bernoulli(key, keep, ys.shape[1:])
+            return bernoulli(key, keep, one_step(ys))
 
         if self.dropout_mask == "sequence":
             kept = mask(key)[None]

@@ -117,14 +117,15 @@ def explain(
         if hasattr(network, "compose"):
             return network.compose(telling_run, params, xs, carry, options, times)
         T = jax.tree.leaves(xs)[0].shape[0]
-        _, first, choice = prepare(network, params, xs, carry, options, flags_of(T, options, times))
+        flags = flags_of(T, options, times)
+        given, _, first, choice = prepare(network, params, xs, carry, options, times, flags)
         if choice is None:
             layers.append(LayerPlan(_short(network), "vmap", "no state: all steps at once"))
         else:
             window = window_length(T, options.checkpoint)
-            memory = footprint(network, params, first, xs, choice.implementation, window)
+            memory = footprint(network, given, first, xs, choice.implementation, window)
             fused = choice.implementation == "fused"
-            cut = plan_of(network, params, first, one_window(xs, window)) if fused else None
+            cut = plan_of(network, given, first, one_window(xs, window)) if fused else None
             layers.append(LayerPlan(_short(network), *choice, cut, memory))
         return run_cell(network, params, xs, carry, options, times)
 

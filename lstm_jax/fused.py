@@ -29,7 +29,8 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from lstm_jax.loop import Flags, Walked, in_windows, one_step, walk
-from lstm_jax.notation import Carry, Params, SplitCell
+from lstm_jax.noise import draws
+from lstm_jax.notation import Array, Carry, Params, SplitCell
 from lstm_jax.schedule import Schedule, schedule
 
 
@@ -55,23 +56,32 @@ def fused_walk(
     carry: Carry,
     xs: Any,
     flags: Flags,
+    key: Array | None = None,
     *,
     reverse: bool,
     carries: bool,
 ) -> Walked:
     """:func:`lstm_jax.loop.walk` of a split cell, with the fast tangents."""
-    return _recurrence(cell, How(reverse, carries), params, initial, carry, xs, flags)
+    return _recurrence(cell, How(reverse, carries), params, initial, carry, xs, flags, key)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _recurrence(
-    cell: SplitCell, how: How, params: Params, initial: Carry, carry: Carry, xs: Any, flags: Flags
+    cell: SplitCell,
+    how: How,
+    params: Params,
+    initial: Carry,
+    carry: Carry,
+    xs: Any,
+    flags: Flags,
+    key: Array | None,
 ) -> Walked:
     plan = plan_of(cell, params, carry, xs)
 
-    def step(read: Carry, u: Any) -> tuple[Carry, Any, Saved | None]:
+    def step(read: Carry, at: tuple[Any, Any]) -> tuple[Carry, Any, Saved | None]:
+        u, noise = at
         z = cell.recur(params, read, u)
-        new, y = cell.update(params, read, z)
+        new, y = emit(cell, params, update(cell, params, read, z, noise))
         return new, y, Saved(read, z) if how.save else None
 
     def piece(carry: Carry, at: tuple[Any, Flags]) -> tuple[Carry, Any]:
@@ -80,11 +90,12 @@ def _recurrence(
             step,
             initial,
             carry,
-            cell.project(params, xs),
+            (cell.project(params, xs), draws(cell, key, flags.time, carry)),
             flags,
             reverse=how.reverse,
             carries=how.carries,
-            lanes=1 if how.save else plan.lanes,
+            # What is random once a sequence has the whole batch's rows, which lanes do not share out.
+            lanes=1 if how.save or key is not None else plan.lanes,
         )
         return walked.carry, walked[1:]
 
@@ -99,10 +110,10 @@ def _recurrence(
 
 @_recurrence.defjvp
 def _recurrence_jvp(cell: SplitCell, how: How, primals: Any, tangents: Any) -> tuple[Walked, Walked]:
-    params, _, carry, xs, flags = primals
-    dparams, dinitial, dcarry, dxs, _ = tangents
+    params, _, carry, xs, flags, key = primals
+    dparams, dinitial, dcarry, dxs, _, _ = tangents
     walked = _recurrence(cell, how._replace(save=True), *primals)
-    piece = partial(_tangent_piece, cell, how, params, dparams, dinitial)
+    piece = partial(_tangent_piece, cell, how, params, dparams, dinitial, key)
     steps = xs, walked.saved, dxs
     chunk = plan_of(cell, params, carry, xs).tangent_chunk
     # Checkpointed: the backward pass gets along with what the loop left, and linearises anew.
@@ -122,35 +133,42 @@ def _tangent_piece(
     params: Params,
     dparams: Params,
     dinitial: Carry,
+    key: Array | None,
     dcarry: Carry,
     at: tuple[tuple[Any, Saved, Any], Flags],
 ) -> tuple[Carry, Any]:
     """The tangents of a piece of time: of the last carry, and of all that the walk returns."""
     (xs, (reads, zs), dxs), flags = at
+    noise = draws(cell, key, flags.time, one_step(reads))
 
     def before_the_loop(params: Params, xs: Any) -> tuple[Any, Any]:
         us = cell.project(params, xs)
         return cell.recur(params, reads, us), us
 
+    def updates(params: Params) -> Any:
+        return jax.vmap(partial(update, cell, params))(reads, zs, noise)
+
+    def linearised(read: Carry, z: Any, noise: Any) -> Any:
+        return jax.linearize(lambda read, z: update(cell, params, read, z, noise), read, z)[1]
+
     es, us = jax.jvp(before_the_loop, (params, xs), (dparams, dxs), has_aux=True)[1:]
-    linear = jax.vmap(lambda r, z: jax.linearize(partial(cell.update, params), r, z)[1])(reads, zs)
+    linear = jax.vmap(linearised)(reads, zs, noise)
     propagate = partial(_recur_tangent, cell, params, jax.tree.map(jnp.zeros_like, one_step(us)))
-    direct = None
-    update_all = jax.vmap(cell.update, (None, 0, 0))
-    if depends(update_all, params, reads, zs):
-        direct = jax.jvp(lambda p: update_all(p, reads, zs), (params,), (dparams,))[1]
+    raws = updates(params)
+    of_update = from_params(updates, params, dparams)
+    of_emit = from_params(lambda params: emit(cell, params, raws), params, dparams)
 
     def step(dread: Carry, at: Any) -> tuple[Carry, Any, Carry]:
-        linear, e, direct = at
-        out = linear(dread, add(e, propagate(dread)))
-        dnew, dy = out if direct is None else add(out, direct)
+        linear, e, of_update, of_emit = at
+        draw = add_known(linear(dread, add(e, propagate(dread))), of_update)
+        dnew, dy = add_known(_emit_tangent(cell, params, draw), of_emit)
         return dnew, dy, dread
 
     dwalked = walk(
         step,
         dinitial,
         dcarry,
-        (linear, es, direct),
+        (linear, es, of_update, of_emit),
         flags,
         reverse=how.reverse,
         carries=how.carries,
@@ -159,6 +177,16 @@ def _tangent_piece(
     # Outside the loop, because first derivatives never ask for it.
     dzs = add(es, jax.vmap(propagate)(dwalked.saved))
     return dwalked.carry, (dwalked.ys, dwalked.carries, Saved(dwalked.saved, dzs))
+
+
+def update(cell: Any, params: Params, carry: Carry, z: Any, noise: Any) -> Any:
+    """``cell.update``, with noise where there is some."""
+    return cell.update(params, carry, z) if noise is None else cell.update(params, carry, z, noise)
+
+
+def emit(cell: Any, params: Params, raw: Any) -> Any:
+    """What leaves a step: (carry, y)."""
+    return cell.emit(params, raw) if hasattr(cell, "emit") else raw
 
 
 def plan_of(cell: SplitCell, params: Params, carry: Carry, xs: Any) -> Schedule:
@@ -173,23 +201,62 @@ def _recur_tangent(cell: SplitCell, params: Params, zero_u: Any, dcarry: Carry) 
     return jax.jvp(lambda c: cell.recur(params, c, zero_u), (zero,), (dcarry,))[1]
 
 
-def not_affine(cell: SplitCell, params: Params, carry: Carry, u: Any) -> bool:
-    """Whether d recur / d carry depends on where it is taken; arguments as for one step."""
-
-    def derivative(at: tuple[Carry, Any], along: Carry, params: Params) -> Any:
-        carry, u = at
-        return jax.jvp(lambda c: cell.recur(params, c, u), (carry,), (along,))[1]
-
-    return depends(derivative, (carry, u), carry, params)
+def _emit_tangent(cell: SplitCell, params: Params, draw: Any) -> Any:
+    """d emit / d raw . draw, the same everywhere too."""
+    if not hasattr(cell, "emit"):
+        return draw
+    zero = jax.tree.map(jnp.zeros_like, draw)
+    return jax.jvp(lambda raw: emit(cell, params, raw), (zero,), (draw,))[1]
 
 
-def depends(f: Callable[..., Any], first: Any, *others: Any) -> bool:
-    """Whether the values of ``f`` depend on its first argument."""
-    closed = jax.make_jaxpr(f)(first, *others)
-    used = dce_jaxpr(closed.jaxpr, [True] * len(closed.out_avals))[1]
-    return any(used[: len(jax.tree.leaves(first))])
+def not_affine(cell: SplitCell, params: Params, carry: Carry, u: Any) -> str | None:
+    """Which of ``recur`` and ``emit`` is not affine, if any; arguments as for one step."""
+    if _bends(lambda params, u, carry: cell.recur(params, carry, u), params, u, carry):
+        return "recur is not affine in the carry, or mixes it with the input"
+    if hasattr(cell, "emit"):
+        z = jax.eval_shape(cell.recur, params, carry, u)
+        raw = jax.eval_shape(cell.update, params, carry, z)
+        if _bends(lambda params, _, raw: emit(cell, params, raw), params, (), raw):
+            return "emit is not affine in what update returns"
+    return None
+
+
+def _bends(f: Callable[..., Any], params: Params, beside: Any, at: Any) -> bool:
+    """Whether d f / d at depends on where it is taken, or on what stands beside."""
+
+    def derivative(where: tuple[Any, Any], along: Any, params: Params) -> Any:
+        beside, at = where
+        return jax.jvp(lambda at: f(params, beside, at), (at,), (along,))[1]
+
+    closed = jax.make_jaxpr(derivative)((beside, at), at, params)
+    return any(depend(closed, len(jax.tree.leaves((beside, at)))))
+
+
+def depend(closed: Any, count: int) -> list[bool]:
+    """Which outputs of a program depend on any of its first ``count`` arguments."""
+    outs = range(len(closed.out_avals))
+    return [any(dce_jaxpr(closed.jaxpr, [out == one for out in outs])[1][:count]) for one in outs]
+
+
+def from_params(f: Callable[[Params], Any], params: Params, dparams: Params) -> list[Any] | None:
+    """The leaves of the tangent of ``f(params)``, None where they depend on no parameter; None where all."""
+    which = depend(jax.make_jaxpr(f)(params), len(jax.tree.leaves(params)))
+    if not any(which):
+        return None
+    leaves = jax.tree.leaves(jax.jvp(f, (params,), (dparams,))[1])
+    return [leaf if depends else None for leaf, depends in zip(leaves, which, strict=True)]
 
 
 def add(a: Any, b: Any) -> Any:
     """The sum of two trees."""
     return jax.tree.map(jnp.add, a, b)
+
+
+def add_known(tree: Any, leaves: list[Any] | None) -> Any:
+    """The sum with those leaves that are there."""
+    if leaves is None:
+        return tree
+    own, structure = jax.tree.flatten(tree)
+    return jax.tree.unflatten(
+        structure, [a if b is None else a + b for a, b in zip(own, leaves, strict=True)]
+    )

@@ -27,6 +27,7 @@ class Flags(NamedTuple):
     valid: Any = None  # (T, *batch) bool: the step is there
     restart: Any = None  # (T, *batch) bool: the carry starts anew before the step is read
     cut: Any = None  # (T,) bool: no gradient enters the step through the carry
+    time: Any = None  # (T,) int: the absolute index of the step, where noise is drawn
 
 
 class Walked(NamedTuple):

@@ -74,6 +74,12 @@ class SplitCell(Cell, Protocol):
     ``project`` and ``recur`` are given arrays with any leading axes. ``recur`` must be affine in
     the carry, with factors that do not depend on u; a cell for which it is not goes through the
     plain scan, and ``explain`` says so.
+
+    Where the new state goes through one more product before it is handed on (a projection), the
+    cell may have a fourth method, ``emit``, affine in what ``update`` then returns::
+
+        raw = cell.update(params, carry, z)
+        carry, y = cell.emit(params, raw)
     """
 
     def project(self, params: Params, x: Array) -> Any:
@@ -86,6 +92,24 @@ class SplitCell(Cell, Protocol):
 
     def update(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Array]:
         """The new carry and the output."""
+        ...
+
+
+class NoisyCell(Cell, Protocol):
+    """A cell with noise. Its two methods are called when ``unroll`` is given a key, and only then.
+
+    Either may be missing. What ``perturb`` makes of the parameters is what the cell's other methods
+    are then given in their place. What ``draw`` gives is handed to ``step``, and to ``update`` of a
+    :class:`SplitCell`, as one more argument, ``noise``; without it there is none. ``unroll`` draws
+    anew wherever the backward pass needs the noise once more, so it is never kept for all of time.
+    """
+
+    def perturb(self, params: Params, key: Array, carry: Carry, x: Array) -> Params:
+        """What is random once a sequence; ``carry`` and ``x`` are one step's, for their shapes."""
+        ...
+
+    def draw(self, key: Array, carry: Carry) -> Any:
+        """The noise of one step, any pytree of arrays; ``carry`` is one step's, for its shapes."""
         ...
 
 

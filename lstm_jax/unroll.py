@@ -14,7 +14,8 @@ from lstm_jax import arguments
 from lstm_jax.carries import default_carry, settle
 from lstm_jax.choose import Choice, choose
 from lstm_jax.fused import fused_walk
-from lstm_jax.loop import Flags, Walked, blank, cuts, in_windows, restarts, walk
+from lstm_jax.loop import Flags, Walked, blank, cuts, in_windows, one_step, restarts, walk
+from lstm_jax.noise import perturbed, steady
 from lstm_jax.notation import Array, Carry, Cell, Params
 from lstm_jax.schedule import even
 
@@ -156,6 +157,7 @@ def begin(
     valid = _valid(xs.shape[0], batch, lengths, mask)
     if valid is not None:
         xs = blank(valid, xs)
+    key = None if key is None else steady(key)
     return run(cell, params, xs, carry, options, Times(valid, resets, key, jnp.asarray(start, jnp.int32)))
 
 
@@ -178,16 +180,26 @@ def run(
     return run_cell(network, params, xs, carry, options, times)
 
 
+class Prepared(NamedTuple):
+    """What a walk begins with."""
+
+    params: Params  # for this sequence
+    initial: Carry | None  # what a restart goes back to
+    carry: Carry
+    choice: Choice | None  # None where there is no state, and so no walk
+
+
 def prepare(
-    cell: Cell, params: Params, xs: Any, carry: Carry | None, options: Options, flags: Flags
-) -> tuple[Carry | None, Carry, Choice | None]:
-    """What a walk begins with: the carry a restart goes back to, the first carry, the implementation."""
+    cell: Cell, params: Params, xs: Any, carry: Carry | None, options: Options, times: Times, flags: Flags
+) -> Prepared:
+    """The first carry in its right type, the noise of the whole sequence, the implementation."""
     batch = arguments.batch_shape(cell, xs)
     initial = default_carry(cell, params, xs, batch) if carry is None or flags.restart is not None else None
     first = initial if carry is None else settle(cell, params, xs, carry, given=True)
     if not jax.tree.leaves(first):
-        return initial, first, None
-    return initial, first, choose(cell, params, first, xs, options.implementation)
+        return Prepared(params, initial, first, None)
+    params = perturbed(cell, params, times.key, first, one_step(xs))
+    return Prepared(params, initial, first, choose(cell, params, first, xs, options.implementation))
 
 
 def run_cell(
@@ -196,9 +208,12 @@ def run_cell(
     """One cell over time, with blank outputs at invalid steps."""
     T = jax.tree.leaves(xs)[0].shape[0]
     flags = flags_of(T, options, times)
-    initial, carry, choice = prepare(cell, params, xs, carry, options, flags)
+    params, initial, carry, choice = prepare(cell, params, xs, carry, options, times, flags)
     if choice is None:
         return _run_without_state(cell, params, xs, carry, options, times)
+    key = None
+    if times.key is not None and hasattr(cell, "draw"):
+        key, flags = times.key, flags._replace(time=times.start + jnp.arange(T, dtype=jnp.int32))
     loop: Any = fused_walk if choice.implementation == "fused" else scan_walk
 
     def window(carry: Carry, inputs: tuple[Any, Flags]) -> tuple[Carry, tuple[Any, Carry | None]]:
@@ -211,6 +226,7 @@ def run_cell(
             carry,
             xs,
             flags,
+            key,
             reverse=options.reverse,
             carries=options.return_carries,
         )
@@ -228,22 +244,26 @@ def run_cell(
 
 
 def scan_walk(
-    cell: Cell,
+    cell: Any,
     params: Params,
     initial: Carry,
     carry: Carry,
     xs: Array,
     flags: Flags,
+    key: Array | None = None,
     *,
     reverse: bool,
     carries: bool,
 ) -> Walked:
     """The plain scan of ``cell.step``: the reference that every other way is tested against."""
 
-    def step(carry: Carry, x: Array) -> tuple[Carry, Array, None]:
-        return *cell.step(params, carry, x), None
+    def step(carry: Carry, at: tuple[Array, Any]) -> tuple[Carry, Array, None]:
+        x, t = at
+        if key is None:
+            return *cell.step(params, carry, x), None
+        return *cell.step(params, carry, x, cell.draw(jax.random.fold_in(key, t), carry)), None
 
-    return walk(step, initial, carry, xs, flags, reverse=reverse, carries=carries)
+    return walk(step, initial, carry, (xs, flags.time), flags, reverse=reverse, carries=carries)
 
 
 def _run_without_state(

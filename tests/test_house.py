@@ -22,7 +22,7 @@ ROOT = PACKAGE.parent
 #: What stands further down may import what stands above and beside it; never the other way round.
 LAYERS = [
     {"notation", "types"},
-    {"checks", "schedule"},
+    {"checks", "schedule", "noise"},
     {"cells"},
     {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll"},
     {"compositions", "explain", "initialization"},
