@@ -39,7 +39,10 @@ def from_torch(module, layer, suffix, read):
         outside = np.concatenate([b_hh[: 2 * H], np.zeros(H)])
         return GRUParams(w_ih, w_hh, b_ih + outside if is_value else b_ih, b_hh[2 * H :])
     bias = b_ih + b_hh if is_value else b_ih
-    return (LSTMParams if kind == "LSTM" else RNNParams)(w_ih, w_hh, bias)
+    params = (LSTMParams if kind == "LSTM" else RNNParams)(w_ih, w_hh, bias)
+    if getattr(module, "proj_size", 0):
+        params = params._replace(w_hr=read(getattr(module, f"weight_hr_l{layer}{suffix}")).T)
+    return params
 
 
 def to_torch(params):

@@ -15,6 +15,12 @@ Where to look: ``lstm_jax/cells`` for the equations, ``unroll.py`` for what happ
 ``compositions.py`` for stacks and both directions.
 """
 
+from lstm_jax.cells.greff import (
+    FullGateLSTM as FullGateLSTM,
+    FullGateLSTMParams as FullGateLSTMParams,
+    full_gate_lstm_step as full_gate_lstm_step,
+    greff2017 as greff2017,
+)
 from lstm_jax.cells.gru import GRU as GRU, GRUParams as GRUParams, gru_step as gru_step
 from lstm_jax.cells.lstm import (
     LSTM as LSTM,
@@ -23,6 +29,7 @@ from lstm_jax.cells.lstm import (
     lstm_gates as lstm_gates,
     lstm_step as lstm_step,
 )
+from lstm_jax.cells.lstm_form import LSTMNorm as LSTMNorm
 from lstm_jax.cells.readout import Readout as Readout, ReadoutParams as ReadoutParams
 from lstm_jax.cells.rnn import RNN as RNN, RNNParams as RNNParams, rnn_step as rnn_step
 from lstm_jax.compositions import (

@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import oracle_lstm
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, FullGateLSTM, Readout, Stack
 
 D, H = 3, 2
 
@@ -193,6 +194,67 @@ def _both_ways_stack(**dtypes):
     )
 
 
+def _lstm(name, options, *, H=H, P=None, member=None, **equations):
+    """A row for an LSTM with options; ``equations`` say the same to the oracle."""
+    return Member(
+        f"lstm_{name}",
+        partial(LSTM, D, H, proj_size=P, **options),
+        oracle.Cell(partial(oracle_lstm.lstm, **equations), oracle_lstm.zeros_of((P or H, H))),
+        **(member or {"variant": True}),
+    )
+
+
+FAMILY = {"family": True}
+TFA, HASTE = {"norm": "carried", "epsilon": 1e-3}, {"norm": "shown", "epsilon": 1e-5}
+LSTMS = (
+    _lstm("peepholes", {"peepholes": True}, member=FAMILY),
+    _lstm("projected", {}, H=4, P=2, member=FAMILY),
+    _lstm("coupled", {"coupled": True, "peepholes": True}, coupled=True, member=FAMILY),
+    _lstm("heads", {"heads": 2}, H=4, member=FAMILY),
+    _lstm("norm_tfa", {"layer_norm": "tfa"}, **TFA, member=FAMILY),
+    _lstm("norm_haste", {"layer_norm": "haste"}, **HASTE),
+    _lstm("clipped", {"clip": 0.5, "cell_clip": 0.25}, clip=0.5, cell_clip=0.25),
+    *(
+        _lstm(ablation, {"ablation": ablation, "peepholes": True}, without=name)
+        for name, ablation in (
+            ("NIG", "no_input_gate"),
+            ("NFG", "no_forget_gate"),
+            ("NOG", "no_output_gate"),
+            ("NIAF", "no_input_activation"),
+            ("NOAF", "no_output_activation"),
+        )
+    ),
+    _lstm(
+        "of_everything",
+        {
+            "peepholes": True,
+            "coupled": True,
+            "ablation": "no_output_activation",
+            "heads": 2,
+            "clip": 1.0,
+            "cell_clip": 0.75,
+            "layer_norm": "tfa",
+            "use_bias": False,
+        },
+        H=4,
+        P=2,
+        coupled=True,
+        without="NOAF",
+        clip=1.0,
+        cell_clip=0.75,
+        **TFA,
+    ),
+    _lstm(
+        "of_nearly_everything",
+        {"peepholes": True, "ablation": "no_forget_gate", "heads": 2, "layer_norm": "haste"},
+        H=4,
+        P=4,
+        without="NFG",
+        **HASTE,
+    ),
+)
+
+
 MEMBERS = (
     Member("rnn", partial(RNN, D, H), ORACLE_RNN),
     Member(
@@ -211,6 +273,32 @@ MEMBERS = (
         partial(GRU, D, H, reset_after=False),
         oracle.Cell(oracle.gru_reset_before, oracle.zeros),
         "scan",
+    ),
+    *LSTMS,
+    Member(
+        "full_gate_lstm",
+        partial(FullGateLSTM, D, H),
+        oracle.Cell(oracle_lstm.full_gate_lstm, oracle_lstm.zeros_of((H, H, 3 * H))),
+        family=True,
+    ),
+    Member(
+        "rnn_heads",
+        partial(RNN, D, 4, heads=2),
+        oracle.Cell(oracle_lstm.with_heads(oracle.rnn, 1), lambda params: np.zeros(4)),
+        variant=True,
+    ),
+    Member(
+        "gru_heads",
+        partial(GRU, D, 4, heads=2),
+        oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_after, 3), lambda params: np.zeros(4)),
+        variant=True,
+    ),
+    Member(
+        "gru_reset_before_heads",
+        partial(GRU, D, 4, heads=2, reset_after=False),
+        oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_before, 3), lambda params: np.zeros(4)),
+        "scan",
+        variant=True,
     ),
     Member("bidirectional", partial(_bidirectional, "concat"), oracle.Bidirectional(ORACLE_LSTM)),
     *(

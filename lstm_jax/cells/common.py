@@ -78,6 +78,28 @@ def _product_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     return total, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(total)
 
 
+def hear(h: Array, w: Array, gates: int, dtype: DType) -> Array:
+    """``h R``: (..., gates*H). R is ``w``, or has the blocks ``w`` (heads, P/heads, gates*H/heads).
+
+    Each head's gates lie side by side in its block; heads lie side by side in each gate of the result.
+    """
+    if w.ndim == 2:
+        return product(h, w, dtype)
+    heads, rows, columns = w.shape
+    parts = h.astype(dtype).reshape(*h.shape[:-1], heads, rows)
+    blocks = w.astype(dtype).reshape(heads, rows, gates, columns // gates)
+    heard = jnp.einsum("...nr,nrgc->...gnc", parts, blocks, preferred_element_type=state_dtype(dtype))
+    return heard.reshape(*h.shape[:-1], heads * columns)
+
+
+def layer_norm(z: Array, scale: Array, epsilon: float) -> Array:
+    """Mean 0 and variance 1 over the last axis, then scaled (Ba et al. 2016), in float32 or wider."""
+    z = z.astype(state_dtype(z.dtype))
+    centred = z - jnp.mean(z, axis=-1, keepdims=True)
+    spread = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
+    return over(scale.astype(z.dtype), z) * (centred * spread)
+
+
 def sigmoid(z: Array) -> Array:
     """1 / (1 + exp(-z)), by way of tanh: half the time on CPUs."""
     return 0.5 * jnp.tanh(0.5 * z) + 0.5
@@ -112,6 +134,35 @@ def dense(H: int) -> tuple[int, ...]:
     return (H, H)
 
 
+def blocks(heads: int, rows: int | None = None) -> Callable[[int], tuple[int, ...]]:
+    """The shape of one gate's recurrent weights: ``heads`` blocks, reading ``rows`` units (H if None)."""
+
+    def shape(H: int) -> tuple[int, ...]:
+        reads = H if rows is None else rows
+        return (reads, H) if heads == 1 else (heads, reads // heads, H // heads)
+
+    return shape
+
+
+def blocks_of(w_hh: Any) -> tuple[int, int, int]:
+    """Heads, rows and columns over all heads, of recurrent weights with blocks or without."""
+    shape: tuple[int, ...] = tuple(getattr(w_hh, "shape", ()))
+    if len(shape) == 3:
+        return shape[0], shape[0] * shape[1], shape[0] * shape[2]
+    return 1, first_axis(w_hh), shape[-1] if shape else 0
+
+
+def check_heads(owner: str, heads: int, sizes: dict[str, int]) -> None:
+    """Heads divide each of the sizes."""
+    for name, size in sizes.items():
+        if size % heads:
+            refuse(
+                f"{owner} got heads={heads} with {name}={size}",
+                "heads of equal size",
+                f"Take a number of heads that divides {size}.",
+            )
+
+
 def init_weights(
     cell: Any, key: Array, gates: int, recurrent: Callable[[int], tuple[int, ...]] = dense
 ) -> tuple[Array, Array, Array | None]:
@@ -119,9 +170,17 @@ def init_weights(
     check_key(f"{type(cell).__name__}.init", key)
     k_ih, k_hh, k_bias = jax.random.split(key, 3)
     D, H, dtype = cell.input_size, cell.hidden_size, cell.param_dtype
+    shape = recurrent(H)
+    if len(shape) == 3:  # each head is drawn for itself
+        heads = [
+            init_gates(cell.w_hh_init, k, shape[1:], gates, dtype) for k in jax.random.split(k_hh, shape[0])
+        ]
+        w_hh = jnp.stack(heads)
+    else:
+        w_hh = init_gates(cell.w_hh_init, k_hh, shape, gates, dtype)
     return (
         init_gates(cell.w_ih_init, k_ih, (D, H), gates, dtype),
-        init_gates(cell.w_hh_init, k_hh, recurrent(H), gates, dtype),
+        w_hh,
         init_gates(cell.bias_init, k_bias, (H,), gates, dtype) if cell.use_bias else None,
     )
 
@@ -223,11 +282,15 @@ def check_initial(cell: Any, params: Any) -> None:
     """The parameters hold a learned initial carry, of the right size, exactly where the cell learns one."""
     owner, shape = type(cell).__name__, (cell.hidden_size,)
     states = jax.tree.leaves(getattr(params, "initial", None))
-    if bool(states) != cell.learn_initial_carry or any(tuple(state.shape) != shape for state in states):
+    # Where the cell projects h, that is the first of its states.
+    shapes = [(getattr(cell, "proj_size", None) or cell.hidden_size,), *[shape] * len(states)]
+    wrong = any(tuple(s.shape) != wanted for s, wanted in zip(states, shapes, strict=False))
+    if bool(states) != cell.learn_initial_carry or wrong:
         came = ", ".join(str(tuple(state.shape)) for state in states) or "None"
         refuse(
             f"{owner} got params.initial of shape {came} with learn_initial_carry={cell.learn_initial_carry}",
-            f"states of shape {shape} exactly where learn_initial_carry=True",
+            f"states of shape {', '.join(map(str, shapes[: max(1, len(states))]))} exactly where "
+            "learn_initial_carry=True",
             "Make parameters with cell.init(key), or mend them: params._replace(initial=...).",
         )
 
@@ -243,21 +306,26 @@ def check_input(owner: str, x: Any, size: int) -> None:
         )
 
 
-def check_carry(owner: str, states: str, carry: Any, x: Any, size: int) -> None:
-    """Float arrays ``(*batch, H)`` over x's batch axes, one for each name in ``states``."""
+def check_carry(owner: str, states: str, carry: Any, x: Any, size: int | Sequence[int]) -> None:
+    """Float arrays ``(*batch, H)`` over x's batch axes, one for each name in ``states``.
+
+    ``size`` is one for all of them, or one for each.
+    """
     wanted = states.split(", ")
     parts = carry if isinstance(carry, (tuple, list)) else (carry,)
     if len(parts) != len(wanted):
         refuse(
             f"{owner} got a carry of {len(parts)} parts", f"({states})", "Make one with cell.initial_carry()."
         )
-    shape = (*x.shape[:-1], size)
-    for name, part in zip(wanted, parts, strict=True):
+    for name, part, units in zip(
+        wanted, parts, [size] * len(parts) if isinstance(size, int) else size, strict=True
+    ):
+        shape = (*x.shape[:-1], units)
         check_float(owner, name, part)
         if tuple(part.shape) != shape:
             refuse(
                 f"{owner} got {name} of shape {tuple(part.shape)} with x of shape {tuple(x.shape)}",
-                f"{name} of shape {shape}: x's batch axes, then the {size} hidden units",
+                f"{name} of shape {shape}: x's batch axes, then the {units} units",
                 "Make the carry with cell.initial_carry(batch_shape), or map over the batch with jax.vmap.",
             )
 

@@ -19,7 +19,7 @@ class GRUParams(NamedTuple):
     """Parameters of a :class:`GRU`. The gates stand side by side in the order r, z, n."""
 
     w_ih: Array  # (D, 3H)
-    w_hh: Array  # (H, 3H)
+    w_hh: Array  # (H, 3H), or a block for each head: (heads, H/heads, 3H/heads)
     bias: Array | None = None  # (3H,)
     bias_hn: Array | None = None  # (H,) inside the reset gate's product; reset-after form only
     initial: Array | None = None  # learned h_0, (H,)
@@ -30,7 +30,7 @@ class GRUPreactivation(NamedTuple):
 
     rz: Array  # (*batch, 2H) reset and update gate
     n_x: Array  # (*batch, H) the candidate's part that sees the input
-    n_h: Array  # (*batch, H) the candidate's part that sees the state
+    n_h: Array | None  # (*batch, H) the part that sees the state; None: it is in n_x, reset already
 
 
 def gru_step(params: GRUParams, carry: Array, x: Array, *, reset_after: bool = True) -> tuple[Array, Array]:
@@ -48,7 +48,8 @@ def gru_step(params: GRUParams, carry: Array, x: Array, *, reset_after: bool = T
 
     .. math:: n_t = \tanh(x_t W_n + (r_t \odot h_{t-1}) R_n + b_n)
 
-    z_t = 1 keeps the state (some systems write 1 - z for z).
+    z_t = 1 keeps the state (some systems write 1 - z for z). R may consist of blocks, one for each
+    head (``w_hh`` of three axes).
 
     Args:
         params: ``GRUParams`` with w_ih (D, 3H), w_hh (H, 3H), bias (3H,) or None, bias_hn (H,) or
@@ -69,12 +70,11 @@ def gru_step(params: GRUParams, carry: Array, x: Array, *, reset_after: bool = T
     >>> h.shape
     (4, 2)
     """
-    common.check_step("gru_step", params, "h", carry, x, gates=3)
+    heads, H, _ = common.blocks_of(getattr(params, "w_hh", None))
+    common.check_step("gru_step", params, "h", carry, x, 3, common.blocks(heads), H)
     _check_bias_hn("gru_step", params, reset_after)
-    u = _project(params, x, None)
-    if not reset_after:
-        return _step_reset_before(params, carry, u)
-    return _update(carry, _recur(params, carry, u))
+    recur = _recur if reset_after else _recur_reset_before
+    return _update(carry, recur(params, carry, _project(params, x, None)))
 
 
 def _project(params: GRUParams, x: Array, dtype: DType | None) -> Array:
@@ -86,26 +86,24 @@ def _recur(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
     """The two parts of the candidate stay apart, because the reset gate comes between them."""
     H = h.shape[-1]
     u_rz, u_n = _cut(common.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * H)
-    r_rz, r_n = _cut(common.product(h, params.w_hh, u.dtype), 2 * H)
+    r_rz, r_n = _cut(common.hear(h, params.w_hh, 3, u.dtype), 2 * H)
     return GRUPreactivation(u_rz + r_rz, u_n, common.add_bias(r_n, params.bias_hn))
 
 
-def _update(h: Array, pre: GRUPreactivation) -> tuple[Array, Array]:
+def _recur_reset_before(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
+    """Two products, one after the other; not affine in h."""
+    w_rz, w_n = _cut(params.w_hh, 2 * params.w_hh.shape[-1] // 3)
+    u_rz, u_n = _cut(common.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * h.shape[-1])
+    rz = u_rz + common.hear(h, w_rz, 2, u.dtype)
+    r, _ = jnp.split(common.sigmoid(rz), 2, axis=-1)
+    return GRUPreactivation(rz, u_n + common.hear(r * h.astype(r.dtype), w_n, 1, u.dtype), None)
+
+
+def _update(h: Array, pre: GRUPreactivation, candidate: Array | None = None) -> tuple[Array, Array]:
     r, z = jnp.split(common.sigmoid(pre.rz), 2, axis=-1)
-    n = jnp.tanh(pre.n_x + r * pre.n_h)
-    return _blend(h, z, n)
-
-
-def _step_reset_before(params: GRUParams, h: Array, u: Array) -> tuple[Array, Array]:
-    H = h.shape[-1]
-    w_rz, w_n = _cut(params.w_hh, 2 * H)
-    u_rz, u_n = _cut(common.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * H)
-    r, z = jnp.split(common.sigmoid(u_rz + common.product(h, w_rz, u.dtype)), 2, axis=-1)
-    n = jnp.tanh(u_n + common.product(r * h.astype(r.dtype), w_n, u.dtype))
-    return _blend(h, z, n)
-
-
-def _blend(h: Array, z: Array, n: Array) -> tuple[Array, Array]:
+    n = jnp.tanh(pre.n_x if pre.n_h is None else pre.n_x + r * pre.n_h)
+    if candidate is not None:
+        n = n * candidate
     h_t = ((1 - z) * n + z * h.astype(z.dtype)).astype(h.dtype)
     return h_t, h_t
 
@@ -125,10 +123,11 @@ def _check_bias_hn(owner: str, params: GRUParams, reset_after: bool) -> None:
             "Add bias_hn to the last H entries of bias, or use reset_after=True.",
         )
     check_float(owner, "bias_hn", bias_hn)
-    if tuple(bias_hn.shape) != tuple(params.w_hh.shape[:1]):
+    _, H, _ = common.blocks_of(params.w_hh)
+    if tuple(bias_hn.shape) != (H,):
         refuse(
             f"{owner} got bias_hn of shape {tuple(bias_hn.shape)}",
-            f"shape {tuple(params.w_hh.shape[:1])}",
+            f"shape {(H,)}",
             "Make parameters with cell.init(key).",
         )
 
@@ -143,16 +142,18 @@ class GRU:
         reset_after: True (PyTorch, Keras, ONNX's ``linear_before_reset=1``): the reset gate acts
             after the recurrent product, and the candidate has a second bias ``bias_hn``. False
             (the paper): before it, which takes two products a step, one after the other.
+        heads: parts of h that hear themselves alone; a divisor of H.
         use_bias: whether there are biases.
         learn_initial_carry: keep h_0 among the parameters instead of zeros.
         w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``; called once for
-            each gate, with shape (D, H), (H, H) and (H,).
+            each gate, with shape (D, H), (H, H) (for each head (H/heads, H/heads)) and (H,).
         param_dtype: dtype of the parameters.
         dtype: dtype of the matrix products, of h and of the outputs. None: what parameters and
             inputs promote to. Sums and gates are float32 or wider.
 
     Raises:
-        ValueError: a size is not a positive whole number, or a dtype is not floating.
+        ValueError: a size is not a positive whole number, heads do not divide H, or a dtype is not
+            floating.
 
     >>> cell = GRU(input_size=3, hidden_size=2)
     >>> params = cell.init(jax.random.key(0))
@@ -164,6 +165,7 @@ class GRU:
     hidden_size: int
     _: KW_ONLY
     reset_after: bool = True
+    heads: int = 1
     use_bias: bool = True
     learn_initial_carry: bool = False
     w_ih_init: Initializer = common.GLOROT_UNIFORM
@@ -173,7 +175,8 @@ class GRU:
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "hidden_size")
+        common.normalise(self, "input_size", "hidden_size", "heads")
+        common.check_heads("GRU", self.heads, {"hidden_size": self.hidden_size})
 
     @property
     def output_size(self) -> int:
@@ -189,7 +192,7 @@ class GRU:
     def init(self, key: Array) -> GRUParams:
         """Fresh parameters from one PRNG key."""
         H, dtype = self.hidden_size, self.param_dtype
-        w_ih, w_hh, bias = common.init_weights(self, key, gates=3)
+        w_ih, w_hh, bias = common.init_weights(self, key, 3, common.blocks(self.heads))
         second = self.use_bias and self.reset_after
         bias_hn = self.bias_init(jax.random.fold_in(key, 3), (H,), dtype) if second else None
         return GRUParams(w_ih, w_hh, bias, bias_hn, jnp.zeros(H, dtype) if self.learn_initial_carry else None)
@@ -202,21 +205,20 @@ class GRU:
     def step(self, params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
         """:func:`gru_step` in the cell's ``dtype``."""
         common.check_carry("GRU.step", "h", carry, x, self.hidden_size)
-        u = self.project(params, x)
-        if not self.reset_after:
-            return _step_reset_before(params, carry, u)
-        return _update(carry, _recur(params, carry, u))
+        return _update(carry, self.recur(params, carry, self.project(params, x)))
 
     def project(self, params: GRUParams, x: Array) -> Array:
         """x W: (..., 3H)."""
-        common.check_cell(self, params, x, gates=3)
+        common.check_cell(self, params, x, 3, common.blocks(self.heads))
         _check_bias_hn("GRU", params, self.reset_after)
         return _project(params, x, self.dtype)
 
     def recur(self, params: GRUParams, carry: Array, u: Array) -> GRUPreactivation:
-        """The pre-activations of the reset-after form."""
-        return _recur(params, carry, u)
+        """The pre-activations; with ``reset_after=False`` not affine in the carry."""
+        return (_recur if self.reset_after else _recur_reset_before)(params, carry, u)
 
-    def update(self, params: GRUParams, carry: Array, z: GRUPreactivation) -> tuple[Array, Array]:
-        """Gates, candidate, hidden state."""
-        return _update(carry, z)
+    def update(
+        self, params: GRUParams, carry: Array, z: GRUPreactivation, *, candidate: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Gates, candidate, hidden state; ``candidate`` multiplies n."""
+        return _update(carry, z, candidate)

@@ -20,7 +20,7 @@ class RNNParams(NamedTuple):
     """Parameters of an :class:`RNN`."""
 
     w_ih: Array  # (D, H)
-    w_hh: Array  # (H, H)
+    w_hh: Array  # (H, H), or a block for each head: (heads, H/heads, H/heads)
     bias: Array | None = None  # (H,)
     initial: Array | None = None  # learned h_0, (H,)
 
@@ -32,7 +32,8 @@ def rnn_step(
 
     .. math:: h_t = f(x_t W + h_{t-1} R + b)
 
-    W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias``, f is ``activation``.
+    W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias``, f is ``activation``. R may
+    consist of blocks, one for each head (``w_hh`` of three axes).
 
     Args:
         params: ``RNNParams`` with w_ih (D, H), w_hh (H, H), bias (H,) or None.
@@ -53,7 +54,8 @@ def rnn_step(
     >>> h.shape
     (4, 2)
     """
-    common.check_step("rnn_step", params, "h", carry, x, gates=1)
+    heads, H, _ = common.blocks_of(getattr(params, "w_hh", None))
+    common.check_step("rnn_step", params, "h", carry, x, 1, common.blocks(heads), H)
     return _update(activation, carry, _recur(params, carry, _project(params, x, None)))
 
 
@@ -62,7 +64,7 @@ def _project(params: RNNParams, x: Array, dtype: DType | None) -> Array:
 
 
 def _recur(params: RNNParams, h: Array, u: Array) -> Array:
-    z = u.astype(state_dtype(u.dtype)) + common.product(h, params.w_hh, u.dtype)
+    z = u.astype(state_dtype(u.dtype)) + common.hear(h, params.w_hh, 1, u.dtype)
     return common.add_bias(z, params.bias)
 
 
@@ -79,16 +81,18 @@ class RNN:
         input_size: D, features of one input.
         hidden_size: H, units of h.
         activation: f; functions compare by identity, so give a named one rather than a lambda.
+        heads: parts of h that hear themselves alone; a divisor of H.
         use_bias: whether there is a b.
         learn_initial_carry: keep h_0 among the parameters instead of zeros.
         w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``, called with shape
-            (D, H), (H, H) and (H,).
+            (D, H), (H, H) (for each head (H/heads, H/heads)) and (H,).
         param_dtype: dtype of the parameters.
         dtype: dtype of the matrix products, of h and of the outputs. None: what parameters and
             inputs promote to. Sums and f are float32 or wider.
 
     Raises:
-        ValueError: a size is not a positive whole number, or a dtype is not floating.
+        ValueError: a size is not a positive whole number, heads do not divide H, or a dtype is not
+            floating.
 
     >>> import jax
     >>> cell = RNN(input_size=3, hidden_size=2, activation=jnp.sin)
@@ -100,6 +104,7 @@ class RNN:
     hidden_size: int
     _: KW_ONLY
     activation: Activation = jnp.tanh
+    heads: int = 1
     use_bias: bool = True
     learn_initial_carry: bool = False
     w_ih_init: Initializer = common.GLOROT_UNIFORM
@@ -109,7 +114,8 @@ class RNN:
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "hidden_size")
+        common.normalise(self, "input_size", "hidden_size", "heads")
+        common.check_heads("RNN", self.heads, {"hidden_size": self.hidden_size})
         check_function("RNN", "activation", self.activation)
 
     @property
@@ -119,7 +125,7 @@ class RNN:
 
     def init(self, key: Array) -> RNNParams:
         """Fresh parameters from one PRNG key."""
-        weights = common.init_weights(self, key, gates=1)
+        weights = common.init_weights(self, key, 1, common.blocks(self.heads))
         return RNNParams(
             *weights, jnp.zeros(self.hidden_size, self.param_dtype) if self.learn_initial_carry else None
         )
@@ -136,7 +142,7 @@ class RNN:
 
     def project(self, params: RNNParams, x: Array) -> Array:
         """x W: (..., H)."""
-        common.check_cell(self, params, x, gates=1)
+        common.check_cell(self, params, x, 1, common.blocks(self.heads))
         return _project(params, x, self.dtype)
 
     def recur(self, params: RNNParams, carry: Array, u: Array) -> Array:

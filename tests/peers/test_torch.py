@@ -15,6 +15,7 @@ pytestmark = pytest.mark.peers
 
 KINDS = {
     "lstm": (torch.nn.LSTM, {}, LSTM, {}),
+    "lstm_projected": (torch.nn.LSTM, {"proj_size": 2}, LSTM, {"proj_size": 2}),
     "gru": (torch.nn.GRU, {}, GRU, {}),
     "rnn_tanh": (torch.nn.RNN, {"nonlinearity": "tanh"}, RNN, {"activation": jnp.tanh}),
     "rnn_relu": (torch.nn.RNN, {"nonlinearity": "relu"}, RNN, {"activation": jax.nn.relu}),
@@ -33,7 +34,7 @@ def networks(kind, D, H, layers, both):
     module = theirs(D, H, num_layers=layers, bidirectional=both, dtype=torch.float64, **their_options)
     cells = []
     for layer in range(layers):
-        size = D if layer == 0 else H * (2 if both else 1)
+        size = D if layer == 0 else cells[-1].output_size
         cell = ours(size, H, param_dtype="float64", **our_options)
         cells.append(Bidirectional(cell) if both else cell)
     return module, Stack(tuple(cells))
@@ -79,12 +80,13 @@ def assert_close(ours, theirs):
 def compare(kind, seed, *, layers, both, ragged, implementation="auto"):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
-    T, B, D, H = (int(n) for n in rng.integers((2, 1, 1, 1), (8, 5, 6, 6)))
+    T, B, D, H = (int(n) for n in rng.integers((2, 1, 1, 3), (8, 5, 6, 7)))
     module, network = networks(kind, D, H, layers, both)
     xs = rng.normal(size=(T, B, D))
     lengths = rng.integers(1, T + 1, B) if ragged else None
-    count = 2 if kind == "lstm" else 1
-    first = [rng.normal(size=(layers * (1 + both), B, H)) for _ in range(count)]
+    count = 2 if kind.startswith("lstm") else 1
+    sizes = [module.proj_size or H, H][:count]
+    first = [rng.normal(size=(layers * (1 + both), B, size)) for size in sizes]
 
     their_xs = torch.tensor(xs, requires_grad=True)
     their_first = [torch.tensor(a, requires_grad=True) for a in first]
