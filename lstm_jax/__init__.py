@@ -39,7 +39,17 @@ from lstm_jax.compositions import (
 )
 from lstm_jax.explain import LayerPlan as LayerPlan, Plan as Plan, explain as explain
 from lstm_jax.initialization import keras_init as keras_init, torch_init as torch_init
-from lstm_jax.notation import Cell as Cell, SplitCell as SplitCell
+from lstm_jax.notation import Cell as Cell, NoisyCell as NoisyCell, SplitCell as SplitCell
+from lstm_jax.penalties import (
+    activation_regularization as activation_regularization,
+    temporal_activation_regularization as temporal_activation_regularization,
+)
+from lstm_jax.regularization import (
+    CandidateDropout as CandidateDropout,
+    VariationalDropout as VariationalDropout,
+    WeightDrop as WeightDrop,
+    Zoneout as Zoneout,
+)
 from lstm_jax.unroll import unroll as unroll
 
 __version__ = "0.1.0"

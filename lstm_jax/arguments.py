@@ -88,42 +88,50 @@ def check_sequence(cell: Any, xs: Any) -> tuple[int, ...]:
     return batch_shape(cell, xs)
 
 
-def host_lengths(lengths: Any, xs: Any) -> Any:
+def host_lengths(lengths: Any, xs: Any, owner: str = "unroll") -> Any:
     """Lengths as an array; those that the host knows are held against [0, T]."""
     if lengths is None or isinstance(lengths, (jax.Array, jax.ShapeDtypeStruct)):
         return lengths
     try:
         known = np.asarray(lengths)
     except (TypeError, ValueError):
-        refuse(f"unroll got lengths={lengths!r}", "an array of whole numbers", "Give one length a row.")
+        refuse(f"{owner} got lengths={lengths!r}", "an array of whole numbers", "Give one length a row.")
     if not np.issubdtype(known.dtype, np.integer):
         refuse(
-            f"unroll got lengths of dtype {known.dtype}",
+            f"{owner} got lengths of dtype {known.dtype}",
             "whole numbers",
             "Cast them: np.asarray(lengths, np.int32).",
         )
     T = np.shape(xs)[0] if np.ndim(xs) else 0
     if isinstance(T, (int, np.integer)) and known.size and (known.min() < 0 or known.max() > T):
         refuse(
-            f"unroll got lengths from {known.min()} to {known.max()} with {T} steps",
+            f"{owner} got lengths from {known.min()} to {known.max()} with {T} steps",
             f"lengths in [0, {T}]",
             "Clip them: np.clip(lengths, 0, len(xs)).",
         )
     return known.astype(np.int32)
 
 
-def check_flags(xs: Array, batch: tuple[int, ...], lengths: Any, mask: Any, resets: Any, key: Any) -> None:
+def check_flags(
+    xs: Array,
+    batch: tuple[int, ...],
+    lengths: Any,
+    mask: Any,
+    resets: Any,
+    key: Any,
+    owner: str = "unroll",
+) -> None:
     """Lengths, mask, resets and key, by shape and dtype."""
     if lengths is not None:
         if not jnp.issubdtype(lengths.dtype, jnp.integer):
             refuse(
-                f"unroll got lengths of dtype {lengths.dtype}",
+                f"{owner} got lengths of dtype {lengths.dtype}",
                 "whole numbers",
                 "Cast them: .astype(jnp.int32).",
             )
         if tuple(lengths.shape) != batch:
             refuse(
-                f"unroll got lengths of shape {tuple(lengths.shape)} with xs of shape {tuple(xs.shape)}",
+                f"{owner} got lengths of shape {tuple(lengths.shape)} with xs of shape {tuple(xs.shape)}",
                 f"one length a row: shape {batch}",
                 "Drop the time axis of lengths, or use jax.vmap for one length a call.",
             )
@@ -132,18 +140,18 @@ def check_flags(xs: Array, batch: tuple[int, ...], lengths: Any, mask: Any, rese
             continue
         if not hasattr(flags, "dtype"):
             refuse(
-                f"unroll got {name} of type {type(flags).__name__}", "an array", f"Use np.asarray({name})."
+                f"{owner} got {name} of type {type(flags).__name__}", "an array", f"Use np.asarray({name})."
             )
         if flags.dtype != jnp.bool_:
-            refuse(f"unroll got {name} of dtype {flags.dtype}", "bool", f"Use {name} != 0.")
+            refuse(f"{owner} got {name} of dtype {flags.dtype}", "bool", f"Use {name} != 0.")
         if tuple(flags.shape) != (xs.shape[0], *batch):
             refuse(
-                f"unroll got {name} of shape {tuple(flags.shape)} with xs of shape {tuple(xs.shape)}",
+                f"{owner} got {name} of shape {tuple(flags.shape)} with xs of shape {tuple(xs.shape)}",
                 f"one flag a step and row, time first: shape {(xs.shape[0], *batch)}",
                 f"Transpose it, or broadcast it: jnp.broadcast_to({name}, ...).",
             )
     if key is not None:
-        check_key("unroll", key)
+        check_key(owner, key)
 
 
 def check_carry(cell: Any, params: Params, carry: Carry, batch: tuple[int, ...]) -> None:

@@ -99,6 +99,18 @@ def check_function(owner: str, name: str, value: Any) -> None:
         )
 
 
+def check_member(owner: str, cell: Any) -> None:
+    """An object with the three methods of a cell."""
+    needed = ("init", "initial_carry", "step")
+    missing = [name for name in needed if not callable(getattr(cell, name, None))]
+    if missing or isinstance(cell, type):
+        refuse(
+            f"{owner} got {cell!r}" + (f" without {', '.join(missing)}" if missing else ""),
+            "a cell: an object with init, initial_carry and step",
+            "Give for instance lstm_jax.LSTM(input_size, hidden_size).",
+        )
+
+
 def check_structure(owner: str, carry: Any, like: Any, whose: str, mend: str) -> None:
     """Two carries are trees of one shape."""
     came, wanted = (jax.tree.structure(tree) for tree in (carry, like))

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.checks import check_choice, check_key, is_number, refuse
+from lstm_jax.checks import check_choice, check_key, check_member, is_number, refuse
 from lstm_jax.fused import emit
 from lstm_jax.loop import Flags, one_step
 from lstm_jax.noise import bernoulli, is_noisy
-from lstm_jax.notation import Array, Carry, Params, SplitCell, exportable
+from lstm_jax.notation import Array, Carry, Params, exportable, splits
 from lstm_jax.unroll import Options, Run, Times, Unrolled, flags_of
 
 MERGES: dict[str, Callable[[Array, Array], Array]] = {
@@ -61,7 +61,7 @@ class Bidirectional:
     merge: str = "concat"
 
     def __post_init__(self) -> None:
-        _check_member("Bidirectional", self.cell)
+        check_member("Bidirectional", self.cell)
         check_choice("Bidirectional", "merge", self.merge, tuple(MERGES))
 
     @property
@@ -106,7 +106,7 @@ class Bidirectional:
         """Both directions; called by ``unroll``."""
         _check_params("Bidirectional", params, 2)
         noisy = times.key is not None and is_noisy(self.cell)  # each direction has noise of its own
-        both = _in_one_loop if isinstance(self.cell, SplitCell) and not noisy else _one_by_one
+        both = _in_one_loop if splits(self.cell) and not noisy else _one_by_one
         forward, backward = both(self.cell, run, params, xs, carry, options, times)
         ys = MERGES[self.merge](forward.ys, backward.ys)
         return Unrolled((forward.carry, backward.carry), ys, (forward.carries, backward.carries))
@@ -253,7 +253,7 @@ class Stack:
             )
         object.__setattr__(self, "layers", tuple(self.layers))
         for layer in self.layers:
-            _check_member("Stack", layer)
+            check_member("Stack", layer)
         check_choice("Stack", "dropout_mask", self.dropout_mask, ("step", "sequence"))
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             refuse(f"Stack got dropout={self.dropout!r}", "a share in [0, 1)", "0 switches it off.")
@@ -374,17 +374,6 @@ class Stack:
 def _for_member(times: Times, index: int) -> Times:
     """The same times with a key of the member's own."""
     return times if times.key is None else times._replace(key=jax.random.fold_in(times.key, index))
-
-
-def _check_member(owner: str, cell: Any) -> None:
-    needed = ("init", "initial_carry", "step")
-    missing = [name for name in needed if not callable(getattr(cell, name, None))]
-    if missing or isinstance(cell, type):
-        refuse(
-            f"{owner} got {cell!r}" + (f" without {', '.join(missing)}" if missing else ""),
-            "a cell: an object with init, initial_carry and step",
-            "Give for instance lstm_jax.LSTM(input_size, hidden_size).",
-        )
 
 
 def _check_params(owner: str, params: Any, count: int, what: str = "parameters") -> None:

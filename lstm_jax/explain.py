@@ -23,6 +23,7 @@ from lstm_jax.unroll import (
     run_cell,
     window_length,
 )
+from lstm_jax.wrapper import Wrapper
 
 
 @dataclass(frozen=True)
@@ -141,5 +142,7 @@ def explain(
 def _short(cell: Any) -> str:
     if isinstance(cell, Pair):
         return f"{_short(cell.cell)}, both ways"
+    if isinstance(cell, Wrapper):
+        return f"{type(cell).__name__}({_short(cell.cell)})"
     sizes = [getattr(cell, name, None) for name in ("input_size", "output_size")]
     return type(cell).__name__ + (f"({sizes[0]} -> {sizes[1]})" if None not in sizes else "")

@@ -71,7 +71,7 @@ class SplitCell(Cell, Protocol):
         z = cell.recur(params, carry, u)  # linear in the carry and in u: the loop's matmul
         carry, y = cell.update(params, carry, z)  # the rest, without a matmul
 
-    ``project`` and ``recur`` are given arrays with any leading axes. ``recur`` must be affine in
+    ``project``, ``recur`` and ``emit`` are given arrays with any leading axes. ``recur`` must be affine in
     the carry, with factors that do not depend on u; a cell for which it is not goes through the
     plain scan, and ``explain`` says so.
 
@@ -93,6 +93,11 @@ class SplitCell(Cell, Protocol):
     def update(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Array]:
         """The new carry and the output."""
         ...
+
+
+def splits(cell: Any) -> bool:
+    """Whether a cell is a :class:`SplitCell`; some have the methods only if a cell inside has them."""
+    return all(callable(getattr(cell, name, None)) for name in ("project", "recur", "update"))
 
 
 class NoisyCell(Cell, Protocol):

@@ -15,7 +15,7 @@ from lstm_jax.carries import default_carry, settle
 from lstm_jax.choose import Choice, choose
 from lstm_jax.fused import fused_walk
 from lstm_jax.loop import Flags, Walked, blank, cuts, in_windows, one_step, restarts, walk
-from lstm_jax.noise import perturbed, steady
+from lstm_jax.noise import draws, perturbed, steady
 from lstm_jax.notation import Array, Carry, Cell, Params
 from lstm_jax.schedule import even
 
@@ -154,14 +154,15 @@ def begin(
     arguments.check_flags(xs, batch, lengths, mask, resets, key)
     if carry is not None:
         arguments.check_carry(cell, params, carry, batch)
-    valid = _valid(xs.shape[0], batch, lengths, mask)
+    valid = valid_steps(xs.shape[0], batch, lengths, mask)
     if valid is not None:
         xs = blank(valid, xs)
     key = None if key is None else steady(key)
     return run(cell, params, xs, carry, options, Times(valid, resets, key, jnp.asarray(start, jnp.int32)))
 
 
-def _valid(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Array | None) -> Array | None:
+def valid_steps(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Array | None) -> Array | None:
+    """Where a step is there, (T, *batch) bool; None where nothing is said about any."""
     if lengths is None:
         return mask
     if lengths.dtype.itemsize < 4:  # too narrow to count steps
@@ -196,9 +197,9 @@ def prepare(
     batch = arguments.batch_shape(cell, xs)
     initial = default_carry(cell, params, xs, batch) if carry is None or flags.restart is not None else None
     first = initial if carry is None else settle(cell, params, xs, carry, given=True)
+    params = perturbed(cell, params, times.key, first, one_step(xs))
     if not jax.tree.leaves(first):
         return Prepared(params, initial, first, None)
-    params = perturbed(cell, params, times.key, first, one_step(xs))
     return Prepared(params, initial, first, choose(cell, params, first, xs, options.implementation))
 
 
@@ -209,11 +210,11 @@ def run_cell(
     T = jax.tree.leaves(xs)[0].shape[0]
     flags = flags_of(T, options, times)
     params, initial, carry, choice = prepare(cell, params, xs, carry, options, times, flags)
-    if choice is None:
-        return _run_without_state(cell, params, xs, carry, options, times)
     key = None
     if times.key is not None and hasattr(cell, "draw"):
         key, flags = times.key, flags._replace(time=times.start + jnp.arange(T, dtype=jnp.int32))
+    if choice is None:
+        return _run_without_state(cell, params, xs, carry, options, flags, key)
     loop: Any = fused_walk if choice.implementation == "fused" else scan_walk
 
     def window(carry: Carry, inputs: tuple[Any, Flags]) -> tuple[Carry, tuple[Any, Carry | None]]:
@@ -267,12 +268,16 @@ def scan_walk(
 
 
 def _run_without_state(
-    cell: Cell, params: Params, xs: Array, carry: Carry, options: Options, times: Times
+    cell: Any, params: Params, xs: Array, carry: Carry, options: Options, flags: Flags, key: Array | None
 ) -> Unrolled:
     """A cell without state looks at all steps at once."""
-    ys = jax.vmap(lambda x: cell.step(params, carry, x)[1])(xs)
-    if times.valid is not None:
-        ys = blank(times.valid, ys)
+
+    def step(x: Array, noise: Any) -> Array:
+        return (cell.step(params, carry, x) if noise is None else cell.step(params, carry, x, noise))[1]
+
+    ys = jax.vmap(step)(xs, draws(cell, key, flags.time, carry))
+    if flags.valid is not None:
+        ys = blank(flags.valid, ys)
     return Unrolled(carry, ys, carry if options.return_carries else None)
 
 

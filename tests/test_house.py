@@ -23,9 +23,9 @@ ROOT = PACKAGE.parent
 LAYERS = [
     {"notation", "types"},
     {"checks", "schedule", "noise"},
-    {"cells"},
+    {"cells", "wrapper", "regularization"},
     {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll"},
-    {"compositions", "explain", "initialization"},
+    {"compositions", "explain", "initialization", "penalties"},
     {""},  # lstm_jax itself
 ]
 MODULES = sorted(

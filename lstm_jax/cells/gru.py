@@ -103,7 +103,7 @@ def _update(h: Array, pre: GRUPreactivation, candidate: Array | None = None) -> 
     r, z = jnp.split(common.sigmoid(pre.rz), 2, axis=-1)
     n = jnp.tanh(pre.n_x if pre.n_h is None else pre.n_x + r * pre.n_h)
     if candidate is not None:
-        n = n * candidate
+        n = n * candidate.astype(n.dtype)
     h_t = ((1 - z) * n + z * h.astype(z.dtype)).astype(h.dtype)
     return h_t, h_t
 
@@ -173,6 +173,8 @@ class GRU:
     bias_init: Initializer = common.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
+
+    takes_candidate = True  # of update, for CandidateDropout
 
     def __post_init__(self) -> None:
         common.normalise(self, "input_size", "hidden_size", "heads")

@@ -306,6 +306,8 @@ class LSTM:
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
+    takes_candidate = True  # of update, for CandidateDropout
+
     def __post_init__(self) -> None:
         common.normalise(self, "input_size", "hidden_size", "heads")
         sizes = {"hidden_size": self.hidden_size}
@@ -371,7 +373,7 @@ class LSTM:
         """:func:`lstm_step` in the cell's ``dtype``, with its options."""
         common.check_carry("LSTM.step", "h, c", carry, x, (self.output_size, self.hidden_size))
         z = self.recur(params, carry, self.project(params, x))
-        return self.emit(params, _update_in(self._form, _pointwise, params, carry, z))
+        return _emit(params, _update_in(self._form, _pointwise, params, carry, z))
 
     def project(self, params: LSTMParams, x: Array) -> Array:
         """x W: (..., 4H)."""
@@ -394,6 +396,9 @@ class LSTM:
         """Gates, cell state, hidden state; ``candidate`` multiplies g."""
         return _update_in(self._form, _lean_pointwise, params, carry, z, candidate)
 
-    def emit(self, params: LSTMParams, raw: tuple[LSTMCarry, Array]) -> tuple[LSTMCarry, Array]:
-        """The projection of h, where there is one."""
-        return _emit(params, raw)
+    @property
+    def emit(self) -> Any:
+        """The projection of h: a method where there is one, and else missing."""
+        if self.proj_size is None:
+            raise AttributeError("an LSTM without proj_size emits what update returns")
+        return _emit

@@ -114,7 +114,9 @@ def inside(form: LSTMForm, params: Any, c: Array, z: Array, candidate: Array | N
     g = clipped(own["g"], form.clip)
     if form.ablation != "no_input_activation":
         g = jnp.tanh(g)
-    c_t = f * c + i * (g if candidate is None else g * candidate)
+    if candidate is not None:
+        g = g * candidate.astype(g.dtype)
+    c_t = f * c + i * g
     if form.layer_norm == "tfa":
         c_t = normalised(form, params.norm, c_t)
     c_t = clipped(c_t, form.cell_clip)
