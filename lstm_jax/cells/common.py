@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -107,29 +107,47 @@ def init_gates(
     return jnp.concatenate([initializer(k, shape, dtype) for k in jax.random.split(key, gates)], axis=-1)
 
 
-def init_weights(cell: Any, key: Array, gates: int) -> tuple[Array, Array, Array | None]:
+def dense(H: int) -> tuple[int, ...]:
+    """The shape of one gate's recurrent weights where every unit hears every other."""
+    return (H, H)
+
+
+def init_weights(
+    cell: Any, key: Array, gates: int, recurrent: Callable[[int], tuple[int, ...]] = dense
+) -> tuple[Array, Array, Array | None]:
     """``(w_ih, w_hh, bias)`` of a cell with ``gates`` gates, from its three initialisers."""
     check_key(f"{type(cell).__name__}.init", key)
     k_ih, k_hh, k_bias = jax.random.split(key, 3)
     D, H, dtype = cell.input_size, cell.hidden_size, cell.param_dtype
     return (
         init_gates(cell.w_ih_init, k_ih, (D, H), gates, dtype),
-        init_gates(cell.w_hh_init, k_hh, (H, H), gates, dtype),
+        init_gates(cell.w_hh_init, k_hh, recurrent(H), gates, dtype),
         init_gates(cell.bias_init, k_bias, (H,), gates, dtype) if cell.use_bias else None,
     )
 
 
-def initial_state(cell: Any, batch_shape: Sequence[int], learned: Array | None, dtype: DType) -> Array:
-    """The state before the first step: zeros, or the learned vector on every row of the batch."""
+def initial_state(
+    cell: Any,
+    batch_shape: Sequence[int],
+    learned: Array | None,
+    dtype: DType,
+    *,
+    row: tuple[int, ...] | None = None,
+    fill: float = 0.0,
+) -> Array:
+    """The state before the first step: zeros, or the learned vector on every row of the batch.
+
+    ``row`` is the shape of one row where it is not (H,), ``fill`` what stands there instead of zeros.
+    """
     if not isinstance(batch_shape, (tuple, list)):
         refuse(
             f"{type(cell).__name__}.initial_carry got batch_shape={batch_shape!r}",
             "a tuple of the batch axes",
             "Write initial_carry((batch,)), or initial_carry() for a single row.",
         )
-    shape = (*batch_shape, cell.hidden_size)
+    shape = (*batch_shape, *((cell.hidden_size,) if row is None else row))
     if learned is None:
-        return jnp.zeros(shape, dtype)
+        return jnp.full(shape, fill, dtype)
     return jnp.broadcast_to(learned.astype(dtype), shape)
 
 
@@ -156,24 +174,41 @@ def weights_dtype(cell: Any, params: Any | None) -> Any:
     """The dtype of the weights; before there are any, what it will be."""
     if params is None:
         return cell.param_dtype
-    check_fields(f"{type(cell).__name__}.initial_carry", params)
-    return params.w_hh.dtype
+    if not hasattr(params, "w_ih"):
+        check_fields(f"{type(cell).__name__}.initial_carry", params)
+    return params.w_ih.dtype
 
 
 # --- checks, from shapes alone ------------------------------------------------------------------
 
 
-def check_step(owner: str, params: Any, states: str, carry: Any, x: Any, gates: int) -> None:
-    """The arguments of a free step function fit each other. ``states`` names the carry's parts."""
-    check_weights(owner, params, gates)
-    check_input(owner, x, params.w_ih.shape[0])
-    check_carry(owner, states, carry, x, params.w_hh.shape[0])
+def check_step(
+    owner: str,
+    params: Any,
+    states: str,
+    carry: Any,
+    x: Any,
+    gates: int,
+    recurrent: Callable[[int], tuple[int, ...]] = dense,
+    H: int | None = None,
+) -> None:
+    """The arguments of a free step function fit each other. ``states`` names the carry's parts.
+
+    H is given where it is not the first axis of w_hh.
+    """
+    check_fields(owner, params)
+    D, H = first_axis(params.w_ih), first_axis(params.w_hh) if H is None else H
+    check_weights(owner, params, gates, (D, H), recurrent)
+    check_input(owner, x, D)
+    check_carry(owner, states, carry, x, H)
 
 
-def check_cell(cell: Any, params: Any, x: Any, gates: int) -> None:
+def check_cell(
+    cell: Any, params: Any, x: Any, gates: int, recurrent: Callable[[int], tuple[int, ...]] = dense
+) -> None:
     """Parameters and input fit the cell's hyperparameters."""
     owner = type(cell).__name__
-    check_weights(owner, params, gates, (cell.input_size, cell.hidden_size))
+    check_weights(owner, params, gates, (cell.input_size, cell.hidden_size), recurrent)
     if (params.bias is not None) != cell.use_bias:
         refuse(
             f"{owner} got {'a' if params.bias is not None else 'no'} bias with use_bias={cell.use_bias}",
@@ -227,9 +262,9 @@ def check_carry(owner: str, states: str, carry: Any, x: Any, size: int) -> None:
             )
 
 
-def check_fields(owner: str, params: Any) -> None:
-    """The parameters have the three fields that every classic cell has."""
-    missing = [name for name in ("w_ih", "w_hh", "bias") if not hasattr(params, name)]
+def check_fields(owner: str, params: Any, names: Sequence[str] = ("w_ih", "w_hh", "bias")) -> None:
+    """The parameters have these fields; by default the three that every classic cell has."""
+    missing = [name for name in names if not hasattr(params, name)]
     if missing:
         refuse(
             f"{owner} got parameters of type {type(params).__name__} without {', '.join(missing)}",
@@ -238,21 +273,32 @@ def check_fields(owner: str, params: Any) -> None:
         )
 
 
-def first_axis(a: Array) -> int:
-    """The length of the first axis; a scalar has none."""
-    return a.shape[0] if a.shape else 0
+def first_axis(a: Any) -> int:
+    """The length of the first axis; what is no array, or a scalar, has none."""
+    shape = getattr(a, "shape", ())
+    return shape[0] if shape else 0
 
 
-def check_weights(owner: str, params: Any, gates: int, sizes: tuple[int, int] | None = None) -> None:
-    """w_ih (D, gates*H), w_hh (H, gates*H) and bias (gates*H,) agree, with each other or with ``sizes``."""
+def check_weights(
+    owner: str,
+    params: Any,
+    gates: int,
+    sizes: tuple[int, int],
+    recurrent: Callable[[int], tuple[int, ...]] = dense,
+) -> None:
+    """w_ih (D, gates*H), w_hh (H, gates*H) and bias (gates*H,) agree with ``sizes``, D and H.
+
+    ``recurrent`` tells the shape of w_hh for one gate where it is another; gates lie on its last axis.
+    """
     check_fields(owner, params)
     given = {name: getattr(params, name) for name in ("w_ih", "w_hh", "bias")}
     if given["bias"] is None:
         del given["bias"]
     for name, value in given.items():
         check_float(owner, name, value)
-    D, H = sizes or (first_axis(params.w_ih), first_axis(params.w_hh))
-    expected = {"w_ih": (D, gates * H), "w_hh": (H, gates * H), "bias": (gates * H,)}
+    D, H = sizes
+    *rows, columns = recurrent(H)
+    expected = {"w_ih": (D, gates * H), "w_hh": (*rows, gates * columns), "bias": (gates * H,)}
     wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
     if wrong:
         refuse(
