@@ -16,6 +16,7 @@ Where to look: ``lstm_jax/cells`` for the equations, ``unroll.py`` for what happ
 """
 
 from lstm_jax.cells.gru import GRU as GRU, GRUParams as GRUParams, gru_step as gru_step
+from lstm_jax.cells.indrnn import IndRNN as IndRNN, IndRNNParams as IndRNNParams, indrnn_step as indrnn_step
 from lstm_jax.cells.lstm import (
     LSTM as LSTM,
     LSTMGates as LSTMGates,

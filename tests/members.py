@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import oracle_newer
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack
@@ -266,6 +267,9 @@ MEMBERS = (
         "peephole",
         lambda param_dtype, dtype=None: Peephole(param_dtype),
         oracle.Cell(peephole, lambda params: (np.full(2, -0.25), np.full(2, 0.75))),
+    ),
+    Member(
+        "indrnn", partial(lstm_jax.IndRNN, D, H), oracle.Cell(oracle_newer.indrnn, oracle.zeros), family=True
     ),
 )
 BY_NAME = {member.name: member for member in MEMBERS}
