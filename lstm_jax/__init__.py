@@ -26,6 +26,7 @@ from lstm_jax.cells.lstm import (
 )
 from lstm_jax.cells.readout import Readout as Readout, ReadoutParams as ReadoutParams
 from lstm_jax.cells.rnn import RNN as RNN, RNNParams as RNNParams, rnn_step as rnn_step
+from lstm_jax.cells.slstm import SLSTM as SLSTM, SLSTMParams as SLSTMParams, slstm_step as slstm_step
 from lstm_jax.compositions import (
     Bidirectional as Bidirectional,
     BidirectionalParams as BidirectionalParams,

@@ -194,6 +194,12 @@ def _both_ways_stack(**dtypes):
     )
 
 
+def _normalised(carry):
+    """The normaliser of an sLSTM is 1 or more after the first step."""
+    h, c, n, m = carry
+    return h, c, 1 + np.abs(n), m
+
+
 MEMBERS = (
     Member("rnn", partial(RNN, D, H), ORACLE_RNN),
     Member(
@@ -270,6 +276,20 @@ MEMBERS = (
     ),
     Member(
         "indrnn", partial(lstm_jax.IndRNN, D, H), oracle.Cell(oracle_newer.indrnn, oracle.zeros), family=True
+    ),
+    Member(
+        "slstm",
+        partial(lstm_jax.SLSTM, D, 4, heads=2, learn_initial_carry=True),
+        oracle.Cell(oracle_newer.slstm, oracle_newer.slstm_begins),
+        family=True,
+        carry=_normalised,
+    ),
+    Member(
+        "slstm_exp",
+        partial(lstm_jax.SLSTM, D, H, forget_gate="exp", use_bias=False),
+        oracle.Cell(partial(oracle_newer.slstm, forget="exp"), oracle_newer.slstm_begins),
+        variant=True,
+        carry=_normalised,
     ),
 )
 BY_NAME = {member.name: member for member in MEMBERS}

@@ -7,3 +7,34 @@ def indrnn(params, h, x, f=lambda a: np.maximum(a, 0)):
     total = x @ params.w_ih + params.w_hh * h
     h = f(total if params.bias is None else total + params.bias)
     return h, h
+
+
+# --- exponential gates --------------------------------------------------------------------------
+
+
+def slstm(params, carry, x, forget="sigmoid"):
+    """Unit by unit: j is a unit's place in its head, and the row of its head's matrix."""
+    h, c, n, m = carry
+    H, d = len(h), params.w_hh.shape[1]
+    after = np.zeros((4, H))
+    for unit in range(H):
+        head, j = divmod(unit, d)
+        own = h[head * d : (head + 1) * d]
+        i, f, z, o = (
+            x @ params.w_ih[:, gate * H + unit]
+            + own @ params.w_hh[head, :, gate * d + j]
+            + (0 if params.bias is None else params.bias[gate * H + unit])
+            for gate in range(4)
+        )
+        kept = (f if forget == "exp" else -np.logaddexp(0, -f)) + m[unit]
+        m_t = max(kept, i)
+        c_t = np.exp(kept - m_t) * c[unit] + np.exp(i - m_t) * np.tanh(z)
+        n_t = np.exp(kept - m_t) * n[unit] + np.exp(i - m_t)
+        after[:, unit] = c_t / n_t / (1 + np.exp(-o)), c_t, n_t, m_t
+    return tuple(after), after[0]
+
+
+def slstm_begins(params):
+    """The normaliser is empty, and the stabiliser lets the first step be all that counts."""
+    nothing = np.zeros(params.w_ih.shape[1] // 4)
+    return nothing if params.initial is None else params.initial, nothing, nothing, nothing - 2.0**100
