@@ -24,6 +24,7 @@ from lstm_jax.cells.lstm import (
     lstm_gates as lstm_gates,
     lstm_step as lstm_step,
 )
+from lstm_jax.cells.mlstm import MLSTM as MLSTM, MLSTMParams as MLSTMParams, mlstm_step as mlstm_step
 from lstm_jax.cells.readout import Readout as Readout, ReadoutParams as ReadoutParams
 from lstm_jax.cells.rnn import RNN as RNN, RNNParams as RNNParams, rnn_step as rnn_step
 from lstm_jax.cells.slstm import SLSTM as SLSTM, SLSTMParams as SLSTMParams, slstm_step as slstm_step

@@ -291,6 +291,18 @@ MEMBERS = (
         variant=True,
         carry=_normalised,
     ),
+    Member(
+        "mlstm",
+        partial(lstm_jax.MLSTM, D, 4, heads=2),
+        oracle.Cell(oracle_newer.mlstm, partial(oracle_newer.mlstm_begins, heads=2)),
+        family=True,
+    ),
+    Member(
+        "mlstm_exp",
+        partial(lstm_jax.MLSTM, D, H, forget_gate="exp", use_bias=False),
+        oracle.Cell(partial(oracle_newer.mlstm, forget="exp"), partial(oracle_newer.mlstm_begins, heads=1)),
+        variant=True,
+    ),
 )
 BY_NAME = {member.name: member for member in MEMBERS}
 

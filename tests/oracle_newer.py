@@ -38,3 +38,31 @@ def slstm_begins(params):
     """The normaliser is empty, and the stabiliser lets the first step be all that counts."""
     nothing = np.zeros(params.w_ih.shape[1] // 4)
     return nothing if params.initial is None else params.initial, nothing, nothing, nothing - 2.0**100
+
+
+def mlstm(params, carry, x, forget="sigmoid"):
+    """Head by head, with the memory of values by keys."""
+    C, n, m = (part.copy() for part in carry)
+    heads, d = n.shape
+    H = heads * d
+    four, two = x @ params.w_ih, x @ params.w_gates
+    if params.bias is not None:
+        four, two = four + params.bias, two + params.bias_gates
+    h = np.zeros(H)
+    for head in range(heads):
+        units = slice(head * d, (head + 1) * d)
+        q, k, v, o = (four[gate * H : (gate + 1) * H][units] for gate in range(4))
+        k = k / d**0.5
+        i, f = two[head], two[heads + head]
+        kept = (f if forget == "exp" else -np.logaddexp(0, -f)) + m[head]
+        m[head] = max(kept, i)
+        C[head] = np.exp(kept - m[head]) * C[head] + np.exp(i - m[head]) * np.outer(v, k)
+        n[head] = np.exp(kept - m[head]) * n[head] + np.exp(i - m[head]) * k
+        h[units] = C[head] @ q / max(abs(n[head] @ q), np.exp(-m[head])) / (1 + np.exp(-o))
+    return (C, n, m), h
+
+
+def mlstm_begins(params, heads):
+    """An empty memory, and a stabiliser as the sLSTM's."""
+    d = params.w_ih.shape[1] // 4 // heads
+    return np.zeros((heads, d, d)), np.zeros((heads, d)), np.full(heads, -(2.0**100))

@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 from members import BY_NAME, assert_same, problem, random_like, total
 
 import lstm_jax
-from lstm_jax import SLSTM, IndRNN
+from lstm_jax import MLSTM, SLSTM, IndRNN
 
 D, H = 3, 4
 KEY = jax.random.key(0)
@@ -155,11 +155,144 @@ def test_slstm_survives_large_preactivations(forget_gate, compute, implementatio
     assert every_finite(jax.grad(lambda *a: total(run(*a)[1][0]).astype(jnp.float32), (0, 1))(params, xs))
 
 
+# --- memories that are matrices -----------------------------------------------------------------
+
+
+def mlstm_as_defined(params, heads, forget):
+    """The definition without a stabiliser: (C, n) -> h and (C, n) for a row."""
+
+    def step(state, x):
+        (q, k, v, o), (i, f) = (
+            np.split(x @ w + b, count)
+            for w, b, count in ((params.w_ih, params.bias, 4), (params.w_gates, params.bias_gates, 2))
+        )
+        q, k, v = (part.reshape(heads, -1) for part in (q, k, v))
+        i, f = np.exp(i)[:, None], (np.exp(f) if forget == "exp" else 1 / (1 + np.exp(-f)))[:, None]
+        k = k / np.sqrt(k.shape[1])
+        C = f[:, :, None] * state[0] + i[:, :, None] * v[:, :, None] * k[:, None, :]
+        n = f * state[1] + i * k
+        h = np.einsum("nvk,nk->nv", C, q) / np.maximum(np.abs(np.sum(n * q, axis=1, keepdims=True)), 1)
+        return h.reshape(-1) / (1 + np.exp(-o)), (C, n)
+
+    return step
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
+@pytest.mark.parametrize("shift", [-2.0, 0.0, 2.0])
+def test_mlstm_is_its_definition_without_the_stabiliser(forget_gate, shift):
+    """Input gates of all sizes, so that either of the denominator's two parts is the larger somewhere."""
+    cell = MLSTM(D, 6, heads=2, forget_gate=forget_gate, param_dtype="float64")
+    params, xs = params_of(cell), inputs(9, D)
+    params = params._replace(bias_gates=params.bias_gates + np.array([shift, shift, 0, 0]))
+    (C, n, m), ys = lstm_jax.unroll(cell, params, xs)
+    step, state = mlstm_as_defined(params, 2, forget_gate), (np.zeros((2, 3, 3)), np.zeros((2, 3)))
+    for t, x in enumerate(xs):
+        y, state = step(state, x)
+        np.testing.assert_allclose(ys[t], y, rtol=1e-12)
+    raw = jnp.exp(m)[:, None]
+    assert_same((C * raw[..., None], n * raw), jax.tree.map(jnp.asarray, state))
+
+
+@pytest.mark.usefixtures("x64")
+def test_both_parts_of_the_denominator_are_met():
+    cell = MLSTM(D, 6, heads=2, param_dtype="float64")
+    xs = inputs(9, D)
+    ones = []
+    for shift in (-2.0, 2.0):
+        params = params_of(cell)
+        params = params._replace(bias_gates=params.bias_gates + np.array([shift, shift, 0, 0]))
+        _, (_, (_, n, m)) = lstm_jax.unroll(cell, params, xs, return_carries=True)
+        q = np.split(xs @ params.w_ih + params.bias, 4, axis=-1)[0].reshape(9, 2, 3)
+        ones.append(np.mean(np.abs(np.sum(n * q, axis=-1) * np.exp(m)) < 1))
+    assert ones[0] > 0.5 and ones[1] < 0.5
+
+
+@pytest.mark.usefixtures("x64")
+def test_heads_of_a_matrix_memory_are_cells_of_one_head():
+    cell, one = (MLSTM(D, width, heads=heads, param_dtype="float64") for width, heads in ((6, 3), (2, 1)))
+    params, xs = params_of(cell), inputs(5, 2, D)
+    carry, ys = lstm_jax.unroll(cell, params, xs)
+    for head in range(3):
+        units = slice(2 * head, 2 * head + 2)
+        columns, gates = (np.arange(4)[:, None] * 6 + np.arange(6)[units]).ravel(), [head, 3 + head]
+        own = lstm_jax.MLSTMParams(
+            params.w_ih[:, columns], params.w_gates[:, gates], params.bias[columns], params.bias_gates[gates]
+        )
+        expected = lstm_jax.unroll(one, own, xs)
+        parts = tuple(part[:, head : head + 1] for part in carry)
+        assert_same((parts, ys[..., units]), expected)
+
+
+@pytest.mark.parametrize("implementation", ["auto", "scan"])
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
+def test_mlstm_survives_large_gates(forget_gate, compute, implementation):
+    """As above; the last row's queries are zero, whatever the gates are."""
+    pairs = np.array(EXTREMES)
+    sequences = np.stack([np.roll(pairs, -k, axis=0) for k in (*range(len(pairs)), 2)], axis=1)
+    own = np.random.default_rng(0).normal(size=(*sequences.shape[:2], 4))
+    own[:, -1, 0] = 0
+    cell = MLSTM(6, 1, forget_gate=forget_gate, dtype=compute)
+    params = cell.init(KEY)
+    params = params._replace(w_ih=jnp.eye(6)[:, 2:], w_gates=jnp.eye(6)[:, :2], bias_gates=jnp.zeros(2))
+    xs = jnp.asarray(np.concatenate([sequences, own], axis=-1), compute)
+
+    def run(params, xs):
+        return lstm_jax.unroll(cell, params, xs, implementation=implementation, return_carries=True)
+
+    _, (ys, (C, n, _)) = run(params, xs)
+    assert ys.dtype == compute and C.dtype == np.float32
+    assert every_finite((ys, C, n)) and np.any(ys != 0) and np.all(ys[:, -1] == 0)
+    grads = jax.grad(lambda *a: total(run(*a)[1][0]).astype(jnp.float32), (0, 1))(params, xs)
+    assert every_finite(grads)
+
+
+def test_mlstm_carry_keeps_the_dtype_it_was_handed():
+    """The output, which is no part of the carry, is of the compute dtype."""
+    for compute, out in ((None, "float32"), ("bfloat16", "bfloat16")):
+        cell = MLSTM(D, H, heads=2, dtype=compute)
+        params = cell.init(KEY)
+        for handed in ("float16", "bfloat16", "float32"):
+            carry = jax.tree.map(lambda a, dtype=handed: a.astype(dtype), cell.initial_carry((2,), params))
+            new, y = jax.eval_shape(cell.step, params, carry, jnp.ones((2, D)))
+            assert {part.dtype.name for part in new} == {handed} and y.dtype == out
+            new, y = jax.eval_shape(lstm_jax.mlstm_step, params, carry, jnp.ones((2, D)))
+            assert {part.dtype.name for part in new} == {handed} and y.dtype == "float32"
+
+
+@pytest.mark.parametrize("implementation", ["fused", "scan"])
+def test_a_checkpoint_bounds_how_many_memories_are_kept(implementation):
+    """By the sizes of what the forward pass hands to the backward pass; nothing is computed."""
+    cell, steps = MLSTM(D, 16), 64
+    shapes = jax.eval_shape(cell.init, KEY), jax.ShapeDtypeStruct((steps, 2, D), "float32")
+
+    def memories(checkpoint):
+        options = {"checkpoint": checkpoint, "implementation": implementation}
+
+        def residuals(params, xs):
+            return jax.vjp(lambda params: lstm_jax.unroll(cell, params, xs, **options)[1], params)[1]
+
+        kept = sum(a.size for a in jax.tree.leaves(jax.eval_shape(residuals, *shapes)))
+        return kept / (2 * 16 * 16)
+
+    assert memories(None) >= steps
+    assert 8 <= memories("sqrt") < 12  # one for each of eight windows, and what lies beside them
+    assert memories("sqrt") < memories(None) / 5
+
+
+def test_the_forget_gates_bias_is_behind_the_input_gates():
+    params = MLSTM(D, H, heads=2).init(KEY)
+    assert params.bias.tolist() == [0.0] * 16 and params.bias_gates.tolist() == [0, 0, 1, 1]
+    bare = MLSTM(D, H, use_bias=False).init(KEY)
+    assert bare.bias is None and bare.bias_gates is None
+
+
 # --- what all of them have to keep --------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("x64", "quick_compiles")
-@pytest.mark.parametrize("which", ["slstm", "slstm_exp"])
+@pytest.mark.parametrize("which", ["slstm", "slstm_exp", "mlstm", "mlstm_exp"])
 def test_both_modes_to_second_order_agree_with_finite_differences(which):
     given = problem(BY_NAME[which], T=4, batch=(2,))
     xs = np.where(np.isfinite(given.xs), given.xs, 0.5)
@@ -174,7 +307,7 @@ def test_both_modes_to_second_order_agree_with_finite_differences(which):
 
 
 @pytest.mark.usefixtures("x64", "quick_compiles")
-@pytest.mark.parametrize("which", ["slstm"])
+@pytest.mark.parametrize("which", ["slstm", "mlstm"])
 def test_hessian_is_that_of_the_plain_scan(which):
     given = problem(BY_NAME[which], T=3, batch=(2,))
     xs = np.where(np.isfinite(given.xs), given.xs, 0.5)
@@ -192,7 +325,7 @@ def test_hessian_is_that_of_the_plain_scan(which):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("which", ["indrnn", "slstm"])
+@pytest.mark.parametrize("which", ["indrnn", "slstm", "mlstm"])
 def test_vmap_over_the_rows_is_the_batched_call(which):
     given = problem(BY_NAME[which])
 
@@ -278,6 +411,63 @@ ERRORS = {
     "slstm_step: x of whole numbers": (
         lambda: lstm_jax.slstm_step(SLSTM(D, H).init(KEY), (jnp.ones((2, H)),) * 4, jnp.ones((2, D), int)),
         "slstm_step got x of dtype int32",
+    ),
+    "mlstm: heads": (lambda: MLSTM(D, H, heads=3), "MLSTM got heads=3 with hidden_size=4; expected heads"),
+    "mlstm: forget gate": (lambda: MLSTM(D, H, forget_gate=None), "MLSTM got forget_gate=None"),
+    "mlstm: key": (lambda: MLSTM(D, H).init(0), "MLSTM.init got key=0"),
+    "mlstm: another number of heads": (
+        lambda: lstm_jax.unroll(MLSTM(D, H, heads=2), MLSTM(D, H).init(KEY), X),
+        "MLSTM got w_gates of shape (3, 2), bias_gates of shape (2,); expected w_gates (3, 4), bias",
+    ),
+    "mlstm: an LSTM's params": (
+        lambda: lstm_jax.unroll(MLSTM(D, H), lstm_jax.LSTM(D, H).init(KEY), X),
+        "parameters of type LSTMParams without w_gates, bias_gates",
+    ),
+    "mlstm: params None": (
+        lambda: lstm_jax.unroll(MLSTM(D, H), None, X),
+        "type NoneType without w_ih, w_gates, bias, bias_gates",
+    ),
+    "mlstm: no bias": (
+        lambda: lstm_jax.unroll(MLSTM(D, H), MLSTM(D, H, use_bias=False).init(KEY), X),
+        "MLSTM got no bias with use_bias=True",
+    ),
+    "mlstm: one bias": (
+        lambda: lstm_jax.unroll(MLSTM(D, H), MLSTM(D, H).init(KEY)._replace(bias=None), X),
+        "got one of bias and bias_gates without the other",
+    ),
+    "mlstm: x": (
+        lambda: MLSTM(D, H).step(MLSTM(D, H).init(KEY), MLSTM(D, H).initial_carry((2,)), jnp.ones((2, 5))),
+        "MLSTM got x of shape (2, 5)",
+    ),
+    "mlstm: parts of the carry": (
+        lambda: MLSTM(D, H).step(MLSTM(D, H).init(KEY), jnp.ones((2, H)), X),
+        "MLSTM.step got a carry of 1 parts; expected (C, n, m)",
+    ),
+    "mlstm: a part of the carry": (
+        lambda: MLSTM(D, H).step(MLSTM(D, H).init(KEY), MLSTM(D, H, heads=2).initial_carry((2,)), X),
+        "MLSTM.step got C of shape (2, 2, 2, 2) with x of shape (2, 3); expected C of shape (2, 1, 4, 4)",
+    ),
+    "mlstm_step: params that disagree": (
+        lambda: lstm_jax.mlstm_step(
+            MLSTM(D, H).init(KEY)._replace(bias=jnp.ones(8)), MLSTM(D, H).initial_carry((2,)), X
+        ),
+        "mlstm_step got bias of shape (8,); expected bias (16,)",
+    ),
+    "mlstm_step: no heads": (
+        lambda: lstm_jax.mlstm_step(
+            MLSTM(D, H, use_bias=False).init(KEY)._replace(w_gates=jnp.ones((D, 0))), (X, X, X), X
+        ),
+        "mlstm_step got w_gates of shape (3, 0)",
+    ),
+    "mlstm_step: a carry of lists": (
+        lambda: lstm_jax.mlstm_step(MLSTM(D, H).init(KEY), ([0.0], [0.0], [0.0]), X),
+        "mlstm_step got C of type list",
+    ),
+    "mlstm_step: forget gate": (
+        lambda: lstm_jax.mlstm_step(
+            MLSTM(D, H).init(KEY), MLSTM(D, H).initial_carry((2,)), X, forget_gate="none"
+        ),
+        "mlstm_step got forget_gate='none'",
     ),
     "slstm: learned without params": (
         lambda: SLSTM(D, H, learn_initial_carry=True).initial_carry(),
