@@ -1,7 +1,7 @@
 """All members of the library, in one table that every law runs over.
 
-To add a cell: write its equations as a function of one row into ``oracle.py``, then add one row to
-``MEMBERS``:
+To add a cell: write its equations as a function of one row into ``oracle.py`` or a file like it,
+then add one row to ``MEMBERS``:
 
     Member("name", build, oracle, implementation)
 

@@ -1,5 +1,6 @@
 """What is particular to the newer cells: independent units, exponential gates, memories that are matrices."""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -337,6 +338,30 @@ def test_vmap_over_the_rows_is_the_batched_call(which):
     by_row = jax.vmap(one_row, in_axes=(1, 0, 0, 1, 1), out_axes=(0, 1))
     ours = by_row(given.xs, given.carry, flags["lengths"], flags["mask"], flags["resets"])
     assert_same(ours, lstm_jax.unroll(given.network, given.params, given.xs, given.carry, **flags))
+
+
+@pytest.mark.parametrize("kind", [IndRNN, SLSTM, MLSTM])
+def test_equal_hyperparameters_are_equal_cells(kind):
+    heads = {} if kind is IndRNN else {"heads": 2}
+    cell = kind(D, H, dtype=jnp.bfloat16, **heads)
+    same = kind(np.int32(D), H, dtype="bfloat16", **{name: np.int64(n) for name, n in heads.items()})
+    assert cell == same and hash(cell) == hash(same)
+    assert all(cell != replace(cell, **change) for change in ({"use_bias": False}, {"dtype": None}))
+
+
+@pytest.mark.parametrize("kind", [SLSTM, MLSTM])
+@pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
+def test_thousands_of_steps_stay_finite(kind, forget_gate):
+    cell, steps = kind(D, H, forget_gate=forget_gate), 4000
+    params = cell.init(KEY)
+
+    @jax.jit
+    def run(params):
+        out = lstm_jax.unroll(cell, params, jnp.ones((steps, 2, D)), checkpoint="sqrt")
+        return total(out[1]), out
+
+    grads, out = jax.grad(run, has_aux=True)(params)
+    assert every_finite((grads, out))
 
 
 # --- errors -------------------------------------------------------------------------------------

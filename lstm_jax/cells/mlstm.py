@@ -15,8 +15,7 @@ from lstm_jax.cells.slstm import FORGET_GATES, NOTHING_YET, check_heads, exponen
 from lstm_jax.checks import check_choice, check_float, check_key, refuse
 from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
 
-#: exp(-m) is kept above exp(-40), whose inverse square float32 can hold. What this changes lies far
-#: below the rounding of n q.
+#: exp(-m) is held at exp(-40) or more, whose inverse square (in the derivative) float32 can hold.
 LEAST = 40.0
 
 
@@ -62,7 +61,9 @@ def mlstm_step(
 
     What the definition calls C and n would overflow. Kept are both times exp(-m), and so the 1 of
     its denominator max(\|n q\|, 1) is exp(-m) here: h is the same. m_0 is a large negative number
-    (-2^100), so at the first step i' = 1 and f' = 0, however small :math:`\tilde i` is.
+    (-2^100), so at the first step i' = 1 and f' = 0, however small :math:`\tilde i` is. So that no
+    derivative divides by zero, exp(-m) is held at exp(-40) or more, which is felt only where
+    \|n q\| is below 4e-18.
 
     Args:
         params: ``MLSTMParams`` with w_ih (D, 4H), w_gates (D, 2 heads), bias (4H,) and bias_gates
@@ -175,10 +176,11 @@ def _check_carry(owner: str, carry: MLSTMCarry, x: Array, H: int, heads: int) ->
 class MLSTM:
     r"""Hyperparameters of an mLSTM; :func:`mlstm_step` has the equations.
 
-    The carry is ``(C, n, m)``: memory, normaliser, stabiliser. The output h is no part of it. As the
-    memory of one row has H^2 / heads numbers, the fast path keeps several times as many for every
-    step until the gradients are taken; over long sequences ask for ``checkpoint="sqrt"``, which
-    keeps some 2 sqrt(T) memories instead of T.
+    The carry is ``(C, n, m)``: memory, normaliser, stabiliser. The output h is no part of it.
+
+    C has H^2 / heads numbers a row. For the gradients the fast path keeps the C of every step, and
+    factors of the same size beside it, as the plain scan does too: over long sequences ask for
+    ``checkpoint="sqrt"``, which keeps them for some 2 sqrt(T) steps instead of T.
 
     Args:
         input_size: D, features of one input.
