@@ -22,6 +22,7 @@ from lstm_jax.cells.greff import (
     greff2017 as greff2017,
 )
 from lstm_jax.cells.gru import GRU as GRU, GRUParams as GRUParams, gru_step as gru_step
+from lstm_jax.cells.indrnn import IndRNN as IndRNN, IndRNNParams as IndRNNParams, indrnn_step as indrnn_step
 from lstm_jax.cells.lstm import (
     LSTM as LSTM,
     LSTMGates as LSTMGates,
@@ -30,8 +31,10 @@ from lstm_jax.cells.lstm import (
     lstm_step as lstm_step,
 )
 from lstm_jax.cells.lstm_form import LSTMNorm as LSTMNorm
+from lstm_jax.cells.mlstm import MLSTM as MLSTM, MLSTMParams as MLSTMParams, mlstm_step as mlstm_step
 from lstm_jax.cells.readout import Readout as Readout, ReadoutParams as ReadoutParams
 from lstm_jax.cells.rnn import RNN as RNN, RNNParams as RNNParams, rnn_step as rnn_step
+from lstm_jax.cells.slstm import SLSTM as SLSTM, SLSTMParams as SLSTMParams, slstm_step as slstm_step
 from lstm_jax.compositions import (
     Bidirectional as Bidirectional,
     BidirectionalParams as BidirectionalParams,

@@ -1,7 +1,7 @@
 """All members of the library, in one table that every law runs over.
 
-To add a cell: write its equations as a function of one row into ``oracle.py``, then add one row to
-``MEMBERS``:
+To add a cell: write its equations as a function of one row into ``oracle.py`` or a file like it,
+then add one row to ``MEMBERS``:
 
     Member("name", build, oracle, implementation)
 
@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import oracle_lstm
+import oracle_newer
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, FullGateLSTM, Readout, Stack
@@ -255,6 +256,12 @@ LSTMS = (
 )
 
 
+def _normalised(carry):
+    """The normaliser of an sLSTM is 1 or more after the first step."""
+    h, c, n, m = carry
+    return h, c, 1 + np.abs(n), m
+
+
 MEMBERS = (
     Member("rnn", partial(RNN, D, H), ORACLE_RNN),
     Member(
@@ -354,6 +361,35 @@ MEMBERS = (
         "peephole",
         lambda param_dtype, dtype=None: Peephole(param_dtype),
         oracle.Cell(peephole, lambda params: (np.full(2, -0.25), np.full(2, 0.75))),
+    ),
+    Member(
+        "indrnn", partial(lstm_jax.IndRNN, D, H), oracle.Cell(oracle_newer.indrnn, oracle.zeros), family=True
+    ),
+    Member(
+        "slstm",
+        partial(lstm_jax.SLSTM, D, 4, heads=2, learn_initial_carry=True),
+        oracle.Cell(oracle_newer.slstm, oracle_newer.slstm_begins),
+        family=True,
+        carry=_normalised,
+    ),
+    Member(
+        "slstm_exp",
+        partial(lstm_jax.SLSTM, D, H, forget_gate="exp", use_bias=False),
+        oracle.Cell(partial(oracle_newer.slstm, forget="exp"), oracle_newer.slstm_begins),
+        variant=True,
+        carry=_normalised,
+    ),
+    Member(
+        "mlstm",
+        partial(lstm_jax.MLSTM, D, 4, heads=2),
+        oracle.Cell(oracle_newer.mlstm, partial(oracle_newer.mlstm_begins, heads=2)),
+        family=True,
+    ),
+    Member(
+        "mlstm_exp",
+        partial(lstm_jax.MLSTM, D, H, forget_gate="exp", use_bias=False),
+        oracle.Cell(partial(oracle_newer.mlstm, forget="exp"), partial(oracle_newer.mlstm_begins, heads=1)),
+        variant=True,
     ),
 )
 BY_NAME = {member.name: member for member in MEMBERS}

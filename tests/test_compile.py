@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack
+from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, IndRNN, Readout, Stack
 
 T, B, D, H = 5, 2, 3, 4
 NETWORKS = {
@@ -204,7 +204,7 @@ def test_every_field_is_compared(kind):
         assert changed == replace(network, **{name: value}) and hash(changed) == hash(replace(changed)), name
 
 
-@pytest.mark.parametrize("kind", [RNN, LSTM, GRU, Readout])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU, Readout, IndRNN, SLSTM, MLSTM])
 @pytest.mark.parametrize("field", ["param_dtype", "dtype"])
 def test_names_of_one_dtype_are_one_hyperparameter(kind, field):
     for spellings in (

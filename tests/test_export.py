@@ -11,7 +11,7 @@ import pytest
 from jax import export
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Stack
+from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, Stack
 
 D, H = 3, 2
 NETWORKS = {
@@ -20,6 +20,8 @@ NETWORKS = {
     "gru_reset_before": GRU(D, H, reset_after=False),
     "bidirectional": Bidirectional(LSTM(D, H)),
     "stack": Stack((LSTM(D, 4), RNN(4, H))),
+    "slstm": SLSTM(D, 4, heads=2),
+    "mlstm": MLSTM(D, 4, heads=2),
 }
 SIZES = [(5, 2), (19, 3)]
 
@@ -73,6 +75,8 @@ def assert_close(ours, expected):
         ("bidirectional", {"reverse": True, "checkpoint": 8}),
         ("stack", {"truncate": 3}),
         ("stack", {"reverse": True, "checkpoint": 8}),
+        ("slstm", {"checkpoint": 8}),
+        ("mlstm", {"checkpoint": 8}),
     ],
     ids=str,
 )

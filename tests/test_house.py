@@ -133,6 +133,8 @@ def test_what_is_public():
         "Readout ReadoutParams Stack Bidirectional BidirectionalParams unroll explain Plan LayerPlan".split()
     )
     expected += "torch_init keras_init Cell SplitCell".split()
+    expected += "IndRNN IndRNNParams indrnn_step SLSTM SLSTMParams slstm_step".split()
+    expected += "MLSTM MLSTMParams mlstm_step".split()
     assert set(expected) <= set(PUBLIC)
 
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import members
 import numpy as np
 import oracle
+import oracle_newer
 import pytest
 from members import BY_NAME, assert_same, problem
 
@@ -101,7 +102,9 @@ def test_each_flag_alone(which, one):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("batch", [(), (2, 2)], ids=str)
-@pytest.mark.parametrize("which", ["lstm", "bidirectional", "stack_bidirectional", "leaky", "peephole"])
+@pytest.mark.parametrize(
+    "which", ["lstm", "bidirectional", "stack_bidirectional", "leaky", "peephole", "indrnn", "slstm", "mlstm"]
+)
 def test_batch_axes(which, batch):
     given = problem(BY_NAME[which], batch=batch, T=5)
     check(BY_NAME[which], given, carry=True, reverse=batch == (), implementation="auto")
@@ -134,6 +137,9 @@ STEPS = {
         lambda params, carry, x: lstm_jax.gru_step(params, carry, x, reset_after=False),
         oracle.gru_reset_before,
     ),
+    "indrnn": (lstm_jax.indrnn_step, oracle_newer.indrnn),
+    "slstm": (lstm_jax.slstm_step, oracle_newer.slstm),
+    "mlstm": (lstm_jax.mlstm_step, oracle_newer.mlstm),
 }
 
 
@@ -166,6 +172,7 @@ def test_gates_are_those_of_the_step():
 #: Of values below 2 in size, after seven steps. A wrong gate errs by ten times as much (tested below).
 TOLERANCES = {"float32": 2e-6, "float16": 4e-3, "bfloat16": 3e-2}
 CLASSIC = ("rnn", "lstm", "lstm_learned", "gru", "gru_reset_before", "bidirectional", "stack_residual_skip")
+NEWER = ("indrnn", "slstm", "mlstm")
 
 
 def error(result, expected):
@@ -173,7 +180,7 @@ def error(result, expected):
     return max(np.max(np.abs(np.asarray(a, np.float64) - b)) for a, b in pairs)
 
 
-@pytest.mark.parametrize("which", CLASSIC)
+@pytest.mark.parametrize("which", CLASSIC + NEWER)
 @pytest.mark.parametrize(
     "compute, implementation, reverse",
     [
@@ -225,7 +232,7 @@ def dtypes(f, *arguments):
     return [a.dtype.name for a in jax.tree.leaves(jax.eval_shape(f, *arguments))]
 
 
-@pytest.mark.parametrize("which", ["rnn", "lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("which", STEPS)
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
 @pytest.mark.parametrize("implementation", ["scan", "auto"])
 def test_low_precision_keeps_sums_in_float32(which, compute, implementation):
@@ -240,7 +247,8 @@ def test_low_precision_keeps_sums_in_float32(which, compute, implementation):
             ),
             given,
         )
-        assert carry_and_ys == ([compute, "float32", compute] if which == "lstm" else [compute, compute])
+        own = {"lstm": [compute, "float32"], "slstm": [compute, *["float32"] * 3], "mlstm": ["float32"] * 3}
+        assert carry_and_ys == [*own.get(which, [compute]), compute]
 
 
 @pytest.mark.usefixtures("x64")
@@ -254,7 +262,7 @@ def test_low_precision_beside_float64_parameters():
     ]
 
 
-@pytest.mark.parametrize("which", ["rnn", "lstm", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("which", [which for which in STEPS if which != "mlstm"])  # its carry holds no h
 @pytest.mark.parametrize("handed", ["float16", "bfloat16", "float32"])
 def test_step_returns_the_dtypes_it_was_handed(which, handed):
     x = jnp.ones((2, 3))

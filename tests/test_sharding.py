@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack
+from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, Readout, Stack
 
 T, B, D, H = 5, 8, 3, 4
 NETWORKS = {
@@ -20,6 +20,8 @@ NETWORKS = {
     "gru_reset_before": GRU(D, H, reset_after=False),
     "bidirectional": Bidirectional(LSTM(D, H)),
     "stack": Stack((GRU(D, H), Bidirectional(RNN(H, 2)), LSTM(4, H), Readout(H, H))),
+    "slstm": SLSTM(D, H, heads=2),
+    "mlstm": MLSTM(D, H, heads=2),
 }
 SPECS = {"xs": P(None, "data"), "lengths": P("data"), "mask": P(None, "data"), "resets": P(None, "data")}
 
@@ -94,7 +96,7 @@ def in_shard_map(mesh, network, run, *args):
     return jax.device_get(jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=out_specs))(*args))
 
 
-@pytest.mark.parametrize("name", ["rnn", "lstm", "lstm_learned", "gru", "stack"])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "lstm_learned", "gru", "stack", "slstm", "mlstm"])
 def test_in_shard_map_rows_are_apart_and_weight_gradients_are_summed(name):
     network = NETWORKS[name]
     run = gradients_of(network, reverse=True)

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Stack
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, IndRNN, Stack
 
 T, B, D, H = 4, 2, 3, 3
 CELLS = {
@@ -17,6 +17,7 @@ CELLS = {
     "lstm": LSTM(D, H, param_dtype="float64"),
     "gru": GRU(D, H, param_dtype="float64"),
     "gru_reset_before": GRU(D, H, reset_after=False, param_dtype="float64"),
+    "indrnn": IndRNN(D, H, activation=jnp.tanh, param_dtype="float64"),
 }
 NETWORKS = CELLS | {
     "bidirectional": Bidirectional(CELLS["lstm"]),

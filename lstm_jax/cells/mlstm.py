@@ -1,0 +1,287 @@
+"""The mLSTM, whose memory is a matrix, next to its equations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import common
+from lstm_jax.cells.slstm import FORGET_GATES, NOTHING_YET, exponential_gates
+from lstm_jax.checks import check_choice, check_float, check_key, refuse
+from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
+
+#: exp(-m) is held at exp(-40) or more, whose inverse square (in the derivative) float32 can hold.
+LEAST = 40.0
+
+
+@exportable
+class MLSTMParams(NamedTuple):
+    """Parameters of an :class:`MLSTM`. There are no recurrent weights."""
+
+    w_ih: Array  # (D, 4H) query, key, value, output gate, side by side
+    w_gates: Array  # (D, 2 heads) input gates of all heads, then forget gates
+    bias: Array | None = None  # (4H,)
+    bias_gates: Array | None = None  # (2 heads,)
+
+
+class MLSTMPreactivation(NamedTuple):
+    """What the matrix products of one step give."""
+
+    qkvo: Array  # (*batch, 4H)
+    gates: Array  # (*batch, 2 heads), float32 or wider
+
+
+MLSTMCarry: TypeAlias = tuple[Array, Array, Array]
+
+
+def mlstm_step(
+    params: MLSTMParams, carry: MLSTMCarry, x: Array, *, forget_gate: str = "sigmoid"
+) -> tuple[MLSTMCarry, Array]:
+    r"""One step of the mLSTM (Beck et al. 2024, "xLSTM: Extended Long Short-Term Memory").
+
+    For each head, which has d = H / heads units,
+
+    .. math::
+        q_t &= x_t W_q + b_q \qquad k_t = (x_t W_k + b_k) / \sqrt d \qquad v_t = x_t W_v + b_v \\
+        \tilde i_t &= x_t w_i + b_i \qquad \tilde f_t = x_t w_f + b_f \\
+        m_t &= \max(\log f_t + m_{t-1}, \tilde i_t) \\
+        i'_t &= \exp(\tilde i_t - m_t) \qquad f'_t = \exp(\log f_t + m_{t-1} - m_t) \\
+        C_t &= f'_t C_{t-1} + i'_t v_t k_t^\top \\
+        n_t &= f'_t n_{t-1} + i'_t k_t \\
+        h_t &= \sigma(x_t W_o + b_o) \odot C_t q_t / \max(|n_t^\top q_t|, \exp(-m_t))
+
+    W_q, W_k, W_v, W_o lie side by side in ``params.w_ih``, w_i and w_f in ``params.w_gates``; the
+    gates i and f are one number a head, and f is :math:`\sigma(\tilde f)` or :math:`\exp(\tilde f)`.
+    Nothing of the carry enters a gate.
+
+    What the definition calls C and n would overflow. Kept are both times exp(-m), and so the 1 of
+    its denominator max(\|n q\|, 1) is exp(-m) here: h is the same. m_0 is a large negative number
+    (-2^100), so at the first step i' = 1 and f' = 0, however small :math:`\tilde i` is. So that no
+    derivative divides by zero, exp(-m) is held at exp(-40) or more, which is felt only where
+    \|n q\| is below 4e-18.
+
+    Args:
+        params: ``MLSTMParams`` with w_ih (D, 4H), w_gates (D, 2 heads), bias (4H,) and bias_gates
+            (2 heads,), both None or neither.
+        carry: ``(C, n, m)``: (*batch, heads, d, d) of values by keys, (*batch, heads, d) and
+            (*batch, heads). Begin with ``MLSTM.initial_carry``.
+        x: the input of this step, (*batch, D).
+        forget_gate: "sigmoid" or "exp".
+
+    Returns:
+        ``((C, n, m), h)``: the carry in the dtypes that it had, h (*batch, H) in what parameters and
+        inputs promote to.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+
+    >>> cell = MLSTM(input_size=3, hidden_size=4, heads=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> (C, n, m), y = mlstm_step(params, cell.initial_carry(), jnp.ones(3))
+    >>> C.shape, n.shape, m.shape, y.shape
+    ((2, 2, 2), (2, 2), (2,), (4,))
+    """
+    _check_fields("mlstm_step", params)
+    D = common.first_axis(params.w_ih)
+    H, heads = _last_axis(params.w_ih) // 4, _last_axis(params.w_gates) // 2
+    _check_params("mlstm_step", params, D, H, heads)
+    common.check_heads("mlstm_step", heads, {"hidden_size": H})
+    common.check_input("mlstm_step", x, D)
+    _check_carry("mlstm_step", carry, x, H, heads)
+    check_choice("mlstm_step", "forget_gate", forget_gate, FORGET_GATES)
+    return _update(forget_gate, carry, _project(params, x, None))
+
+
+def _project(params: MLSTMParams, x: Array, dtype: DType | None) -> MLSTMPreactivation:
+    """All products of the step; the gates' own are not rounded to ``dtype``, since they are exponents."""
+    qkvo = common.affine(x, params.w_ih, params.bias, dtype)
+    gates = common.product(x, params.w_gates, qkvo.dtype)
+    return MLSTMPreactivation(qkvo, common.add_bias(gates, params.bias_gates))
+
+
+def _update(forget_gate: str, carry: MLSTMCarry, z: MLSTMPreactivation) -> tuple[MLSTMCarry, Array]:
+    dtype = promote(z.gates.dtype, *(part.dtype for part in carry))
+    C, n, m = (part.astype(dtype) for part in carry)
+    q, k, v, o = (part.reshape(n.shape) for part in jnp.split(z.qkvo.astype(dtype), 4, axis=-1))
+    k = k / math.sqrt(k.shape[-1])
+    i, f = jnp.split(z.gates.astype(dtype), 2, axis=-1)
+    i, f, m = exponential_gates(forget_gate, i, f, m)
+    i, f, m_t = (gate[..., None] for gate in (i, f, m))
+    C = f[..., None] * C + (i * v)[..., :, None] * k[..., None, :]
+    n = f * n + i * k
+    # Numerator and denominator times exp(min(m, 0)), which may be small where exp(-m) would overflow.
+    scale = jnp.exp(jnp.minimum(m_t, 0))
+    found = scale * jnp.sum(C * q[..., None, :], axis=-1)
+    weight = scale * jnp.abs(jnp.sum(n * q, axis=-1, keepdims=True))
+    h = common.sigmoid(o) * (found / jnp.maximum(weight, jnp.exp(-jnp.clip(m_t, 0, LEAST))))
+    new = C.astype(carry[0].dtype), n.astype(carry[1].dtype), m.astype(carry[2].dtype)
+    *rows, columns = z.qkvo.shape
+    return new, h.reshape(*rows, columns // 4).astype(z.qkvo.dtype)
+
+
+def _last_axis(a: Array) -> int:
+    shape = getattr(a, "shape", ())
+    return shape[-1] if shape else 0
+
+
+def _check_fields(owner: str, params: MLSTMParams) -> None:
+    common.check_fields(owner, params, MLSTMParams._fields)
+    if (params.bias is None) != (params.bias_gates is None):
+        refuse(
+            f"{owner} got one of bias and bias_gates without the other",
+            "both or neither",
+            "Make parameters with cell.init(key).",
+        )
+
+
+def _check_params(owner: str, params: MLSTMParams, D: int, H: int, heads: int) -> None:
+    """The four arrays are of the shapes that the sizes say."""
+    expected = {"w_ih": (D, 4 * H), "w_gates": (D, 2 * heads), "bias": (4 * H,), "bias_gates": (2 * heads,)}
+    given = {name: a for name, a in params._asdict().items() if a is not None}
+    for name, a in given.items():
+        check_float(owner, name, a)
+    wrong = {name: tuple(a.shape) for name, a in given.items() if tuple(a.shape) != expected[name]}
+    if wrong or heads < 1:
+        wrong = wrong or {"w_gates": tuple(params.w_gates.shape)}
+        refuse(
+            f"{owner} got " + ", ".join(f"{name} of shape {shape}" for name, shape in wrong.items()),
+            ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (D={D}, H={H}, {heads} heads)",
+            "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
+            "or map over stacked parameters with jax.vmap.",
+        )
+
+
+def _check_carry(owner: str, carry: MLSTMCarry, x: Array, H: int, heads: int) -> None:
+    """C, n and m over x's batch axes."""
+    if not isinstance(carry, (tuple, list)) or len(carry) != 3:
+        parts = len(carry) if isinstance(carry, (tuple, list)) else 1
+        refuse(f"{owner} got a carry of {parts} parts", "(C, n, m)", "Make one with cell.initial_carry().")
+    rows = (*x.shape[:-1], heads)
+    for name, part, row in zip("Cnm", carry, ((H // heads,) * 2, (H // heads,), ()), strict=True):
+        check_float(owner, name, part)
+        if tuple(part.shape) != (*rows, *row):
+            refuse(
+                f"{owner} got {name} of shape {tuple(part.shape)} with x of shape {tuple(x.shape)}",
+                f"{name} of shape {(*rows, *row)}: x's batch axes, then the {heads} heads",
+                "Make the carry with cell.initial_carry(batch_shape), or map over the batch with jax.vmap.",
+            )
+
+
+@dataclass(frozen=True)
+class MLSTM:
+    r"""Hyperparameters of an mLSTM; :func:`mlstm_step` has the equations.
+
+    The carry is ``(C, n, m)``: memory, normaliser, stabiliser. The output h is no part of it.
+
+    C has H^2 / heads numbers a row. For the gradients the fast path keeps the C of every step, and
+    factors of the same size beside it, as the plain scan does too: over long sequences ask for
+    ``checkpoint="sqrt"``, which keeps them for some 2 sqrt(T) steps instead of T.
+
+    Args:
+        input_size: D, features of one input.
+        hidden_size: H, units of the output.
+        heads: memories side by side; a divisor of H.
+        forget_gate: "sigmoid", or "exp" for :math:`f = \exp(\tilde f)`.
+        use_bias: whether there are biases.
+        forget_bias: added to the forget gates' bias at initialisation. 1, as for the LSTM, lets a new
+            cell remember; under "exp" it makes old inputs weigh more than new ones, and 0 all alike.
+            No effect later, and none without a bias.
+        w_ih_init, w_gates_init, bias_init: any function of ``jax.nn.initializers``; w_ih_init is
+            called four times with (D, H), w_gates_init twice with (D, heads), bias_init four times
+            with (H,) and twice with (heads,).
+        param_dtype: dtype of the parameters.
+        dtype: dtype of the matrix products and of the outputs. None: what parameters and inputs
+            promote to. Under bfloat16 or float16, gates, carry and all sums stay float32.
+
+    Raises:
+        ValueError: a size is not a positive whole number, heads do not divide H, the forget gate is
+            neither of the two, or a dtype is not floating.
+
+    >>> cell = MLSTM(input_size=3, hidden_size=4, heads=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> params.w_ih.shape, params.w_gates.shape, params.bias.shape, params.bias_gates.shape
+    ((3, 16), (3, 4), (16,), (4,))
+    """
+
+    input_size: int
+    hidden_size: int
+    _: KW_ONLY
+    heads: int = 1
+    forget_gate: str = "sigmoid"
+    use_bias: bool = True
+    forget_bias: float = 1.0
+    w_ih_init: Initializer = common.GLOROT_UNIFORM
+    w_gates_init: Initializer = common.GLOROT_UNIFORM
+    bias_init: Initializer = common.ZEROS
+    param_dtype: DType = jnp.float32
+    dtype: DType | None = None
+
+    def __post_init__(self) -> None:
+        common.normalise(self, "input_size", "hidden_size", "heads")
+        common.check_heads("MLSTM", self.heads, {"hidden_size": self.hidden_size})
+        check_choice("MLSTM", "forget_gate", self.forget_gate, FORGET_GATES)
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output: H."""
+        return self.hidden_size
+
+    def init(self, key: Array) -> MLSTMParams:
+        """Fresh parameters from one PRNG key."""
+        check_key("MLSTM.init", key)
+        keys = jax.random.split(key, 4)
+        D, H, heads, dtype = self.input_size, self.hidden_size, self.heads, self.param_dtype
+        w_ih = common.init_gates(self.w_ih_init, keys[0], (D, H), 4, dtype)
+        w_gates = common.init_gates(self.w_gates_init, keys[1], (D, heads), 2, dtype)
+        if not self.use_bias:
+            return MLSTMParams(w_ih, w_gates)
+        bias = common.init_gates(self.bias_init, keys[2], (H,), 4, dtype)
+        bias_gates = common.init_gates(self.bias_init, keys[3], (heads,), 2, dtype)
+        return MLSTMParams(w_ih, w_gates, bias, bias_gates.at[heads:].add(self.forget_bias))
+
+    def initial_carry(self, batch_shape: Sequence[int] = (), params: MLSTMParams | None = None) -> MLSTMCarry:
+        """``(C_0, n_0, m_0)``: zeros, and m_0 = -2^100."""
+        if params is not None:
+            _check_fields("MLSTM.initial_carry", params)
+        weights = common.weights_dtype(self, params)
+        dtype = promote(state_dtype(weights if self.dtype is None else self.dtype), weights)
+        heads, d = self.heads, self.hidden_size // self.heads
+        return (
+            common.initial_state(self, batch_shape, None, dtype, row=(heads, d, d)),
+            common.initial_state(self, batch_shape, None, dtype, row=(heads, d)),
+            common.initial_state(self, batch_shape, None, dtype, row=(heads,), fill=NOTHING_YET),
+        )
+
+    def step(self, params: MLSTMParams, carry: MLSTMCarry, x: Array) -> tuple[MLSTMCarry, Array]:
+        """:func:`mlstm_step` in the cell's ``dtype``."""
+        u = self.project(params, x)
+        _check_carry("MLSTM.step", carry, x, self.hidden_size, self.heads)
+        return self.update(params, carry, u)
+
+    def project(self, params: MLSTMParams, x: Array) -> MLSTMPreactivation:
+        """Queries, keys, values, output gate: (..., 4H); exponents of the gates: (..., 2 heads)."""
+        _check_fields("MLSTM", params)
+        _check_params("MLSTM", params, self.input_size, self.hidden_size, self.heads)
+        if (params.bias is not None) != self.use_bias:
+            refuse(
+                f"MLSTM got {'a' if params.bias is not None else 'no'} bias with use_bias={self.use_bias}",
+                "biases exactly where use_bias=True",
+                "Build the cell with the use_bias of its parameters, or make parameters with cell.init(key).",
+            )
+        common.check_input("MLSTM", x, self.input_size)
+        return _project(params, x, self.dtype)
+
+    def recur(self, params: MLSTMParams, carry: MLSTMCarry, u: MLSTMPreactivation) -> MLSTMPreactivation:
+        """u: nothing of the carry enters a gate."""
+        return u
+
+    def update(
+        self, params: MLSTMParams, carry: MLSTMCarry, z: MLSTMPreactivation
+    ) -> tuple[MLSTMCarry, Array]:
+        """Gates, stabiliser, memory and normaliser, output."""
+        return _update(self.forget_gate, carry, z)

@@ -1,0 +1,201 @@
+"""The sLSTM, an LSTM with exponential gates, next to its equations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import common
+from lstm_jax.checks import check_choice
+from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
+
+#: m_0, which any pre-activation exceeds: a power of two, and so the same number in every dtype that
+#: reaches as far (in float16 it is minus infinity, which serves as well).
+NOTHING_YET = -(2.0**100)
+FORGET_GATES = ("sigmoid", "exp")
+
+
+@exportable
+class SLSTMParams(NamedTuple):
+    """Parameters of an :class:`SLSTM`. The gates stand side by side in the order i, f, z, o."""
+
+    w_ih: Array  # (D, 4H)
+    w_hh: Array  # (H, 4H), or a block for each head: (heads, H/heads, 4H/heads)
+    bias: Array | None = None  # (4H,)
+    initial: Array | None = None  # learned h_0, (H,)
+
+
+SLSTMCarry: TypeAlias = tuple[Array, Array, Array, Array]
+
+
+def slstm_step(
+    params: SLSTMParams, carry: SLSTMCarry, x: Array, *, forget_gate: str = "sigmoid"
+) -> tuple[SLSTMCarry, Array]:
+    r"""One step of the sLSTM (Beck et al. 2024, "xLSTM: Extended Long Short-Term Memory").
+
+    .. math::
+        \tilde i_t &= x_t W_i + h_{t-1} R_i + b_i \quad\text{and so } \tilde f_t, \tilde z_t, \tilde o_t \\
+        m_t &= \max(\log f_t + m_{t-1}, \tilde i_t) \\
+        i'_t &= \exp(\tilde i_t - m_t) \\
+        f'_t &= \exp(\log f_t + m_{t-1} - m_t) \\
+        c_t &= f'_t \odot c_{t-1} + i'_t \odot \tanh(\tilde z_t) \\
+        n_t &= f'_t \odot n_{t-1} + i'_t \\
+        h_t &= \sigma(\tilde o_t) \odot c_t / n_t
+
+    W is ``params.w_ih``, b is ``params.bias``, f is :math:`\sigma(\tilde f)` or :math:`\exp(\tilde f)`.
+    With heads, R has a block for each, ``params.w_hh[head]``, and zeros between them. The input gate is
+    :math:`i = \exp(\tilde i)`, without an upper bound; n is the sum of what c weighs, so that c / n
+    is a mean and h lies in [-1, 1].
+
+    What the definition calls c and n would overflow. Kept are both times exp(-m), which leaves c / n
+    as it is. m_0 is a large negative number (-2^100), so at the first step i' = 1 and f' = 0, however
+    small :math:`\tilde i` is. From then on n >= 1: either i' = 1, or f' = 1 and n does not decrease.
+
+    Args:
+        params: ``SLSTMParams`` with w_ih (D, 4H), w_hh (H, 4H) or (heads, H/heads, 4H/heads), bias (4H,) or
+            None; gates in the order i, f, z, o.
+        carry: ``(h, c, n, m)``, each (*batch, H). Begin with ``SLSTM.initial_carry``.
+        x: the input of this step, (*batch, D).
+        forget_gate: "sigmoid" or "exp".
+
+    Returns:
+        ``((h, c, n, m), h)`` in the dtypes that the carry had.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+
+    >>> cell = SLSTM(input_size=3, hidden_size=4, heads=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> (h, c, n, m), y = slstm_step(params, cell.initial_carry(), jnp.ones(3))
+    >>> y.shape, n.tolist()
+    ((4,), [1.0, 1.0, 1.0, 1.0])
+    """
+    heads, H, _ = common.blocks_of(getattr(params, "w_hh", None))
+    common.check_step("slstm_step", params, "h, c, n, m", carry, x, 4, common.blocks(heads), H)
+    check_choice("slstm_step", "forget_gate", forget_gate, FORGET_GATES)
+    u = common.affine(x, params.w_ih, None)
+    return _update(forget_gate, carry, _recur(params, carry, u))
+
+
+def _recur(params: SLSTMParams, carry: SLSTMCarry, u: Array) -> Array:
+    """u + h R + b: (..., 4H), the four pre-activations side by side."""
+    z = u.astype(state_dtype(u.dtype)) + common.hear(carry[0], params.w_hh, 4, u.dtype)
+    return common.add_bias(z, params.bias)
+
+
+def exponential_gates(forget_gate: str, i: Array, f: Array, m: Array) -> tuple[Array, Array, Array]:
+    """i', f' and the new m: both gates times exp(-m), of which the larger is 1."""
+    kept = (jax.nn.log_sigmoid(f) if forget_gate == "sigmoid" else f) + m
+    m_t = jnp.maximum(kept, i)
+    return jnp.exp(i - m_t), jnp.exp(kept - m_t), m_t
+
+
+def _update(forget_gate: str, carry: SLSTMCarry, z: Array) -> tuple[SLSTMCarry, Array]:
+    h, c, n, m = carry
+    dtype = promote(z.dtype, c.dtype, n.dtype, m.dtype)
+    i, f, z, o = jnp.split(z.astype(dtype), 4, axis=-1)
+    i, f, m_t = exponential_gates(forget_gate, i, f, m.astype(dtype))
+    c_t = f * c.astype(dtype) + i * jnp.tanh(z)
+    n_t = f * n.astype(dtype) + i
+    h_t = (common.sigmoid(o) * (c_t / n_t)).astype(h.dtype)
+    return (h_t, c_t.astype(c.dtype), n_t.astype(n.dtype), m_t.astype(m.dtype)), h_t
+
+
+@dataclass(frozen=True)
+class SLSTM:
+    r"""Hyperparameters of an sLSTM; :func:`slstm_step` has the equations.
+
+    The carry is ``(h, c, n, m)``: hidden state, cell state, normaliser, stabiliser.
+
+    Args:
+        input_size: D, features of one input.
+        hidden_size: H, units of each part of the carry.
+        heads: parts of h that hear only themselves; a divisor of H.
+        forget_gate: "sigmoid", or "exp" for :math:`f = \exp(\tilde f)`.
+        use_bias: whether there is a b.
+        forget_bias: added to the forget gate's bias at initialisation. 1, as for the LSTM, lets a new
+            cell remember; under "exp" it makes old inputs weigh more than new ones, and 0 all alike.
+            No effect later, and none without a bias.
+        learn_initial_carry: keep h_0 among the parameters instead of zeros. c_0, n_0 and m_0 are never
+            learned: the first step forgets them.
+        w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``; called once for each
+            gate (w_hh_init: and head), with shape (D, H), (H/heads, H/heads) and (H,).
+        param_dtype: dtype of the parameters.
+        dtype: dtype of the matrix products, of h and of the outputs. None: what parameters and
+            inputs promote to. Under bfloat16 or float16, c, n, m and all sums stay float32.
+
+    Raises:
+        ValueError: a size is not a positive whole number, heads do not divide H, the forget gate is
+            neither of the two, or a dtype is not floating.
+
+    >>> cell = SLSTM(input_size=3, hidden_size=4, heads=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> params.w_ih.shape, params.w_hh.shape, params.bias.shape
+    ((3, 16), (2, 2, 8), (16,))
+    """
+
+    input_size: int
+    hidden_size: int
+    _: KW_ONLY
+    heads: int = 1
+    forget_gate: str = "sigmoid"
+    use_bias: bool = True
+    forget_bias: float = 1.0
+    learn_initial_carry: bool = False
+    w_ih_init: Initializer = common.GLOROT_UNIFORM
+    w_hh_init: Initializer = common.ORTHOGONAL
+    bias_init: Initializer = common.ZEROS
+    param_dtype: DType = jnp.float32
+    dtype: DType | None = None
+
+    def __post_init__(self) -> None:
+        common.normalise(self, "input_size", "hidden_size", "heads")
+        common.check_heads("SLSTM", self.heads, {"hidden_size": self.hidden_size})
+        check_choice("SLSTM", "forget_gate", self.forget_gate, FORGET_GATES)
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output: H."""
+        return self.hidden_size
+
+    def init(self, key: Array) -> SLSTMParams:
+        """Fresh parameters from one PRNG key."""
+        H, dtype = self.hidden_size, self.param_dtype
+        w_ih, w_hh, bias = common.init_weights(self, key, 4, common.blocks(self.heads))
+        if bias is not None:
+            bias = bias.at[H : 2 * H].add(self.forget_bias)
+        return SLSTMParams(w_ih, w_hh, bias, jnp.zeros(H, dtype) if self.learn_initial_carry else None)
+
+    def initial_carry(self, batch_shape: Sequence[int] = (), params: SLSTMParams | None = None) -> SLSTMCarry:
+        """``(h_0, c_0, n_0, m_0)``, each (*batch_shape, H): zeros, but for a learned h_0 and m_0 = -2^100."""
+        learned = common.learned_initial(self, params)
+        dtype = common.compute_dtype(self, params)
+        wide = promote(state_dtype(dtype), common.weights_dtype(self, params))
+        return (
+            common.initial_state(self, batch_shape, learned, dtype),
+            common.initial_state(self, batch_shape, None, wide),
+            common.initial_state(self, batch_shape, None, wide),
+            common.initial_state(self, batch_shape, None, wide, fill=NOTHING_YET),
+        )
+
+    def step(self, params: SLSTMParams, carry: SLSTMCarry, x: Array) -> tuple[SLSTMCarry, Array]:
+        """:func:`slstm_step` in the cell's ``dtype``."""
+        common.check_carry("SLSTM.step", "h, c, n, m", carry, x, self.hidden_size)
+        return self.update(params, carry, _recur(params, carry, self.project(params, x)))
+
+    def project(self, params: SLSTMParams, x: Array) -> Array:
+        """x W: (..., 4H)."""
+        common.check_cell(self, params, x, 4, common.blocks(self.heads))
+        return common.affine(x, params.w_ih, None, self.dtype)
+
+    def recur(self, params: SLSTMParams, carry: SLSTMCarry, u: Array) -> Array:
+        """u + h R + b: (..., 4H)."""
+        return _recur(params, carry, u)
+
+    def update(self, params: SLSTMParams, carry: SLSTMCarry, z: Array) -> tuple[SLSTMCarry, Array]:
+        """Gates, stabiliser, cell state and normaliser, hidden state."""
+        return _update(self.forget_gate, carry, z)
