@@ -15,6 +15,11 @@ Where to look: ``lstm_jax/cells`` for the equations, ``unroll.py`` for what happ
 ``compositions.py`` for stacks and both directions.
 """
 
+from lstm_jax.cells.conv_lstm import (
+    ConvLSTM as ConvLSTM,
+    ConvLSTMParams as ConvLSTMParams,
+    conv_lstm_step as conv_lstm_step,
+)
 from lstm_jax.cells.gru import GRU as GRU, GRUParams as GRUParams, gru_step as gru_step
 from lstm_jax.cells.lstm import (
     LSTM as LSTM,

@@ -140,5 +140,8 @@ def explain(
 def _short(cell: Any) -> str:
     if isinstance(cell, Pair):
         return f"{_short(cell.cell)}, both ways"
-    sizes = [getattr(cell, name, None) for name in ("input_size", "output_size")]
-    return type(cell).__name__ + (f"({sizes[0]} -> {sizes[1]})" if None not in sizes else "")
+    sizes = []
+    for side in ("input", "output"):
+        size = getattr(cell, f"{side}_size", None)
+        sizes.append("x".join(map(str, getattr(cell, f"{side}_shape", None) or (size,))))
+    return type(cell).__name__ + ("" if "None" in sizes else f"({sizes[0]} -> {sizes[1]})")

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from lstm_jax.loop import Flags, Walked, in_windows, one_step, walk
-from lstm_jax.notation import Carry, Params, SplitCell
+from lstm_jax.notation import Carry, Params, SplitCell, event_ndim
 from lstm_jax.schedule import Schedule, schedule
 
 
@@ -164,7 +164,9 @@ def _tangent_piece(
 def plan_of(cell: SplitCell, params: Params, carry: Carry, xs: Any) -> Schedule:
     """How this walk is cut."""
     u = jax.eval_shape(lambda p, xs: cell.project(p, one_step(xs)), params, xs)
-    return schedule(jax.tree.leaves(xs)[0].shape[0], carry, u)
+    first = jax.tree.leaves(xs)[0]
+    rows = first.ndim > 2 and event_ndim(cell) == 1
+    return schedule(first.shape[0], carry, u, rows=rows)
 
 
 def _recur_tangent(cell: SplitCell, params: Params, zero_u: Any, dcarry: Carry) -> Any:

@@ -89,6 +89,11 @@ class SplitCell(Cell, Protocol):
         ...
 
 
+def event_ndim(cell: Any) -> int:
+    """How many trailing axes of an input are features: 1, unless the cell says otherwise."""
+    return int(getattr(cell, "event_ndim", 1))
+
+
 Tuple = TypeVar("Tuple", bound=type)
 
 

@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import oracle_conv
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, Readout, Stack
 
 D, H = 3, 2
 
@@ -193,6 +194,55 @@ def _both_ways_stack(**dtypes):
     )
 
 
+def _conv_oracle(*shape, **options):
+    return oracle.Cell(partial(oracle_conv.conv_lstm, **options), oracle_conv.nothing(*shape))
+
+
+def _conv_stack(**dtypes):
+    lower = Bidirectional(ConvLSTM((4, 2), H, (3,), **dtypes))
+    upper = ConvLSTM((4, 2 * H + 2), 2 * H, (2,), learn_initial_carry=True, **dtypes)
+    return Stack((lower, upper), residual=True, skip=True)
+
+
+CONV = (
+    Member("conv_lstm", partial(ConvLSTM, (5, D), H, (3,)), _conv_oracle(5, H), family=True, event=(5, D)),
+    Member(
+        "conv_lstm_2d",
+        partial(ConvLSTM, (5, 4, D), H, (2, 3), strides=(2, 1), padding="VALID", use_bias=False),
+        _conv_oracle(2, 2, H, strides=(2, 1), padding="VALID"),
+        variant=True,
+        event=(5, 4, D),
+    ),
+    Member(
+        "conv_lstm_2d_same",
+        partial(ConvLSTM, (5, 4, D), H, (4, 2), strides=(2, 3)),
+        _conv_oracle(3, 2, H, strides=(2, 3)),
+        variant=True,
+        event=(5, 4, D),
+    ),
+    Member(
+        "conv_lstm_3d",
+        partial(ConvLSTM, (2, 3, 2, D), H, (2, 3, 1)),
+        _conv_oracle(2, 3, 2, H),
+        variant=True,
+        event=(2, 3, 2, D),
+    ),
+    Member(
+        "conv_lstm_stack",
+        _conv_stack,
+        oracle.Stack(
+            (
+                oracle.Bidirectional(_conv_oracle(4, H)),
+                oracle.Cell(oracle_conv.conv_lstm, oracle_conv.learned(4)),
+            ),
+            residual=True,
+            skip=True,
+        ),
+        variant=True,
+        event=(4, 2),
+    ),
+)
+
 MEMBERS = (
     Member("rnn", partial(RNN, D, H), ORACLE_RNN),
     Member(
@@ -267,6 +317,7 @@ MEMBERS = (
         lambda param_dtype, dtype=None: Peephole(param_dtype),
         oracle.Cell(peephole, lambda params: (np.full(2, -0.25), np.full(2, 0.75))),
     ),
+    *CONV,
 )
 BY_NAME = {member.name: member for member in MEMBERS}
 

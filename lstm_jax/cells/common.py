@@ -121,16 +121,21 @@ def init_weights(cell: Any, key: Array, gates: int) -> tuple[Array, Array, Array
 
 def initial_state(cell: Any, batch_shape: Sequence[int], learned: Array | None, dtype: DType) -> Array:
     """The state before the first step: zeros, or the learned vector on every row of the batch."""
+    check_batch_shape(cell, batch_shape)
+    shape = (*batch_shape, cell.hidden_size)
+    if learned is None:
+        return jnp.zeros(shape, dtype)
+    return jnp.broadcast_to(learned.astype(dtype), shape)
+
+
+def check_batch_shape(cell: Any, batch_shape: Any) -> None:
+    """A tuple of sizes."""
     if not isinstance(batch_shape, (tuple, list)):
         refuse(
             f"{type(cell).__name__}.initial_carry got batch_shape={batch_shape!r}",
             "a tuple of the batch axes",
             "Write initial_carry((batch,)), or initial_carry() for a single row.",
         )
-    shape = (*batch_shape, cell.hidden_size)
-    if learned is None:
-        return jnp.zeros(shape, dtype)
-    return jnp.broadcast_to(learned.astype(dtype), shape)
 
 
 def learned_initial(cell: Any, params: Any | None) -> Any | None:
@@ -174,14 +179,20 @@ def check_cell(cell: Any, params: Any, x: Any, gates: int) -> None:
     """Parameters and input fit the cell's hyperparameters."""
     owner = type(cell).__name__
     check_weights(owner, params, gates, (cell.input_size, cell.hidden_size))
+    check_bias(cell, params)
+    check_initial(cell, params)
+    check_input(owner, x, cell.input_size)
+
+
+def check_bias(cell: Any, params: Any) -> None:
+    """The parameters hold a bias exactly where the cell has one."""
     if (params.bias is not None) != cell.use_bias:
         refuse(
-            f"{owner} got {'a' if params.bias is not None else 'no'} bias with use_bias={cell.use_bias}",
+            f"{type(cell).__name__} got {'a' if params.bias is not None else 'no'} bias "
+            f"with use_bias={cell.use_bias}",
             "a bias exactly where use_bias=True",
             "Build the cell with the use_bias of its parameters, or mend them: params._replace(bias=...).",
         )
-    check_initial(cell, params)
-    check_input(owner, x, cell.input_size)
 
 
 def check_initial(cell: Any, params: Any) -> None:
