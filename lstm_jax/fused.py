@@ -157,7 +157,7 @@ def _tangent_piece(
         sever=jnp.zeros_like,
     )
     # Outside the loop, because first derivatives never ask for it.
-    dzs = add(es, jax.vmap(propagate)(dwalked.saved))
+    dzs = add(es, _recur_tangent(cell, params, jax.tree.map(jnp.zeros_like, us), dwalked.saved))
     return dwalked.carry, (dwalked.ys, dwalked.carries, Saved(dwalked.saved, dzs))
 
 
@@ -166,7 +166,7 @@ def plan_of(cell: SplitCell, params: Params, carry: Carry, xs: Any) -> Schedule:
     u = jax.eval_shape(lambda p, xs: cell.project(p, one_step(xs)), params, xs)
     first = jax.tree.leaves(xs)[0]
     rows = first.ndim > 2 and event_ndim(cell) == 1
-    return schedule(first.shape[0], carry, u, rows=rows)
+    return schedule(first.shape[0], carry, u, rows)
 
 
 def _recur_tangent(cell: SplitCell, params: Params, zero_u: Any, dcarry: Carry) -> Any:

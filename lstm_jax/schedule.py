@@ -46,7 +46,7 @@ def alone() -> bool:
     return jax.device_count() == 1 and jax.default_backend() == "cpu"
 
 
-def schedule(T: Any, carry: Any, u: Any, *, rows: bool = True) -> Schedule:
+def schedule(T: Any, carry: Any, u: Any, rows: bool = True) -> Schedule:
     """The schedule for T steps, each of which reads ``carry`` and the projected input ``u``.
 
     ``rows``: whether the first axis of these is one of the batch, whose rows are vectors. Without it, or

@@ -91,32 +91,31 @@ def conv_lstm_step(
 def _convolve(x: Array, w: Array, strides: tuple[int, ...], padding: str, dtype: DType) -> Array:
     """``x * w`` over any leading axes, with factors in ``dtype`` and the sum kept in float32 or wider."""
     axes = w.ndim - 2
-    order = _order_of_axes(x, x.ndim - axes - 1)
-    x = x.transpose(*order, *range(len(order), x.ndim))
-    lead = x.shape[: len(order)]
+    count = x.ndim - axes - 1
+    # Time, which comes first, goes last: behind rows that may be spread over devices, it joins them in place.
+    order = list(range(count)) if jax.device_count() == 1 else [*range(1, count), *range(min(1, count))]
+    back = sorted(range(count), key=order.__getitem__)
     images, kernels = (0, axes + 1, *range(1, axes + 1)), (axes + 1, axes, *range(axes))
-    y = lax.conv_general_dilated(
-        x.reshape(math.prod(lead), *x.shape[len(order) :]).astype(dtype),
-        w.astype(dtype),
-        strides,
-        padding,
-        dimension_numbers=lax.ConvDimensionNumbers(images, kernels, images),
-        preferred_element_type=state_dtype(dtype),
-    )
-    y = y.reshape(*lead, *y.shape[1:])
-    back = sorted(range(len(order)), key=order.__getitem__)
-    return y.transpose(*back, *range(len(order), y.ndim))
 
+    def convolve(x: Array, w: Array) -> Array:
+        x = x.transpose(*order, *range(count, x.ndim))
+        y = lax.conv_general_dilated(
+            x.reshape(math.prod(x.shape[:count]), *x.shape[count:]),
+            w,
+            strides,
+            padding,
+            dimension_numbers=lax.ConvDimensionNumbers(images, kernels, images),
+            preferred_element_type=state_dtype(dtype),
+        )
+        y = y.reshape(*x.shape[:count], *y.shape[1:])
+        return y.transpose(*back, *range(count, y.ndim))
 
-def _order_of_axes(x: Array, count: int) -> list[int]:
-    """The leading axes in an order in which they join without gathering what is spread over devices.
-
-    That is: the axes known to be spread first; and time, which comes first and is not spread, last.
-    """
-    if jax.device_count() == 1:
-        return list(range(count))
-    spread = jax.typeof(x).sharding.spec
-    return sorted(range(count), key=lambda axis: (spread[axis] is None, axis == 0 and count > 1))
+    spread = jax.typeof(x).sharding
+    if jax.sharding.AxisType.Explicit in spread.mesh.axis_types:
+        # JAX does not know the sharding of an explicit convolution's weight gradient.
+        out = jax.sharding.PartitionSpec(*spread.spec[:count])
+        convolve = jax.sharding.auto_axes(convolve, out_sharding=out)
+    return convolve(x.astype(dtype), w.astype(dtype))
 
 
 def _recur(params: ConvLSTMParams, carry: LSTMCarry, u: Array) -> Array:
