@@ -21,6 +21,11 @@ from lstm_jax.cells.conv_lstm import (
     conv_lstm_step as conv_lstm_step,
 )
 from lstm_jax.cells.gru import GRU as GRU, GRUParams as GRUParams, gru_step as gru_step
+from lstm_jax.cells.leaky import (
+    LeakyRNN as LeakyRNN,
+    LeakyRNNParams as LeakyRNNParams,
+    leaky_rnn_step as leaky_rnn_step,
+)
 from lstm_jax.cells.lstm import (
     LSTM as LSTM,
     LSTMGates as LSTMGates,

@@ -27,9 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import oracle_conv
+import oracle_leaky
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, Readout, Stack
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, LeakyRNN, Readout, Stack
 
 D, H = 3, 2
 
@@ -243,6 +244,38 @@ CONV = (
     ),
 )
 
+LEAKY = (
+    Member(
+        "leaky_rnn",
+        # Random logarithms are about 0, so that these steps are neither short nor long.
+        partial(LeakyRNN, D, H, tau=2.0, dt=1.0, learn_tau=True, integration="exponential"),
+        oracle.Cell(partial(oracle_leaky.current, dt=1.0), oracle_leaky.current_at_rest()),
+        family=True,
+    ),
+    Member(
+        "leaky_rnn_euler",
+        partial(LeakyRNN, D, H, tau=50, dt=30, activation=jnp.cos, learn_initial_carry=True),
+        oracle.Cell(
+            partial(oracle_leaky.current, tau=50, dt=30, f=np.cos), oracle_leaky.current_at_rest(np.cos)
+        ),
+        variant=True,
+    ),
+    Member(
+        "leaky_rnn_rate",
+        partial(LeakyRNN, D, H, form="rate", use_bias=False),
+        oracle.Cell(oracle_leaky.rate, oracle_leaky.rate_at_rest),
+        variant=True,
+    ),
+    Member(
+        "leaky_rnn_rate_exponential",
+        partial(LeakyRNN, D, H, form="rate", integration="exponential", dt=150.0, learn_initial_carry=True),
+        oracle.Cell(
+            partial(oracle_leaky.rate, integration="exponential", dt=150.0), oracle_leaky.rate_at_rest
+        ),
+        variant=True,
+    ),
+)
+
 MEMBERS = (
     Member("rnn", partial(RNN, D, H), ORACLE_RNN),
     Member(
@@ -318,6 +351,7 @@ MEMBERS = (
         oracle.Cell(peephole, lambda params: (np.full(2, -0.25), np.full(2, 0.75))),
     ),
     *CONV,
+    *LEAKY,
 )
 BY_NAME = {member.name: member for member in MEMBERS}
 

@@ -103,7 +103,16 @@ def test_each_flag_alone(which, one):
 @pytest.mark.parametrize("batch", [(), (2, 2)], ids=str)
 @pytest.mark.parametrize(
     "which",
-    ["lstm", "bidirectional", "stack_bidirectional", "leaky", "peephole", "conv_lstm", "conv_lstm_2d"],
+    [
+        "lstm",
+        "bidirectional",
+        "stack_bidirectional",
+        "leaky",
+        "peephole",
+        "conv_lstm",
+        "conv_lstm_2d",
+        "leaky_rnn",
+    ],
 )
 def test_batch_axes(which, batch):
     given = problem(BY_NAME[which], batch=batch, T=5)
