@@ -95,7 +95,7 @@ def test_after_tau_the_response_has_come_by_all_but_one_eth(form):
 # --- time constants -----------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("x64")
+@pytest.mark.usefixtures("x64", "quick_compiles")
 @FORMS
 def test_learned_time_constants_begin_at_tau_and_learn(form):
     cell = LeakyRNN(
@@ -107,6 +107,7 @@ def test_learned_time_constants_begin_at_tau_and_learn(form):
     assert fixed.init(KEY).log_tau is None
     xs = jnp.asarray(np.random.default_rng(0).normal(size=(9, 4, 3)))
 
+    @jax.jit
     def last(params):
         return lstm_jax.unroll(cell, params, xs)[1][-1]
 
