@@ -15,6 +15,11 @@ Where to look: ``lstm_jax/cells`` for the equations, ``unroll.py`` for what happ
 ``compositions.py`` for stacks and both directions.
 """
 
+from lstm_jax.cells.conv_lstm import (
+    ConvLSTM as ConvLSTM,
+    ConvLSTMParams as ConvLSTMParams,
+    conv_lstm_step as conv_lstm_step,
+)
 from lstm_jax.cells.greff import (
     FullGateLSTM as FullGateLSTM,
     FullGateLSTMParams as FullGateLSTMParams,
@@ -23,6 +28,11 @@ from lstm_jax.cells.greff import (
 )
 from lstm_jax.cells.gru import GRU as GRU, GRUParams as GRUParams, gru_step as gru_step
 from lstm_jax.cells.indrnn import IndRNN as IndRNN, IndRNNParams as IndRNNParams, indrnn_step as indrnn_step
+from lstm_jax.cells.leaky import (
+    LeakyRNN as LeakyRNN,
+    LeakyRNNParams as LeakyRNNParams,
+    leaky_rnn_step as leaky_rnn_step,
+)
 from lstm_jax.cells.lstm import (
     LSTM as LSTM,
     LSTMGates as LSTMGates,

@@ -10,7 +10,7 @@ import numpy as np
 
 from lstm_jax.checks import check_choice, check_float, check_key, check_size, check_structure, refuse
 from lstm_jax.choose import IMPLEMENTATIONS
-from lstm_jax.notation import Array, Carry, Params
+from lstm_jax.notation import Array, Carry, Params, event_ndim
 
 
 def check_network(owner: str, cell: Any) -> None:
@@ -55,11 +55,6 @@ def check_start(start: Any) -> None:
             "one whole number",
             "Give the absolute index of xs[0], for instance 0.",
         )
-
-
-def event_ndim(cell: Any) -> int:
-    """How many trailing axes of an input are features: 1, unless the cell says otherwise."""
-    return int(getattr(cell, "event_ndim", 1))
 
 
 def batch_shape(cell: Any, xs: Any) -> tuple[int, ...]:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lstm_jax.cells.readout import Readout
 from lstm_jax.checks import check_choice, check_key, check_member, is_number, refuse
 from lstm_jax.fused import emit
 from lstm_jax.loop import Flags, one_step
 from lstm_jax.noise import bernoulli, is_noisy
-from lstm_jax.notation import Array, Carry, Params, exportable, splits
+from lstm_jax.notation import Array, Carry, Params, event_ndim, exportable, splits
 from lstm_jax.unroll import Options, Run, Times, Unrolled, flags_of
 
 MERGES: dict[str, Callable[[Array, Array], Array]] = {
@@ -75,9 +76,19 @@ class Bidirectional:
         return self.cell.output_size * (2 if self.merge == "concat" else 1)
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input, of cells whose inputs are images."""
+        return self.cell.input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one output, of cells whose outputs are images."""
+        return (*self.cell.output_shape[:-1], self.output_size)
+
+    @property
     def event_ndim(self) -> int:
         """How many trailing axes of an input are features."""
-        return getattr(self.cell, "event_ndim", 1)
+        return event_ndim(self.cell)
 
     def init(self, key: Array) -> BidirectionalParams:
         """Fresh parameters for both directions from one PRNG key."""
@@ -169,7 +180,7 @@ class Pair:
     @property
     def event_ndim(self) -> int:
         """How many trailing axes of an input are features."""
-        return getattr(self.cell, "event_ndim", 1)
+        return event_ndim(self.cell)
 
     def declines(self) -> str | None:
         """The cell's own reason."""
@@ -262,8 +273,10 @@ class Stack:
 
     def _check_sizes(self) -> None:
         first = getattr(self.layers[0], "input_size", None)
+        space = _space(self.layers[0], "output")
         for index in range(1, len(self.layers)):
             below, layer = self.layers[index - 1], self.layers[index]
+            space = self._check_space(index, space)
             width = getattr(below, "output_size", None)
             size = getattr(layer, "input_size", None)
             if width is None or size is None or first is None:
@@ -283,6 +296,27 @@ class Stack:
                     "Make the widths equal, or put a read-out outside of the stack.",
                 )
 
+    def _check_space(self, index: int, below: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        """The axes of space that come out of layer ``index``, over those of ``below``; () of vectors.
+
+        None where they are not known: a cell may have event_ndim without saying the shape.
+        """
+        layer = self.layers[index]
+        if isinstance(layer, Readout):  # it reads every pixel for itself
+            return below
+        reads, says = _space(layer, "input"), _space(layer, "output")
+        if below is None or reads is None:
+            return says
+        first = _space(self.layers[0], "input")
+        others = ([first] if self.skip else []) + ([says] if self.residual else [])
+        if reads != below or any(other is not None and other != below for other in others):
+            refuse(
+                f"Stack got layer {index} with axes of space {reads} -> {says} over a layer with {below}",
+                "the same axes of space, in all that is joined or added",
+                "Bring input_shape, strides and padding into agreement.",
+            )
+        return says
+
     @property
     def input_size(self) -> int:
         """D of the first layer."""
@@ -294,9 +328,20 @@ class Stack:
         return self.layers[-1].output_size
 
     @property
+    def input_shape(self) -> tuple[int, ...]:
+        """The shape of one input, where the first layer's inputs are images."""
+        return self.layers[0].input_shape
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one output, where the layers' outputs are images."""
+        images = [layer for layer in self.layers if not isinstance(layer, Readout)]
+        return (*images[-1].output_shape[:-1], self.output_size)
+
+    @property
     def event_ndim(self) -> int:
         """How many trailing axes of an input are features."""
-        return getattr(self.layers[0], "event_ndim", 1)
+        return event_ndim(self.layers[0])
 
     def init(self, key: Array) -> tuple[Params, ...]:
         """Fresh parameters, one entry a layer, from one PRNG key."""
@@ -374,6 +419,14 @@ class Stack:
 def _for_member(times: Times, index: int) -> Times:
     """The same times with a key of the member's own."""
     return times if times.key is None else times._replace(key=jax.random.fold_in(times.key, index))
+
+
+def _space(network: Any, side: str) -> tuple[int, ...] | None:
+    """The axes of an input or output but for the last: () of vectors; None where a cell does not say."""
+    shape = getattr(network, f"{side}_shape", None)
+    if shape is None:
+        return () if event_ndim(network) == 1 else None
+    return tuple(shape[:-1])
 
 
 def _check_params(owner: str, params: Any, count: int, what: str = "parameters") -> None:

@@ -144,5 +144,8 @@ def _short(cell: Any) -> str:
         return f"{_short(cell.cell)}, both ways"
     if isinstance(cell, Wrapper):
         return f"{type(cell).__name__}({_short(cell.cell)})"
-    sizes = [getattr(cell, name, None) for name in ("input_size", "output_size")]
-    return type(cell).__name__ + (f"({sizes[0]} -> {sizes[1]})" if None not in sizes else "")
+    sizes = []
+    for side in ("input", "output"):
+        size = getattr(cell, f"{side}_size", None)
+        sizes.append("x".join(map(str, getattr(cell, f"{side}_shape", None) or (size,))))
+    return type(cell).__name__ + ("" if "None" in sizes else f"({sizes[0]} -> {sizes[1]})")

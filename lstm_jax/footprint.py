@@ -14,7 +14,7 @@ import jax
 
 from lstm_jax.fused import plan_of
 from lstm_jax.loop import one_step
-from lstm_jax.notation import Carry, Params
+from lstm_jax.notation import Carry, Params, event_ndim
 from lstm_jax.schedule import size_in_bytes
 
 
@@ -73,7 +73,8 @@ def _of_scan(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tu
     x = jax.eval_shape(one_step, xs)
     linear = jax.eval_shape(lambda p, c, x: jax.linearize(cell.step, p, c, x)[1], params, carry, x)
     # The inputs are arguments; weights, also transposed, are the same at all steps and none of a row.
-    rows = jax.tree.leaves(x)[0].shape[:-1]
+    first = jax.tree.leaves(x)[0]
+    rows = first.shape[: first.ndim - event_ndim(cell)]
     kept = [leaf for leaf in jax.tree.leaves(linear) if leaf.shape[: len(rows)] == rows]
     if not rows:
         weights = [leaf.shape for leaf in jax.tree.leaves(params)]

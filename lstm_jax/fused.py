@@ -30,7 +30,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from lstm_jax.loop import Flags, Walked, in_windows, one_step, walk
 from lstm_jax.noise import draws
-from lstm_jax.notation import Array, Carry, Params, SplitCell
+from lstm_jax.notation import Array, Carry, Params, SplitCell, event_ndim
 from lstm_jax.schedule import Schedule, schedule
 
 
@@ -175,7 +175,7 @@ def _tangent_piece(
         sever=jnp.zeros_like,
     )
     # Outside the loop, because first derivatives never ask for it.
-    dzs = add(es, jax.vmap(propagate)(dwalked.saved))
+    dzs = add(es, _recur_tangent(cell, params, jax.tree.map(jnp.zeros_like, us), dwalked.saved))
     return dwalked.carry, (dwalked.ys, dwalked.carries, Saved(dwalked.saved, dzs))
 
 
@@ -192,7 +192,9 @@ def emit(cell: Any, params: Params, raw: Any) -> Any:
 def plan_of(cell: SplitCell, params: Params, carry: Carry, xs: Any) -> Schedule:
     """How this walk is cut."""
     u = jax.eval_shape(lambda p, xs: cell.project(p, one_step(xs)), params, xs)
-    return schedule(jax.tree.leaves(xs)[0].shape[0], carry, u)
+    first = jax.tree.leaves(xs)[0]
+    rows = first.ndim > 2 and event_ndim(cell) == 1
+    return schedule(first.shape[0], carry, u, rows)
 
 
 def _recur_tangent(cell: SplitCell, params: Params, zero_u: Any, dcarry: Carry) -> Any:

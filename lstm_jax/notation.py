@@ -117,6 +117,15 @@ class NoisyCell(Cell, Protocol):
         """The noise of one step, any pytree of arrays; ``carry`` is one step's, for its shapes."""
         ...
 
+    def step(self, params: Params, carry: Carry, x: Array, noise: Any = None) -> tuple[Carry, Array]:
+        """One step of time."""
+        ...
+
+
+def event_ndim(cell: Any) -> int:
+    """How many trailing axes of an input are features: 1, unless the cell says otherwise."""
+    return int(getattr(cell, "event_ndim", 1))
+
 
 Tuple = TypeVar("Tuple", bound=type)
 

@@ -46,23 +46,27 @@ def alone() -> bool:
     return jax.device_count() == 1 and jax.default_backend() == "cpu"
 
 
-def schedule(T: Any, carry: Any, u: Any) -> Schedule:
-    """The schedule for T steps, each of which reads ``carry`` and the projected input ``u``."""
+def schedule(T: Any, carry: Any, u: Any, rows: bool = True) -> Schedule:
+    """The schedule for T steps, each of which reads ``carry`` and the projected input ``u``.
+
+    ``rows``: whether the first axis of these is one of the batch, whose rows are vectors. Without it, or
+    where rows are images (the first axis of an image is not to be cut), nothing walks in lanes.
+    """
     us, states = jax.tree.leaves(u), jax.tree.leaves(carry)
     sizes = [T, *(n for leaf in us + states for n in leaf.shape)]
     if not alone() or not all(isinstance(n, int) for n in sizes) or 0 in sizes:
         return Schedule()
     units, width = _last(states[0]), max(map(_last, us))
-    rows = us[0].size // _last(us[0])
+    vectors = us[0].size // _last(us[0])
     step_bytes = size_in_bytes(us)
-    # Every chunk of tangents adds to the weights' gradients: with fewer rows than units, that is slow.
-    enough = math.ceil(units / rows)
+    # Every chunk of tangents adds to the weights' gradients: with fewer vectors than units, that is slow.
+    enough = math.ceil(units / vectors)
     weights = units * width * us[0].dtype.itemsize
     cut_tangents = T * step_bytes > WHOLE_TANGENTS and weights < HEAVY_WEIGHTS * T * step_bytes
     # Lanes are parts of the first axis, which all that is carried and read must share.
     firsts = {leaf.shape[0] if leaf.ndim > 1 else 1 for leaf in us + states}
-    lane_rows = firsts.pop() if len(firsts) == 1 else 1
-    work = rows * units * width * len(us)
+    lane_rows = firsts.pop() if rows and len(firsts) == 1 else 1
+    work = vectors * units * width * len(us)
     lanes = lane_rows >= LANE_ROWS and units * width < SPLIT_WEIGHTS and work >= LANE_WORK
     return Schedule(
         chunk=even(T, CHUNK // step_bytes) if T * step_bytes > WHOLE else None,

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.checks import check_member, is_number, refuse
-from lstm_jax.notation import Array, Carry, Params, exportable
+from lstm_jax.notation import Array, Carry, Params, event_ndim, exportable
 
 
 @exportable
@@ -53,18 +53,35 @@ class Wrapper:
 
     cell: Any
 
-    input_size = property(lambda self: self.cell.input_size, doc="D of the cell inside.")
-    output_size = property(lambda self: self.cell.output_size, doc="Features of one output.")
-    input_shape = property(lambda self: self.cell.input_shape, doc="The shape of one input.")
-    output_shape = property(lambda self: self.cell.output_shape, doc="The shape of one output.")
-    event_ndim = property(
-        lambda self: getattr(self.cell, "event_ndim", 1),
-        doc="How many trailing axes of an input are features.",
-    )
-    takes_candidate = property(
-        lambda self: getattr(self.cell, "takes_candidate", False),
-        doc="Whether ``update`` takes a factor for its candidate.",
-    )
+    @property
+    def input_size(self) -> Any:
+        """D of the cell inside."""
+        return self.cell.input_size
+
+    @property
+    def output_size(self) -> Any:
+        """Features of one output."""
+        return self.cell.output_size
+
+    @property
+    def input_shape(self) -> Any:
+        """The shape of one input."""
+        return self.cell.input_shape
+
+    @property
+    def output_shape(self) -> Any:
+        """The shape of one output."""
+        return self.cell.output_shape
+
+    @property
+    def event_ndim(self) -> int:
+        """How many trailing axes of an input are features."""
+        return event_ndim(self.cell)
+
+    @property
+    def takes_candidate(self) -> bool:
+        """Whether ``update`` takes a factor for its candidate."""
+        return getattr(self.cell, "takes_candidate", False)
 
     def declines(self) -> str | None:
         """The reason of the cell inside, if any."""

@@ -1,7 +1,7 @@
 """All members of the library, in one table that every law runs over.
 
 To add a cell: write its equations as a function of one row into ``oracle.py`` or a file like it,
-then add one row to ``MEMBERS``:
+then add one row, here or in ``family.py``:
 
     Member("name", build, oracle, implementation)
 
@@ -17,147 +17,19 @@ day the oracle and one comparison of all gradients see it, and ``make test-slow`
 that the cell could have come to. That is all: nothing else has to be written for a new cell.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+import family
 import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
-import oracle_lstm
-import oracle_newer
+from member import D as D, H as H, Member as Member
+from user_cells import Leaky as Leaky, Peephole as Peephole, leaky, peephole
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, FullGateLSTM, Readout, Stack
-
-D, H = 3, 2
-
-
-class Member(NamedTuple):
-    """One row of the table."""
-
-    name: str
-    build: Callable[..., Any]
-    oracle: Any
-    implementation: str = "fused"
-    variant: bool = False
-    family: bool = False
-    event: tuple[int, ...] = (D,)
-    carry: Callable[[Any], Any] = lambda carry: carry
-
-    @property
-    def causal(self) -> bool:
-        """No output depends on a later input, so the member steps and takes windows."""
-        return not _has_bidirectional(self.oracle)
-
-
-def _has_bidirectional(network):
-    if isinstance(network, oracle.Stack):
-        return any(map(_has_bidirectional, network.layers))
-    return isinstance(network, oracle.Bidirectional)
-
-
-# --- cells as a user would write them -----------------------------------------------------------
-
-
-class LeakyParams(NamedTuple):
-    w: Any  # (3, 2)
-    r: Any  # (2, 2)
-
-
-@dataclass(frozen=True)
-class Leaky:
-    """Three methods and no more. Its carry is a dict, begins at 1/2 and counts its steps."""
-
-    param_dtype: Any = jnp.float32
-
-    def init(self, key):
-        k_w, k_r = jax.random.split(key)
-        return LeakyParams(
-            jax.random.normal(k_w, (3, 2), self.param_dtype), jax.random.normal(k_r, (2, 2), self.param_dtype)
-        )
-
-    def initial_carry(self, batch_shape=(), params=None):
-        return {
-            "h": jnp.full((*batch_shape, 2), 0.5, self.param_dtype),
-            "steps": jnp.zeros(batch_shape, jnp.int32),
-        }
-
-    def step(self, params, carry, x):
-        h = 0.5 * carry["h"] + 0.5 * jnp.sin(x @ params.w + carry["h"] @ params.r)
-        steps = carry["steps"] + 1
-        return {"h": h, "steps": steps}, h / steps[..., None].astype(h.dtype)
-
-
-def leaky(params, carry, x):
-    h = 0.5 * carry["h"] + 0.5 * np.sin(x @ params.w + carry["h"] @ params.r)
-    steps = carry["steps"] + 1
-    return {"h": h, "steps": steps}, h / steps
-
-
-class PeepholeParams(NamedTuple):
-    w: Any  # (3, 4)
-    r: Any  # (2, 4)
-    look: Any  # (2,) from the old cell state to the gate
-    shift: Any  # (2,) inside the recurrent part: recur is affine, not linear
-    scale: Any  # (2,) of the output, which is not the hidden state
-
-
-@dataclass(frozen=True)
-class Peephole:
-    """A user's split cell: trees for u and z, a shifted ``recur``, an ``update`` that has parameters."""
-
-    param_dtype: Any = jnp.float32
-    input_size = 3
-    output_size = 2
-
-    def init(self, key):
-        shapes = PeepholeParams((3, 4), (2, 4), (2,), (2,), (2,))
-        keys = jax.random.split(key, len(shapes))
-        return PeepholeParams(
-            *(jax.random.normal(k, shape, self.param_dtype) for k, shape in zip(keys, shapes, strict=True))
-        )
-
-    def initial_carry(self, batch_shape=(), params=None):
-        return (
-            jnp.full((*batch_shape, 2), -0.25, self.param_dtype),
-            jnp.full((*batch_shape, 2), 0.75, self.param_dtype),
-        )
-
-    def project(self, params, x):
-        u = x @ params.w
-        return {"gate": u[..., :2], "new": u[..., 2:]}
-
-    def recur(self, params, carry, u):
-        product = carry[0] @ params.r
-        shift = jnp.expand_dims(params.shift, range(product.ndim - 1))
-        return {"gate": u["gate"] + product[..., :2] + shift, "new": u["new"] + product[..., 2:]}
-
-    def update(self, params, carry, z):
-        def over(vector):
-            return jnp.expand_dims(vector, range(z["new"].ndim - 1))
-
-        _, c = carry
-        f = jax.nn.sigmoid(z["gate"] + over(params.look) * c)
-        c = f * c + (1 - f) * jnp.tanh(z["new"])
-        h = jnp.tanh(c)
-        return (h, c), over(params.scale) * h
-
-    def step(self, params, carry, x):
-        return self.update(params, carry, self.recur(params, carry, self.project(params, x)))
-
-
-def peephole(params, carry, x):
-    h, c = carry
-    f = oracle.sigmoid(x @ params.w[:, :2] + h @ params.r[:, :2] + params.shift + params.look * c)
-    c = f * c + (1 - f) * np.tanh(x @ params.w[:, 2:] + h @ params.r[:, 2:])
-    h = np.tanh(c)
-    return (h, c), params.scale * h
-
-
-# --- the table ----------------------------------------------------------------------------------
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack
 
 ORACLE_RNN = oracle.Cell(oracle.rnn, oracle.zeros)
 ORACLE_LSTM = oracle.Cell(oracle.lstm, oracle.two_zeros)
@@ -195,73 +67,6 @@ def _both_ways_stack(**dtypes):
     )
 
 
-def _lstm(name, options, *, H=H, P=None, member=None, **equations):
-    """A row for an LSTM with options; ``equations`` say the same to the oracle."""
-    return Member(
-        f"lstm_{name}",
-        partial(LSTM, D, H, proj_size=P, **options),
-        oracle.Cell(partial(oracle_lstm.lstm, **equations), oracle_lstm.zeros_of((P or H, H))),
-        **(member or {"variant": True}),
-    )
-
-
-FAMILY = {"family": True}
-TFA, HASTE = {"norm": "carried", "epsilon": 1e-3}, {"norm": "shown", "epsilon": 1e-5}
-LSTMS = (
-    _lstm("peepholes", {"peepholes": True}, member=FAMILY),
-    _lstm("projected", {}, H=4, P=2, member=FAMILY),
-    _lstm("coupled", {"coupled": True, "peepholes": True}, coupled=True, member=FAMILY),
-    _lstm("heads", {"heads": 2}, H=4, member=FAMILY),
-    _lstm("norm_tfa", {"layer_norm": "tfa"}, **TFA, member=FAMILY),
-    _lstm("norm_haste", {"layer_norm": "haste"}, **HASTE),
-    _lstm("clipped", {"clip": 0.5, "cell_clip": 0.25}, clip=0.5, cell_clip=0.25),
-    *(
-        _lstm(ablation, {"ablation": ablation, "peepholes": True}, without=name)
-        for name, ablation in (
-            ("NIG", "no_input_gate"),
-            ("NFG", "no_forget_gate"),
-            ("NOG", "no_output_gate"),
-            ("NIAF", "no_input_activation"),
-            ("NOAF", "no_output_activation"),
-        )
-    ),
-    _lstm(
-        "of_everything",
-        {
-            "peepholes": True,
-            "coupled": True,
-            "ablation": "no_output_activation",
-            "heads": 2,
-            "clip": 1.0,
-            "cell_clip": 0.75,
-            "layer_norm": "tfa",
-            "use_bias": False,
-        },
-        H=4,
-        P=2,
-        coupled=True,
-        without="NOAF",
-        clip=1.0,
-        cell_clip=0.75,
-        **TFA,
-    ),
-    _lstm(
-        "of_nearly_everything",
-        {"peepholes": True, "ablation": "no_forget_gate", "heads": 2, "layer_norm": "haste"},
-        H=4,
-        P=4,
-        without="NFG",
-        **HASTE,
-    ),
-)
-
-
-def _normalised(carry):
-    """The normaliser of an sLSTM is 1 or more after the first step."""
-    h, c, n, m = carry
-    return h, c, 1 + np.abs(n), m
-
-
 MEMBERS = (
     Member("rnn", partial(RNN, D, H), ORACLE_RNN),
     Member(
@@ -280,32 +85,6 @@ MEMBERS = (
         partial(GRU, D, H, reset_after=False),
         oracle.Cell(oracle.gru_reset_before, oracle.zeros),
         "scan",
-    ),
-    *LSTMS,
-    Member(
-        "full_gate_lstm",
-        partial(FullGateLSTM, D, H),
-        oracle.Cell(oracle_lstm.full_gate_lstm, oracle_lstm.zeros_of((H, H, 3 * H))),
-        family=True,
-    ),
-    Member(
-        "rnn_heads",
-        partial(RNN, D, 4, heads=2),
-        oracle.Cell(oracle_lstm.with_heads(oracle.rnn, 1), lambda params: np.zeros(4)),
-        variant=True,
-    ),
-    Member(
-        "gru_heads",
-        partial(GRU, D, 4, heads=2),
-        oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_after, 3), lambda params: np.zeros(4)),
-        variant=True,
-    ),
-    Member(
-        "gru_reset_before_heads",
-        partial(GRU, D, 4, heads=2, reset_after=False),
-        oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_before, 3), lambda params: np.zeros(4)),
-        "scan",
-        variant=True,
     ),
     Member("bidirectional", partial(_bidirectional, "concat"), oracle.Bidirectional(ORACLE_LSTM)),
     *(
@@ -362,35 +141,7 @@ MEMBERS = (
         lambda param_dtype, dtype=None: Peephole(param_dtype),
         oracle.Cell(peephole, lambda params: (np.full(2, -0.25), np.full(2, 0.75))),
     ),
-    Member(
-        "indrnn", partial(lstm_jax.IndRNN, D, H), oracle.Cell(oracle_newer.indrnn, oracle.zeros), family=True
-    ),
-    Member(
-        "slstm",
-        partial(lstm_jax.SLSTM, D, 4, heads=2, learn_initial_carry=True),
-        oracle.Cell(oracle_newer.slstm, oracle_newer.slstm_begins),
-        family=True,
-        carry=_normalised,
-    ),
-    Member(
-        "slstm_exp",
-        partial(lstm_jax.SLSTM, D, H, forget_gate="exp", use_bias=False),
-        oracle.Cell(partial(oracle_newer.slstm, forget="exp"), oracle_newer.slstm_begins),
-        variant=True,
-        carry=_normalised,
-    ),
-    Member(
-        "mlstm",
-        partial(lstm_jax.MLSTM, D, 4, heads=2),
-        oracle.Cell(oracle_newer.mlstm, partial(oracle_newer.mlstm_begins, heads=2)),
-        family=True,
-    ),
-    Member(
-        "mlstm_exp",
-        partial(lstm_jax.MLSTM, D, H, forget_gate="exp", use_bias=False),
-        oracle.Cell(partial(oracle_newer.mlstm, forget="exp"), partial(oracle_newer.mlstm_begins, heads=1)),
-        variant=True,
-    ),
+    *family.ROWS,
 )
 BY_NAME = {member.name: member for member in MEMBERS}
 

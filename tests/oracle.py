@@ -140,11 +140,11 @@ def run_row(network, params, xs, carry, valid, resets, reverse):
 
 def run_stack(stack, params, xs, carry, valid, resets, reverse):
     results = []
-    ys = np.where(valid[:, None], xs, 0)
+    ys = np.where(valid.reshape(-1, *(1,) * (xs.ndim - 1)), xs, 0)
     first = ys
     for index, layer in enumerate(stack.layers):
         below = ys
-        reads = np.concatenate([below, first], axis=1) if stack.skip and index > 0 else below
+        reads = np.concatenate([below, first], axis=-1) if stack.skip and index > 0 else below
         results.append(run_row(layer, params[index], reads, carry[index], valid, resets, reverse))
         ys = results[-1].ys
         if stack.residual and index > 0:
@@ -158,7 +158,7 @@ def run_bidirectional(both, params, xs, carry, valid, resets, reverse):
     backward = run_row(both.cell, params[1], xs, carry[1], valid, resets, not reverse)
     a, b = forward.ys, backward.ys
     if both.merge == "concat":
-        ys = np.concatenate([a, b], axis=1)
+        ys = np.concatenate([a, b], axis=-1)
     else:
         ys = {"sum": a + b, "mean": (a + b) / 2, "product": a * b}[both.merge]
     return Result((forward.carry, backward.carry), ys, (forward.carries, backward.carries))

@@ -103,7 +103,20 @@ def test_each_flag_alone(which, one):
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("batch", [(), (2, 2)], ids=str)
 @pytest.mark.parametrize(
-    "which", ["lstm", "bidirectional", "stack_bidirectional", "leaky", "peephole", "indrnn", "slstm", "mlstm"]
+    "which",
+    [
+        "lstm",
+        "bidirectional",
+        "stack_bidirectional",
+        "leaky",
+        "peephole",
+        "indrnn",
+        "slstm",
+        "mlstm",
+        "conv_lstm",
+        "conv_lstm_2d",
+        "leaky_rnn",
+    ],
 )
 def test_batch_axes(which, batch):
     given = problem(BY_NAME[which], batch=batch, T=5)

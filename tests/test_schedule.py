@@ -63,6 +63,20 @@ def test_the_rules_by_example(alone, case, expected):
     assert seen_by(case) == schedule.Schedule(*expected)
 
 
+@pytest.mark.parametrize("batch", [(), (64,)], ids=str)
+def test_images_are_not_cut_into_lanes(alone, batch):
+    """Neither along an axis of space, nor, since no one has measured that it pays, along the batch."""
+    cell = lstm_jax.ConvLSTM((64, 128), 128, (3,))
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    carry = jax.eval_shape(lambda: cell.initial_carry(batch))
+    xs = jax.ShapeDtypeStruct((20, *batch, 64, 128), jnp.float32)
+    assert fused.plan_of(cell, params, carry, xs).lanes == 1
+    # Vectors of the same sizes are.
+    state, u = (jax.ShapeDtypeStruct((64, n), jnp.float32) for n in (128, 512))
+    assert schedule.schedule(20, state, u).lanes > 1
+    assert schedule.schedule(20, state, u, rows=False).lanes == 1
+
+
 def test_two_directions_share_the_lanes(alone):
     network = lstm_jax.Bidirectional(LSTM(128, 128))
     params = jax.eval_shape(network.init, jax.random.key(0))
@@ -99,11 +113,11 @@ def waves(leaf):
     return np.sin(1.0 + np.arange(leaf.size)).reshape(leaf.shape).astype(leaf.dtype)
 
 
-def everything(network, implementation):
+def everything(network, implementation, event):
     """Values and gradients through every part of the time contract."""
     keys = jax.random.split(jax.random.key(0), 5)
     params = network.init(keys[0])
-    xs = jax.random.normal(keys[1], (T, B, D))
+    xs = jax.random.normal(keys[1], (T, B, *event))
     carry = jax.tree.map(lambda a: a + 0.1, network.initial_carry((B,), params))
     lengths = np.array([7, 6, 0, 3, 1, 5])
     resets = jax.random.bernoulli(keys[2], 0.3, (T, B))
@@ -136,8 +150,8 @@ def everything(network, implementation):
 @pytest.mark.parametrize("member", SPLIT, ids=lambda member: member.name)
 def test_chunks_and_lanes_change_no_value_and_no_gradient(member):
     network = member.build(param_dtype=jnp.float64)
-    cut = everything(network, "auto")
-    whole = everything(network, "scan")
+    cut = everything(network, "auto", member.event)
+    whole = everything(network, "scan", member.event)
     for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 

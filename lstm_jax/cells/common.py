@@ -198,16 +198,21 @@ def initial_state(
 
     ``row`` is the shape of one row where it is not (H,), ``fill`` what stands there instead of zeros.
     """
+    check_batch_shape(cell, batch_shape)
+    shape = (*batch_shape, *((cell.hidden_size,) if row is None else row))
+    if learned is None:
+        return jnp.full(shape, fill, dtype)
+    return jnp.broadcast_to(learned.astype(dtype), shape)
+
+
+def check_batch_shape(cell: Any, batch_shape: Any) -> None:
+    """A tuple of sizes."""
     if not isinstance(batch_shape, (tuple, list)):
         refuse(
             f"{type(cell).__name__}.initial_carry got batch_shape={batch_shape!r}",
             "a tuple of the batch axes",
             "Write initial_carry((batch,)), or initial_carry() for a single row.",
         )
-    shape = (*batch_shape, *((cell.hidden_size,) if row is None else row))
-    if learned is None:
-        return jnp.full(shape, fill, dtype)
-    return jnp.broadcast_to(learned.astype(dtype), shape)
 
 
 def learned_initial(cell: Any, params: Any | None) -> Any | None:
@@ -268,14 +273,20 @@ def check_cell(
     """Parameters and input fit the cell's hyperparameters."""
     owner = type(cell).__name__
     check_weights(owner, params, gates, (cell.input_size, cell.hidden_size), recurrent)
+    check_bias(cell, params)
+    check_initial(cell, params)
+    check_input(owner, x, cell.input_size)
+
+
+def check_bias(cell: Any, params: Any) -> None:
+    """The parameters hold a bias exactly where the cell has one."""
     if (params.bias is not None) != cell.use_bias:
         refuse(
-            f"{owner} got {'a' if params.bias is not None else 'no'} bias with use_bias={cell.use_bias}",
+            f"{type(cell).__name__} got {'a' if params.bias is not None else 'no'} bias "
+            f"with use_bias={cell.use_bias}",
             "a bias exactly where use_bias=True",
             "Build the cell with the use_bias of its parameters, or mend them: params._replace(bias=...).",
         )
-    check_initial(cell, params)
-    check_input(owner, x, cell.input_size)
 
 
 def check_initial(cell: Any, params: Any) -> None:

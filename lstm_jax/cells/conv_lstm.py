@@ -1,0 +1,381 @@
+"""The convolutional LSTM: an LSTM whose states are images, next to its equations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lstm_jax.cells import common
+from lstm_jax.cells.lstm import LSTMCarry, _lean_pointwise, _pointwise, _update
+from lstm_jax.checks import check_choice, check_float, check_key, check_size, refuse
+from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
+
+PADDINGS = ("SAME", "VALID")
+
+
+@exportable
+class ConvLSTMParams(NamedTuple):
+    """Parameters of a :class:`ConvLSTM`. The gates stand side by side in the order i, f, g, o."""
+
+    w_ih: Array  # (*kernel, C, 4F)
+    w_hh: Array  # (*kernel, F, 4F)
+    bias: Array | None = None  # (4F,)
+    initial: tuple[Array, Array] | None = None  # learned h_0 and c_0, each (F,), the same everywhere in space
+
+
+def conv_lstm_step(
+    params: ConvLSTMParams,
+    carry: LSTMCarry,
+    x: Array,
+    *,
+    strides: Sequence[int] | None = None,
+    padding: str = "SAME",
+) -> tuple[LSTMCarry, Array]:
+    r"""One step of the convolutional LSTM (Shi et al. 2015), without the paper's peepholes.
+
+    .. math::
+        i_t &= \sigma(x_t * W_i + h_{t-1} * R_i + b_i) \\
+        f_t &= \sigma(x_t * W_f + h_{t-1} * R_f + b_f) \\
+        g_t &= \tanh (x_t * W_g + h_{t-1} * R_g + b_g) \\
+        o_t &= \sigma(x_t * W_o + h_{t-1} * R_o + b_o) \\
+        c_t &= f_t \odot c_{t-1} + i_t \odot g_t \\
+        h_t &= o_t \odot \tanh(c_t)
+
+    W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias``. The star is what neural networks call
+    a convolution, a sum over a window of the kernel's size without turning the kernel round:
+
+    .. math:: (x * W)_p = \sum_q x_{s p + q - l} W_q
+
+    s being the strides and l the zeros before the first pixel. ``"SAME"`` puts as many zeros around as
+    keep the size (with strides: the size over the strides, rounded up), and where their number is odd,
+    the odd one behind; ``"VALID"`` puts none. Only the input is strided and padded as one likes: the state
+    must keep its size, so it is convolved with stride 1 and ``"SAME"``.
+
+    Args:
+        params: ``ConvLSTMParams`` with w_ih (*kernel, C, 4F), w_hh (*kernel, F, 4F), bias (4F,) or None.
+        carry: ``(h, c)``, each (*batch, *space, F) in the space that the convolved input has.
+        x: the input of this step, (*batch, *space, C), with 1, 2 or 3 axes of space.
+        strides: of the input's convolution, one for each axis of space; None: all 1.
+        padding: of the input's convolution, ``"SAME"`` or ``"VALID"``.
+
+    Returns:
+        ``((h, c), h)`` in the dtypes that the carry had.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+
+    >>> cell = ConvLSTM(input_shape=(8, 6, 3), features=2, kernel_size=(3, 3))
+    >>> params = cell.init(jax.random.key(0))
+    >>> (h, c), y = conv_lstm_step(params, cell.initial_carry((4,)), jnp.ones((4, 8, 6, 3)))
+    >>> y.shape
+    (4, 8, 6, 2)
+    """
+    owner = "conv_lstm_step"
+    _check_weights(owner, params)
+    kernel, axes = params.w_ih.shape[:-2], params.w_ih.ndim - 2
+    strides = _each_axis(owner, "strides", (1,) * axes if strides is None else strides, axes)
+    check_choice(owner, "padding", padding, PADDINGS)
+    _check_channels(owner, x, axes, params.w_ih.shape[-2])
+    space = _space_out(owner, x.shape[-axes - 1 : -1], kernel, strides, padding)
+    _check_carry(owner, carry, x, (*x.shape[: -axes - 1], *space, params.w_hh.shape[-2]))
+    u = _convolve(x, params.w_ih, strides, padding, promote(x.dtype, params.w_ih.dtype))
+    return _update(_pointwise, carry, _recur(params, carry, u))
+
+
+def _convolve(x: Array, w: Array, strides: tuple[int, ...], padding: str, dtype: DType) -> Array:
+    """``x * w`` over any leading axes, with factors in ``dtype`` and the sum kept in float32 or wider."""
+    axes = w.ndim - 2
+    count = x.ndim - axes - 1
+    # Time, which comes first, goes last: behind rows that may be spread over devices, it joins them in place.
+    order = list(range(count)) if jax.device_count() == 1 else [*range(1, count), *range(min(1, count))]
+    back = sorted(range(count), key=order.__getitem__)
+    images, kernels = (0, axes + 1, *range(1, axes + 1)), (axes + 1, axes, *range(axes))
+
+    def convolve(x: Array, w: Array) -> Array:
+        x = x.transpose(*order, *range(count, x.ndim))
+        y = lax.conv_general_dilated(
+            x.reshape(math.prod(x.shape[:count]), *x.shape[count:]),
+            w,
+            strides,
+            padding,
+            dimension_numbers=lax.ConvDimensionNumbers(images, kernels, images),
+            preferred_element_type=state_dtype(dtype),
+        )
+        y = y.reshape(*x.shape[:count], *y.shape[1:])
+        return y.transpose(*back, *range(count, y.ndim))
+
+    spread = jax.typeof(x).sharding
+    if jax.sharding.AxisType.Explicit in spread.mesh.axis_types:
+        # JAX does not know the sharding of an explicit convolution's weight gradient.
+        out = jax.sharding.PartitionSpec(*spread.spec[:count])
+        convolve = jax.sharding.auto_axes(convolve, out_sharding=out)
+    return convolve(x.astype(dtype), w.astype(dtype))
+
+
+def _recur(params: ConvLSTMParams, carry: LSTMCarry, u: Array) -> Array:
+    """u + h * R + b: (..., *space, 4F), the four pre-activations side by side."""
+    h, _ = carry
+    ones = (1,) * (params.w_hh.ndim - 2)
+    z = u.astype(state_dtype(u.dtype)) + _convolve(h, params.w_hh, ones, "SAME", u.dtype)
+    return common.add_bias(z, params.bias)
+
+
+@dataclass(frozen=True)
+class ConvLSTM:
+    r"""Hyperparameters of a convolutional LSTM; :func:`conv_lstm_step` has the equations.
+
+    An input is an image: (*space, C), with 1, 2 or 3 axes of space and the channels last. So is each
+    state: (\*space, F). A sequence for :func:`lstm_jax.unroll` is (T, \*batch, \*space, C).
+
+    Other libraries put the same numbers elsewhere:
+
+    - ``ConvLSTM1D/2D/3D`` of Keras 3: ``kernel`` is w_ih, ``recurrent_kernel`` is w_hh, ``bias`` is bias,
+      with the gates in our order (their c is our g). Strides and padding belong to the input's
+      convolution, the recurrent one has stride 1 and ``"same"``, as here; but their default padding is
+      ``"valid"``. Gates go through the true sigmoid unless told otherwise. ``dilation_rate``, dropout and
+      other activations are not offered here.
+    - ``ConvLSTMCell`` of flax.linen (flax.nnx has none): the convolutions ``ih`` and ``hh`` hold w_ih and
+      w_hh with the gates in the order i, g, f, o. Both may have a bias, of which ours is the sum; 1 is
+      added to the forget gate at every step, where ours has it in the bias from the beginning. Their
+      carry is (c, h). Strides and padding go to both convolutions, so that only those work which keep
+      the size.
+
+    The peepholes of the paper (from the cell state to the gates) are left out, as they are in both.
+
+    Args:
+        input_shape: (*space, C), the shape of one input; the carry cannot do without the size of space.
+        features: F, channels of h and of c.
+        kernel_size: of both convolutions, one size for each axis of space.
+        strides: of the input's convolution, one for each axis of space; None: all 1.
+        padding: of the input's convolution, ``"SAME"`` or ``"VALID"``.
+        use_bias: whether there is a b.
+        forget_bias: added to the forget gate's bias at initialisation; none without a bias.
+        learn_initial_carry: keep h_0 and c_0 among the parameters instead of zeros: one number a channel,
+            the same everywhere in space.
+        w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``; called once for
+            each gate, with shape (*kernel, C, F), (*kernel, F, F) and (F,).
+        param_dtype: dtype of the parameters.
+        dtype: dtype of the convolutions, of h and of the outputs. None: what parameters and
+            inputs promote to. Under bfloat16 or float16, c and all sums stay float32.
+
+    Raises:
+        ValueError: a size is not a positive whole number, the numbers of axes differ, nothing is left of
+            space, or a dtype is not floating.
+
+    >>> cell = ConvLSTM(input_shape=(8, 6, 3), features=2, kernel_size=(3, 3), strides=(2, 2))
+    >>> params = cell.init(jax.random.key(0))
+    >>> params.w_ih.shape, params.w_hh.shape, params.bias.shape
+    ((3, 3, 3, 8), (3, 3, 2, 8), (8,))
+    >>> (h, c), y = cell.step(params, cell.initial_carry((5,)), jnp.ones((5, 8, 6, 3)))
+    >>> y.shape
+    (5, 4, 3, 2)
+    """
+
+    input_shape: tuple[int, ...]
+    features: int
+    kernel_size: tuple[int, ...]
+    _: KW_ONLY
+    strides: tuple[int, ...] | None = None
+    padding: str = "SAME"
+    use_bias: bool = True
+    forget_bias: float = 1.0
+    learn_initial_carry: bool = False
+    w_ih_init: Initializer = common.GLOROT_UNIFORM
+    w_hh_init: Initializer = common.ORTHOGONAL
+    bias_init: Initializer = common.ZEROS
+    param_dtype: DType = jnp.float32
+    dtype: DType | None = None
+
+    def __post_init__(self) -> None:
+        common.normalise(self, "features")
+        shape = _each_axis("ConvLSTM", "input_shape", self.input_shape, None)
+        if not 2 <= len(shape) <= 4:
+            refuse(
+                f"ConvLSTM got input_shape={self.input_shape!r}",
+                "1, 2 or 3 axes of space, then the channels",
+                "Write (height, width, channels) for an image.",
+            )
+        axes = len(shape) - 1
+        kernel = _each_axis("ConvLSTM", "kernel_size", self.kernel_size, axes)
+        strides = (1,) * axes if self.strides is None else self.strides
+        strides = _each_axis("ConvLSTM", "strides", strides, axes)
+        check_choice("ConvLSTM", "padding", self.padding, PADDINGS)
+        _space_out("ConvLSTM", shape[:-1], kernel, strides, self.padding)
+        for name, value in (("input_shape", shape), ("kernel_size", kernel), ("strides", strides)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def event_ndim(self) -> int:
+        """How many trailing axes of an input are features: those of space, and the channels."""
+        return len(self.input_shape)
+
+    @property
+    def input_size(self) -> int:
+        """Channels of one input: C."""
+        return self.input_shape[-1]
+
+    @property
+    def hidden_size(self) -> int:
+        """Channels of h and of c: F."""
+        return self.features
+
+    @property
+    def output_size(self) -> int:
+        """Channels of one output: F."""
+        return self.features
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one output, and of each state: (*space, F)."""
+        space = _space_out("ConvLSTM", self.input_shape[:-1], *self._window)
+        return (*space, self.features)
+
+    @property
+    def _window(self) -> tuple[tuple[int, ...], tuple[int, ...], str]:
+        return self.kernel_size, self.strides or (), self.padding
+
+    def init(self, key: Array) -> ConvLSTMParams:
+        """Fresh parameters from one PRNG key."""
+        check_key("ConvLSTM.init", key)
+        k_ih, k_hh, k_bias = jax.random.split(key, 3)
+        C, F, dtype = self.input_size, self.features, self.param_dtype
+        w_ih = common.init_gates(self.w_ih_init, k_ih, (*self.kernel_size, C, F), 4, dtype)
+        w_hh = common.init_gates(self.w_hh_init, k_hh, (*self.kernel_size, F, F), 4, dtype)
+        bias = None
+        if self.use_bias:
+            bias = common.init_gates(self.bias_init, k_bias, (F,), 4, dtype)
+            bias = bias.at[F : 2 * F].add(self.forget_bias)
+        initial = (jnp.zeros(F, dtype),) * 2 if self.learn_initial_carry else None
+        return ConvLSTMParams(w_ih, w_hh, bias, initial)
+
+    def initial_carry(
+        self, batch_shape: Sequence[int] = (), params: ConvLSTMParams | None = None
+    ) -> LSTMCarry:
+        """``(h_0, c_0)``, each (*batch_shape, *space, F): zeros, or what was learned."""
+        common.check_batch_shape(self, batch_shape)
+        h, c = common.learned_initial(self, params) or (None, None)
+        dtype = common.compute_dtype(self, params)
+        c_dtype = promote(state_dtype(dtype), common.weights_dtype(self, params))
+        shape = (*batch_shape, *self.output_shape[:-1])
+        return common.initial_state(self, shape, h, dtype), common.initial_state(self, shape, c, c_dtype)
+
+    def step(self, params: ConvLSTMParams, carry: LSTMCarry, x: Array) -> tuple[LSTMCarry, Array]:
+        """:func:`conv_lstm_step` in the cell's ``dtype``, with its strides and padding."""
+        u = self.project(params, x)
+        _check_carry("ConvLSTM.step", carry, x, (*x.shape[: -self.event_ndim], *self.output_shape))
+        return _update(_pointwise, carry, _recur(params, carry, u))
+
+    def project(self, params: ConvLSTMParams, x: Array) -> Array:
+        """x * W: (..., *space, 4F)."""
+        _check_weights("ConvLSTM", params, (self.kernel_size, self.input_size, self.features))
+        common.check_bias(self, params)
+        common.check_initial(self, params)
+        check_float("ConvLSTM", "x", x)
+        if tuple(x.shape[-self.event_ndim :]) != self.input_shape:
+            refuse(
+                f"ConvLSTM got x of shape {tuple(x.shape)}",
+                f"shape (..., {', '.join(map(str, self.input_shape))}), the cell's input_shape",
+                "Change input_shape, or move the axes: time and batch, then space, then channels.",
+            )
+        dtype = promote(x.dtype, params.w_ih.dtype) if self.dtype is None else self.dtype
+        _, strides, padding = self._window
+        return _convolve(x, params.w_ih, strides, padding, dtype).astype(dtype)
+
+    def recur(self, params: ConvLSTMParams, carry: LSTMCarry, u: Array) -> Array:
+        """u + h * R + b: (..., *space, 4F)."""
+        return _recur(params, carry, u)
+
+    def update(self, params: ConvLSTMParams, carry: LSTMCarry, z: Any) -> tuple[LSTMCarry, Array]:
+        """Gates, cell state, hidden state."""
+        return _update(_lean_pointwise, carry, z)
+
+
+# --- checks, from shapes alone ------------------------------------------------------------------
+
+
+def _each_axis(owner: str, name: str, value: Any, count: int | None) -> tuple[int, ...]:
+    """A tuple of whole numbers, one for each of ``count`` axes of space."""
+    if not isinstance(value, (tuple, list)) or (count is not None and len(value) != count):
+        refuse(
+            f"{owner} got {name}={value!r}",
+            "a tuple of whole numbers"
+            + ("" if count is None else f", one for each of {count} axes of space"),
+            f"Write for instance {name}=({', '.join(['3'] * (count or 3))},).",
+        )
+    for number in value:
+        check_size(owner, f"an entry of {name}", number)
+    return tuple(map(int, value))
+
+
+def _space_out(
+    owner: str, space: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], padding: str
+) -> tuple[int, ...]:
+    """The size of space after the input's convolution."""
+    room = space if padding == "SAME" else tuple(n - k + 1 for n, k in zip(space, kernel, strict=True))
+    if min(room) < 1:
+        refuse(
+            f"{owner} got an input of {space} pixels and a kernel of {tuple(kernel)} with padding='VALID'",
+            "a kernel that fits into the input",
+            "Take a smaller kernel, or padding='SAME'.",
+        )
+    return tuple(-(-n // s) for n, s in zip(room, strides, strict=True))
+
+
+def _check_weights(owner: str, params: Any, sizes: tuple[tuple[int, ...], int, int] | None = None) -> None:
+    """w_ih (*kernel, C, 4F), w_hh (*kernel, F, 4F), bias (4F,) agree, with each other or with ``sizes``."""
+    common.check_fields(owner, params)
+    given = {name: getattr(params, name) for name in ("w_ih", "w_hh", "bias")}
+    if given["bias"] is None:
+        del given["bias"]
+    for name, value in given.items():
+        check_float(owner, name, value)
+    for name in ("w_ih", "w_hh"):
+        if not 3 <= given[name].ndim <= 5:
+            refuse(
+                f"{owner} got {name} of shape {tuple(given[name].shape)}",
+                "1, 2 or 3 sizes of the kernel, then the channels read and those of the four gates",
+                "Make parameters with cell.init(key), or map over stacked parameters with jax.vmap.",
+            )
+    kernel, C, F = sizes or (params.w_ih.shape[:-2], params.w_ih.shape[-2], params.w_hh.shape[-2])
+    expected = {"w_ih": (*kernel, C, 4 * F), "w_hh": (*kernel, F, 4 * F), "bias": (4 * F,)}
+    wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
+    if wrong:
+        refuse(
+            f"{owner} got " + ", ".join(f"{name} of shape {shape}" for name, shape in wrong.items()),
+            ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (C={C}, F={F}, 4 gates)",
+            "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
+            "or map over stacked parameters with jax.vmap.",
+        )
+
+
+def _check_channels(owner: str, x: Any, axes: int, channels: int) -> None:
+    """A float array (*batch, *space, C) with as many axes of space as the kernel."""
+    check_float(owner, "x", x)
+    if x.ndim < axes + 1 or x.shape[-1] != channels or 0 in x.shape[-axes - 1 :]:
+        refuse(
+            f"{owner} got x of shape {tuple(x.shape)}",
+            f"shape (*batch, *space, {channels}), {axes} being the axes of space of the kernel",
+            "Put time and batch first and the channels last.",
+        )
+
+
+def _check_carry(owner: str, carry: Any, x: Any, shape: tuple[int, ...]) -> None:
+    """Two float arrays of this shape."""
+    mend = "Make the carry with cell.initial_carry(batch_shape)."
+    parts = carry if isinstance(carry, (tuple, list)) else (carry,)
+    if len(parts) != 2:
+        refuse(f"{owner} got a carry of {len(parts)} parts", "(h, c)", mend)
+    for name, part in zip(("h", "c"), parts, strict=True):
+        check_float(owner, name, part)
+        if tuple(part.shape) != shape:
+            refuse(
+                f"{owner} got {name} of shape {tuple(part.shape)} with x of shape {tuple(x.shape)}",
+                f"{name} of shape {shape}: x's batch axes, the space of the convolved input, the channels",
+                mend,
+            )

@@ -1,0 +1,242 @@
+"""The family's rows of the table of members (``members.py`` says what a row is)."""
+
+from functools import partial
+
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import oracle_conv
+import oracle_leaky
+import oracle_lstm
+import oracle_newer
+from member import D, H, Member
+
+from lstm_jax import (
+    GRU,
+    LSTM,
+    MLSTM,
+    RNN,
+    SLSTM,
+    Bidirectional,
+    ConvLSTM,
+    FullGateLSTM,
+    IndRNN,
+    LeakyRNN,
+    Stack,
+)
+
+# --- the LSTM's options, and heads --------------------------------------------------------------
+
+
+def _lstm(name, options, *, H=H, P=None, member=None, **equations):
+    """A row for an LSTM with options; ``equations`` say the same to the oracle."""
+    return Member(
+        f"lstm_{name}",
+        partial(LSTM, D, H, proj_size=P, **options),
+        oracle.Cell(partial(oracle_lstm.lstm, **equations), oracle_lstm.zeros_of((P or H, H))),
+        **(member or {"variant": True}),
+    )
+
+
+FAMILY = {"family": True}
+TFA, HASTE = {"norm": "carried", "epsilon": 1e-3}, {"norm": "shown", "epsilon": 1e-5}
+LSTMS = (
+    _lstm("peepholes", {"peepholes": True}, member=FAMILY),
+    _lstm("projected", {}, H=4, P=2, member=FAMILY),
+    _lstm("coupled", {"coupled": True, "peepholes": True}, coupled=True, member=FAMILY),
+    _lstm("heads", {"heads": 2}, H=4, member=FAMILY),
+    _lstm("norm_tfa", {"layer_norm": "tfa"}, **TFA, member=FAMILY),
+    _lstm("norm_haste", {"layer_norm": "haste"}, **HASTE),
+    _lstm("clipped", {"clip": 0.5, "cell_clip": 0.25}, clip=0.5, cell_clip=0.25),
+    *(
+        _lstm(ablation, {"ablation": ablation, "peepholes": True}, without=name)
+        for name, ablation in (
+            ("NIG", "no_input_gate"),
+            ("NFG", "no_forget_gate"),
+            ("NOG", "no_output_gate"),
+            ("NIAF", "no_input_activation"),
+            ("NOAF", "no_output_activation"),
+        )
+    ),
+    _lstm(
+        "of_everything",
+        {
+            "peepholes": True,
+            "coupled": True,
+            "ablation": "no_output_activation",
+            "heads": 2,
+            "clip": 1.0,
+            "cell_clip": 0.75,
+            "layer_norm": "tfa",
+            "use_bias": False,
+        },
+        H=4,
+        P=2,
+        coupled=True,
+        without="NOAF",
+        clip=1.0,
+        cell_clip=0.75,
+        **TFA,
+    ),
+    _lstm(
+        "of_nearly_everything",
+        {"peepholes": True, "ablation": "no_forget_gate", "heads": 2, "layer_norm": "haste"},
+        H=4,
+        P=4,
+        without="NFG",
+        **HASTE,
+    ),
+)
+
+HEADS = (
+    Member(
+        "full_gate_lstm",
+        partial(FullGateLSTM, D, H),
+        oracle.Cell(oracle_lstm.full_gate_lstm, oracle_lstm.zeros_of((H, H, 3 * H))),
+        family=True,
+    ),
+    Member(
+        "rnn_heads",
+        partial(RNN, D, 4, heads=2),
+        oracle.Cell(oracle_lstm.with_heads(oracle.rnn, 1), lambda params: np.zeros(4)),
+        variant=True,
+    ),
+    Member(
+        "gru_heads",
+        partial(GRU, D, 4, heads=2),
+        oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_after, 3), lambda params: np.zeros(4)),
+        variant=True,
+    ),
+    Member(
+        "gru_reset_before_heads",
+        partial(GRU, D, 4, heads=2, reset_after=False),
+        oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_before, 3), lambda params: np.zeros(4)),
+        "scan",
+        variant=True,
+    ),
+)
+
+# --- newer members ------------------------------------------------------------------------------
+
+
+def _normalised(carry):
+    """The normaliser of an sLSTM is 1 or more after the first step."""
+    h, c, n, m = carry
+    return h, c, 1 + np.abs(n), m
+
+
+NEWER = (
+    Member("indrnn", partial(IndRNN, D, H), oracle.Cell(oracle_newer.indrnn, oracle.zeros), family=True),
+    Member(
+        "slstm",
+        partial(SLSTM, D, 4, heads=2, learn_initial_carry=True),
+        oracle.Cell(oracle_newer.slstm, oracle_newer.slstm_begins),
+        family=True,
+        carry=_normalised,
+    ),
+    Member(
+        "slstm_exp",
+        partial(SLSTM, D, H, forget_gate="exp", use_bias=False),
+        oracle.Cell(partial(oracle_newer.slstm, forget="exp"), oracle_newer.slstm_begins),
+        variant=True,
+        carry=_normalised,
+    ),
+    Member(
+        "mlstm",
+        partial(MLSTM, D, 4, heads=2),
+        oracle.Cell(oracle_newer.mlstm, partial(oracle_newer.mlstm_begins, heads=2)),
+        family=True,
+    ),
+    Member(
+        "mlstm_exp",
+        partial(MLSTM, D, H, forget_gate="exp", use_bias=False),
+        oracle.Cell(partial(oracle_newer.mlstm, forget="exp"), partial(oracle_newer.mlstm_begins, heads=1)),
+        variant=True,
+    ),
+)
+
+# --- images, and leaking -------------------------------------------------------------------------
+
+
+def _conv_oracle(*shape, **options):
+    return oracle.Cell(partial(oracle_conv.conv_lstm, **options), oracle_conv.nothing(*shape))
+
+
+def _conv_stack(**dtypes):
+    lower = Bidirectional(ConvLSTM((4, 2), H, (3,), **dtypes))
+    upper = ConvLSTM((4, 2 * H + 2), 2 * H, (2,), learn_initial_carry=True, **dtypes)
+    return Stack((lower, upper), residual=True, skip=True)
+
+
+CONV = (
+    Member("conv_lstm", partial(ConvLSTM, (5, D), H, (3,)), _conv_oracle(5, H), family=True, event=(5, D)),
+    Member(
+        "conv_lstm_2d",
+        partial(ConvLSTM, (5, 4, D), H, (2, 3), strides=(2, 1), padding="VALID", use_bias=False),
+        _conv_oracle(2, 2, H, strides=(2, 1), padding="VALID"),
+        variant=True,
+        event=(5, 4, D),
+    ),
+    Member(
+        "conv_lstm_2d_same",
+        partial(ConvLSTM, (5, 4, D), H, (4, 2), strides=(2, 3)),
+        _conv_oracle(3, 2, H, strides=(2, 3)),
+        variant=True,
+        event=(5, 4, D),
+    ),
+    Member(
+        "conv_lstm_3d",
+        partial(ConvLSTM, (2, 3, 2, D), H, (2, 3, 1)),
+        _conv_oracle(2, 3, 2, H),
+        variant=True,
+        event=(2, 3, 2, D),
+    ),
+    Member(
+        "conv_lstm_stack",
+        _conv_stack,
+        oracle.Stack(
+            (
+                oracle.Bidirectional(_conv_oracle(4, H)),
+                oracle.Cell(oracle_conv.conv_lstm, oracle_conv.learned(4)),
+            ),
+            residual=True,
+            skip=True,
+        ),
+        variant=True,
+        event=(4, 2),
+    ),
+)
+
+LEAKY = (
+    Member(
+        "leaky_rnn",
+        # Random logarithms are about 0, so that these steps are neither short nor long.
+        partial(LeakyRNN, D, H, tau=2.0, dt=1.0, learn_tau=True, integration="exponential"),
+        oracle.Cell(partial(oracle_leaky.current, dt=1.0), oracle_leaky.current_at_rest()),
+        family=True,
+    ),
+    Member(
+        "leaky_rnn_euler",
+        partial(LeakyRNN, D, H, tau=50, dt=30, activation=jnp.cos, learn_initial_carry=True),
+        oracle.Cell(
+            partial(oracle_leaky.current, tau=50, dt=30, f=np.cos), oracle_leaky.current_at_rest(np.cos)
+        ),
+        variant=True,
+    ),
+    Member(
+        "leaky_rnn_rate",
+        partial(LeakyRNN, D, H, form="rate", use_bias=False),
+        oracle.Cell(oracle_leaky.rate, oracle_leaky.rate_at_rest),
+        variant=True,
+    ),
+    Member(
+        "leaky_rnn_rate_exponential",
+        partial(LeakyRNN, D, H, form="rate", integration="exponential", dt=150.0, learn_initial_carry=True),
+        oracle.Cell(
+            partial(oracle_leaky.rate, integration="exponential", dt=150.0), oracle_leaky.rate_at_rest
+        ),
+        variant=True,
+    ),
+)
+
+ROWS = (*LSTMS, *HEADS, *NEWER, *CONV, *LEAKY)
