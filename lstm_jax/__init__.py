@@ -23,6 +23,14 @@ from lstm_jax.cells.lstm import (
     lstm_gates as lstm_gates,
     lstm_step as lstm_step,
 )
+from lstm_jax.cells.minimal import (
+    MinGRU as MinGRU,
+    MinGRUParams as MinGRUParams,
+    MinLSTM as MinLSTM,
+    MinLSTMParams as MinLSTMParams,
+    min_gru_step as min_gru_step,
+    min_lstm_step as min_lstm_step,
+)
 from lstm_jax.cells.readout import Readout as Readout, ReadoutParams as ReadoutParams
 from lstm_jax.cells.rnn import RNN as RNN, RNNParams as RNNParams, rnn_step as rnn_step
 from lstm_jax.compositions import (
@@ -32,7 +40,7 @@ from lstm_jax.compositions import (
 )
 from lstm_jax.explain import LayerPlan as LayerPlan, Plan as Plan, explain as explain
 from lstm_jax.initialization import keras_init as keras_init, torch_init as torch_init
-from lstm_jax.notation import Cell as Cell, SplitCell as SplitCell
+from lstm_jax.notation import Cell as Cell, ParallelCell as ParallelCell, SplitCell as SplitCell
 from lstm_jax.unroll import unroll as unroll
 
 __version__ = "0.1.0"

@@ -9,9 +9,11 @@ import jax
 from lstm_jax.checks import refuse
 from lstm_jax.fused import not_affine
 from lstm_jax.loop import one_step
-from lstm_jax.notation import Array, Carry, Cell, Params, is_float
+from lstm_jax.notation import Array, Carry, Cell, ParallelCell, Params, is_float
+from lstm_jax.parallel import parallel_obstacle
+from lstm_jax.schedule import parallel_pays
 
-IMPLEMENTATIONS = ("auto", "scan", "fused")
+IMPLEMENTATIONS = ("auto", "scan", "fused", "parallel")
 
 
 class Choice(NamedTuple):
@@ -21,10 +23,23 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(cell: Cell, params: Params, carry: Carry, xs: Array, implementation: str) -> Choice:
+def choose(
+    cell: Cell, params: Params, carry: Carry, xs: Array, implementation: str, *, truncated: bool = False
+) -> Choice:
     """What runs for this cell; a named implementation that cannot run raises with its reason."""
     if implementation == "scan":
         return Choice("scan", "asked for by name: the plain scan of cell.step")
+    if implementation == "parallel" or (implementation == "auto" and isinstance(cell, ParallelCell)):
+        obstacle = parallel_obstacle(cell, params, carry, xs, truncated=truncated)
+        if obstacle is None and (implementation == "parallel" or parallel_pays(carry)):
+            return Choice("parallel", "the recurrence is linear in the state: all steps at once")
+        if implementation == "parallel":
+            refuse(
+                f"unroll got implementation='parallel' for {type(cell).__name__}, which cannot run it: "
+                f"{obstacle}",
+                "a cell whose recurrence is linear, a known number of steps, and no truncate",
+                "Use implementation='auto', 'fused' or 'scan'.",
+            )
     obstacle = fused_obstacle(cell, params, carry, xs)
     if obstacle is None:
         return Choice(

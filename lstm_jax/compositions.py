@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from lstm_jax.checks import check_choice, check_key, is_number, refuse
 from lstm_jax.loop import Flags
-from lstm_jax.notation import Array, Carry, Params, SplitCell, exportable
+from lstm_jax.notation import Array, Carry, ParallelCell, Params, SplitCell, exportable
 from lstm_jax.unroll import Options, Run, Times, Unrolled, flags_of
 
 MERGES: dict[str, Callable[[Array, Array], Array]] = {
@@ -103,7 +103,9 @@ class Bidirectional:
     ) -> Unrolled:
         """Both directions; called by ``unroll``."""
         _check_params("Bidirectional", params, 2)
-        both = _in_one_loop if isinstance(self.cell, SplitCell) else _one_by_one
+        # A loop is not what a parallel cell goes through.
+        one_loop = isinstance(self.cell, SplitCell) and not isinstance(self.cell, ParallelCell)
+        both = _in_one_loop if one_loop else _one_by_one
         forward, backward = both(self.cell, run, params, xs, carry, options, times)
         ys = MERGES[self.merge](forward.ys, backward.ys)
         return Unrolled((forward.carry, backward.carry), ys, (forward.carries, backward.carries))

@@ -71,6 +71,11 @@ def schedule(T: Any, carry: Any, u: Any) -> Schedule:
     )
 
 
+def parallel_pays(carry: Any) -> bool:
+    """Whether a linear recurrence is better walked all at once than step by step."""
+    return jax.default_backend() != "cpu"
+
+
 def size_in_bytes(tree: Any) -> int:
     """Of all arrays, or shapes of arrays, in a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

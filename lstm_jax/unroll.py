@@ -16,6 +16,7 @@ from lstm_jax.choose import Choice, choose
 from lstm_jax.fused import fused_walk
 from lstm_jax.loop import Flags, Walked, blank, cuts, in_windows, restarts, walk
 from lstm_jax.notation import Array, Carry, Cell, Params
+from lstm_jax.parallel import parallel_walk
 from lstm_jax.schedule import even
 
 
@@ -101,7 +102,8 @@ def unroll(
         start: absolute index of xs[0], so that windows draw the noise of the whole.
         return_carries: also return the carry after each step.
         implementation: ``"auto"`` always works. ``"scan"`` is the plain loop over ``cell.step``,
-            ``"fused"`` the fast path (``lstm_jax.fused``); one that cannot run raises its reason.
+            ``"fused"`` the fast path (``lstm_jax.fused``), ``"parallel"`` all steps at once, for cells
+            whose recurrence is linear (``lstm_jax.parallel``); one that cannot run raises its reason.
             :func:`lstm_jax.explain` tells what ``"auto"`` takes.
 
     Returns:
@@ -187,7 +189,8 @@ def prepare(
     first = initial if carry is None else settle(cell, params, xs, carry, given=True)
     if not jax.tree.leaves(first):
         return initial, first, None
-    return initial, first, choose(cell, params, first, xs, options.implementation)
+    truncated = flags.cut is not None
+    return initial, first, choose(cell, params, first, xs, options.implementation, truncated=truncated)
 
 
 def run_cell(
@@ -199,7 +202,7 @@ def run_cell(
     initial, carry, choice = prepare(cell, params, xs, carry, options, flags)
     if choice is None:
         return _run_without_state(cell, params, xs, carry, options, times)
-    loop: Any = fused_walk if choice.implementation == "fused" else scan_walk
+    loop: Any = {"scan": scan_walk, "fused": fused_walk, "parallel": parallel_walk}[choice.implementation]
 
     def window(carry: Carry, inputs: tuple[Any, Flags]) -> tuple[Carry, tuple[Any, Carry | None]]:
         xs, flags = inputs

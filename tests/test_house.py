@@ -24,7 +24,7 @@ LAYERS = [
     {"notation", "types"},
     {"checks", "schedule"},
     {"cells"},
-    {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll"},
+    {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll", "parallel"},
     {"compositions", "explain", "initialization"},
     {""},  # lstm_jax itself
 ]

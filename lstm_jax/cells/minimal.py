@@ -1,0 +1,309 @@
+"""The minimal GRU and LSTM, whose gates do not see the state, next to their equations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax.cells import common
+from lstm_jax.checks import check_key
+from lstm_jax.notation import Array, DType, Initializer, exportable, state_dtype
+
+
+@exportable
+class MinGRUParams(NamedTuple):
+    """Parameters of a :class:`MinGRU`. Gate and candidate stand side by side in the order z, h."""
+
+    w_ih: Array  # (D, 2H)
+    bias: Array | None = None  # (2H,)
+    initial: Array | None = None  # learned h_0, (H,)
+
+
+@exportable
+class MinLSTMParams(NamedTuple):
+    """Parameters of a :class:`MinLSTM`. Gates and candidate stand side by side in the order f, i, h."""
+
+    w_ih: Array  # (D, 3H)
+    bias: Array | None = None  # (3H,)
+    initial: Array | None = None  # learned h_0, (H,)
+
+
+def min_gru_step(params: MinGRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
+    r"""One step of the minimal GRU (Feng et al. 2024, arXiv:2410.01201).
+
+    .. math::
+        z_t &= \sigma(x_t W_z + b_z) \\
+        \tilde h_t &= g(x_t W_h + b_h) \\
+        h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot \tilde h_t
+
+    W is ``params.w_ih``, b is ``params.bias``, and g keeps the candidate positive:
+    :math:`g(a) = a + 1/2` where :math:`a \ge 0`, and :math:`\sigma(a)` elsewhere. It is continuous,
+    with slope 1 at 0 and 1/4 just below. Nothing but the last line sees the state, so all steps can
+    be computed at once (``implementation="parallel"``).
+
+    z_t = 0 keeps the state (in :func:`gru_step`, z_t = 1 does).
+
+    Args:
+        params: ``MinGRUParams`` with w_ih (D, 2H), bias (2H,) or None; in the order z, h.
+        carry: h, (*batch, H).
+        x: the input of this step, (*batch, D).
+
+    Returns:
+        ``(h, h)`` in the dtype that the carry had.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+
+    >>> cell = MinGRU(input_size=3, hidden_size=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> h, y = min_gru_step(params, cell.initial_carry((4,)), jnp.ones((4, 3)))
+    >>> h.shape
+    (4, 2)
+    """
+    common.check_step("min_gru_step", params, "h", carry, x, gates=2, recurrent=False)
+    return _blend(carry, *_min_gru(_preactivation(params, _project(params, x, None))))
+
+
+def min_lstm_step(params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array, Array]:
+    r"""One step of the minimal LSTM (Feng et al. 2024, arXiv:2410.01201).
+
+    .. math::
+        f_t &= \sigma(x_t W_f + b_f) \\
+        i_t &= \sigma(x_t W_i + b_i) \\
+        \tilde h_t &= g(x_t W_h + b_h) \\
+        h_t &= \frac{f_t}{f_t + i_t} \odot h_{t-1} + \frac{i_t}{f_t + i_t} \odot \tilde h_t
+
+    W is ``params.w_ih``, b is ``params.bias``, g is that of :func:`min_gru_step`. The two shares
+    are computed without the quotient, which is 0/0 where both gates are shut.
+
+    Args:
+        params: ``MinLSTMParams`` with w_ih (D, 3H), bias (3H,) or None; in the order f, i, h.
+        carry: h, (*batch, H).
+        x: the input of this step, (*batch, D).
+
+    Returns:
+        ``(h, h)`` in the dtype that the carry had.
+
+    Raises:
+        ValueError: a shape or dtype does not fit.
+
+    >>> cell = MinLSTM(input_size=3, hidden_size=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> h, y = min_lstm_step(params, cell.initial_carry((4,)), jnp.ones((4, 3)))
+    >>> h.shape
+    (4, 2)
+    """
+    common.check_step("min_lstm_step", params, "h", carry, x, gates=3, recurrent=False)
+    return _blend(carry, *_min_lstm(_preactivation(params, _project(params, x, None))))
+
+
+def _project(params: Any, x: Array, dtype: DType | None) -> Array:
+    """x W: (..., 2H) or (..., 3H)."""
+    return common.affine(x, params.w_ih, None, dtype)
+
+
+def _preactivation(params: Any, u: Array) -> Array:
+    return common.add_bias(u.astype(state_dtype(u.dtype)), params.bias)
+
+
+def _min_gru(pre: Array) -> tuple[Array, Array]:
+    """Pre-activation of the share that is written, and the candidate."""
+    z, h = jnp.split(pre, 2, axis=-1)
+    return z, _positive(h)
+
+
+def _min_lstm(pre: Array) -> tuple[Array, Array]:
+    """The same: i / (f + i) is sigma(log i - log f)."""
+    f, i, h = jnp.split(pre, 3, axis=-1)
+    return jax.nn.softplus(-f) - jax.nn.softplus(-i), _positive(h)
+
+
+def _positive(a: Array) -> Array:
+    return jnp.where(a >= 0, a + 0.5, common.sigmoid(a))
+
+
+def _blend(h: Array, gate: Array, candidate: Array) -> tuple[Array, Array]:
+    """h_t = (1 - share) h_{t-1} + share * candidate."""
+    share = common.sigmoid(gate)
+    h_t = ((1 - share) * h.astype(share.dtype) + share * candidate).astype(h.dtype)
+    return h_t, h_t
+
+
+def _coefficients(gate: Array, candidate: Array) -> tuple[Array, Array]:
+    """The same as ``(log a_t, b_t)``."""
+    return -jax.nn.softplus(gate), common.sigmoid(gate) * candidate
+
+
+def _init(cell: Any, key: Array, gates: int) -> tuple[Array, Array | None, Array | None]:
+    """``(w_ih, bias, initial)``, gate by gate."""
+    check_key(f"{type(cell).__name__}.init", key)
+    k_ih, k_bias = jax.random.split(key)
+    D, H, dtype = cell.input_size, cell.hidden_size, cell.param_dtype
+    return (
+        common.init_gates(cell.w_ih_init, k_ih, (D, H), gates, dtype),
+        common.init_gates(cell.bias_init, k_bias, (H,), gates, dtype) if cell.use_bias else None,
+        jnp.zeros(H, dtype) if cell.learn_initial_carry else None,
+    )
+
+
+@dataclass(frozen=True)
+class MinGRU:
+    """Hyperparameters of a minimal GRU; :func:`min_gru_step` has the equations.
+
+    It has no recurrent weights, and all steps of a sequence can be computed at once
+    (:class:`lstm_jax.ParallelCell`).
+
+    Args:
+        input_size: D, features of one input.
+        hidden_size: H, units of h.
+        use_bias: whether there is a b.
+        learn_initial_carry: keep h_0 among the parameters instead of zeros.
+        w_ih_init, bias_init: any function of ``jax.nn.initializers``; called once for each of the
+            two parts, with shape (D, H) and (H,).
+        param_dtype: dtype of the parameters.
+        dtype: dtype of the matrix product, of h and of the outputs. None: what parameters and
+            inputs promote to. Sums and gates are float32 or wider.
+
+    Raises:
+        ValueError: a size is not a positive whole number, or a dtype is not floating.
+
+    >>> cell = MinGRU(input_size=3, hidden_size=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> params.w_ih.shape, params.bias.shape
+    ((3, 4), (4,))
+    """
+
+    input_size: int
+    hidden_size: int
+    _: KW_ONLY
+    use_bias: bool = True
+    learn_initial_carry: bool = False
+    w_ih_init: Initializer = common.GLOROT_UNIFORM
+    bias_init: Initializer = common.ZEROS
+    param_dtype: DType = jnp.float32
+    dtype: DType | None = None
+
+    def __post_init__(self) -> None:
+        common.normalise(self, "input_size", "hidden_size")
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output: H."""
+        return self.hidden_size
+
+    def init(self, key: Array) -> MinGRUParams:
+        """Fresh parameters from one PRNG key."""
+        return MinGRUParams(*_init(self, key, gates=2))
+
+    def initial_carry(self, batch_shape: Sequence[int] = (), params: MinGRUParams | None = None) -> Array:
+        """h_0, (*batch_shape, H): zeros, or what was learned."""
+        learned = common.learned_initial(self, params)
+        return common.initial_state(self, batch_shape, learned, common.compute_dtype(self, params))
+
+    def step(self, params: MinGRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
+        """:func:`min_gru_step` in the cell's ``dtype``."""
+        common.check_carry("MinGRU.step", "h", carry, x, self.hidden_size)
+        return self.update(params, carry, self.recur(params, carry, self.project(params, x)))
+
+    def project(self, params: MinGRUParams, x: Array) -> Array:
+        """x W: (..., 2H)."""
+        common.check_cell(self, params, x, gates=2, recurrent=False)
+        return _project(params, x, self.dtype)
+
+    def recur(self, params: MinGRUParams, carry: Array, u: Array) -> Array:
+        """u + b: (..., 2H), whatever the carry."""
+        return _preactivation(params, u)
+
+    def update(self, params: MinGRUParams, carry: Array, z: Array) -> tuple[Array, Array]:
+        """Gate, candidate, hidden state."""
+        return _blend(carry, *_min_gru(z))
+
+    def coefficients(self, params: MinGRUParams, x: Array) -> tuple[Array, Array]:
+        """``(log(1 - z_t), z_t g_t)``, each (..., H)."""
+        return _coefficients(*_min_gru(_preactivation(params, self.project(params, x))))
+
+
+@dataclass(frozen=True)
+class MinLSTM:
+    """Hyperparameters of a minimal LSTM; :func:`min_lstm_step` has the equations.
+
+    It has no recurrent weights and one state, and all steps of a sequence can be computed at once
+    (:class:`lstm_jax.ParallelCell`).
+
+    Args:
+        input_size: D, features of one input.
+        hidden_size: H, units of h.
+        use_bias: whether there is a b.
+        forget_bias: added to the forget gate's bias at initialisation: the larger, the longer a new
+            cell remembers. No effect later, and none without a bias.
+        learn_initial_carry: keep h_0 among the parameters instead of zeros.
+        w_ih_init, bias_init: any function of ``jax.nn.initializers``; called once for each of the
+            three parts, with shape (D, H) and (H,).
+        param_dtype: dtype of the parameters.
+        dtype: dtype of the matrix product, of h and of the outputs. None: what parameters and
+            inputs promote to. Sums and gates are float32 or wider.
+
+    Raises:
+        ValueError: a size is not a positive whole number, or a dtype is not floating.
+
+    >>> cell = MinLSTM(input_size=3, hidden_size=2)
+    >>> cell.init(jax.random.key(0)).bias.tolist()
+    [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    """
+
+    input_size: int
+    hidden_size: int
+    _: KW_ONLY
+    use_bias: bool = True
+    forget_bias: float = 1.0
+    learn_initial_carry: bool = False
+    w_ih_init: Initializer = common.GLOROT_UNIFORM
+    bias_init: Initializer = common.ZEROS
+    param_dtype: DType = jnp.float32
+    dtype: DType | None = None
+
+    def __post_init__(self) -> None:
+        common.normalise(self, "input_size", "hidden_size")
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output: H."""
+        return self.hidden_size
+
+    def init(self, key: Array) -> MinLSTMParams:
+        """Fresh parameters from one PRNG key."""
+        w_ih, bias, initial = _init(self, key, gates=3)
+        if bias is not None:
+            bias = bias.at[: self.hidden_size].add(self.forget_bias)
+        return MinLSTMParams(w_ih, bias, initial)
+
+    def initial_carry(self, batch_shape: Sequence[int] = (), params: MinLSTMParams | None = None) -> Array:
+        """h_0, (*batch_shape, H): zeros, or what was learned."""
+        learned = common.learned_initial(self, params)
+        return common.initial_state(self, batch_shape, learned, common.compute_dtype(self, params))
+
+    def step(self, params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array, Array]:
+        """:func:`min_lstm_step` in the cell's ``dtype``."""
+        common.check_carry("MinLSTM.step", "h", carry, x, self.hidden_size)
+        return self.update(params, carry, self.recur(params, carry, self.project(params, x)))
+
+    def project(self, params: MinLSTMParams, x: Array) -> Array:
+        """x W: (..., 3H)."""
+        common.check_cell(self, params, x, gates=3, recurrent=False)
+        return _project(params, x, self.dtype)
+
+    def recur(self, params: MinLSTMParams, carry: Array, u: Array) -> Array:
+        """u + b: (..., 3H), whatever the carry."""
+        return _preactivation(params, u)
+
+    def update(self, params: MinLSTMParams, carry: Array, z: Array) -> tuple[Array, Array]:
+        """Gates, candidate, hidden state."""
+        return _blend(carry, *_min_lstm(z))
+
+    def coefficients(self, params: MinLSTMParams, x: Array) -> tuple[Array, Array]:
+        """``(log(f_t / (f_t + i_t)), i_t / (f_t + i_t) g_t)``, each (..., H)."""
+        return _coefficients(*_min_lstm(_preactivation(params, self.project(params, x))))
