@@ -30,7 +30,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.checks import refuse
 from lstm_jax.loop import Flags, Walked, blank
 from lstm_jax.notation import Array, Carry, ParallelCell, Params, is_float, promote
 
@@ -94,12 +93,8 @@ def parallel_obstacle(cell: Any, params: Params, carry: Carry, xs: Any, *, trunc
         return "the tree over time is built while tracing, when the number of steps is not known"
     if not isinstance(carry, jax.Array) or not is_float(carry.dtype):
         return f"{name} carries something else than one array of floats"
-    pair = jax.eval_shape(cell.coefficients, params, xs)
-    shape = (xs.shape[0], *carry.shape)
-    if [a.shape for a in jax.tree.leaves(pair)] != [shape, shape]:
-        refuse(
-            f"{name}.coefficients returned shapes {[tuple(a.shape) for a in jax.tree.leaves(pair)]}",
-            f"the pair (log a, b), each of shape {shape}: x's leading axes, then those of the state",
-            "Let coefficients return (log a_t, b_t) of h_t = a_t h_(t-1) + b_t.",
-        )
+    shapes = [tuple(a.shape) for a in jax.tree.leaves(jax.eval_shape(cell.coefficients, params, xs))]
+    wanted = (xs.shape[0], *carry.shape)
+    if shapes != [wanted, wanted]:
+        return f"{name}.coefficients returned shapes {shapes}, not two of {wanted}"
     return None

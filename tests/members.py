@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import oracle_minimal
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, MinGRU, MinLSTM, Readout, Stack
 
 D, H = 3, 2
 
@@ -255,6 +256,33 @@ MEMBERS = (
         ),
         "fused+scan",
         variant=True,
+    ),
+    Member("min_gru", partial(MinGRU, D, H), oracle_minimal.MIN_GRU, family=True),
+    Member(
+        "min_gru_learned",
+        partial(MinGRU, D, H, use_bias=False, learn_initial_carry=True),
+        oracle_minimal.MIN_GRU_LEARNED,
+        variant=True,
+        family=True,
+    ),
+    Member(
+        "min_lstm",
+        partial(MinLSTM, D, H, learn_initial_carry=True),
+        oracle_minimal.MIN_LSTM_LEARNED,
+        family=True,
+    ),
+    Member(
+        "min_lstm_no_bias",
+        partial(MinLSTM, D, H, use_bias=False),
+        oracle_minimal.MIN_LSTM,
+        variant=True,
+        family=True,
+    ),
+    Member(
+        "min_both_ways",
+        lambda **dtypes: Stack((Bidirectional(MinLSTM(D, H, **dtypes)), MinGRU(2 * H, H, **dtypes))),
+        oracle.Stack((oracle.Bidirectional(oracle_minimal.MIN_LSTM), oracle_minimal.MIN_GRU)),
+        family=True,
     ),
     Member(
         "leaky",
