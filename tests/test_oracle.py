@@ -101,7 +101,9 @@ def test_each_flag_alone(which, one):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("batch", [(), (2, 2)], ids=str)
-@pytest.mark.parametrize("which", ["lstm", "bidirectional", "stack_bidirectional", "leaky", "peephole"])
+@pytest.mark.parametrize(
+    "which", ["lstm", "bidirectional", "stack_bidirectional", "min_gru", "min_both_ways", "leaky", "peephole"]
+)
 def test_batch_axes(which, batch):
     given = problem(BY_NAME[which], batch=batch, T=5)
     check(BY_NAME[which], given, carry=True, reverse=batch == (), implementation="auto")

@@ -97,16 +97,12 @@ def test_the_first_carry_may_have_any_sign(which, first):
 
 
 @DOUBLE
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_a_first_carry_that_nobody_reads_is_not_seen(reverse):
-    """The walk's first step begins a segment: NaN in the first carry reaches no value."""
+def test_a_first_carry_that_nobody_reads_is_not_seen():
+    """The first step begins a segment: NaN in the first carry reaches neither a value nor a gradient."""
     given = finite(problem(BY_NAME["min_lstm"]))
-    mask, resets = np.ones((7, 3), bool), np.zeros((7, 3), bool)
+    resets = np.zeros((7, 3), bool)
     resets[0] = True
-    if reverse:  # walking back, the first valid step restarts where the one after it began a segment
-        mask, resets = mask[:0], resets[:0]
-        return
-    given = given._replace(carry=np.full((3, 2), np.nan), flags={"mask": mask, "resets": resets})
+    given = given._replace(carry=np.full((3, 2), np.nan), flags={"resets": resets})
     (_, (ys, _)), (dparams, dxs, dcarry) = solve(given, "parallel")
     assert test_laws.every((ys, dparams, dxs), np.isfinite) and np.all(dcarry == 0)
 
@@ -227,7 +223,7 @@ def test_forward_mode(which):
 def test_both_modes_to_second_order(which, reverse):
     """Where no candidate comes near the kink of g at 0."""
     given = problem(BY_NAME[which], T=5, batch=(2,))
-    given = given._replace(xs=np.nan_to_num(given.xs, posinf=np.nan))
+    given = given._replace(xs=np.where(np.isfinite(given.xs), given.xs, 0.5))
     run = function_of(given, reverse=reverse)
 
     def loss(params, xs, carry):
@@ -297,9 +293,7 @@ def test_over_four_devices(how):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
     spec = P(None, "data")
     if how == "shard_map":
-        mapped = jax.shard_map(
-            run, mesh=mesh, in_specs=(P(), spec, spec, spec), out_specs=(P("data"), spec)
-        )
+        mapped = jax.shard_map(run, mesh=mesh, in_specs=(P(), spec, spec, spec), out_specs=(P("data"), spec))
         found = jax.jit(mapped)(params, xs, mask, resets)
     else:
         placed = [jax.device_put(a, NamedSharding(mesh, spec)) for a in (xs, mask, resets)]
@@ -370,9 +364,7 @@ def test_saturated_gates_give_finite_values_and_gradients(kind, compute, impleme
     resets = rng.random((len(xs), 1)) < 0.2
 
     def loss(params, xs, carry):
-        carry, ys = lstm_jax.unroll(
-            cell, params, xs, carry, resets=resets, implementation=implementation
-        )
+        carry, ys = lstm_jax.unroll(cell, params, xs, carry, resets=resets, implementation=implementation)
         return jnp.sum(ys.astype(jnp.float32)) + jnp.sum(carry.astype(jnp.float32))
 
     carry = jnp.full((1, 1), -3, compute)
@@ -522,7 +514,7 @@ def test_steps_whose_number_is_not_known():
     for shape in ((T, B, D), (5, B, D)):
         for a, b in zip(program(shape, "auto").call(xs), expected, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5)
-    with pytest.raises(ValueError, match="cannot run it.*number of steps is not known"):
+    with pytest.raises(ValueError, match=r"cannot run it.*number of steps is not known"):
         program((T, B, D), "parallel")
 
 

@@ -134,8 +134,8 @@ def _blend(h: Array, gate: Array, candidate: Array) -> tuple[Array, Array]:
 
 
 def _coefficients(gate: Array, candidate: Array) -> tuple[Array, Array]:
-    """The same as ``(log a_t, b_t)``."""
-    return -jax.nn.softplus(gate), common.sigmoid(gate) * candidate
+    """The same as ``(log a_t, b_t)``, with a share that has all its digits where it is small."""
+    return -jax.nn.softplus(gate), jax.nn.sigmoid(gate) * candidate
 
 
 def _init(cell: Any, key: Array, gates: int) -> tuple[Array, Array | None, Array | None]:
