@@ -132,7 +132,8 @@ def test_what_is_public():
     expected += (
         "Readout ReadoutParams Stack Bidirectional BidirectionalParams unroll explain Plan LayerPlan".split()
     )
-    expected += "torch_init keras_init Cell SplitCell".split()
+    expected += "MinGRU MinGRUParams min_gru_step MinLSTM MinLSTMParams min_lstm_step".split()
+    expected += "torch_init keras_init Cell SplitCell ParallelCell".split()
     assert set(expected) <= set(PUBLIC)
 
 

@@ -119,6 +119,7 @@ def test_no_steps(which):
     assert np.any(dcarry != 0)
 
 
+@pytest.mark.slow
 @DOUBLE
 @WHICH
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
@@ -557,7 +558,9 @@ def test_a_users_cell_with_summands_of_both_signs():
 
 
 @pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
-@pytest.mark.parametrize("case", [(32, 100, 64, 128), (16, 200, 32, 64)])
+@pytest.mark.parametrize(
+    "case", [(16, 200, 32, 64), pytest.param((32, 100, 64, 128), marks=pytest.mark.slow)], ids=str
+)
 def test_the_expected_memory_is_about_what_the_compiled_program_needs(kind, case):
     B, T, D, H = case
     cell = kind(D, H)
