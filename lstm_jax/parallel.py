@@ -33,7 +33,7 @@ from jax import lax
 from lstm_jax.loop import Flags, Walked, blank
 from lstm_jax.notation import Array, Carry, ParallelCell, Params, is_float, promote
 
-#: The logarithm of an a that is 0 in every dtype; finite, because -inf gives NaN gradients.
+#: The logarithm of an a that is 0 in every dtype; finite, so that nothing made of it is NaN.
 FORGET = -1e4
 
 

@@ -168,6 +168,7 @@ def test_gates_are_those_of_the_step():
 #: Of values below 2 in size, after seven steps. A wrong gate errs by ten times as much (tested below).
 TOLERANCES = {"float32": 2e-6, "float16": 4e-3, "bfloat16": 3e-2}
 CLASSIC = ("rnn", "lstm", "lstm_learned", "gru", "gru_reset_before", "bidirectional", "stack_residual_skip")
+CLASSIC += ("min_gru", "min_lstm")
 
 
 def error(result, expected):
