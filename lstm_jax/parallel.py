@@ -7,7 +7,8 @@ time, each of which turns the state h it meets into A h + B, make one stretch of
     (A_1, B_1) then (A_2, B_2)  =  (A_2 A_1, A_2 B_1 + B_2)
 
 and since it does not matter which neighbours are joined first, ``jax.lax.associative_scan`` joins
-them as a tree. Nothing is left of time but an axis, and every transform is JAX's own.
+them as a tree. Nothing is left of time but an axis, and every transform is JAX's own. The tree's
+levels stand in the program one by one: it is longer than a loop's, and grows with log(T).
 
 A is kept as its logarithm, of which sums are taken; B is kept as it is. Gates that are nearly open
 stay apart from 1 that way: after 20,000 steps of a = exp(-6e-7), float32 products are off by 2e-4,
