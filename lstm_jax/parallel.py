@@ -15,8 +15,8 @@ stay apart from 1 that way: after 20,000 steps of a = exp(-6e-7), float32 produc
 this by 6e-7. Cumulative sums in log space, which would do without the tree (h_t = exp(S_t) times
 the sum over s of exp(log b_s - S_s), S being the sum of log a), lose the digits of b in S as T
 grows, and ask for a positive b and first state. Here any sign will do. To keep log B instead of
-B, and add by ``logaddexp``, was measured as well: two to five times the time on a CPU, and digits
-lost (3e-6 in the same case).
+B, and add by ``logaddexp``, was measured as well: two to six times the time on a CPU, and digits
+lost (2.6e-6 in the same case).
 
 What the flags say is said in a and b. An invalid step is a = 1, b = 0. A step that begins anew
 knows the state it reads, which goes into its b, and its a is 0: what came before is forgotten. The
