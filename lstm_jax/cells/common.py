@@ -156,26 +156,25 @@ def weights_dtype(cell: Any, params: Any | None) -> Any:
     """The dtype of the weights; before there are any, what it will be."""
     if params is None:
         return cell.param_dtype
-    check_fields(f"{type(cell).__name__}.initial_carry", params, recurrent=hasattr(cell, "w_hh_init"))
-    return getattr(params, "w_hh", params.w_ih).dtype
+    if not hasattr(params, "w_ih"):
+        check_fields(f"{type(cell).__name__}.initial_carry", params)
+    return params.w_ih.dtype
 
 
 # --- checks, from shapes alone ------------------------------------------------------------------
 
 
-def check_step(
-    owner: str, params: Any, states: str, carry: Any, x: Any, gates: int, *, recurrent: bool = True
-) -> None:
+def check_step(owner: str, params: Any, states: str, carry: Any, x: Any, gates: int) -> None:
     """The arguments of a free step function fit each other. ``states`` names the carry's parts."""
-    check_weights(owner, params, gates, recurrent=recurrent)
+    check_weights(owner, params, gates)
     check_input(owner, x, params.w_ih.shape[0])
-    check_carry(owner, states, carry, x, params.w_ih.shape[-1] // gates)
+    check_carry(owner, states, carry, x, params.w_hh.shape[0])
 
 
-def check_cell(cell: Any, params: Any, x: Any, gates: int, *, recurrent: bool = True) -> None:
+def check_cell(cell: Any, params: Any, x: Any, gates: int) -> None:
     """Parameters and input fit the cell's hyperparameters."""
     owner = type(cell).__name__
-    check_weights(owner, params, gates, (cell.input_size, cell.hidden_size), recurrent=recurrent)
+    check_weights(owner, params, gates, (cell.input_size, cell.hidden_size))
     if (params.bias is not None) != cell.use_bias:
         refuse(
             f"{owner} got {'a' if params.bias is not None else 'no'} bias with use_bias={cell.use_bias}",
@@ -229,14 +228,12 @@ def check_carry(owner: str, states: str, carry: Any, x: Any, size: int) -> None:
             )
 
 
-def check_fields(owner: str, params: Any, *, recurrent: bool = True) -> None:
-    """The parameters have the fields that every classic cell has; w_hh exactly where it is ``recurrent``."""
-    names = ("w_ih", "w_hh", "bias") if recurrent else ("w_ih", "bias")
-    missing = [name for name in names if not hasattr(params, name)]
-    if missing or (not recurrent and hasattr(params, "w_hh")):
+def check_fields(owner: str, params: Any) -> None:
+    """The parameters have the three fields that every classic cell has."""
+    missing = [name for name in ("w_ih", "w_hh", "bias") if not hasattr(params, name)]
+    if missing:
         refuse(
-            f"{owner} got parameters of type {type(params).__name__} "
-            + (f"without {', '.join(missing)}" if missing else "with w_hh, which it does not have"),
+            f"{owner} got parameters of type {type(params).__name__} without {', '.join(missing)}",
             "the NamedTuple that the cell's init returns",
             "Make parameters with cell.init(key).",
         )
@@ -247,18 +244,15 @@ def first_axis(a: Array) -> int:
     return a.shape[0] if a.shape else 0
 
 
-def check_weights(
-    owner: str, params: Any, gates: int, sizes: tuple[int, int] | None = None, *, recurrent: bool = True
-) -> None:
+def check_weights(owner: str, params: Any, gates: int, sizes: tuple[int, int] | None = None) -> None:
     """w_ih (D, gates*H), w_hh (H, gates*H) and bias (gates*H,) agree, with each other or with ``sizes``."""
-    check_fields(owner, params, recurrent=recurrent)
-    given = {name: getattr(params, name) for name in ("w_ih", "w_hh", "bias") if hasattr(params, name)}
+    check_fields(owner, params)
+    given = {name: getattr(params, name) for name in ("w_ih", "w_hh", "bias")}
     if given["bias"] is None:
         del given["bias"]
     for name, value in given.items():
         check_float(owner, name, value)
-    columns = params.w_ih.shape[-1] if params.w_ih.shape else 0
-    D, H = sizes or (first_axis(params.w_ih), first_axis(params.w_hh) if recurrent else columns // gates)
+    D, H = sizes or (first_axis(params.w_ih), first_axis(params.w_hh))
     expected = {"w_ih": (D, gates * H), "w_hh": (H, gates * H), "bias": (gates * H,)}
     wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
     if wrong:

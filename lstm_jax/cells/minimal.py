@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells import common
-from lstm_jax.checks import check_key
+from lstm_jax.checks import check_float, check_key, refuse
 from lstm_jax.notation import Array, DType, Initializer, exportable, state_dtype
 
 
@@ -64,7 +64,7 @@ def min_gru_step(params: MinGRUParams, carry: Array, x: Array) -> tuple[Array, A
     >>> h.shape
     (4, 2)
     """
-    common.check_step("min_gru_step", params, "h", carry, x, gates=2, recurrent=False)
+    _check_step("min_gru_step", params, carry, x, gates=2)
     return _min_gru(carry, _preactivation(params, _project(params, x, None)))
 
 
@@ -97,7 +97,7 @@ def min_lstm_step(params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array,
     >>> h.shape
     (4, 2)
     """
-    common.check_step("min_lstm_step", params, "h", carry, x, gates=3, recurrent=False)
+    _check_step("min_lstm_step", params, carry, x, gates=3)
     return _min_lstm(carry, _preactivation(params, _project(params, x, None)))
 
 
@@ -154,6 +154,54 @@ def _init(cell: Any, key: Array, gates: int) -> tuple[Array, Array | None, Array
         common.init_gates(cell.bias_init, k_bias, (H,), gates, dtype) if cell.use_bias else None,
         jnp.zeros(H, dtype) if cell.learn_initial_carry else None,
     )
+
+
+def _check_step(owner: str, params: Any, carry: Any, x: Any, gates: int) -> None:
+    """The arguments of a free step function fit each other."""
+    _check_weights(owner, params, gates)
+    D, columns = params.w_ih.shape
+    common.check_input(owner, x, D)
+    common.check_carry(owner, "h", carry, x, columns // gates)
+
+
+def _check_cell(cell: Any, params: Any, x: Any, gates: int) -> None:
+    """Parameters and input fit the cell's hyperparameters."""
+    owner = type(cell).__name__
+    _check_weights(owner, params, gates, (cell.input_size, cell.hidden_size))
+    if (params.bias is not None) != cell.use_bias:
+        refuse(
+            f"{owner} got {'a' if params.bias is not None else 'no'} bias with use_bias={cell.use_bias}",
+            "a bias exactly where use_bias=True",
+            "Build the cell with the use_bias of its parameters, or mend them: params._replace(bias=...).",
+        )
+    common.check_initial(cell, params)
+    common.check_input(owner, x, cell.input_size)
+
+
+def _check_weights(owner: str, params: Any, gates: int, sizes: tuple[int, int] | None = None) -> None:
+    """w_ih (D, gates*H) and bias (gates*H,) agree, with each other or with ``sizes``; there is no w_hh."""
+    missing = [name for name in ("w_ih", "bias") if not hasattr(params, name)]
+    if missing or hasattr(params, "w_hh"):
+        refuse(
+            f"{owner} got parameters of type {type(params).__name__} "
+            + (f"without {', '.join(missing)}" if missing else "with w_hh, which it does not have"),
+            "the NamedTuple that the cell's init returns",
+            "Make parameters with cell.init(key).",
+        )
+    given = {name: getattr(params, name) for name in ("w_ih", "bias") if getattr(params, name) is not None}
+    for name, value in given.items():
+        check_float(owner, name, value)
+    shape = (*tuple(params.w_ih.shape), 0, 0)
+    D, H = sizes or (shape[0], shape[1] // gates)
+    expected = {"w_ih": (D, gates * H), "bias": (gates * H,)}
+    wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
+    if wrong:
+        refuse(
+            f"{owner} got " + ", ".join(f"{name} of shape {came}" for name, came in wrong.items()),
+            ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (D={D}, H={H}, {gates} parts)",
+            "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
+            "or map over stacked parameters with jax.vmap.",
+        )
 
 
 @dataclass(frozen=True)
@@ -217,7 +265,7 @@ class MinGRU:
 
     def project(self, params: MinGRUParams, x: Array) -> Array:
         """x W: (..., 2H)."""
-        common.check_cell(self, params, x, gates=2, recurrent=False)
+        _check_cell(self, params, x, gates=2)
         return _project(params, x, self.dtype)
 
     def recur(self, params: MinGRUParams, carry: Array, u: Array) -> Array:
@@ -300,7 +348,7 @@ class MinLSTM:
 
     def project(self, params: MinLSTMParams, x: Array) -> Array:
         """x W: (..., 3H)."""
-        common.check_cell(self, params, x, gates=3, recurrent=False)
+        _check_cell(self, params, x, gates=3)
         return _project(params, x, self.dtype)
 
     def recur(self, params: MinLSTMParams, carry: Array, u: Array) -> Array:
