@@ -41,6 +41,14 @@ from lstm_jax.cells.lstm import (
     lstm_step as lstm_step,
 )
 from lstm_jax.cells.lstm_form import LSTMNorm as LSTMNorm
+from lstm_jax.cells.minimal import (
+    MinGRU as MinGRU,
+    MinGRUParams as MinGRUParams,
+    MinLSTM as MinLSTM,
+    MinLSTMParams as MinLSTMParams,
+    min_gru_step as min_gru_step,
+    min_lstm_step as min_lstm_step,
+)
 from lstm_jax.cells.mlstm import MLSTM as MLSTM, MLSTMParams as MLSTMParams, mlstm_step as mlstm_step
 from lstm_jax.cells.readout import Readout as Readout, ReadoutParams as ReadoutParams
 from lstm_jax.cells.rnn import RNN as RNN, RNNParams as RNNParams, rnn_step as rnn_step
@@ -52,7 +60,12 @@ from lstm_jax.compositions import (
 )
 from lstm_jax.explain import LayerPlan as LayerPlan, Plan as Plan, explain as explain
 from lstm_jax.initialization import keras_init as keras_init, torch_init as torch_init
-from lstm_jax.notation import Cell as Cell, NoisyCell as NoisyCell, SplitCell as SplitCell
+from lstm_jax.notation import (
+    Cell as Cell,
+    NoisyCell as NoisyCell,
+    ParallelCell as ParallelCell,
+    SplitCell as SplitCell,
+)
 from lstm_jax.penalties import (
     activation_regularization as activation_regularization,
     temporal_activation_regularization as temporal_activation_regularization,

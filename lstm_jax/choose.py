@@ -10,8 +10,10 @@ from lstm_jax.checks import refuse
 from lstm_jax.fused import not_affine
 from lstm_jax.loop import one_step
 from lstm_jax.notation import Array, Carry, Cell, Params, is_float
+from lstm_jax.parallel import parallel_obstacle
+from lstm_jax.schedule import parallel_loss
 
-IMPLEMENTATIONS = ("auto", "scan", "fused")
+IMPLEMENTATIONS = ("auto", "scan", "fused", "parallel")
 
 
 class Choice(NamedTuple):
@@ -21,14 +23,31 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(cell: Cell, params: Params, carry: Carry, xs: Array, implementation: str) -> Choice:
+def choose(
+    cell: Cell, params: Params, carry: Carry, xs: Array, implementation: str, *, truncated: bool = False
+) -> Choice:
     """What runs for this cell; a named implementation that cannot run raises with its reason."""
     if implementation == "scan":
         return Choice("scan", "asked for by name: the plain scan of cell.step")
+    instead = ""
+    if implementation == "parallel" or (implementation == "auto" and hasattr(cell, "coefficients")):
+        reason = None if implementation == "parallel" else parallel_loss()
+        reason = reason or parallel_obstacle(cell, params, carry, xs, truncated=truncated)
+        if reason is None:
+            return Choice("parallel", "the recurrence is linear in the state: all steps at once")
+        if implementation == "parallel":
+            refuse(
+                f"unroll got implementation='parallel' for {type(cell).__name__}, which cannot run it: "
+                f"{reason}",
+                "a cell whose recurrence is linear, a known number of steps, and no truncate",
+                "Use implementation='auto' or 'scan'.",
+            )
+        instead = f"; not parallel: {reason}"
     obstacle = fused_obstacle(cell, params, carry, xs)
     if obstacle is None:
         return Choice(
-            "fused", "the cell splits into project, recur and update: weight gradients in one product"
+            "fused",
+            "the cell splits into project, recur and update: weight gradients in one product" + instead,
         )
     if implementation == "fused":
         refuse(
@@ -36,7 +55,7 @@ def choose(cell: Cell, params: Params, carry: Carry, xs: Array, implementation: 
             "a cell that splits into project, recur and update",
             "Use implementation='auto' or 'scan'.",
         )
-    return Choice("scan", obstacle)
+    return Choice("scan", obstacle + instead)
 
 
 def fused_obstacle(cell: Any, params: Params, carry: Carry, xs: Array) -> str | None:

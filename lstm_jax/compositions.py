@@ -117,7 +117,8 @@ class Bidirectional:
         """Both directions; called by ``unroll``."""
         _check_params("Bidirectional", params, 2)
         noisy = times.key is not None and is_noisy(self.cell)  # each direction has noise of its own
-        both = _in_one_loop if splits(self.cell) and not noisy else _one_by_one
+        loops = splits(self.cell) and not hasattr(self.cell, "coefficients")  # or else all steps at once
+        both = _in_one_loop if loops and not noisy else _one_by_one
         forward, backward = both(self.cell, run, params, xs, carry, options, times)
         ys = MERGES[self.merge](forward.ys, backward.ys)
         return Unrolled((forward.carry, backward.carry), ys, (forward.carries, backward.carries))

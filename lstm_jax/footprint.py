@@ -41,7 +41,7 @@ def footprint(
     xs = one_window(xs, window)
     steps = jax.tree.leaves(xs)[0].shape[0]
     windows = -(-T // steps) if steps else 0
-    of = {"fused": _of_fused, "scan": _of_scan}[implementation]
+    of = {"fused": _of_fused, "scan": _of_scan, "parallel": _of_parallel}[implementation]
     forward, gradients = of(cell, params, carry, xs, steps)
     if windows > 1:  # the carries between them, and the weights' gradients, which go from one to the next
         gradients += windows * size_in_bytes(carry) + size_in_bytes(params)
@@ -80,6 +80,12 @@ def _of_scan(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tu
         weights = [leaf.shape for leaf in jax.tree.leaves(params)]
         kept = [leaf for leaf in kept if leaf.shape not in weights and leaf.shape[::-1] not in weights]
     return 0, max(size_in_bytes(kept) - size_in_bytes(x), 0) * steps
+
+
+def _of_parallel(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tuple[int, int]:
+    """Gates, the two coefficients, and the levels of the tree, which together are as large once more."""
+    pair = size_in_bytes(jax.eval_shape(cell.coefficients, params, xs))
+    return 6 * pair, 8 * pair
 
 
 def _size(count: int) -> str:

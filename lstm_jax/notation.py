@@ -127,6 +127,23 @@ def event_ndim(cell: Any) -> int:
     return int(getattr(cell, "event_ndim", 1))
 
 
+@runtime_checkable
+class ParallelCell(Cell, Protocol):
+    """A cell whose state obeys a linear recurrence that the input alone decides.
+
+    With its carry h, one array, and factors 0 < a_t <= 1 and summands b_t of any sign::
+
+        h_t = a_t * h_{t-1} + b_t  # elementwise
+        y_t = h_t
+
+    All steps of such a cell can be computed at once (``lstm_jax.parallel``).
+    """
+
+    def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
+        """``(log a, b)`` in float32 or wider, for x with any leading axes."""
+        ...
+
+
 Tuple = TypeVar("Tuple", bound=type)
 
 

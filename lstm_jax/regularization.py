@@ -115,6 +115,11 @@ class VariationalDropout(Wrapper):
             carry = jax.tree.map(lambda mask, a: kept(mask, a, self.recurrent), heard, carry)
         return self.cell.recur(params, carry, u)
 
+    @if_inner
+    def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
+        """Those of the cell inside (:class:`lstm_jax.ParallelCell`), of the inputs that are left."""
+        return self.cell.coefficients(unmasked(params)[0], self._seen(params, x))
+
     def _seen(self, params: Params, x: Array) -> Array:
         masks = unmasked(params)[1]
         return kept(None if masks is None else masks[0], x, self.inputs)
@@ -171,6 +176,11 @@ class WeightDrop(Wrapper):
                 )
             left[name] = kept(bernoulli(k, 1 - self.rate, value), value, self.rate)
         return Wrapper.perturb(self, params._replace(**left), k_inner, carry, x)
+
+    @if_inner
+    def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
+        """Those of the cell inside (:class:`lstm_jax.ParallelCell`), by the weights that are left."""
+        return self.cell.coefficients(unmasked(params)[0], x)
 
 
 # --- on the way to the state --------------------------------------------------------------------

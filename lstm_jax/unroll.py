@@ -17,6 +17,7 @@ from lstm_jax.fused import fused_walk
 from lstm_jax.loop import Flags, Walked, blank, cuts, in_windows, one_step, restarts, walk
 from lstm_jax.noise import draws, perturbed, steady
 from lstm_jax.notation import Array, Carry, Cell, Params
+from lstm_jax.parallel import parallel_walk
 from lstm_jax.schedule import even
 
 
@@ -102,7 +103,8 @@ def unroll(
         start: absolute index of xs[0], so that windows draw the noise of the whole.
         return_carries: also return the carry after each step.
         implementation: ``"auto"`` always works. ``"scan"`` is the plain loop over ``cell.step``,
-            ``"fused"`` the fast path (``lstm_jax.fused``); one that cannot run raises its reason.
+            ``"fused"`` the fast path (``lstm_jax.fused``), ``"parallel"`` all steps at once, for cells
+            whose recurrence is linear (``lstm_jax.parallel``); one that cannot run raises its reason.
             :func:`lstm_jax.explain` tells what ``"auto"`` takes.
 
     Returns:
@@ -200,7 +202,9 @@ def prepare(
     params = perturbed(cell, params, times.key, first, one_step(xs))
     if not jax.tree.leaves(first):
         return Prepared(params, initial, first, None)
-    return Prepared(params, initial, first, choose(cell, params, first, xs, options.implementation))
+    truncated = flags.cut is not None
+    choice = choose(cell, params, first, xs, options.implementation, truncated=truncated)
+    return Prepared(params, initial, first, choice)
 
 
 def run_cell(
@@ -215,7 +219,8 @@ def run_cell(
         key, flags = times.key, flags._replace(time=times.start + jnp.arange(T, dtype=jnp.int32))
     if choice is None:
         return _run_without_state(cell, params, xs, carry, options, flags, key)
-    loop: Any = fused_walk if choice.implementation == "fused" else scan_walk
+    loops: dict[str, Any] = {"scan": scan_walk, "fused": fused_walk, "parallel": parallel_walk}
+    loop = loops[choice.implementation]
 
     def window(carry: Carry, inputs: tuple[Any, Flags]) -> tuple[Carry, tuple[Any, Carry | None]]:
         xs, flags = inputs

@@ -8,6 +8,7 @@ import oracle
 import oracle_conv
 import oracle_leaky
 import oracle_lstm
+import oracle_minimal
 import oracle_newer
 from member import D, H, Member
 
@@ -22,6 +23,8 @@ from lstm_jax import (
     FullGateLSTM,
     IndRNN,
     LeakyRNN,
+    MinGRU,
+    MinLSTM,
     Stack,
 )
 
@@ -155,6 +158,36 @@ NEWER = (
     ),
 )
 
+MINIMAL = (
+    Member("min_gru", partial(MinGRU, D, H), oracle_minimal.MIN_GRU, family=True),
+    Member(
+        "min_gru_learned",
+        partial(MinGRU, D, H, use_bias=False, learn_initial_carry=True),
+        oracle_minimal.MIN_GRU_LEARNED,
+        variant=True,
+        family=True,
+    ),
+    Member(
+        "min_lstm",
+        partial(MinLSTM, D, H, learn_initial_carry=True),
+        oracle_minimal.MIN_LSTM_LEARNED,
+        family=True,
+    ),
+    Member(
+        "min_lstm_no_bias",
+        partial(MinLSTM, D, H, use_bias=False),
+        oracle_minimal.MIN_LSTM,
+        variant=True,
+        family=True,
+    ),
+    Member(
+        "min_both_ways",
+        lambda **dtypes: Stack((Bidirectional(MinLSTM(D, H, **dtypes)), MinGRU(2 * H, H, **dtypes))),
+        oracle.Stack((oracle.Bidirectional(oracle_minimal.MIN_LSTM), oracle_minimal.MIN_GRU)),
+        family=True,
+    ),
+)
+
 # --- images, and leaking -------------------------------------------------------------------------
 
 
@@ -239,4 +272,4 @@ LEAKY = (
     ),
 )
 
-ROWS = (*LSTMS, *HEADS, *NEWER, *CONV, *LEAKY)
+ROWS = (*LSTMS, *HEADS, *NEWER, *MINIMAL, *CONV, *LEAKY)

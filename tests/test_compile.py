@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, IndRNN, Readout, Stack
+from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, IndRNN, MinGRU, MinLSTM, Readout, Stack
 
 T, B, D, H = 5, 2, 3, 4
 NETWORKS = {
@@ -165,6 +165,33 @@ HYPERPARAMETERS = {
             "dtype": "bfloat16",
         },
     ),
+    MinGRU: (
+        MinGRU(D, H),
+        {
+            "input_size": 5,
+            "hidden_size": 5,
+            "use_bias": False,
+            "learn_initial_carry": True,
+            "w_ih_init": jax.nn.initializers.ones,
+            "bias_init": jax.nn.initializers.ones,
+            "param_dtype": "bfloat16",
+            "dtype": "bfloat16",
+        },
+    ),
+    MinLSTM: (
+        MinLSTM(D, H),
+        {
+            "input_size": 5,
+            "hidden_size": 5,
+            "use_bias": False,
+            "forget_bias": 0.0,
+            "learn_initial_carry": True,
+            "w_ih_init": jax.nn.initializers.ones,
+            "bias_init": jax.nn.initializers.ones,
+            "param_dtype": "bfloat16",
+            "dtype": "bfloat16",
+        },
+    ),
     Readout: (
         Readout(H, 2),
         {
@@ -204,7 +231,7 @@ def test_every_field_is_compared(kind):
         assert changed == replace(network, **{name: value}) and hash(changed) == hash(replace(changed)), name
 
 
-@pytest.mark.parametrize("kind", [RNN, LSTM, GRU, Readout, IndRNN, SLSTM, MLSTM])
+@pytest.mark.parametrize("kind", [RNN, LSTM, GRU, Readout, IndRNN, SLSTM, MLSTM, MinGRU, MinLSTM])
 @pytest.mark.parametrize("field", ["param_dtype", "dtype"])
 def test_names_of_one_dtype_are_one_hyperparameter(kind, field):
     for spellings in (

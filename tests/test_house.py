@@ -24,7 +24,7 @@ LAYERS = [
     {"notation", "types"},
     {"checks", "schedule", "noise"},
     {"cells", "wrapper", "regularization"},
-    {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll"},
+    {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll", "parallel"},
     {"compositions", "explain", "initialization", "penalties"},
     {""},  # lstm_jax itself
 ]
@@ -132,10 +132,14 @@ def test_what_is_public():
     expected += (
         "Readout ReadoutParams Stack Bidirectional BidirectionalParams unroll explain Plan LayerPlan".split()
     )
-    expected += "torch_init keras_init Cell SplitCell".split()
+    expected += "torch_init keras_init Cell SplitCell NoisyCell ParallelCell".split()
     expected += "IndRNN IndRNNParams indrnn_step SLSTM SLSTMParams slstm_step".split()
     expected += "MLSTM MLSTMParams mlstm_step".split()
     expected += "ConvLSTM ConvLSTMParams conv_lstm_step LeakyRNN LeakyRNNParams leaky_rnn_step".split()
+    expected += "MinGRU MinGRUParams min_gru_step MinLSTM MinLSTMParams min_lstm_step".split()
+    expected += "FullGateLSTM FullGateLSTMParams full_gate_lstm_step greff2017 LSTMNorm".split()
+    expected += "VariationalDropout WeightDrop CandidateDropout Zoneout".split()
+    expected += "activation_regularization temporal_activation_regularization".split()
     assert set(expected) <= set(PUBLIC)
 
 

@@ -116,6 +116,8 @@ def test_each_flag_alone(which, one):
         "conv_lstm",
         "conv_lstm_2d",
         "leaky_rnn",
+        "min_gru",
+        "min_both_ways",
     ],
 )
 def test_batch_axes(which, batch):
@@ -185,7 +187,7 @@ def test_gates_are_those_of_the_step():
 #: Of values below 2 in size, after seven steps. A wrong gate errs by ten times as much (tested below).
 TOLERANCES = {"float32": 2e-6, "float16": 4e-3, "bfloat16": 3e-2}
 CLASSIC = ("rnn", "lstm", "lstm_learned", "gru", "gru_reset_before", "bidirectional", "stack_residual_skip")
-NEWER = ("indrnn", "slstm", "mlstm")
+NEWER = ("indrnn", "slstm", "mlstm", "min_gru", "min_lstm")
 
 
 def error(result, expected):

@@ -17,6 +17,7 @@ from lstm_jax import (
     RNN,
     Bidirectional,
     CandidateDropout,
+    MinGRU,
     Readout,
     Stack,
     VariationalDropout,
@@ -51,6 +52,9 @@ NOISY = {
         VariationalDropout(CandidateDropout(Zoneout(CELL, rates=0.3), 0.5, mask="sequence"), inputs=0.2), 0.5
     ),
     "user": Zoneout(members.Leaky("float64"), rates=(0.5, 0.0)),
+    "minimal": VariationalDropout(
+        WeightDrop(MinGRU(D, H, **WIDE), 0.3, weights=("w_ih",)), inputs=0.3, recurrent=0.3
+    ),
     "readout": VariationalDropout(Readout(D, H, **WIDE), inputs=0.5),
 }
 EVERY = pytest.mark.parametrize("name", NOISY)
@@ -122,6 +126,17 @@ def test_every_implementation_sees_the_same_noise(name):
     assert np.all(np.isfinite(ys)) and np.all(np.isfinite(dxs)) and np.any(dxs != 0)
     other = solved(cell, params, xs, jax.random.key(6), flags, options=(("implementation", "scan"),))
     assert np.any(np.asarray(other[0][1][0]) != np.asarray(ys))
+
+
+def test_all_steps_at_once_see_it_too():
+    params, xs, flags = problem(NOISY["minimal"])
+    run = partial(solved, NOISY["minimal"], params, xs, KEY, flags)
+    assert_same(run(options=(("implementation", "parallel"),)), run())
+
+
+def test_zoneout_is_a_matter_of_steps():
+    """It would change the recurrence, so the coefficients of the cell inside are not its own."""
+    assert not hasattr(Zoneout(MinGRU(D, H), rates=0.5), "coefficients")
 
 
 @pytest.mark.parametrize("name", ["all", "zoneout_projected"])
