@@ -12,9 +12,13 @@ mathematics is a pure function that goes straight into :func:`jax.lax.scan`:
 (5, 4, 2)
 
 Where to look: ``lstm_jax/cells`` for the equations, ``unroll.py`` for what happens over time,
-``compositions.py`` for stacks and both directions.
+``stack.py`` and ``bidirectional.py`` for networks, ``regularization.py`` for cells around cells.
 """
 
+from lstm_jax.bidirectional import (
+    Bidirectional as Bidirectional,
+    BidirectionalParams as BidirectionalParams,
+)
 from lstm_jax.cells.conv_lstm import (
     ConvLSTM as ConvLSTM,
     ConvLSTMParams as ConvLSTMParams,
@@ -53,11 +57,6 @@ from lstm_jax.cells.mlstm import MLSTM as MLSTM, MLSTMParams as MLSTMParams, mls
 from lstm_jax.cells.readout import Readout as Readout, ReadoutParams as ReadoutParams
 from lstm_jax.cells.rnn import RNN as RNN, RNNParams as RNNParams, rnn_step as rnn_step
 from lstm_jax.cells.slstm import SLSTM as SLSTM, SLSTMParams as SLSTMParams, slstm_step as slstm_step
-from lstm_jax.compositions import (
-    Bidirectional as Bidirectional,
-    BidirectionalParams as BidirectionalParams,
-    Stack as Stack,
-)
 from lstm_jax.explain import LayerPlan as LayerPlan, Plan as Plan, explain as explain
 from lstm_jax.initialization import keras_init as keras_init, torch_init as torch_init
 from lstm_jax.notation import (
@@ -76,6 +75,7 @@ from lstm_jax.regularization import (
     WeightDrop as WeightDrop,
     Zoneout as Zoneout,
 )
+from lstm_jax.stack import Stack as Stack
 from lstm_jax.unroll import unroll as unroll
 
 __version__ = "0.1.0"

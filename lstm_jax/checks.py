@@ -111,6 +111,17 @@ def check_member(owner: str, cell: Any) -> None:
         )
 
 
+def check_tuple(owner: str, params: Any, count: int, what: str = "parameters") -> None:
+    """One entry for each member of a network."""
+    if not isinstance(params, (tuple, list)) or len(params) != count:
+        came = (
+            f"{len(params)} entries" if isinstance(params, (tuple, list)) else f"type {type(params).__name__}"
+        )
+        refuse(
+            f"{owner} got {what} of {came}", f"a tuple of {count}, one a member", "Make it with init(key)."
+        )
+
+
 def check_structure(owner: str, carry: Any, like: Any, whose: str, mend: str) -> None:
     """Two carries are trees of one shape."""
     came, wanted = (jax.tree.structure(tree) for tree in (carry, like))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from lstm_jax import arguments
-from lstm_jax.compositions import Pair
+from lstm_jax.bidirectional import Pair
 from lstm_jax.footprint import Footprint, footprint, one_window
 from lstm_jax.fused import plan_of
 from lstm_jax.notation import Array, Carry, Params

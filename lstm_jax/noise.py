@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.notation import Array, Carry, Params
+from lstm_jax.notation import Array, Carry, Params, state_dtype
 
 #: No step has this index.
 ONCE = np.uint32(2**32 - 1)
@@ -56,8 +56,8 @@ def bernoulli(key: Array, share: float, like: Any) -> Array:
 
 
 def normal(key: Array, like: Any) -> Array:
-    """Standard normal numbers for ``like``."""
-    return _placed(jax.random.normal(key, like.shape, like.dtype), like)
+    """Standard normal numbers for ``like``, in float32 or wider."""
+    return _placed(jax.random.normal(key, like.shape, state_dtype(like.dtype)), like)
 
 
 def _placed(drawn: Array, like: Any) -> Array:

@@ -40,6 +40,10 @@ class Times(NamedTuple):
     start: Any = 0  # absolute index of the first step
     flags: Flags | None = None  # what a composition has worked out of the above
 
+    def of(self, index: int) -> Times:
+        """The same times with a key of the member's own."""
+        return self if self.key is None else self._replace(key=jax.random.fold_in(self.key, index))
+
 
 class Unrolled(NamedTuple):
     """What a layer or a network gives back inside; the public function drops what was not asked for."""

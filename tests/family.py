@@ -19,6 +19,7 @@ from lstm_jax import (
     RNN,
     SLSTM,
     Bidirectional,
+    CandidateDropout,
     ConvLSTM,
     FullGateLSTM,
     IndRNN,
@@ -26,6 +27,9 @@ from lstm_jax import (
     MinGRU,
     MinLSTM,
     Stack,
+    VariationalDropout,
+    WeightDrop,
+    Zoneout,
 )
 
 # --- the LSTM's options, and heads --------------------------------------------------------------
@@ -114,6 +118,40 @@ HEADS = (
         "gru_reset_before_heads",
         partial(GRU, D, 4, heads=2, reset_after=False),
         oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_before, 3), lambda params: np.zeros(4)),
+        "scan",
+        variant=True,
+    ),
+)
+
+# --- regularisers, whose evaluation this is -------------------------------------------------------
+
+
+def _zoneout(**dtypes):
+    return Zoneout(LSTM(D, H, peepholes=True, **dtypes), rates=(0.25, 0.5))
+
+
+def _regularised(**dtypes):
+    inner = VariationalDropout(CandidateDropout(LSTM(D, H, **dtypes), 0.5), inputs=0.5, recurrent=0.5)
+    return WeightDrop(Zoneout(inner, rates=(0.0, 0.5)), 0.5)
+
+
+REGULARISED = (
+    Member(
+        "zoneout",
+        _zoneout,
+        oracle.Cell(oracle_lstm.zoneout(oracle_lstm.lstm, (0.25, 0.5)), oracle_lstm.zeros_of((H, H))),
+        family=True,
+    ),
+    Member(
+        "regularised",
+        _regularised,
+        oracle.Cell(oracle_lstm.zoneout(oracle_lstm.lstm, (0.0, 0.5)), oracle_lstm.zeros_of((H, H))),
+        variant=True,
+    ),
+    Member(
+        "zoneout_projected",
+        lambda **dtypes: Zoneout(LSTM(D, 4, proj_size=H, **dtypes), rates=0.5),
+        oracle.Cell(oracle_lstm.zoneout(oracle_lstm.lstm, (0.5, 0.5)), oracle_lstm.zeros_of((H, 4))),
         "scan",
         variant=True,
     ),
@@ -272,4 +310,4 @@ LEAKY = (
     ),
 )
 
-ROWS = (*LSTMS, *HEADS, *NEWER, *MINIMAL, *CONV, *LEAKY)
+ROWS = (*LSTMS, *HEADS, *REGULARISED, *NEWER, *MINIMAL, *CONV, *LEAKY)

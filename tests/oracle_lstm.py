@@ -91,3 +91,14 @@ def full_gate_lstm(params, carry, x):
     o = sigmoid(z["o"] + p_o * c)
     h = o * np.tanh(c)
     return (h, c, np.concatenate([i, f, o])), h
+
+
+def zoneout(step, rates):
+    """What zoneout expects of a cell with the carry (h, c), of which it shows h."""
+
+    def zoned(params, carry, x):
+        new, _ = step(params, carry, x)
+        carry = tuple(r * old + (1 - r) * s for r, old, s in zip(rates, carry, new, strict=True))
+        return carry, carry[0]
+
+    return zoned

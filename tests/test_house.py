@@ -25,7 +25,7 @@ LAYERS = [
     {"checks", "schedule", "noise"},
     {"cells", "wrapper", "regularization"},
     {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll", "parallel"},
-    {"compositions", "explain", "initialization", "penalties"},
+    {"stack", "bidirectional", "explain", "initialization", "penalties"},
     {""},  # lstm_jax itself
 ]
 MODULES = sorted(

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from lstm_jax.cells import common
 from lstm_jax.cells.rnn import Activation
 from lstm_jax.checks import check_choice, check_float, check_function, is_number, refuse
+from lstm_jax.noise import normal
 from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
 
 FORMS = ("current", "rate")
@@ -262,10 +263,7 @@ class LeakyRNN:
 
     def draw(self, key: Array, carry: LeakyRNNCarry) -> Array | None:
         """One step's noise: standard normal numbers in the shape of the state; None where noise=0."""
-        if not self.noise:
-            return None
-        state = jax.tree.leaves(carry)[0]
-        return jax.random.normal(key, state.shape, state_dtype(state.dtype))
+        return normal(key, jax.tree.leaves(carry)[0]) if self.noise else None
 
     def step(
         self, params: LeakyRNNParams, carry: LeakyRNNCarry, x: Array, noise: Array | None = None

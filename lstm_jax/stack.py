@@ -1,221 +1,20 @@
-"""Networks of cells with the face of a cell: layers one upon the other, and both directions of time."""
+"""Layers one upon the other, with the face of a cell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax.cells.readout import Readout
-from lstm_jax.checks import check_choice, check_key, check_member, is_number, refuse
-from lstm_jax.fused import emit
-from lstm_jax.loop import Flags, one_step
-from lstm_jax.noise import bernoulli, is_noisy
-from lstm_jax.notation import Array, Carry, Params, event_ndim, exportable, splits
-from lstm_jax.unroll import Options, Run, Times, Unrolled, flags_of
-
-MERGES: dict[str, Callable[[Array, Array], Array]] = {
-    "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
-    "sum": jnp.add,
-    "mean": lambda a, b: (a + b) / 2,
-    "product": jnp.multiply,
-}
-
-
-@exportable
-class BidirectionalParams(NamedTuple):
-    """Parameters of a :class:`Bidirectional`: one set a direction."""
-
-    forward: Params
-    backward: Params
-
-
-@dataclass(frozen=True)
-class Bidirectional:
-    """A cell that walks both ways over time, with its own parameters for each (Schuster & Paliwal 1997).
-
-    Unroll it; it cannot ``step``, because half of every output comes from the future. Both
-    directions of a cell that splits (:class:`lstm_jax.SplitCell`) go round in one loop. The carry
-    is ``(forward, backward)``, the backward one being the carry after the first valid step.
-
-    Args:
-        cell: any cell.
-        merge: how the two outputs become one: ``"concat"`` (2H features), ``"sum"``, ``"mean"`` or
-            ``"product"``.
-
-    Raises:
-        ValueError: the merge is unknown, or ``cell`` is not a cell.
-
-    >>> import lstm_jax
-    >>> network = lstm_jax.Bidirectional(lstm_jax.LSTM(input_size=3, hidden_size=2))
-    >>> params = network.init(jax.random.key(0))
-    >>> (forward, backward), ys = lstm_jax.unroll(network, params, jnp.ones((5, 4, 3)))
-    >>> ys.shape
-    (5, 4, 4)
-    """
-
-    cell: Any
-    _: KW_ONLY
-    merge: str = "concat"
-
-    def __post_init__(self) -> None:
-        check_member("Bidirectional", self.cell)
-        check_choice("Bidirectional", "merge", self.merge, tuple(MERGES))
-
-    @property
-    def input_size(self) -> int:
-        """D of the cell."""
-        return self.cell.input_size
-
-    @property
-    def output_size(self) -> int:
-        """Features of one output after the merge."""
-        return self.cell.output_size * (2 if self.merge == "concat" else 1)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """The shape of one input, of cells whose inputs are images."""
-        return self.cell.input_shape
-
-    @property
-    def output_shape(self) -> tuple[int, ...]:
-        """The shape of one output, of cells whose outputs are images."""
-        return (*self.cell.output_shape[:-1], self.output_size)
-
-    @property
-    def event_ndim(self) -> int:
-        """How many trailing axes of an input are features."""
-        return event_ndim(self.cell)
-
-    def init(self, key: Array) -> BidirectionalParams:
-        """Fresh parameters for both directions from one PRNG key."""
-        check_key("Bidirectional.init", key)
-        forward, backward = jax.random.split(key)
-        return BidirectionalParams(self.cell.init(forward), self.cell.init(backward))
-
-    def initial_carry(
-        self, batch_shape: Sequence[int] = (), params: Any | None = None
-    ) -> tuple[Carry, Carry]:
-        """``(forward, backward)``, each the cell's own."""
-        forward, backward = params if params is not None else (None, None)
-        return self.cell.initial_carry(batch_shape, forward), self.cell.initial_carry(batch_shape, backward)
-
-    def step(self, params: Any, carry: Any, x: Any) -> Any:
-        """Refused: there is no single step in two directions."""
-        refuse(
-            "Bidirectional.step was called, but its output at a step depends on all steps after it",
-            "a whole sequence",
-            "Use lstm_jax.unroll(network, params, xs), or a network without Bidirectional for streaming.",
-        )
-
-    def compose(
-        self, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
-    ) -> Unrolled:
-        """Both directions; called by ``unroll``."""
-        _check_params("Bidirectional", params, 2)
-        noisy = times.key is not None and is_noisy(self.cell)  # each direction has noise of its own
-        loops = splits(self.cell) and not hasattr(self.cell, "coefficients")  # or else all steps at once
-        both = _in_one_loop if loops and not noisy else _one_by_one
-        forward, backward = both(self.cell, run, params, xs, carry, options, times)
-        ys = MERGES[self.merge](forward.ys, backward.ys)
-        return Unrolled((forward.carry, backward.carry), ys, (forward.carries, backward.carries))
-
-
-def _one_by_one(
-    cell: Any, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
-) -> tuple[Unrolled, Unrolled]:
-    results = []
-    for index, reverse in enumerate((options.reverse, not options.reverse)):
-        results.append(
-            run(
-                cell,
-                params[index],
-                xs,
-                None if carry is None else carry[index],
-                options._replace(reverse=reverse),
-                _for_member(times, index),
-            )
-        )
-    return results[0], results[1]
-
-
-def _in_one_loop(
-    cell: Any, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
-) -> tuple[Unrolled, Unrolled]:
-    """Both directions as one cell that walks forward over pairs.
-
-    The direction that walks backward is given time flipped, and what it returns is flipped back.
-    """
-    reverses = (options.reverse, not options.reverse)
-
-    def flip(a: Any, reverse: bool) -> Any:
-        return jax.tree.map(lambda a: jnp.flip(a, 0), a) if reverse else a
-
-    each = [flip(flags_of(xs.shape[0], options._replace(reverse=r), times), r) for r in reverses]
-    flags = Flags(*(None if pair[0] is None else pair for pair in zip(*each, strict=True)))
-    both = run(
-        Pair(cell),
-        params,
-        tuple(flip(xs, reverse) for reverse in reverses),
-        carry,
-        options._replace(reverse=False),
-        times._replace(flags=flags),
-    )
-    carries = both.carries or (None, None)
-    forward, backward = (
-        Unrolled(both.carry[i], flip(both.ys[i], reverse), flip(carries[i], reverse))
-        for i, reverse in enumerate(reverses)
-    )
-    return forward, backward
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two walks of one cell as one: all that it is given and returns is a pair."""
-
-    cell: Any
-
-    @property
-    def event_ndim(self) -> int:
-        """How many trailing axes of an input are features."""
-        return event_ndim(self.cell)
-
-    def declines(self) -> str | None:
-        """The cell's own reason."""
-        declines = getattr(self.cell, "declines", None)
-        return None if declines is None else declines()
-
-    def initial_carry(self, batch_shape: Sequence[int] = (), params: Any | None = None) -> Any:
-        """One carry for each of the two sets of parameters."""
-        return tuple(self.cell.initial_carry(batch_shape, p) for p in params or (None, None))
-
-    def step(self, params: Any, carry: Any, x: Any) -> Any:
-        """One step of each."""
-        return _unzip(map(self.cell.step, params, carry, x))
-
-    def project(self, params: Any, x: Any) -> Any:
-        """The projected input of each."""
-        return tuple(map(self.cell.project, params, x))
-
-    def recur(self, params: Any, carry: Any, u: Any) -> Any:
-        """The pre-activation of each."""
-        return tuple(map(self.cell.recur, params, carry, u))
-
-    def update(self, params: Any, carry: Any, z: Any) -> Any:
-        """The new carry and the output of each, before they are emitted."""
-        return _unzip(map(self.cell.update, params, carry, z))
-
-    def emit(self, params: Any, raw: Any) -> Any:
-        """What leaves the step, of each."""
-        return _unzip(emit(self.cell, p, r) for p, r in zip(params, zip(*raw, strict=True), strict=True))
-
-
-def _unzip(results: Iterable[tuple[Carry, Array]]) -> Any:
-    (c0, y0), (c1, y1) = results
-    return (c0, c1), (y0, y1)
+from lstm_jax.checks import check_choice, check_key, check_member, check_tuple, is_number, refuse
+from lstm_jax.loop import one_step
+from lstm_jax.noise import bernoulli
+from lstm_jax.notation import Array, Carry, Params, event_ndim
+from lstm_jax.unroll import Options, Run, Times, Unrolled
 
 
 @dataclass(frozen=True)
@@ -357,8 +156,8 @@ class Stack:
 
     def step(self, params: Any, carry: Any, x: Array) -> tuple[tuple[Carry, ...], Array]:
         """One step through all layers, without noise."""
-        _check_params("Stack", params, len(self.layers))
-        _check_params("Stack", carry, len(self.layers), "a carry")
+        check_tuple("Stack", params, len(self.layers))
+        check_tuple("Stack", carry, len(self.layers), "a carry")
 
         def layer_step(index: int, y: Array) -> tuple[Carry, Array]:
             return self.layers[index].step(params[index], carry[index], y)
@@ -370,15 +169,15 @@ class Stack:
         self, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
     ) -> Unrolled:
         """Layer after layer, each over all of time; called by ``unroll``."""
-        _check_params("Stack", params, len(self.layers))
+        check_tuple("Stack", params, len(self.layers))
 
         def layer_run(index: int, ys: Array) -> tuple[Unrolled, Array]:
             before = None if carry is None else carry[index]
-            out = run(self.layers[index], params[index], ys, before, options, _for_member(times, index))
+            out = run(self.layers[index], params[index], ys, before, options, times.of(index))
             return out, out.ys
 
         def drop(index: int, ys: Array) -> Array:
-            return self._drop(ys, _for_member(times, len(self.layers) + index))
+            return self._drop(ys, times.of(len(self.layers) + index))
 
         outs, ys = self._through(xs, layer_run, drop)
         return Unrolled(tuple(out.carry for out in outs), ys, tuple(out.carries for out in outs))
@@ -417,24 +216,9 @@ class Stack:
         return jnp.where(kept, ys / jnp.asarray(keep, ys.dtype), jnp.zeros((), ys.dtype))
 
 
-def _for_member(times: Times, index: int) -> Times:
-    """The same times with a key of the member's own."""
-    return times if times.key is None else times._replace(key=jax.random.fold_in(times.key, index))
-
-
 def _space(network: Any, side: str) -> tuple[int, ...] | None:
     """The axes of an input or output but for the last: () of vectors; None where a cell does not say."""
     shape = getattr(network, f"{side}_shape", None)
     if shape is None:
         return () if event_ndim(network) == 1 else None
     return tuple(shape[:-1])
-
-
-def _check_params(owner: str, params: Any, count: int, what: str = "parameters") -> None:
-    if not isinstance(params, (tuple, list)) or len(params) != count:
-        came = (
-            f"{len(params)} entries" if isinstance(params, (tuple, list)) else f"type {type(params).__name__}"
-        )
-        refuse(
-            f"{owner} got {what} of {came}", f"a tuple of {count}, one a member", "Make it with init(key)."
-        )
