@@ -36,7 +36,7 @@ def test_formulas_are_read_as_written():
     assert value("4F(kC + kF + 1)") == 24 * (60 + 90 + 1)
 
 
-@pytest.mark.parametrize(("call", "parallel", "formula"), rows(), ids=lambda text: text)
+@pytest.mark.parametrize(("call", "parallel", "formula"), list(rows()), ids=str)
 def test_the_formula_counts_the_parameters(call, parallel, formula):
     cell = eval(call, vars(lstm_jax) | SIZES)
     params = jax.eval_shape(cell.init, jax.random.key(0))
