@@ -27,6 +27,7 @@ LAYERS = [
     {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll", "parallel"},
     {"stack", "bidirectional", "explain", "initialization", "penalties"},
     {""},  # lstm_jax itself
+    {"interop", "nnx", "linen"},
 ]
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for path in PACKAGE.rglob("*.py")
