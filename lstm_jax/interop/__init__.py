@@ -1,1 +1,6 @@
 """Weights of other libraries, in and out: pure functions over mappings of arrays."""
+
+from lstm_jax.interop.cudnn import from_cudnn as from_cudnn, to_cudnn as to_cudnn
+from lstm_jax.interop.files import load as load, save as save
+from lstm_jax.interop.keras import from_keras as from_keras, to_keras as to_keras
+from lstm_jax.interop.torch import from_torch as from_torch, to_torch as to_torch

@@ -54,18 +54,23 @@ class Entries:
         """The shape of an entry, () where it is missing."""
         return tuple(np.shape(self.left[name])) if name in self.left else ()
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Any:
-        """The array of this name; zeros of the shape where it will not do, which is noted."""
+    def take(self, name: str, shape: tuple[int | str, ...]) -> Any:
+        """The array of this name; zeros of the shape where it will not do, which is noted.
+
+        A size that nobody knows yet is given by its letter, ``(8, "D")``, and may be any.
+        """
+        instead = np.zeros([1 if isinstance(size, str) else size for size in shape], np.float32)
         if name not in self.left:
-            self.faults["missing"].append(f"{name} {shape}")
-            return np.zeros(shape, np.float32)
+            self.faults["missing"].append(f"{name} {_told(shape)}")
+            return instead
         value = self.left.pop(name)
         array = value if isinstance(value, jax.Array) else _as_array(self.owner, name, value)
         if not is_float(array.dtype):
             self.faults["not floats"].append(f"{name} of dtype {array.dtype}")
-        if tuple(array.shape) != tuple(shape):
-            self.faults["misshapen"].append(f"{name} {tuple(array.shape)}, expected {tuple(shape)}")
-            return np.zeros(shape, np.float32)
+        came = tuple(array.shape)
+        if len(came) != len(shape) or any(b not in (a, str(b)) for a, b in zip(came, shape, strict=True)):
+            self.faults["misshapen"].append(f"{name} {came}, expected {_told(shape)}")
+            return instead
         return array
 
     def note(self, fault: str, what: str) -> None:
@@ -82,6 +87,10 @@ class Entries:
             raise ValueError("\n".join([f"{self.owner} got weights that do not fit.", *told, mend]))
 
 
+def _told(shape: tuple[int | str, ...]) -> str:
+    return str(tuple(shape)).replace("'", "")
+
+
 def _flat(mapping: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in mapping.items():
         if isinstance(value, Mapping):
@@ -96,7 +105,7 @@ def _as_array(owner: str, name: str, value: Any) -> Any:
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"{owner} got {name} of type {type(value).__name__}, which NumPy cannot read ({error}). "
-            "Convert it first: .detach().float().numpy() of a tensor."
+            "Convert it first: .detach().cpu().float().numpy() of a tensor."
         ) from error
     if array.dtype == object:
         raise ValueError(f"{owner} got {name} of type {type(value).__name__}; expected an array of floats.")

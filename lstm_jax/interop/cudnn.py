@@ -1,0 +1,116 @@
+"""The flat vector of weights that ``jax.experimental.rnn`` hands to cuDNN, in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax import LSTM
+from lstm_jax.checks import check_float, check_size, refuse
+from lstm_jax.interop.networks import taken_apart
+from lstm_jax.interop.torch import from_torch, to_torch
+from lstm_jax.notation import DType
+
+
+def from_cudnn(
+    weights: Any,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    *,
+    dtype: DType | None = None,
+) -> tuple[Any, Any]:
+    """A network and its parameters from the weights of ``jax.experimental.rnn.lstm``.
+
+    The vector holds PyTorch's arrays, flat, one after the other: first ``weight_ih`` (4H, D) and
+    ``weight_hh`` (4H, H) of each layer and direction, then ``bias_ih`` and ``bias_hh`` (4H,) of each.
+    Gates are i f g o. For ``jax.experimental.rnn.swap_lstm_gates``, undo it first.
+
+    Args:
+        weights: the vector.
+        input_size, hidden_size, num_layers, bidirectional: as they were given to
+            ``init_lstm_weight``.
+        dtype: of the parameters; None: the vector's own.
+
+    Returns:
+        ``(network, params)``: an ``LSTM``, a ``Bidirectional`` of one, or a ``Stack`` of as many layers.
+
+    Raises:
+        ValueError: the vector's length does not fit the sizes.
+
+    >>> cell, params = from_cudnn(np.arange(56, dtype=np.float32), input_size=3, hidden_size=2)
+    >>> params.w_ih[:, 0].tolist(), params.bias[0].tolist()
+    ([0.0, 1.0, 2.0], 88.0)
+    """
+    for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
+        check_size("from_cudnn", name, size)
+    check_float("from_cudnn", "weights", weights)
+    shapes = dict(_shapes(input_size, hidden_size, num_layers, 2 if bidirectional else 1))
+    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    if tuple(weights.shape) != (count,):
+        refuse(
+            f"from_cudnn got weights of shape {tuple(weights.shape)}",
+            f"({count},) for input_size={input_size}, hidden_size={hidden_size}, "
+            f"num_layers={num_layers}, bidirectional={bidirectional}",
+            "Give the sizes that the weights were made for.",
+        )
+    state_dict, start = {}, 0
+    for name, shape in shapes.items():
+        size = int(np.prod(shape))
+        state_dict[name] = weights[start : start + size].reshape(shape)
+        start += size
+    return from_torch(state_dict, dtype=dtype)
+
+
+def _shapes(D: int, H: int, layers: int, directions: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Torch's names in the vector's order."""
+    ends = [
+        (f"_l{layer}{end}", directions * H if layer else D)
+        for layer in range(layers)
+        for end in ("", "_reverse")[:directions]
+    ]
+    for end, size in ends:
+        yield f"weight_ih{end}", (4 * H, size)
+        yield f"weight_hh{end}", (4 * H, H)
+    for end, _ in ends:
+        yield f"bias_ih{end}", (4 * H,)
+        yield f"bias_hh{end}", (4 * H,)
+
+
+def to_cudnn(network: Any, params: Any) -> Any:
+    """The weights that ``jax.experimental.rnn.lstm`` takes, from a network and its parameters.
+
+    The opposite of :func:`from_cudnn`, which gives back every parameter to the bit: the second of the
+    two biases is 0. cuDNN itself reads float32 only.
+
+    Args:
+        network: an ``LSTM`` with bias, a ``Bidirectional`` of one, or a ``Stack`` of these, all alike.
+        params: its parameters.
+
+    Returns:
+        The flat vector, a jax array in the parameters' dtype.
+
+    Raises:
+        ValueError: with everything that this function cannot represent: whatever :func:`to_torch`
+            cannot, other cells, projections, and cells without bias.
+
+    >>> import jax
+    >>> cell = LSTM(input_size=3, hidden_size=2)
+    >>> to_cudnn(cell, cell.init(jax.random.key(0))).shape
+    (56,)
+    """
+    layers = taken_apart("to_cudnn", "jax.experimental.rnn", network, params, kinds=(LSTM,))
+    cell = layers[0].directions[0].cell
+    if not cell.use_bias:
+        refuse(
+            "to_cudnn got a network without bias",
+            "use_bias=True, because jax.experimental.rnn always has (and trains) biases",
+            "Give the cells use_bias=True and biases of zeros.",
+        )
+    arrays = to_torch(network, params)
+    order = _shapes(cell.input_size, cell.hidden_size, len(layers), len(layers[0].directions))
+    return jnp.concatenate([jnp.ravel(arrays[name]) for name, _ in order])
