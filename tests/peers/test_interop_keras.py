@@ -1,0 +1,174 @@
+"""Conversions live against Keras on jax, in float32: outputs and gradients of its weights, both ways."""
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import lstm_jax
+from lstm_jax.interop import from_keras, to_keras
+
+keras = pytest.importorskip("keras", reason="compares with Keras")
+
+pytestmark = [
+    pytest.mark.peers,
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # Keras' own
+]
+
+
+@pytest.fixture(autouse=True)
+def on_jax_with_its_own_manners():
+    """Keras leans on promotion, which the tests of this library forbid."""
+    if keras.backend.backend() != "jax":
+        pytest.skip("keras runs on another backend: set KERAS_BACKEND=jax")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def layer_of(kind, *arguments, mode=None, **options):
+    layer = getattr(keras.layers, kind)(*arguments, return_sequences=True, **options)
+    return layer if mode is None else keras.layers.Bidirectional(layer, merge_mode=mode)
+
+
+#: Layers, the shape of one input, and what from_keras asks for.
+CASES = {
+    "simple_rnn": (lambda: layer_of("SimpleRNN", 4, activation="relu"), (3,), {"activation": "relu"}),
+    "sine": (lambda: layer_of("SimpleRNN", 4, activation=jnp.sin), (3,), {"activation": jnp.sin}),
+    "lstm": (lambda: layer_of("LSTM", 5), (2,), {}),
+    "lstm_no_bias": (lambda: layer_of("LSTM", 1, use_bias=False), (4,), {}),
+    "gru": (lambda: layer_of("GRU", 4), (3,), {}),
+    "gru_before": (lambda: layer_of("GRU", 4, reset_after=False), (3,), {}),
+    "gru_no_bias": (lambda: layer_of("GRU", 4, use_bias=False), (3,), {"reset_after": True}),
+    "gru_before_no_bias": (
+        lambda: layer_of("GRU", 4, use_bias=False, reset_after=False),
+        (3,),
+        {"reset_after": False},
+    ),
+    **{
+        f"both_{mode}": (lambda mode=mode: layer_of("GRU", 3, mode=mode), (3,), {"merge": mode})
+        for mode in ("concat", "sum", "ave", "mul")
+    },
+    "both_no_bias": (lambda: layer_of("LSTM", 3, use_bias=False, mode="sum"), (3,), {"merge": "sum"}),
+    "conv_1d": (
+        lambda: layer_of("ConvLSTM1D", 2, 3, strides=2, padding="valid"),
+        (8, 3),
+        {"input_shape": (8, 3), "strides": (2,), "padding": "valid"},
+    ),
+    "conv_2d": (
+        lambda: layer_of("ConvLSTM2D", 2, (3, 2), padding="same", use_bias=False),
+        (5, 4, 3),
+        {"input_shape": (5, 4, 3), "padding": "same"},
+    ),
+    "conv_3d": (
+        lambda: layer_of("ConvLSTM3D", 2, (1, 2, 3), padding="same"),
+        (3, 4, 2, 1),
+        {"input_shape": (3, 4, 2, 1), "padding": "same"},
+    ),
+}
+
+
+def built(make, shape, seed=0):
+    """The layers with random weights, biases too, and inputs (T, B, ...)."""
+    rng = np.random.default_rng(seed)
+    layers = make()
+    layers = layers if isinstance(layers, list) else [layers]
+    xs = rng.normal(size=(4, 2, *shape)).astype(np.float32)
+    ys = jnp.swapaxes(xs, 0, 1)
+    for layer in layers:
+        ys = layer(ys)
+        layer.set_weights([0.5 * rng.normal(size=w.shape) for w in layer.get_weights()])
+    return layers, xs
+
+
+def run(layers, weights, xs):
+    ys = jnp.swapaxes(xs, 0, 1)
+    for layer, own in zip(layers, weights, strict=True):
+        frozen = [variable.value for variable in layer.non_trainable_variables]
+        ys, _ = layer.stateless_call(own, frozen, ys)
+    return jnp.swapaxes(ys, 0, 1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_from_keras(name):
+    make, shape, asked = CASES[name]
+    layers, xs = built(make, shape)
+    weights = [[jnp.asarray(w) for w in layer.get_weights()] for layer in layers]
+
+    def gradients(outputs):
+        def loss(weights):
+            ys = outputs(weights)
+            return jnp.sum(ys * np.cos(np.arange(ys.size)).reshape(ys.shape)), ys
+
+        return jax.jit(jax.grad(loss, has_aux=True))(weights)
+
+    def ours(weights):
+        network, params = from_keras(weights[0], **asked)
+        return lstm_jax.unroll(network, params, jnp.asarray(xs))[1]
+
+    expected = gradients(lambda weights: run(layers, weights, xs))
+    found = gradients(ours)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+
+
+def same_bits(one, other):
+    leaves = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+    return all(np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in leaves)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ours_in_keras(name):
+    """Our own weights, set, give our outputs; they come back to the bit."""
+    make, shape, asked = CASES[name]
+    (layer,), xs = built(make, shape)
+    network, params = from_keras(layer.get_weights(), **asked)
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.5, a.dtype), params)
+    layer.set_weights(to_keras(network, params))
+    _, ys = lstm_jax.unroll(network, params, jnp.asarray(xs))
+    np.testing.assert_allclose(ys, np.swapaxes(layer(np.swapaxes(xs, 0, 1)), 0, 1), rtol=2e-4, atol=2e-5)
+    again, back = from_keras(layer.get_weights(), **asked)
+    assert again == network and same_bits(params, back)
+
+
+def test_a_stack_of_different_layers():
+    def make():
+        return [
+            layer_of("LSTM", 3, mode="concat"),
+            layer_of("GRU", 4),
+            layer_of("SimpleRNN", 2),
+        ]
+
+    layers, xs = built(make, (5,))
+    asked = {"merge": "concat", "activation": "tanh"}
+    network, params = from_keras([layer.get_weights() for layer in layers], **asked)
+    _, ys = lstm_jax.unroll(network, params, jnp.asarray(xs))
+    expected = run(layers, [layer.get_weights() for layer in layers], xs)
+    np.testing.assert_allclose(ys, expected, rtol=2e-4, atol=2e-5)
+    for layer, own in zip(layers, to_keras(network, params), strict=True):
+        layer.set_weights(own)
+    np.testing.assert_allclose(ys, run(layers, [layer.get_weights() for layer in layers], xs), atol=2e-5)
+
+
+@pytest.mark.parametrize("mode", [None, "sum"])
+def test_weights_by_the_paths_of_their_variables(mode):
+    (layer,), _ = built(lambda: layer_of("GRU", 4, mode=mode), (3,))
+    asked = {} if mode is None else {"merge": mode}
+    cell, params = from_keras({w.path: w.numpy() for w in layer.weights}, **asked)
+    other, same = from_keras(layer.get_weights(), **asked)
+    assert cell == other and same_bits(params, same)
+
+
+def test_the_lines_that_convert_a_keras_file(tmp_path):
+    model = keras.Sequential([keras.Input((4, 3)), keras.layers.LSTM(2, name="memory")])
+    model.save(tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="load_model") as error:
+        lstm_jax.interop.load(tmp_path / "model.keras")
+    exec(str(error.value).split("\n\n")[1], {"keras": keras, "numpy": np, "name": "memory"})
+    _, params = from_keras(lstm_jax.interop.load(tmp_path / "model.npz"))
+    np.testing.assert_array_equal(params.w_hh, model.get_layer("memory").get_weights()[1])
