@@ -13,6 +13,18 @@ from lstm_jax.checks import normalised_dtype, refuse
 from lstm_jax.notation import DType, promote
 
 
+def _traced(array: Any) -> bool:
+    return isinstance(array, jax.core.Tracer)
+
+
+def plain(tree: Any) -> Any:
+    """NumPy arrays, but for what is traced.
+
+    NumPy keeps the numbers next to 0 that XLA's sums flush to it, and has nothing to compile.
+    """
+    return jax.tree.map(lambda a: a if _traced(a) else np.asarray(a), tree)
+
+
 def common_dtype(owner: str, arrays: Iterable[Any], dtype: DType | None) -> np.dtype:
     """The dtype of the parameters to be made: ``dtype``, or what the arrays promote to."""
     found = promote(*(a.dtype for a in arrays)) if dtype is None else normalised_dtype(owner, "dtype", dtype)
@@ -27,7 +39,7 @@ def common_dtype(owner: str, arrays: Iterable[Any], dtype: DType | None) -> np.d
 
 def cast(arrays: Mapping[str, Any], dtype: np.dtype) -> dict[str, Any]:
     """All arrays in one dtype, before any two of them are added."""
-    return {name: a.astype(dtype) for name, a in arrays.items()}
+    return {name: a.astype(dtype) for name, a in plain(dict(arrays)).items()}
 
 
 def ours(tree: Any) -> Any:
@@ -37,9 +49,7 @@ def ours(tree: Any) -> Any:
 
 def theirs(array: Any) -> Any:
     """A NumPy array that may be written to, rows contiguous; of a tracer, the tracer."""
-    if isinstance(array, jax.core.Tracer):
-        return array
-    return np.array(array, order="C")
+    return array if _traced(array) else np.array(array, order="C")
 
 
 def parts(array: Any, count: int) -> list[Any]:

@@ -54,23 +54,21 @@ class Entries:
         """The shape of an entry, () where it is missing."""
         return tuple(np.shape(self.left[name])) if name in self.left else ()
 
-    def take(self, name: str, shape: tuple[int | str, ...]) -> Any:
+    def take(self, name: str, shape: tuple[int, ...]) -> Any:
         """The array of this name; zeros of the shape where it will not do, which is noted.
 
-        A size that nobody knows yet is given by its letter, ``(8, "D")``, and may be any.
+        A size of 0 is one that is not known, because no entry tells it.
         """
-        instead = np.zeros([1 if isinstance(size, str) else size for size in shape], np.float32)
         if name not in self.left:
-            self.faults["missing"].append(f"{name} {_told(shape)}")
-            return instead
+            self.faults["missing"].append(f"{name} {_shown(shape)}")
+            return np.zeros(shape, np.float32)
         value = self.left.pop(name)
         array = value if isinstance(value, jax.Array) else _as_array(self.owner, name, value)
         if not is_float(array.dtype):
             self.faults["not floats"].append(f"{name} of dtype {array.dtype}")
-        came = tuple(array.shape)
-        if len(came) != len(shape) or any(b not in (a, str(b)) for a, b in zip(came, shape, strict=True)):
-            self.faults["misshapen"].append(f"{name} {came}, expected {_told(shape)}")
-            return instead
+        if tuple(array.shape) != tuple(shape):
+            self.faults["misshapen"].append(f"{name} {tuple(array.shape)}, expected {_shown(shape)}")
+            return np.zeros(shape, np.float32)
         return array
 
     def note(self, fault: str, what: str) -> None:
@@ -87,8 +85,9 @@ class Entries:
             raise ValueError("\n".join([f"{self.owner} got weights that do not fit.", *told, mend]))
 
 
-def _told(shape: tuple[int | str, ...]) -> str:
-    return str(tuple(shape)).replace("'", "")
+def _shown(shape: tuple[int, ...]) -> str:
+    sizes = ", ".join(str(size) if size else "?" for size in shape)
+    return f"({sizes},)" if len(shape) == 1 else f"({sizes})"
 
 
 def _flat(mapping: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:

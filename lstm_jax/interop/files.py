@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import refuse
@@ -23,6 +24,14 @@ numpy.savez({new!r}, **{{w.path: w.numpy() for w in model.get_layer(name).weight
 _ELSEWHERE = {
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), (_SAFE, ".safetensors")),
     **dict.fromkeys((".h5", ".hdf5", ".keras"), (_KERAS, ".npz")),
+}
+#: The dtypes of safetensors; its own reader for NumPy lacks bfloat16.
+_DTYPES = {
+    **{name: np.dtype(kind) for name, kind in (("BOOL", "?"), ("F16", "f2"), ("F32", "f4"), ("F64", "f8"))},
+    **{
+        f"{letter.upper()}{8 * size}": np.dtype(f"{letter}{size}") for letter in "iu" for size in (1, 2, 4, 8)
+    },
+    "BF16": np.dtype(jnp.bfloat16),
 }
 _PICKLED = "may hold programs (pickle), which reading it would run"
 
@@ -83,7 +92,7 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     path = Path(path)
     suffix = _suffix("save", path)
     named = {str(name): _numbers(name, array) for name, array in arrays.items()}
-    data = _npz(named) if suffix == ".npz" else _safetensors("save").save(named)
+    data = _npz(named) if suffix == ".npz" else _safetensors("save").numpy.save(named)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "xb") as file:
@@ -111,6 +120,8 @@ def _suffix(owner: str, path: Path) -> str:
 
 def _kind(data: bytes) -> str | None:
     """What the first bytes say."""
+    if len(data) > 8 and data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
+        return ".safetensors"
     if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return ".npz"
     if data[:1] == b"\x80":
@@ -119,8 +130,6 @@ def _kind(data: bytes) -> str | None:
         return "HDF5"
     if data[:6] == b"\x93NUMPY":
         return "one array (.npy)"
-    if len(data) > 8 and data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
-        return ".safetensors"
     return None
 
 
@@ -146,13 +155,20 @@ def _read_npz(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
-    numpy = _safetensors("load")
+    package = _safetensors("load")
     try:
-        return dict(numpy.load(data))
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
+        entries = package.deserialize(data)
+    except package.SafetensorError as error:
         raise ValueError(f"load got {path.name}, which is damaged ({error}). Write it anew.") from error
+    strange = [
+        f"{name} of dtype {entry['dtype']}" for name, entry in entries if entry["dtype"] not in _DTYPES
+    ]
+    if strange:
+        refuse(f"load got {path.name} with {', '.join(strange)}", "dtypes that JAX has", "Cast them to F32.")
+    return {
+        name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"]).copy()
+        for name, entry in entries
+    }
 
 
 def _safetensors(owner: str) -> Any:
@@ -162,7 +178,7 @@ def _safetensors(owner: str) -> Any:
         raise ImportError(
             f"{owner} of a .safetensors file needs the package safetensors: pip install 'lstm_jax[interop]'"
         ) from error
-    return safetensors.numpy
+    return safetensors
 
 
 def _npz(arrays: Mapping[str, Any]) -> bytes:

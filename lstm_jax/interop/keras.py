@@ -186,14 +186,14 @@ class _Layer:
                 _MEND,
             )
         self.gates, self.H = int(gates), recurrent[-2]
-        self.kind = ConvLSTM if self.conv else GATES[self.gates]
+        self.kind: Any = ConvLSTM if self.conv else GATES[self.gates]
         self.kernel_size = recurrent[:-2]
-        self.D: Any = kernel[-2] if len(kernel) == len(recurrent) else ("C" if self.conv else "D")
+        self.D = kernel[-2] if len(kernel) == len(recurrent) else 0  # 0: nothing tells it
         self.bias = any(name.endswith("bias") for name in names)
         self.options = self._options(entries, where, given)
 
         columns = self.gates * self.H
-        shapes: dict[str, tuple[Any, ...]] = {
+        shapes: dict[str, tuple[int, ...]] = {
             "kernel": (*self.kernel_size, self.D, columns),
             "recurrent_kernel": (*self.kernel_size, self.H, columns),
         }
@@ -246,7 +246,7 @@ class _Layer:
         return Bidirectional(cell, merge=MERGES[given["merge"]]) if self.both else cell
 
     def _conv(self, common: Mapping[str, Any], given: Mapping[str, Any], below: list[Any]) -> ConvLSTM:
-        shape = below[-1].output_shape if below else given["input_shape"]
+        shape = getattr(below[-1], "output_shape", None) if below else given["input_shape"]
         padding = given["padding"]
         if shape is None or not isinstance(padding, str) or padding.upper() not in ("SAME", "VALID"):
             refuse(
@@ -261,9 +261,8 @@ class _Layer:
                 "Put the channels last.",
             )
         strides = None if given["strides"] is None else tuple(given["strides"])
-        return ConvLSTM(
-            tuple(shape), self.H, self.kernel_size, strides=strides, padding=padding.upper(), **common
-        )
+        window: dict[str, Any] = {"strides": strides, "padding": padding.upper()}
+        return ConvLSTM(tuple(shape), self.H, self.kernel_size, **window, **common)
 
     def params(self, dtype: Any) -> Any:
         """The cell's parameters, or those of both directions."""

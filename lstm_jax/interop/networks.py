@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, Stack
 from lstm_jax.cells.rnn import Activation
 from lstm_jax.checks import refuse
+from lstm_jax.interop.arrays import plain
 
 #: Fields of a cell which the shapes of its weights tell, or which the weights do not depend on.
 TOLD = {"input_size", "hidden_size", "use_bias", "forget_bias", "param_dtype", "dtype"}
@@ -77,7 +78,10 @@ def taken_apart(
             f"{owner} cannot write this network for {target}:{told}\nWhat {target} does not know is never "
             "approximated: convert the parts that it knows, each with its own parameters."
         )
-    return layers
+    return [
+        layer._replace(directions=tuple(d._replace(params=plain(d.params)) for d in layer.directions))
+        for layer in layers
+    ]
 
 
 def _layers(

@@ -106,7 +106,7 @@ class _Plan(NamedTuple):
 
     kind: Any
     gates: int
-    sizes: list[tuple[Any, int, int | None]]  # D (the letter, where nothing tells it), H, P of each layer
+    sizes: list[tuple[int, int, int | None]]  # D (0: nothing tells it), H, P of each layer
     both: bool
     bias: bool
     numbered: bool
@@ -135,7 +135,7 @@ def _plan(entries: Entries, prefix: str, beginnings: list[str]) -> _Plan:
     numbered = any(match[2] for match in found.values())
     both = any(match[3] for match in found.values())
     first = [f"{prefix}weight_ih_l0", f"{prefix}weight_ih_l0_reverse"] if numbered else [f"{prefix}weight_ih"]
-    D = next((shape[1] for shape in map(entries.shape, first) if len(shape) == 2), "D")
+    D = next((shape[1] for shape in map(entries.shape, first) if len(shape) == 2), 0)
     # No more layers than entries, whatever number a name holds.
     indices = [int(match[2]) for match in found.values() if match[2] and len(match[2]) < 9]
     count = 1 + max((index for index in indices if index < len(found)), default=0)
@@ -166,9 +166,9 @@ def _gates(
     )
 
 
-def _shapes(gates: int, D: Any, H: int, P: int | None, bias: bool) -> dict[str, tuple[Any, ...]]:
+def _shapes(gates: int, D: int, H: int, P: int | None, bias: bool) -> dict[str, tuple[int, ...]]:
     """The shapes of one direction, by torch's names."""
-    shapes: dict[str, tuple[Any, ...]] = {"weight_ih": (gates * H, D), "weight_hh": (gates * H, P or H)}
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (gates * H, D), "weight_hh": (gates * H, P or H)}
     if bias:
         shapes |= {"bias_ih": (gates * H,), "bias_hh": (gates * H,)}
     return shapes | ({} if P is None else {"weight_hr": (P, H)})
