@@ -84,7 +84,7 @@ def heard(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w.ckpt", "w.PT"])
 def test_files_of_torch_are_refused_with_two_lines(tmp_path, name, heard):
     (tmp_path / name).write_bytes(pickle.dumps(Shout()))
-    with pytest.raises(ValueError, match="pickle") as error:
+    with pytest.raises(ValueError, match="programs") as error:
         load(tmp_path / name)
     assert "weights_only=True" in str(error.value) and "w.safetensors" in str(error.value)
 

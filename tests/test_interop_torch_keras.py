@@ -333,6 +333,9 @@ CONV_LISTS = [np.zeros((3, 2, 8), np.float32), np.zeros((3, 2, 8), np.float32)]
         (LSTM_LISTS, {"padding": "same"}, "padding='same'"),
         (LSTM_LISTS * 2, {}, "merge_mode"),
         (LSTM_LISTS * 2, {"merge": "mean"}, "'ave'"),
+        ([np.zeros((3, 2)), np.zeros((2, 2))] * 2, {"activation": "tanh"}, "merge_mode"),
+        ([LSTM_LISTS, CONV_LISTS], {"padding": "same"}, "input_shape=None"),
+        ([np.zeros((3, 2, 6)), np.zeros((3, 2, 6))], {}, r"of shape \(3, 2, 6\)"),
         (GRU_LISTS, {}, "reset_after=None"),
         ([*GRU_LISTS, np.zeros((2, 6), np.float32)], {"reset_after": False}, "reset_after=False"),
         (CONV_LISTS, {"padding": "same"}, "input_shape=None"),
@@ -355,6 +358,10 @@ def test_all_faulty_entries_of_keras_at_once():
     told = refused(from_keras, [named, {**named, "bias": np.zeros(7), "gamma": np.zeros(1)}])
     assert "misshapen: layer 1/bias (7,), expected (8,)" in told
     assert "unexpected: layer 1/gamma (1,)" in told
+    both = {"forward": {**named, "recurrent_kernel": np.zeros((2, 7))}, "backward": named}
+    assert "misshapen: forward/recurrent_kernel (2, 7), expected (2, 8)" in refused(
+        from_keras, both, merge="sum"
+    )
     del named["kernel"]
     assert "missing: kernel (?, 8)" in refused(from_keras, named)
 

@@ -25,6 +25,7 @@ _ELSEWHERE = {
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), (_SAFE, ".safetensors")),
     **dict.fromkeys((".h5", ".hdf5", ".keras"), (_KERAS, ".npz")),
 }
+_RUNS = "may hold programs, which reading it would run"
 #: The dtypes of safetensors; its own reader for NumPy lacks bfloat16.
 _DTYPES = {
     **{name: np.dtype(kind) for name, kind in (("BOOL", "?"), ("F16", "f2"), ("F32", "f4"), ("F64", "f8"))},
@@ -33,7 +34,6 @@ _DTYPES = {
     },
     "BF16": np.dtype(jnp.bfloat16),
 }
-_PICKLED = "may hold programs (pickle), which reading it would run"
 
 
 def load(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -88,6 +88,12 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
             NumPy archives forget (bfloat16).
         ImportError: a ``.safetensors`` file without the package ``safetensors``
             (``pip install 'lstm_jax[interop]'``).
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(folder + "/weights.npz", {"kernel": np.ones((2, 3))})
+    ...     os.listdir(folder)
+    ['weights.npz']
     """
     path = Path(path)
     suffix = _suffix("save", path)
@@ -112,9 +118,11 @@ def _suffix(owner: str, path: Path) -> str:
     if owner == "load" and suffix in _ELSEWHERE:
         lines, ending = _ELSEWHERE[suffix]
         lines = lines.format(path=str(path), new=str(path.with_suffix(ending)))
-        refuse(f"{came}, which {_PICKLED}", expected, f"If you trust it, convert it once:\n\n{lines}\n")
+        refuse(f"{came}, which {_RUNS}", expected, f"If you trust it, convert it once:\n\n{lines}\n")
     if owner == "load" and suffix in (".pkl", ".pickle", ".joblib"):
-        refuse(f"{came}, which {_PICKLED}", expected, "If you trust it, read it and write the arrays anew.")
+        refuse(
+            f"{came}, which {_RUNS} (pickle)", expected, "If you trust it, read it and write the arrays anew."
+        )
     refuse(came, expected, "Safetensors also keep bfloat16.")
 
 
@@ -150,7 +158,7 @@ def _read_npz(path: Path, data: bytes) -> dict[str, Any]:
     except ValueError as error:
         if "pickle" not in str(error) or "load got" in str(error):
             raise
-        raise ValueError(f"load got {path.name} with objects inside: it {_PICKLED}. Write arrays.") from error
+        raise ValueError(f"load got {path.name} with objects inside: it {_RUNS}. Write arrays.") from error
     return {name: _numbers(name, array, "load") for name, array in found.items()}
 
 

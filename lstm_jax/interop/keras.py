@@ -160,6 +160,14 @@ def _by_last_name(flat: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _tells(recurrent: tuple[int, ...]) -> bool:
+    """Whether the shape of a recurrent kernel is that of any cell."""
+    if not 2 <= len(recurrent) <= 5 or 0 in recurrent:
+        return False
+    *space, H, columns = recurrent
+    return columns == 4 * H if space else columns in [gates * H for gates in GATES]
+
+
 class _Layer:
     """One layer: what its shapes tell, and its arrays."""
 
@@ -170,26 +178,27 @@ class _Layer:
         self.ends = ("forward/", "backward/") if self.both else ("",)
         self.uses: set[str] = {"merge"} if self.both else set()
 
-        def shape(name: str, wanted: int = 0) -> tuple[int, ...]:
-            """Of the first direction that has the entry in any usable shape."""
-            shapes = [entries.shape(f"{where}{end}{name}") for end in self.ends]
-            return next((s for s in shapes if len(s) >= 2 and 0 not in s), ())
+        def shapes_of(name: str) -> list[tuple[int, ...]]:
+            """In each direction that has the entry, and has it with an axis of inputs."""
+            found = (entries.shape(f"{where}{end}{name}") for end in self.ends)
+            return [shape for shape in found if len(shape) > 1]
 
-        recurrent, kernel = shape("recurrent_kernel"), shape("kernel")
+        recurrents = shapes_of("recurrent_kernel")
+        recurrent = next(filter(_tells, recurrents), next(iter(recurrents), ()))
+        kernel = next((shape for shape in shapes_of("kernel") if len(shape) == len(recurrent)), ())
         self.conv = len(recurrent) > 2
-        gates = recurrent[-1] / recurrent[-2] if recurrent else 0
-        if gates not in GATES or (self.conv and (gates != 4 or len(recurrent) > 5)):
+        if not _tells(recurrent):
             came = f"of shape {recurrent}" if recurrent else "missing, or no matrix"
             refuse(
                 f"from_keras got recurrent_kernel {came} in {self.where}",
                 "shape (H, H) in SimpleRNN, (H, 3H) in GRU, (H, 4H) in LSTM, (*kernel, F, 4F) in ConvLSTM",
                 _MEND,
             )
-        self.gates, self.H = int(gates), recurrent[-2]
+        self.gates, self.H = recurrent[-1] // recurrent[-2], recurrent[-2]
         self.kind: Any = ConvLSTM if self.conv else GATES[self.gates]
         self.kernel_size = recurrent[:-2]
-        self.D = kernel[-2] if len(kernel) == len(recurrent) else 0  # 0: nothing tells it
-        self.bias = any(name.endswith("bias") for name in names)
+        self.D = kernel[-2] if kernel else 0  # 0: nothing tells it
+        self.bias = any(f"{end}bias" in names for end in self.ends)
         self.options = self._options(entries, where, given)
 
         columns = self.gates * self.H
@@ -207,9 +216,6 @@ class _Layer:
 
     def _options(self, entries: Entries, where: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the shapes leave open, as it was given; a fault where it was not."""
-        if self.kind is RNN:
-            self.uses.add("activation")
-            return activation_of("from_keras", "SimpleRNN", given["activation"], True)
         if self.conv:
             self.uses |= {"input_shape", "strides", "padding"}
         if self.both and given["merge"] not in MERGES:
@@ -218,6 +224,9 @@ class _Layer:
                 f"its merge_mode, one of {', '.join(map(repr, MERGES))}, which weights do not tell",
                 "Keras' own is merge='concat'.",
             )
+        if self.kind is RNN:
+            self.uses.add("activation")
+            return activation_of("from_keras", "SimpleRNN", given["activation"], True)
         if self.kind is not GRU:
             return {}
         ranks = {len(entries.shape(f"{where}{end}bias")) for end in self.ends} - {0}
