@@ -15,7 +15,6 @@ from lstm_jax.bidirectional import Bidirectional
 from lstm_jax.cells.conv_lstm import ConvLSTM
 from lstm_jax.cells.lstm import LSTM
 from lstm_jax.checks import check_float, check_size, check_structure, check_tuple, refuse
-from lstm_jax.noise import is_noisy
 from lstm_jax.notation import Array, Carry, Params, event_ndim
 from lstm_jax.stack import Stack
 from lstm_jax.unroll import unroll
@@ -52,7 +51,18 @@ def is_random(network: Any) -> bool:
         return network.dropout > 0 or any(map(is_random, network.layers))
     if isinstance(network, Bidirectional):
         return is_random(network.cell)
-    return is_noisy(network) or hasattr(network, "compose")
+    if hasattr(network, "perturb") or hasattr(network, "compose"):
+        return True
+    return hasattr(network, "draw") and _draws(network)
+
+
+def _draws(cell: Any) -> bool:
+    """Whether there is anything in the noise of a step: some cells have noise only if asked for it."""
+
+    def draw(key: Array) -> Any:
+        return cell.draw(key, cell.initial_carry((), cell.init(key)))
+
+    return bool(jax.tree.leaves(jax.eval_shape(draw, jax.random.key(0))))
 
 
 def layers(
