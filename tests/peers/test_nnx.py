@@ -52,7 +52,7 @@ def state_of(model):
 # --- cells in the place of Flax's ---------------------------------------------------------------
 
 
-STEPPING = [m for m in MEMBERS if m.causal and not is_random(m.build())]
+STEPPING = [m for m in MEMBERS if m.causal and not is_random(m.build(param_dtype="float32"))]
 
 
 def test_only_regularised_members_are_not_for_a_single_step():
