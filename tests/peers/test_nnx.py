@@ -304,16 +304,21 @@ def test_a_key_is_unroll_s_key_and_windows_repeat_the_noise_of_the_whole():
     middle, first = model(XS[:, :2], rngs=key)
     last, second = model(XS[:, 2:], initial_carry=middle, start=2, rngs=key)
     same((last, jnp.concatenate([first, second], 1)), (carry, ys))
+
+
+def test_streams_given_in_the_call_go_on_from_draw_to_draw():
+    model, stream = noisy(), nnx.Rngs(dropout=5).dropout
+    expected = [model(XS, rngs=stream()) for _ in range(3)]
+    assert bool(jnp.any(expected[0] != expected[1]))
     draws = nnx.Rngs(dropout=5)
-    assert bool(jnp.any(model(XS, rngs=draws)[1] != model(XS, rngs=draws.dropout)[1]))
+    same([model(XS, rngs=draws), model(XS, rngs=draws.dropout), model(XS, rngs=draws)], expected)
 
 
 def test_noise_in_nnx_bidirectional_is_the_module_s_own():
     cell = lstm_jax.VariationalDropout(lstm_jax.GRU(D, H, **F64), inputs=0.5)
-    rnns = [modules.Recurrent(cell, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
-    both = nnx.Bidirectional(*rnns)
-    first = both(XS)
-    assert bool(jnp.any(both(XS) != first))
+    both = nnx.Bidirectional(*(modules.Recurrent(cell, rngs=nnx.Rngs(seed)) for seed in (0, 1)))
+    apart = [modules.Recurrent(cell, rngs=nnx.Rngs(seed)) for seed in (0, 1)]
+    same(both(XS), jnp.concatenate([apart[0](XS), apart[1](XS, reverse=True)], -1))
     both.eval()
     same(both(XS), both(XS))
 
