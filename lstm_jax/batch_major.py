@@ -45,6 +45,20 @@ def flipped(network: Any, carry: Carry) -> Carry:
     return carry
 
 
+def named(params: Params) -> dict[str, Any]:
+    """Each array under its field's name, or the path to it.
+
+    >>> list(named({"norm": {"x": 1.0}, "w": 2.0})), list(named(1.0))
+    (['norm.x', 'w'], ['value'])
+    """
+    return {name_of(path): value for path, value in jax.tree.leaves_with_path(params)}
+
+
+def name_of(path: Any) -> str:
+    """``1.forward.w_hh``, say."""
+    return jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+
+
 def is_random(network: Any) -> bool:
     """Whether a key would change what the network does; of a composition of the user's, it might."""
     if isinstance(network, Stack):

@@ -32,7 +32,7 @@ except ImportError as error:
 
 import lstm_jax
 from lstm_jax.arguments import check_network
-from lstm_jax.batch_major import check_quiet, initial, is_random, layers, step, walk
+from lstm_jax.batch_major import check_quiet, initial, is_random, layers, name_of, named, step, walk
 from lstm_jax.checks import refuse
 from lstm_jax.notation import Array, Carry, Params, event_ndim
 
@@ -43,7 +43,7 @@ def to_variables(params: Params) -> dict[str, Array]:
     >>> params = lstm_jax.LSTM(3, 8).init(jax.random.key(0))
     >>> ys = LSTM(8).apply({"params": to_variables(params)}, jnp.ones((4, 10, 3)))
     """
-    return {_name(path): jnp.asarray(value) for path, value in jax.tree.leaves_with_path(params)}
+    return {name: jnp.asarray(value) for name, value in named(params).items()}
 
 
 def from_variables(network: Any, variables: Mapping[str, Any]) -> Params:
@@ -56,19 +56,15 @@ def from_variables(network: Any, variables: Mapping[str, Any]) -> Params:
     >>> type(from_variables(lstm_jax.LSTM(3, 8), variables["params"])).__name__
     'LSTMParams'
     """
-    paths, structure = jax.tree.flatten_with_path(jax.eval_shape(network.init, jax.random.key(0)))
-    names = [_name(path) for path, _ in paths]
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    names = list(named(shapes))
     if sorted(names) != sorted(variables):
         refuse(
             f"from_variables got {', '.join(sorted(variables))}",
             f"the parameters of the network, {', '.join(sorted(names))}",
             'Take the inner mapping, variables["params"], and the network that the module has.',
         )
-    return jax.tree.unflatten(structure, [variables[name] for name in names])
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+    return jax.tree.unflatten(jax.tree.structure(shapes), [variables[name] for name in names])
 
 
 def _params(module: nn.Module, network: Any) -> Params:
@@ -80,7 +76,7 @@ def _params(module: nn.Module, network: Any) -> Params:
         def init(key: Array) -> Array:
             return jnp.zeros(shape.shape, shape.dtype) if drawn is None else drawn
 
-        return module.param(_name(path), init)
+        return module.param(name_of(path), init)
 
     return jax.tree.map_with_path(param, shapes, *(() if fresh is None else (fresh,)))
 

@@ -34,7 +34,7 @@ except ImportError as error:
 
 import lstm_jax
 from lstm_jax.arguments import check_network
-from lstm_jax.batch_major import check_quiet, initial, is_random, layers, step, walk
+from lstm_jax.batch_major import check_quiet, initial, is_random, layers, named, step, walk
 from lstm_jax.checks import refuse
 from lstm_jax.notation import Array, Carry, Params, event_ndim
 
@@ -51,11 +51,11 @@ class Parameters(nnx.Module):
             fresh = jax.eval_shape(network.init, jax.random.key(0))
             _check_params(owner, fresh, params, all_of_them=False)
             params = jax.tree.map(jnp.asarray, params)
-        elif rngs is not None:
+        elif rngs is not None and _has(rngs, "params"):
             params = network.init(rngs.params())
         else:
             refuse(
-                f"{owner} got neither rngs nor params",
+                f"{owner} got " + ("neither rngs nor params" if rngs is None else "rngs without params"),
                 "one of them: where to draw the weights from, or the weights",
                 "Pass rngs=nnx.Rngs(0).",
             )
@@ -224,7 +224,7 @@ class Recurrent(Parameters):
         super().__init__(network, params=params, rngs=rngs)
         self.time_major, self.return_carry, self.reverse = time_major, return_carry, reverse
         self.deterministic = deterministic
-        draws = is_random(network) and rngs is not None and ("dropout" in rngs or "default" in rngs)
+        draws = is_random(network) and rngs is not None and _has(rngs, "dropout")
         self.rngs = rngs.dropout.fork() if draws else nnx.data(None)
 
     def set_view(self, deterministic: bool | None = None) -> None:
@@ -304,7 +304,7 @@ class Recurrent(Parameters):
             rngs = None  # nnx.Bidirectional hands it on, for initial carries
         if rngs is None:
             rngs = self.rngs
-        if rngs is None or (isinstance(rngs, nnx.Rngs) and not ("dropout" in rngs or "default" in rngs)):
+        if rngs is None or (isinstance(rngs, nnx.Rngs) and not _has(rngs, "dropout")):
             refuse(
                 f"{type(self).__name__} has noise, but no stream to draw it from",
                 "the stream dropout",
@@ -386,13 +386,17 @@ def _recurrent(
     )
 
 
+def _has(rngs: Any, stream: str) -> bool:
+    return stream in rngs or "default" in rngs
+
+
 def _is_variable(value: Any) -> bool:
     return isinstance(value, nnx.Variable)
 
 
 def _check_params(owner: str, mine: Params, given: Params, *, all_of_them: bool) -> None:
     """Given parameters fit; some cells go without one that they would draw, and say so when they run."""
-    wanted, came = ({_name(p): a for p, a in jax.tree.leaves_with_path(tree)} for tree in (mine, given))
+    wanted, came = named(mine), named(given)
     if not set(came) <= set(wanted) or (all_of_them and set(came) != set(wanted)):
         refuse(
             f"{owner} got parameters {', '.join(sorted(came))}",
@@ -406,7 +410,3 @@ def _check_params(owner: str, mine: Params, given: Params, *, all_of_them: bool)
                 f"shape {wanted[name].shape}",
                 "Give the cell the sizes that the parameters were made with.",
             )
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator=".")

@@ -26,7 +26,7 @@ from flax_cases import (
 from members import MEMBERS
 
 import lstm_jax
-from lstm_jax.batch_major import flipped, is_random
+from lstm_jax.batch_major import is_random
 
 nnx = pytest.importorskip("flax.nnx", reason="modules for Flax NNX")
 import lstm_jax.nnx as modules  # noqa: E402
@@ -92,21 +92,6 @@ def test_the_carry_of_an_lstm_is_c_then_h():
     same(h, y)
     projected = modules.LSTMCell(D, H, proj_size=2, rngs=nnx.Rngs(0))
     assert [a.shape for a in projected.initialize_carry((7, B, D))] == [(7, B, H), (7, B, 2)]
-
-
-def test_carries_are_turned_round_wherever_an_lstm_stands():
-    lstm, gru = lstm_jax.LSTM(D, H), lstm_jax.GRU(H, H)
-    conv, wrapped = lstm_jax.ConvLSTM((4, 4, D), H, (3, 3)), lstm_jax.Zoneout(lstm, 0.5)
-    others = lstm_jax.FullGateLSTM(D, H), lstm_jax.SLSTM(D, H), lstm_jax.MLSTM(D, H), gru
-    for network in (lstm, conv, wrapped):
-        assert flipped(network, ("h", "c")) == ("c", "h")
-    for network in others:
-        assert flipped(network, ("h", "c", "n")) == ("h", "c", "n")
-    both = lstm_jax.Bidirectional(lstm)
-    stack = lstm_jax.Stack((both, lstm_jax.LSTM(2 * H, H), gru))
-    nested = ((("h0", "c0"), ("h1", "c1")), ("h2", "c2"), "h3")
-    turned = ((("c0", "h0"), ("c1", "h1")), ("c2", "h2"), "h3")
-    assert flipped(stack, nested) == turned and flipped(stack, turned) == nested
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["cells", "sequences"])
@@ -420,6 +405,7 @@ def lstm(**options):
 
 REFUSED = {
     "no rngs": (lambda: modules.LSTM(D, H), "neither rngs nor params"),
+    "no stream for weights": (lambda: modules.LSTM(D, H, rngs=nnx.Rngs(dropout=0)), "rngs without params"),
     "an int": (lambda: modules.LSTM(D, H, rngs=0), "rngs of type int"),
     "no network": (lambda: modules.Recurrent(lstm_jax.LSTM, rngs=nnx.Rngs(0)), "the class LSTM"),
     "no stream": (
