@@ -1,5 +1,7 @@
 """Weights of flax, haiku and equinox, in and out; their own outputs are in tests/goldens."""
 
+import ast
+import sys
 from pathlib import Path
 
 import jax
@@ -152,6 +154,17 @@ def test_a_gru_that_came_without_bias_hn_is_given_zeros():
     np.testing.assert_array_equal(to_flax(cell, params, api="linen")["hn"]["bias"], np.zeros(H))
 
 
+@pytest.mark.parametrize("module", ["flax", "haiku", "equinox", "convolutions", "layouts", "representable"])
+def test_no_peer_is_imported(module):
+    source = (Path(lstm_jax.__file__).parent / "interop" / f"{module}.py").read_text()
+    roots = set()
+    for node in ast.walk(ast.parse(source)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        names += [node.module] if isinstance(node, ast.ImportFrom) else []
+        roots |= {name.split(".")[0] for name in names}
+    assert roots <= {"jax", "numpy", "lstm_jax"} | set(sys.stdlib_module_names)
+
+
 # --- what flax nests, and stacks ----------------------------------------------------------------
 
 
@@ -301,6 +314,10 @@ def test_faults(read, weights, breaks, says):
         (lambda: haiku(RNN(D, H)), "RNN(activation=tanh)"),
         (lambda: haiku(SLSTM(D, H)), "haiku has no other"),
         (lambda: haiku(Bidirectional(LSTM(D, H))), "haiku has no other"),
+        (lambda: haiku(Stack((Stack((LSTM(D, H),)),))), "ConvLSTM: haiku has no other"),
+        (lambda: written(to_flax, Bidirectional(Stack((LSTM(D, H),))), api="linen"),
+         "which each direction is"),
+        (lambda: from_flax([]), "a tuple of one cell or more"),
         (lambda: written(to_equinox, RNN(D, H)), "equinox has no other"),
         (lambda: written(to_equinox, GRU(D, H, reset_after=False)), "reset_after=True"),
     ],

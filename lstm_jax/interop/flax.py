@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import lstm_jax
@@ -131,6 +132,8 @@ def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> 
         ]
     if isinstance(network, lstm_jax.Bidirectional):
         check_tuple("to_flax", params, 2)
+        if isinstance(network.cell, (lstm_jax.Stack, lstm_jax.Bidirectional)):
+            refuse_kind("to_flax", network.cell, "flax's RNN, which each direction is,", KINDS[:4])
         return {
             name: {"cell": to_flax(network.cell, p, api=api, optimized=optimized)}
             for name, p in zip(DIRECTIONS, params, strict=True)
@@ -240,10 +243,6 @@ def _read_linen_lstm(entries: Entries, asked: _Asked, forget: str = "if") -> tup
     return _lstm(D, H, {name: together(gates, "ifgo") for name, gates in fields.items()})
 
 
-def _read_nnx_lstm(entries: Entries, asked: _Asked) -> tuple[Any, Any]:
-    return _read_linen_lstm(entries, asked, "if_")
-
-
 def _lstm(D: int, H: int, fields: dict[str, Any]) -> tuple[Any, Any]:
     params = params_of(lstm_jax.LSTMParams, **fields)
     return lstm_jax.LSTM(D, H, param_dtype=params.w_ih.dtype), params
@@ -311,7 +310,7 @@ _READERS: dict[str, Callable[[Entries, _Asked], tuple[Any, Any]]] = {
     "linen.GRUCell": _read_linen_gru,
     "linen.SimpleCell": _read_linen_rnn,
     "linen.ConvLSTMCell": _read_linen_conv,
-    "nnx.LSTMCell": _read_nnx_lstm,
+    "nnx.LSTMCell": partial(_read_linen_lstm, forget="if_"),
     "nnx.OptimizedLSTMCell, GRUCell or SimpleCell": _read_nnx_dense,
 }
 
@@ -333,10 +332,6 @@ def _write_linen_lstm(cell: Any, params: Any, forget: str = "if") -> dict[str, A
     w, r, b = (apart(fields[name], "ifgo") for name in ("w_ih", "w_hh", "bias"))
     theirs = {forget if gate == "f" else f"i{gate}": {"kernel": w[gate]} for gate in "ifgo"}
     return theirs | {f"h{gate}": {"kernel": r[gate], "bias": b[gate]} for gate in "ifgo"}
-
-
-def _write_nnx_lstm(cell: Any, params: Any) -> dict[str, Any]:
-    return _write_linen_lstm(cell, params, "if_")
 
 
 def _write_dense_lstm(cell: Any, params: Any) -> dict[str, Any]:
@@ -387,6 +382,7 @@ def _write_nnx_rnn(cell: Any, params: Any) -> dict[str, Any]:
 
 
 def _dense(fields: dict[str, Any]) -> dict[str, Any]:
+    """One kernel for all gates, the bias beside the input's."""
     return {
         "dense_i": {"kernel": fields["w_ih"], "bias": fields["bias"]},
         "dense_h": {"kernel": fields["w_hh"]},
@@ -403,7 +399,7 @@ def _write_linen_conv(cell: Any, params: Any) -> dict[str, Any]:
 
 _WRITERS: dict[tuple[type, str], Callable[[Any, Any], dict[str, Any]]] = {
     (lstm_jax.LSTM, "linen"): _write_linen_lstm,
-    (lstm_jax.LSTM, "nnx"): _write_nnx_lstm,
+    (lstm_jax.LSTM, "nnx"): partial(_write_linen_lstm, forget="if_"),
     (lstm_jax.GRU, "linen"): _write_linen_gru,
     (lstm_jax.GRU, "nnx"): _write_nnx_gru,
     (lstm_jax.RNN, "linen"): _write_linen_rnn,

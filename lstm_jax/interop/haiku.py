@@ -145,7 +145,7 @@ def to_haiku(network: Any, params: Any, *, scope: str = "") -> dict[str, dict[st
     for layer, p in zip(layers, each, strict=True):
         write = _WRITERS.get(type(layer))
         if write is None:
-            refuse_kind("to_haiku", layer, "haiku", KINDS)
+            refuse_kind("to_haiku", layer, "haiku", KINDS if layer is network else KINDS[:4])
         name, modules = write(layer, p)
         core = f"{scope}/" * bool(scope) + name + f"_{seen[name]}" * bool(seen[name])
         seen[name] += 1

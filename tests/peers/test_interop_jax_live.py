@@ -130,3 +130,72 @@ def test_haiku_within_a_module():
     layers = ("agent/~/lstm", "agent/~/lstm_1")
     back = lstm_jax.interop.from_haiku(written, layers=layers)
     jax.tree.map(np.testing.assert_array_equal, back[1], params)
+
+
+# --- no conversion at all: our functions within their modules ------------------------------------
+
+
+def test_a_haiku_module_calls_unroll():
+    hk = pytest.importorskip("haiku", reason="compares with haiku")
+
+    class Recurrent(hk.Module):
+        """Any cell or network of lstm_jax, its parameters among haiku's."""
+
+        def __init__(self, network, name=None):
+            super().__init__(name=name)
+            self.network = network
+
+        def __call__(self, xs, carry=None, **options):
+            init = self.network.init
+            drawn = init(hk.next_rng_key()) if hk.running_init() else jax.eval_shape(init, jax.random.key(0))
+
+            def parameter(path, leaf):
+                name = jax.tree_util.keystr(path, simple=True, separator="_")
+                return hk.get_parameter(name, leaf.shape, leaf.dtype, init=lambda *_: leaf)
+
+            params = jax.tree_util.tree_map_with_path(parameter, drawn)
+            return lstm_jax.unroll(self.network, params, xs, carry, **options)
+
+    network = lstm_jax.Stack((lstm_jax.LSTM(3, 4), lstm_jax.GRU(4, 2)))
+    model = hk.without_apply_rng(hk.transform(lambda xs, **options: Recurrent(network)(xs, **options)))
+    xs, lengths = jnp.ones((5, 2, 3)), jnp.array([5, 2])
+    weights = model.init(jax.random.key(0), xs)
+    _, ys = jax.jit(model.apply)(weights, xs, lengths=lengths)
+    names = ["0_w_ih", "0_w_hh", "0_bias", "1_w_ih", "1_w_hh", "1_bias", "1_bias_hn"]
+    assert set(weights["recurrent"]) == set(names)
+    structure = jax.tree.structure(jax.eval_shape(network.init, jax.random.key(0)))
+    ours = jax.tree.unflatten(structure, [weights["recurrent"][name] for name in names])
+    np.testing.assert_allclose(ys, lstm_jax.unroll(network, ours, xs, lengths=lengths)[1], rtol=1e-6)
+    grads = jax.grad(lambda weights: jnp.sum(model.apply(weights, xs)[1] ** 2))(weights)
+    assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
+
+
+def test_an_equinox_module_calls_unroll():
+    eqx = pytest.importorskip("equinox", reason="compares with equinox")
+
+    class Recurrent(eqx.Module):
+        """Any cell or network of lstm_jax, its parameters among the leaves."""
+
+        network: lstm_jax.LSTM = eqx.field(static=True)
+        params: lstm_jax.LSTMParams
+
+        def __init__(self, network, *, key):
+            self.network, self.params = network, network.init(key)
+
+        def __call__(self, xs, carry=None, **options):
+            return lstm_jax.unroll(self.network, self.params, xs, carry, **options)
+
+    model = Recurrent(lstm_jax.LSTM(3, 4), key=jax.random.key(0))
+    xs, lengths = jnp.ones((5, 2, 3)), jnp.array([5, 2])
+
+    @eqx.filter_jit
+    @eqx.filter_value_and_grad
+    def loss(model):
+        return jnp.sum(model(xs, lengths=lengths)[1] ** 2)
+
+    value, grads = loss(model)
+    _, ys = lstm_jax.unroll(model.network, model.params, xs, lengths=lengths)
+    np.testing.assert_allclose(value, jnp.sum(ys**2), rtol=1e-6)
+    assert grads.params.w_ih.shape == (3, 16) and np.any(grads.params.w_ih != 0)
+    one = eqx.filter_vmap(model, in_axes=1, out_axes=1)(xs)[1]  # row by row, as equinox's own cells
+    np.testing.assert_allclose(one, model(xs)[1], rtol=1e-6)
