@@ -279,6 +279,29 @@ def test_faults(read, weights, breaks, says):
         assert part in str(caught.value)
 
 
+def test_faults_of_all_layers_at_once():
+    """Of a stack's layers and of both directions."""
+    good, bad = linen(), linen()
+    del bad["ho"]["bias"]
+    both = {"forward_rnn": bad, "backward_rnn": bad}
+    with pytest.raises(ValueError) as caught:
+        from_flax([bad, good, both])
+    for part in ("layer 0: from_flax", "layer 2: forward_rnn: from_flax", "backward_rnn: from_flax"):
+        assert part in str(caught.value)
+    assert str(caught.value).count("missing: ho/bias (4,)") == 3 and "layer 1" not in str(caught.value)
+    stack = Stack((LSTM(D, H), LSTM(H, H)))
+    theirs = haiku(stack)
+    for arrays in theirs.values():
+        del arrays["b"]
+    with pytest.raises(ValueError, match=r"(?s)lstm: from_haiku.*lstm_1: from_haiku"):
+        from_haiku(theirs, layers=("lstm", "lstm_1"))
+    fields = written(to_equinox, stack)
+    for arrays in fields:
+        del arrays["weight_ih"]
+    with pytest.raises(ValueError, match=r"(?s)layer 0: from_equinox.*layer 1: from_equinox"):
+        from_equinox(fields)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -303,6 +326,7 @@ def test_faults(read, weights, breaks, says):
         (lambda: from_haiku({}), "the names of nothing"),
         (lambda: from_haiku({"batch_norm": {"scale": np.ones(2)}}), "got the names scale"),
         (lambda: from_haiku([1]), "expected a mapping"),
+        (lambda: from_haiku({"lstm/linear": np.ones(2)}), "a mapping of the module's arrays"),
         (lambda: to_flax(LSTM(D, H), drawn(LSTM(D, H)), api="jax"), "one of 'linen', 'nnx'"),
         (lambda: to_flax(conv(D, H), drawn(conv(D, H)), api="nnx"), "flax.nnx has none"),
         (lambda: to_flax(GRU(D, H), drawn(GRU(D, H)), api="nnx"), "no bias inside the reset gate's product"),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import lstm_jax
 from lstm_jax.checks import check_tuple, refuse
 from lstm_jax.interop.entries import Entries
-from lstm_jax.interop.layouts import params_of, refuse_shapes, size_of, zeros
+from lstm_jax.interop.layouts import each, params_of, refuse_shapes, size_of, zeros
 from lstm_jax.interop.representable import fields_of, refuse_kind, refuse_options
 
 KINDS = ("LSTM", "GRU", "Stack")
@@ -52,8 +53,8 @@ def from_equinox(fields: Mapping[str, Any] | list[Any] | tuple[Any, ...]) -> tup
     (5, 2)
     """
     if isinstance(fields, (list, tuple)):
-        layers, ours = zip(*map(from_equinox, fields), strict=True) if fields else ((), ())
-        return lstm_jax.Stack(layers), tuple(ours)
+        read = each({f"layer {k}": partial(from_equinox, f) for k, f in enumerate(fields)})
+        return lstm_jax.Stack(tuple(layer for layer, _ in read)), tuple(p for _, p in read)
     entries = Entries("from_equinox", fields)
     for name in entries.names():
         if name in SIZES or entries.left[name] is None:

@@ -10,7 +10,7 @@ import lstm_jax
 from lstm_jax.checks import check_choice, check_tuple, refuse
 from lstm_jax.interop.convolutions import conv_lstm, two_convolutions
 from lstm_jax.interop.entries import Entries
-from lstm_jax.interop.layouts import apart, params_of, refuse_shapes, size_of, together, zeros
+from lstm_jax.interop.layouts import apart, each, params_of, refuse_shapes, size_of, together, zeros
 from lstm_jax.interop.representable import fields_of, refuse_kind, refuse_options
 
 KINDS = ("LSTM", "GRU", "RNN", "ConvLSTM", "Stack", "Bidirectional")
@@ -156,7 +156,8 @@ class _Asked:
     """What weights do not tell, and whether some cell needed it."""
 
     def __init__(self, activation: Any, input_shape: Any) -> None:
-        self.given = {"activation": activation, "input_shape": input_shape}
+        self.first = {"activation": activation, "input_shape": input_shape}
+        self.given = dict(self.first)
         self.used: set[str] = set()
 
     def take(self, name: str, cell: str, example: str) -> Any:
@@ -170,29 +171,31 @@ class _Asked:
         return self.given[name]
 
     def check_used(self) -> None:
-        for name, value in self.given.items():
+        for name, value in self.first.items():
             if value is not None and name not in self.used:
                 refuse(f"from_flax got {name}={value!r}", f"no {name} for these cells", "Leave it out.")
 
 
 def _read(params: Any, asked: _Asked) -> tuple[Any, Any]:
     if isinstance(params, (list, tuple)):
-        layers, ours = [], []
-        for each in params:
-            layer, p = _read(each, asked)
-            if hasattr(layer, "output_shape") and asked.given["input_shape"] is not None:
-                asked.given["input_shape"] = layer.output_shape
-            layers.append(layer)
-            ours.append(p)
-        return lstm_jax.Stack(tuple(layers)), tuple(ours)
+        read = each({f"layer {k}": partial(_read_layer, p, asked) for k, p in enumerate(params)})
+        return lstm_jax.Stack(tuple(layer for layer, _ in read)), tuple(p for _, p in read)
     if isinstance(params, Mapping) and len(params) == 1 and set(params) <= {"params", "cell"}:
         (inside,) = params.values()
         return _read(inside, asked)
     if isinstance(params, Mapping) and set(params) == set(DIRECTIONS):
-        return _read_both(*(_read(params[name], asked) for name in DIRECTIONS))
+        return _read_both(*each({name: partial(_read, params[name], asked) for name in DIRECTIONS}))
     entries = Entries("from_flax", params)
     kind = _kind_of(entries)
     return _READERS[kind](entries, asked)
+
+
+def _read_layer(params: Any, asked: _Asked) -> tuple[Any, Any]:
+    """A layer of a stack; its outputs are the images that the next one reads."""
+    layer, ours = _read(params, asked)
+    if asked.given["input_shape"] is not None:
+        asked.given["input_shape"] = getattr(layer, "output_shape", None)
+    return layer, ours
 
 
 def _read_both(forward: tuple[Any, Any], backward: tuple[Any, Any]) -> tuple[Any, Any]:

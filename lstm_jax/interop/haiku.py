@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ from lstm_jax.interop.convolutions import conv_lstm, two_convolutions
 from lstm_jax.interop.entries import Entries
 from lstm_jax.interop.layouts import (
     apart,
+    each,
     params_of,
     plus,
     refuse_shapes,
@@ -97,13 +99,15 @@ def from_haiku(
             "the name of each core once",
             "Leave out of params what is no layer of the stack.",
         )
-    networks, ours = [], []
-    for name in layers:
-        network, p = _read(cores[name], input_shape)
+
+    def read_layer(name: str) -> tuple[Any, Any]:
+        nonlocal input_shape
+        network, ours = _read(cores[name], input_shape)
         input_shape = getattr(network, "output_shape", None)
-        networks.append(network)
-        ours.append(p)
-    return lstm_jax.Stack(tuple(networks)), tuple(ours)
+        return network, ours
+
+    read = each({name: partial(read_layer, name) for name in layers})
+    return lstm_jax.Stack(tuple(layer for layer, _ in read)), tuple(p for _, p in read)
 
 
 def to_haiku(network: Any, params: Any, *, scope: str = "") -> dict[str, dict[str, Any]]:
@@ -135,14 +139,14 @@ def to_haiku(network: Any, params: Any, *, scope: str = "") -> dict[str, dict[st
     >>> list(theirs), theirs["agent/~/lstm/linear"]["b"].tolist()
     (['agent/~/lstm/linear'], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     """
-    layers, each = (network,), (params,)
+    layers, ours = (network,), (params,)
     if isinstance(network, lstm_jax.Stack):
         refuse_options("to_haiku", network, "hk.DeepRNN of plain cores")
         check_tuple("to_haiku", params, len(network.layers))
-        layers, each = network.layers, params
+        layers, ours = network.layers, params
     theirs: dict[str, dict[str, Any]] = {}
     seen: Counter[str] = Counter()
-    for layer, p in zip(layers, each, strict=True):
+    for layer, p in zip(layers, ours, strict=True):
         write = _WRITERS.get(type(layer))
         if write is None:
             refuse_kind("to_haiku", layer, "haiku", KINDS if layer is network else KINDS[:4])
@@ -159,10 +163,18 @@ def to_haiku(network: Any, params: Any, *, scope: str = "") -> dict[str, dict[st
 def _cores(params: Any) -> dict[str, dict[str, Any]]:
     """The modules of each core, by the core's name."""
     Entries("from_haiku", params)  # is a mapping
-    if params and not any(isinstance(value, Mapping) for value in params.values()):
-        params = {"gru": params} if {"w_i", "w_h"} & set(params) else {"lstm/linear": params}
+    if {"w_i", "w_h"} & set(params):
+        params = {"gru": params}
+    elif {"w", "b"} & set(params):
+        params = {"lstm/linear": params}
     cores: dict[str, dict[str, Any]] = {}
     for path, arrays in params.items():
+        if not isinstance(arrays, Mapping):
+            refuse(
+                f"from_haiku got {path} of type {type(arrays).__name__}",
+                "a mapping of the module's arrays",
+                MEND,
+            )
         core, _, part = path.rpartition("/")
         if part not in PARTS:
             core, part = path, ""

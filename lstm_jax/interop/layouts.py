@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jax.numpy as jnp
@@ -74,6 +74,26 @@ def refuse_shapes(entries: Entries, expected: str, mend: str) -> NoReturn:
     """Refuse weights whose sizes cannot be read, telling all shapes."""
     shapes = ", ".join(f"{name} {entries.shape(name)}" for name in entries.names())
     refuse(f"{entries.owner} got {shapes}", expected, mend)
+
+
+def each(parts: Mapping[str, Callable[[], P]]) -> list[P]:
+    """What every part gives; of those that refuse, all are told in one ``ValueError``.
+
+    >>> each({"layer 0": lambda: 1, "layer 1": lambda: int("two"), "layer 2": lambda: int("three")})
+    Traceback (most recent call last):
+    ...
+    ValueError: layer 1: invalid literal for int() with base 10: 'two'
+    layer 2: invalid literal for int() with base 10: 'three'
+    """
+    given, told = [], []
+    for label, part in parts.items():
+        try:
+            given.append(part())
+        except ValueError as error:
+            told.append(f"{label}: {error}")
+    if told:
+        raise ValueError("\n".join(told))
+    return given
 
 
 def params_of(kind: type[P], **fields: Any) -> P:
