@@ -139,7 +139,7 @@ def test_cells_without_bias_are_given_zeros():
         ys = lstm_jax.unroll(network, params, xs)[1]
         for read, written in (
             (from_haiku, to_haiku(network, params)),
-            (lambda w: from_flax(w, **dict(activation=jax.nn.relu) if "i" in w else {}),
+            (lambda w: from_flax(w, **dict(activation="relu") if "i" in w else {}),
              to_flax(network, params, api="linen")),
         ):  # fmt: skip
             again, back = read(written)
@@ -183,7 +183,7 @@ def test_a_list_is_a_stack():
     params = drawn(network)
     written = to_flax(network, params, api="linen")
     assert [sorted(each)[0] for each in written] == ["backward_rnn", "hn", "h"]
-    again, back = from_flax(written, activation=jnp.tanh)
+    again, back = from_flax(written, activation="tanh")
     assert again == network
     identical(back, params)
 
@@ -312,6 +312,7 @@ def test_faults_of_all_layers_at_once():
         (lambda: from_flax(np.ones(2)), "expected a mapping"),
         (lambda: from_flax(linen(RNN)), "do not tell its activation"),
         (lambda: from_flax(linen(RNN, "nnx")), "nnx.SimpleCell, which do not tell its activation"),
+        (lambda: from_flax(linen(RNN), activation="sin"), "RNN got activation='sin'"),
         (lambda: from_flax(linen(), activation=jnp.tanh), "no activation for these cells"),
         (lambda: from_flax(written(to_flax, conv(D, H), api="linen")), "do not tell its input_shape"),
         (lambda: from_flax(written(to_flax, conv(D, H), api="linen"), input_shape=(8, D)),

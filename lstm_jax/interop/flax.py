@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
 import lstm_jax
 from lstm_jax.checks import check_choice, check_tuple, refuse
 from lstm_jax.interop.convolutions import conv_lstm, two_convolutions
@@ -25,6 +28,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "nnx.LSTMCell": ("ii", "if_", "ig", "io", "hi", "hf", "hg", "ho"),
     "nnx.OptimizedLSTMCell, GRUCell or SimpleCell": ("dense_i", "dense_h"),
 }
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 DIRECTIONS = ("forward_rnn", "backward_rnn")
 MEND = (
     'Give the parameters of one cell, variables["params"] of linen or '
@@ -35,7 +39,7 @@ MEND = (
 def from_flax(
     params: Mapping[str, Any] | Sequence[Any],
     *,
-    activation: Callable[[Any], Any] | None = None,
+    activation: str | Callable[[Any], Any] | None = None,
     input_shape: tuple[int, ...] | None = None,
 ) -> tuple[Any, Any]:
     r"""A cell, and its parameters, from those of a cell of flax.
@@ -49,7 +53,7 @@ def from_flax(
     linen GRUCell                             ir iz in, hr hz hn          ``GRU``
     linen SimpleCell                          i, h                        ``RNN``; give ``activation``
     linen ConvLSTMCell                        ih, hh                      ``ConvLSTM``; give ``input_shape``
-    nnx LSTMCell                              ii if\_ ig io, hi hf hg ho   ``LSTM``
+    nnx LSTMCell                              ii if\_ ig io, hi hf hg ho  ``LSTM``
     nnx OptimizedLSTMCell (kernels (., 4H))   dense_i, dense_h            ``LSTM``
     nnx GRUCell (kernels (., 3H))             dense_i, dense_h            ``GRU`` whose bias_hn is None
     nnx SimpleCell (kernels (., H))           dense_i, dense_h            ``RNN``; give ``activation``
@@ -66,7 +70,7 @@ def from_flax(
     Args:
         params: a mapping of arrays, NumPy's or JAX's: ``variables`` or ``variables["params"]`` of linen,
             ``nnx.to_pure_dict(nnx.state(cell, nnx.Param))`` of nnx; or a list of them, one a layer.
-        activation: of a SimpleCell, flax's default being ``jnp.tanh``.
+        activation: of a SimpleCell: ``"tanh"`` (flax's default), ``"relu"`` or a function.
         input_shape: of a ConvLSTMCell, (*space, C); for a list that of the first layer.
 
     Returns:
@@ -114,7 +118,6 @@ def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> 
     Raises:
         ValueError: flax's cells lack an option of ours (all are listed), or the parameters do not fit.
 
-    >>> import jax
     >>> cell = lstm_jax.LSTM(input_size=3, hidden_size=2)
     >>> theirs = to_flax(cell, cell.init(jax.random.key(0)), api="linen")
     >>> theirs["if"]["kernel"].shape, theirs["hf"]["bias"]
@@ -278,7 +281,8 @@ def _read_linen_rnn(
     w_hh = entries.take(f"{heard}/kernel", (H, H))
     entries.done(MEND)
     params = params_of(lstm_jax.RNNParams, w_ih=w_ih, w_hh=w_hh, bias=bias)
-    activation = asked.take("activation", cell, "jnp.tanh")
+    activation = asked.take("activation", cell, '"tanh"')
+    activation = ACTIVATIONS.get(activation, activation) if isinstance(activation, str) else activation
     return lstm_jax.RNN(D, H, activation=activation, param_dtype=params.w_ih.dtype), params
 
 
