@@ -55,16 +55,19 @@ class Entries:
         return tuple(np.shape(self.left[name])) if name in self.left else ()
 
     def take(self, name: str, shape: tuple[int, ...]) -> Any:
-        """The array of this name; zeros of the shape where it will not do, which is noted."""
+        """The array of this name; zeros of the shape where it will not do, which is noted.
+
+        A size of 0 is one that is not known, because no entry tells it.
+        """
         if name not in self.left:
-            self.faults["missing"].append(f"{name} {shape}")
+            self.faults["missing"].append(f"{name} {_shown(shape)}")
             return np.zeros(shape, np.float32)
         value = self.left.pop(name)
         array = value if isinstance(value, jax.Array) else _as_array(self.owner, name, value)
         if not is_float(array.dtype):
             self.faults["not floats"].append(f"{name} of dtype {array.dtype}")
         if tuple(array.shape) != tuple(shape):
-            self.faults["misshapen"].append(f"{name} {tuple(array.shape)}, expected {tuple(shape)}")
+            self.faults["misshapen"].append(f"{name} {tuple(array.shape)}, expected {_shown(shape)}")
             return np.zeros(shape, np.float32)
         return array
 
@@ -80,6 +83,11 @@ class Entries:
             told.append(f"  unexpected: {', '.join(unexpected)}")
         if told:
             raise ValueError("\n".join([f"{self.owner} got weights that do not fit.", *told, mend]))
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    sizes = ", ".join(str(size) if size else "?" for size in shape)
+    return f"({sizes},)" if len(shape) == 1 else f"({sizes})"
 
 
 def _flat(mapping: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
