@@ -2,7 +2,7 @@
 
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -118,117 +118,74 @@ def test_another_option_is_another_program():
 
 # --- equal hyperparameters ----------------------------------------------------------------------
 
-#: For each class an object and, for every field, another value of it.
-HYPERPARAMETERS = {
-    RNN: (
-        RNN(D, H),
-        {
-            "input_size": 5,
-            "hidden_size": 5,
-            "activation": jax.nn.relu,
-            "use_bias": False,
-            "learn_initial_carry": True,
-            "w_ih_init": jax.nn.initializers.ones,
-            "w_hh_init": jax.nn.initializers.ones,
-            "bias_init": jax.nn.initializers.ones,
-            "param_dtype": "bfloat16",
-            "dtype": "bfloat16",
-        },
-    ),
-    LSTM: (
-        LSTM(D, H),
-        {
-            "input_size": 5,
-            "hidden_size": 5,
-            "use_bias": False,
-            "forget_bias": 0.0,
-            "learn_initial_carry": True,
-            "w_ih_init": jax.nn.initializers.ones,
-            "w_hh_init": jax.nn.initializers.ones,
-            "bias_init": jax.nn.initializers.ones,
-            "param_dtype": "bfloat16",
-            "dtype": "bfloat16",
-        },
-    ),
-    GRU: (
-        GRU(D, H),
-        {
-            "input_size": 5,
-            "hidden_size": 5,
-            "reset_after": False,
-            "use_bias": False,
-            "learn_initial_carry": True,
-            "w_ih_init": jax.nn.initializers.ones,
-            "w_hh_init": jax.nn.initializers.ones,
-            "bias_init": jax.nn.initializers.ones,
-            "param_dtype": "bfloat16",
-            "dtype": "bfloat16",
-        },
-    ),
-    MinGRU: (
-        MinGRU(D, H),
-        {
-            "input_size": 5,
-            "hidden_size": 5,
-            "use_bias": False,
-            "learn_initial_carry": True,
-            "w_ih_init": jax.nn.initializers.ones,
-            "bias_init": jax.nn.initializers.ones,
-            "param_dtype": "bfloat16",
-            "dtype": "bfloat16",
-        },
-    ),
-    MinLSTM: (
-        MinLSTM(D, H),
-        {
-            "input_size": 5,
-            "hidden_size": 5,
-            "use_bias": False,
-            "forget_bias": 0.0,
-            "learn_initial_carry": True,
-            "w_ih_init": jax.nn.initializers.ones,
-            "bias_init": jax.nn.initializers.ones,
-            "param_dtype": "bfloat16",
-            "dtype": "bfloat16",
-        },
-    ),
-    Readout: (
-        Readout(H, 2),
-        {
-            "input_size": 5,
-            "output_size": 5,
-            "activation": jax.nn.softmax,
-            "use_bias": False,
-            "w_init": jax.nn.initializers.ones,
-            "bias_init": jax.nn.initializers.ones,
-            "param_dtype": "bfloat16",
-            "dtype": "bfloat16",
-        },
-    ),
-    Bidirectional: (Bidirectional(LSTM(D, H)), {"cell": GRU(D, H), "merge": "sum"}),
-    Stack: (
+ONES = jax.nn.initializers.ones
+#: Another value of every field that a class of the library has.
+OTHERS = {
+    **{name: 8 for name in ("input_size", "hidden_size", "output_size", "features")},
+    **{name: 2 for name in ("heads", "proj_size")},
+    **{name: 0.5 for name in ("forget_bias", "clip", "cell_clip", "dropout", "inputs", "rate", "noise")},
+    **{name: ONES for name in ("w_init", "w_ih_init", "w_hh_init", "w_gates_init", "bias_init")},
+    **{name: "bfloat16" for name in ("param_dtype", "dtype")},
+    **{
+        name: True
+        for name in ("learn_initial_carry", "learn_tau", "peepholes", "coupled", "residual", "skip")
+    },
+    **{name: False for name in ("use_bias", "reset_after")},
+    "activation": jax.nn.softmax,
+    "ablation": "no_output_gate",
+    "layer_norm": "tfa",
+    "forget_gate": "exp",
+    "input_shape": (5, 5, D),
+    "kernel_size": (2, 2),
+    "strides": (2, 2),
+    "padding": "VALID",
+    "tau": 50.0,
+    "dt": 10.0,
+    "form": "rate",
+    "integration": "exponential",
+    "cell": GRU(D, H),
+    "merge": "sum",
+    "layers": (LSTM(D, H),),
+    "dropout_mask": "sequence",
+    "recurrent": 0.25,
+    "weights": ("w_ih",),
+    "mask": "sequence",
+    "rates": (0.5, 0.25),
+}
+NETWORKS_BY_KIND = {
+    type(network): network
+    for network in (
+        *(kind(D, H) for kind in (RNN, LSTM, GRU, IndRNN, SLSTM, MLSTM, MinGRU, MinLSTM, Readout)),
+        lstm_jax.FullGateLSTM(D, H),
+        lstm_jax.ConvLSTM((6, 6, D), H, (3, 3)),
+        lstm_jax.LeakyRNN(D, H),
+        Bidirectional(LSTM(D, H)),
         Stack((LSTM(H, H),)),
-        {
-            "layers": (LSTM(D, H),),
-            "residual": True,
-            "skip": True,
-            "dropout": 0.5,
-            "dropout_mask": "sequence",
-        },
-    ),
+        lstm_jax.VariationalDropout(LSTM(D, H)),
+        lstm_jax.CandidateDropout(LSTM(D, H), 0.25),
+        lstm_jax.Zoneout(LSTM(D, H), 0.25),
+        lstm_jax.WeightDrop(LSTM(D, H), 0.25),
+    )
 }
 
 
-@pytest.mark.parametrize("kind", HYPERPARAMETERS, ids=lambda kind: kind.__name__)
+def test_every_class_has_a_network():
+    public = [kind for kind in vars(lstm_jax).values() if isinstance(kind, type) and is_dataclass(kind)]
+    assert {kind for kind in public if hasattr(kind, "init")} == set(NETWORKS_BY_KIND)
+
+
+@pytest.mark.parametrize("kind", NETWORKS_BY_KIND, ids=lambda kind: kind.__name__)
 def test_every_field_is_compared(kind):
-    network, others = HYPERPARAMETERS[kind]
-    assert {field.name for field in fields(network)} == set(others)
+    network = NETWORKS_BY_KIND[kind]
     assert all(field.compare for field in fields(network))
     assert replace(network) == network and hash(replace(network)) == hash(network)
-    for name, value in others.items():
-        changed = replace(network, **{name: value})
-        assert changed != network, name
-        assert changed == replace(network, **{name: value}) and hash(changed) == hash(replace(changed)), name
+    for field in fields(network):
+        changes = {field.name: OTHERS[field.name]}
+        if field.name == "learn_tau":
+            changes["integration"] = "exponential"
+        changed = replace(network, **changes)
+        assert changed != replace(network, **changes | {field.name: getattr(network, field.name)}), field.name
+        assert changed == replace(network, **changes) and hash(changed) == hash(replace(changed)), field.name
 
 
 @pytest.mark.parametrize("kind", [RNN, LSTM, GRU, Readout, IndRNN, SLSTM, MLSTM, MinGRU, MinLSTM])

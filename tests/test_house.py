@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import jax
@@ -27,8 +28,11 @@ LAYERS = [
     {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll", "parallel"},
     {"stack", "bidirectional", "explain", "initialization", "penalties"},
     {""},  # lstm_jax itself
+    {"batch_major"},
     {"interop", "nnx", "linen"},
 ]
+#: What these modules need beside jax and numpy; without it they say so when imported.
+EXTRAS = {"lstm_jax.nnx": "flax", "lstm_jax.linen": "flax"}
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for path in PACKAGE.rglob("*.py")
 )
@@ -101,6 +105,22 @@ print(*sorted({name.split(".")[0] for name in sys.modules} - before))
     assert beyond == {"lstm_jax"}
 
 
+@pytest.mark.parametrize(("module", "extra"), EXTRAS.items())
+def test_modules_that_need_an_extra_name_it(module, extra):
+    """Where it is installed too: None in sys.modules is what is not there."""
+    script = f"""
+import sys
+sys.modules[{extra!r}] = None
+try:
+    import {module}
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert f'pip install "lstm_jax[{extra}]"' in done.stdout
+    assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
 def test_importing_the_library_computes_nothing():
     """No device is looked for, so that XLA_FLAGS and jax.config can still be set."""
     script = """
@@ -158,6 +178,8 @@ def test_public_names_are_explained_by_example(name):
 
 def functions_and_classes():
     for info in pkgutil.walk_packages([str(PACKAGE)], "lstm_jax."):
+        if not find_spec(EXTRAS.get(info.name, "jax")):
+            continue
         module = import_module(info.name)
         yield info.name, module
         for name, value in vars(module).items():

@@ -292,6 +292,7 @@ def test_the_forget_gates_bias_is_behind_the_input_gates():
 
 
 @pytest.mark.usefixtures("x64", "quick_compiles")
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["slstm", "slstm_exp", "mlstm", "mlstm_exp"])
 def test_both_modes_to_second_order_agree_with_finite_differences(which):
     given = problem(BY_NAME[which], T=4, batch=(2,))

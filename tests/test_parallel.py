@@ -219,6 +219,7 @@ def test_forward_mode(which):
 
 
 @DOUBLE
+@pytest.mark.slow
 @WHICH
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 def test_both_modes_to_second_order(which, reverse):

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import members
 import numpy as np
 import pytest
+from jax import export
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from members import D, assert_same, gradients, total
 
 import lstm_jax
@@ -17,6 +19,7 @@ from lstm_jax import (
     RNN,
     Bidirectional,
     CandidateDropout,
+    LeakyRNN,
     MinGRU,
     Readout,
     Stack,
@@ -51,6 +54,8 @@ NOISY = {
     "all_the_other_way": WeightDrop(
         VariationalDropout(CandidateDropout(Zoneout(CELL, rates=0.3), 0.5, mask="sequence"), inputs=0.2), 0.5
     ),
+    "leaky": LeakyRNN(D, H, noise=0.5, **WIDE),
+    "zoneout_leaky": Zoneout(LeakyRNN(D, H, noise=0.5, form="rate", **WIDE), rates=0.5),
     "user": Zoneout(members.Leaky("float64"), rates=(0.5, 0.0)),
     "minimal": VariationalDropout(
         WeightDrop(MinGRU(D, H, **WIDE), 0.3, weights=("w_ih",)), inputs=0.3, recurrent=0.3
@@ -58,6 +63,14 @@ NOISY = {
     "readout": VariationalDropout(Readout(D, H, **WIDE), inputs=0.5),
 }
 EVERY = pytest.mark.parametrize("name", NOISY)
+#: Whole programs of all at once every day, those of each for ``make test-slow``.
+DAILY = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name.startswith("all") or name == "minimal" else pytest.mark.slow)
+        for name in NOISY
+    ],
+)
 FUSED = {"zoneout_scan": "scan", "zoneout_projected": "scan", "user": "scan", "readout": "vmap"}
 
 
@@ -112,7 +125,7 @@ def test_what_runs(name):
         assert lstm_jax.explain(cell, params, xs, key=key).implementation == FUSED.get(name, "fused")
 
 
-@EVERY
+@DAILY
 def test_every_implementation_sees_the_same_noise(name):
     """Forward and in reverse, with windows of the memory policy, and handed on from window to window."""
     cell = NOISY[name]
@@ -154,7 +167,9 @@ def test_noise_is_what_the_contract_says_it_is(name):
     cell, start = NOISY[name], 3
     params, xs = drawn(cell)
     carry, stepped = cell.initial_carry((B,), params), []
-    noisy = cell.perturb(params, jax.random.fold_in(KEY, ONCE), carry, xs[0])
+    noisy = params
+    if hasattr(cell, "perturb"):
+        noisy = cell.perturb(params, jax.random.fold_in(KEY, ONCE), carry, xs[0])
     for t in range(T):
         carry, y = cell.step(noisy, carry, xs[t], cell.draw(jax.random.fold_in(KEY, start + t), carry))
         stepped.append(y)
@@ -222,8 +237,46 @@ def test_transforms_pass_through_the_noise():
         given = params._replace(w_hh=params.w_hh * w)
         return total(unroll(cell, given, xs, key=KEY, implementation=implementation))
 
-    for derivative in (jax.jacfwd(f, 1), jax.hessian(f, 1), jax.grad(jax.grad(f, 1), 1)):
+    for derivative in (jax.jacfwd(f, 1), jax.hessian(f, 1)):
         np.testing.assert_allclose(derivative("fused", 1.0), derivative("scan", 1.0), rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(0, 2), (4, 0), (3,), (2, 2, 2)], ids=str)
+def test_batches_and_sequences_of_any_shape(shape):
+    """Also where there is nothing to draw for."""
+    cell = NOISY["all"]
+    params, _ = drawn(cell)
+    xs = np.ones((*shape, D))
+    ys = {how: unroll(cell, params, xs, key=KEY, implementation=how) for how in ("auto", "scan")}
+    assert_same(ys["auto"], ys["scan"])
+    grads = jax.grad(lambda p: total(unroll(cell, p, xs, key=KEY)))(params)
+    assert ys["auto"][1].shape == (*shape, H) and all(map(np.all, map(np.isfinite, jax.tree.leaves(grads))))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+def test_the_noise_does_not_depend_on_where_the_rows_are(kind):
+    """Rows spread over four devices draw what they draw on one."""
+    cell = NOISY["all"]
+    params, _ = drawn(cell)
+    xs = np.random.default_rng(1).normal(size=(T, 8, D))
+    expected = unroll(cell, params, xs, key=KEY)[1]
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "rows")))
+        run = jax.jit(lambda params, xs: unroll(cell, params, xs, key=KEY)[1])
+        found = run(params, spread)
+        jax.jit(jax.grad(lambda params, xs: run(params, xs).sum()))(params, spread)
+    assert found.sharding.spec[:2] == (None, "rows")
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12)
+
+
+def test_noise_of_an_unknown_number_of_steps():
+    cell = NOISY["all"]
+    params, xs = drawn(cell)
+    steps, rows = export.symbolic_shape("T, B")
+    run = jax.jit(lambda xs: unroll(cell, params, xs, key=KEY)[1])
+    program = export.export(run)(jax.ShapeDtypeStruct((steps, rows, D), "float64"))
+    np.testing.assert_allclose(program.call(xs), run(xs), rtol=1e-12)
 
 
 def test_noise_is_drawn_again_rather_than_kept():

@@ -147,7 +147,11 @@ def everything(network, implementation, event):
 
 
 @pytest.mark.usefixtures("x64", "quick_compiles", "cut_small")
-@pytest.mark.parametrize("member", SPLIT, ids=lambda member: member.name)
+@pytest.mark.parametrize(
+    "member",
+    [pytest.param(member, marks=pytest.mark.slow if member.family else ()) for member in SPLIT],
+    ids=lambda member: member.name,
+)
 def test_chunks_and_lanes_change_no_value_and_no_gradient(member):
     network = member.build(param_dtype=jnp.float64)
     cut = everything(network, "auto", member.event)

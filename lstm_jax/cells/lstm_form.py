@@ -145,7 +145,7 @@ def check_step(owner: str, params: Any, form: LSTMForm, carry: Any, x: Any) -> N
     """The arguments of a free function fit each other."""
     common.check_fields(owner, params)
     heads, P, columns = common.blocks_of(params.w_hh)
-    H = P if params.w_hr is None else columns // len(form.gates)
+    H = P if getattr(params, "w_hr", None) is None else columns // len(form.gates)
     sizes = common.first_axis(params.w_ih), H
     common.check_weights(owner, params, len(form.gates), sizes, common.blocks(heads, P))
     wants = {"peepholes": None, "w_hr": None, "norm": form.layer_norm is not None}
