@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
@@ -115,7 +115,7 @@ class Readable:
         return self.constants[name]
 
     def state(self, name: str, node: Any) -> np.ndarray | None:
-        """An initial state of a node; None where it is zero, or the caller's."""
+        """An initial state of a node, of one row or more; None where it is the caller's."""
         value = self.constant(name)
         if value is None:
             nodes, lacking = self.behind([name])
@@ -129,7 +129,7 @@ class Readable:
                     "Cut the model before it, or give it as unroll's carry.",
                 )
             value = self.run([name], self.probes(np.random.default_rng(0)))[0]
-        return value if value.any() else None
+        return value
 
     def probes(self, rng: Any) -> dict[str, np.ndarray]:
         """Random numbers for the inputs of the graph; two steps, two rows, unless the model says more."""
@@ -176,7 +176,6 @@ class _Match:
     fits: bool  # all recurrent nodes are among them
     shown: bool = False  # an output of the model is the output of the last
     failed: Layer | None = None
-    outputs: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def chain(graph: Readable, layers: list[Layer], owner: str) -> tuple[list[Layer], dict[str, bool], bool]:
@@ -250,12 +249,10 @@ def _match(graph: Readable, layers: list[Layer], residual: bool, skip: bool, rev
                 for batch_major in (layer.batch_major,) if layer.direction else (False, True):
                     if found is None and target is not None and _same(target, _turned(read, batch_major)):
                         found = merge, out, batch_major
+            if found is None and at > last:  # a product that is no layer of this network
+                break
             if found is None:
-                return (
-                    _Match(members, at > last, failed=layer)
-                    if at <= last
-                    else _end(graph, members, said, known)
-                )
+                return _Match(members, False, failed=layer)
             members[-1].merge, below, layer.batch_major = found
         members.append(layer)
         said = _says(layer, known, T, B, rng, reverse)

@@ -15,7 +15,7 @@ from lstm_jax.bidirectional import Bidirectional, BidirectionalParams
 from lstm_jax.checks import refuse
 from lstm_jax.interop.onnx_chain import Layer, Readable, chain
 from lstm_jax.interop.onnx_graph import require_onnx
-from lstm_jax.interop.onnx_nodes import Node, cell_of, named
+from lstm_jax.interop.onnx_nodes import USUAL, Node, cell_of, named
 from lstm_jax.stack import Stack
 
 
@@ -70,7 +70,8 @@ def from_onnx(model: Any, *, inputs: Mapping[str, Any] | None = None) -> Importe
     built = [_build(member, reverse) for member in members]
     if len(built) == 1:
         return built[0]._replace(reverse=reverse)
-    network = Stack(tuple(part.network for part in built), **stack)
+    cells = tuple(part.network for part in built)
+    network = Stack(cells, residual=stack["residual"], skip=stack["skip"])
     params = tuple(part.params for part in built)
     return Imported(network, params, _joined(network, params, built), reverse)
 
@@ -130,7 +131,7 @@ def _layer(graph: Readable, node: Any, owner: str) -> Layer:
         refuse(f"{owner} got direction={direction!r}", "forward, reverse or bidirectional", "Mend the model.")
     count = 2 if direction == "bidirectional" else 1
     names = [*node.input, *[""] * (8 - len(node.input))]
-    weights = {}
+    weights: dict[str, Any] = {"P": None}
     wanted = {"W": 1, "R": 2, "B": 3} | ({"P": 7} if node.op_type == "LSTM" else {})
     for key, at in wanted.items():
         value = graph.constant(names[at]) if names[at] else None
@@ -162,7 +163,10 @@ def _layer(graph: Readable, node: Any, owner: str) -> Layer:
     sides = [
         Node(
             node.op_type,
-            *(None if weights.get(key) is None else weights[key][way] for key in ("W", "R", "B", "P")),
+            W=weights["W"][way],
+            R=weights["R"][way],
+            B=None if weights["B"] is None else weights["B"][way],
+            P=None if weights["P"] is None else weights["P"][way],
             initial=None if learned is None else tuple(state[way] for state in learned),
             activations=None if activations is None else activations[way],
             clip=told.get("clip"),
@@ -201,10 +205,8 @@ def _activations(told: dict[str, Any], count: int, op: str, owner: str) -> list[
     if not told.get("activations"):
         return None
     names = [name.decode() for name in told["activations"]]
-    if len(names) % count:
-        refuse(
-            f"{owner} got activations {names}", f"as many for each of {count} directions", "Mend the model."
-        )
+    if len(names) != count * len(USUAL[op]):
+        refuse(f"{owner} got activations {names}", f"{len(USUAL[op])} for each of {count}", "Mend the model.")
     every = named(names, told.get("activation_alpha", []), told.get("activation_beta", []), owner)
     each = len(names) // count
     return [tuple(every[way * each : (way + 1) * each]) for way in range(count)]
@@ -213,18 +215,17 @@ def _activations(told: dict[str, Any], count: int, op: str, owner: str) -> list[
 def _initial(graph: Readable, node: Any, names: list[str], batch_major: bool, owner: str) -> Any:
     """The initial states: learned ones, one (directions, H) a state, or constant ones (directions, B, H)."""
     given = [names[5], names[6]] if node.op_type == "LSTM" else [names[5]]
-    known = [graph.state(name, node) if name else None for name in given]
-    if all(value is None for value in known):
+    known: dict[str, Any] = {name: graph.state(name, node) for name in given if name}
+    if any(value is None for value in known.values()) or not any(np.any(v) for v in known.values()):
         return None
-    like = next(value for value in known if value is not None)
-    each = [np.zeros_like(like) if value is None else value for value in known]
+    like = next(iter(known.values()))
+    each = [known.get(name, np.zeros_like(like)) for name in given]
     each = [np.swapaxes(value, 0, 1) if batch_major else value for value in each]
-    constant = all(not name or graph.constant(name) is not None for name in given)
-    if constant:
+    if all(graph.constant(name) is not None for name in known):
         return None, each
     if any((value != value[:, :1]).any() for value in each):
         refuse(
-            f"{owner} got an initial state of node {node.name or node.output[0]} that is computed from the inputs",
+            f"{owner} got an initial state of {node.name or node.op_type} that is computed from the inputs",
             "a constant, an input of the model, or the same for all rows",
             "Cut the model before it.",
         )
