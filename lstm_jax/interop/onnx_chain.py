@@ -118,17 +118,22 @@ class Readable:
         """An initial state of a node, of one row or more; None where it is the caller's."""
         value = self.constant(name)
         if value is None:
-            nodes, lacking = self.behind([name])
             data = self.behind([node.input[0], *node.input[4:5]])[1]
-            if not lacking <= data:
+            if not self.behind([name])[1] <= data:
                 return None
-            if any(part.op_type in GATES for part in nodes):
+            rng = np.random.default_rng(0)
+            known = self.probes(rng)
+            for layer in self.recurrent():  # of which a state may read the shape
+                y = layer.output[0]
+                shape = self.shape(y) or [2, 1, 2, 2]
+                known |= {y: rng.normal(size=shape).astype(np.float32)} if y else {}
+            if any(part.op_type in GATES for part in self.behind([name], known)[0]):
                 refuse(
                     f"from_onnx got an initial state {name!r} that another recurrent node computes",
                     "a constant, an input of the model, or the same for all rows",
-                    "Cut the model before it, or give it as unroll's carry.",
+                    "Cut the model before it, and give it as unroll's carry.",
                 )
-            value = self.run([name], self.probes(np.random.default_rng(0)))[0]
+            value = self.run([name], known)[0]
         return value
 
     def probes(self, rng: Any) -> dict[str, np.ndarray]:
@@ -285,7 +290,10 @@ def _value(graph: Readable, name: str, known: dict[str, np.ndarray]) -> np.ndarr
     nodes, lacking = graph.behind([name], known)
     if lacking or any(node.op_type in GATES for node in nodes):
         return None
-    return graph.run([name], known)[0]
+    try:
+        return graph.run([name], known)[0]
+    except Exception:  # the reference computes no such operator, or not of shapes that were guessed
+        return None
 
 
 def _says(
