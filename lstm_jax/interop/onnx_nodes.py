@@ -36,6 +36,8 @@ TRANSPARENT = (VariationalDropout, WeightDrop, CandidateDropout)
 class OnnxActivation:
     """An activation of ONNX by its name and its two numbers, for those that have no name in JAX.
 
+    Models keep the numbers in float32, so that this is what they are rounded to.
+
     >>> float(OnnxActivation("Affine", 2.0, 1.0)(jnp.float32(3)))
     7.0
     """
@@ -46,11 +48,18 @@ class OnnxActivation:
 
     def __post_init__(self) -> None:
         check_choice("OnnxActivation", "name", self.name, tuple(FORMULAS))
+        object.__setattr__(self, "alpha", single(self.alpha))
+        object.__setattr__(self, "beta", single(self.beta))
 
     def __call__(self, x: Array) -> Array:
         """The function's value."""
         alpha, beta = (None if a is None else jnp.asarray(a, x.dtype) for a in (self.alpha, self.beta))
         return FORMULAS[self.name](x, alpha, beta)
+
+
+def single(number: float | None) -> float | None:
+    """The shortest number that is the same in float32, which attributes of a model are written in."""
+    return None if number is None else float(str(np.float32(number)))
 
 
 Formula = Callable[[Array, Any, Any], Array]
@@ -294,7 +303,7 @@ def cell_of(node: Node, owner: str = "from_onnx") -> tuple[Any, Any]:
         options["learn_initial_carry"] = True
         initial = tuple(map(array, node.initial))
     if node.op == "LSTM":
-        options |= {"clip": node.clip, "coupled": node.input_forget}
+        options |= {"clip": single(node.clip), "coupled": node.input_forget}
         peepholes = None
         if node.P is not None:
             options["peepholes"] = True
@@ -306,7 +315,7 @@ def cell_of(node: Node, owner: str = "from_onnx") -> tuple[Any, Any]:
         cell = GRU(D, H, reset_after=node.linear_before_reset, **options)
         return cell, GRUParams(w_ih, w_hh, bias, bias_hn, h)
     if node.activations is not None:
-        options["activation"] = activation_of(node.activations[0], owner)
+        options["activation"] = activation_of(node.activations[0])
     return RNN(D, H, **options), RNNParams(w_ih, w_hh, bias, h)
 
 
@@ -329,14 +338,11 @@ def _usual(node: Node, owner: str) -> None:
         )
 
 
-def activation_of(activation: OnnxActivation, owner: str) -> Callable[[Array], Array]:
+def activation_of(activation: OnnxActivation) -> Callable[[Array], Array]:
     """The function of JAX, where there is one, else the activation itself, which can be called."""
 
-    def numbers(a: OnnxActivation) -> tuple[Any, ...]:
-        return a.name, *(None if n is None else np.float32(n) for n in (a.alpha, a.beta))
-
     for known, name in ACTIVATIONS:
-        if numbers(name) == numbers(activation):
+        if name == activation:
             return known
     return activation
 
