@@ -219,10 +219,10 @@ def _tell(graph: Readable, match: _Match, owner: str) -> None:
     assert failed is not None
     known = {layer.y for layer in match.members} | {match.members[0].x}
     nodes, _ = graph.behind([failed.x], known)
-    kinds = sorted({node.op_type for node in nodes}) or ["nothing"]
+    kinds = sorted({node.op_type for node in nodes} - {"Constant"}) or ["nothing"]
     below = match.members[-1]
     refuse(
-        f"{owner} got node {_called(failed)}, which does not read what {_called(below)} below it says "
+        f"{owner} got node {_called(failed)}, which does not read what node {_called(below)} says "
         f"(between them: {', '.join(kinds)})",
         "a chain, where each layer reads the outputs of the one below",
         "Take the nodes one by one, with from_onnx_node.",
