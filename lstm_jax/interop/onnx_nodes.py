@@ -208,11 +208,11 @@ def activation_name(function: Any, owner: str, at: str = "") -> OnnxActivation:
     for known, name in ACTIVATIONS:
         if function is known:
             return name
-    names = sorted({f"{known.__module__}.{known.__name__}" for known, _ in ACTIVATIONS})
+    names = sorted({known.__name__ for known, _ in ACTIVATIONS})
     refuse(
         f"{owner} got activation={function!r}{at}",
-        "a function that ONNX has",
-        f"These are known: {', '.join(names)}; and OnnxActivation(name, alpha, beta).",
+        f"a function of JAX that ONNX has ({', '.join(names)})",
+        "Give one of them, or OnnxActivation(name, alpha, beta).",
     )
 
 
