@@ -157,7 +157,7 @@ def test_numbers_are_those_of_float32():
     assert OnnxActivation("Affine", np.float32(0.1), 1 / 3) == OnnxActivation(
         "Affine", 0.1, np.float32(1 / 3)
     )
-    assert hash(OnnxActivation("Elu", 0.1)) == hash(OnnxActivation("Elu", float(single(0.1))))
+    assert hash(OnnxActivation("Elu", 0.1)) == hash(OnnxActivation("Elu", float(np.float32(0.1))))
 
 
 # --- refusals, before onnx is looked for --------------------------------------------------------
