@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,8 +74,9 @@ def to_onnx(
     Refused is what ONNX's nodes cannot represent: other cells, ``proj_size``, ``layer_norm``,
     ``cell_clip``, ``ablation``, Zoneout, functions that ONNX lacks, parameters other than float32.
 
-    The nodes themselves never see an empty sequence, an empty batch or a row of length 0, for which
-    the specification has no word and runtimes return zeros or end the process; the graph mends them.
+    The nodes themselves never see an empty sequence, an empty batch or a row of length 0. The
+    specification has no word for them; onnxruntime 1.32 returns zeros as the final carry of such rows,
+    and ends the process at some empty batches. The graph puts in a step and a row, and takes them out.
 
     Args:
         network: RNN, LSTM, GRU, in Stack and Bidirectional, with Readout.
@@ -121,22 +121,12 @@ def save_onnx(path: str | os.PathLike[str], network: Any, params: Any, **options
     """
     data = to_onnx(network, params, **options).SerializeToString()
     path = Path(path)
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-        os.chmod(draft, mode)
+        draft.write_bytes(data)
         os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 # --- the plan -----------------------------------------------------------------------------------
