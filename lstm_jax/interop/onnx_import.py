@@ -38,10 +38,14 @@ def from_onnx(model: Any, *, inputs: Mapping[str, Any] | None = None) -> Importe
     :class:`lstm_jax.Bidirectional`; so Transpose, Reshape, Squeeze, Concat and others are allowed,
     however they are arranged. The network is time-major, whatever the model's layout.
 
-    What comes before the first recurrent node (an embedding, say) and after the last layer is the
-    caller's. Of directions whose merge no output of the model shows, the outputs are concatenated.
-    An initial state that the model computes from constants alone and that is the same for all rows is
-    learned; zeros are none; one that is an input of the model is the caller's, too. So are lengths.
+    What comes before the first recurrent node (an embedding, say) and after the last layer (what reads
+    the last step alone, for instance) is the caller's, and so are lengths. Initial states are the
+    caller's where the model takes them as inputs. One that is constant comes as ``carry``; one that the
+    model makes in the batch's size, the same for all rows, comes as a learned one; zeros are none.
+
+    Where two networks are one model, the plainer one comes: of directions whose merge no output of the
+    model shows, the outputs are concatenated; a walk in reverse of both directions whose merge is a
+    sum, mean or product is a walk forward, with the directions in the other order.
 
     Args:
         model: ``onnx.ModelProto``, or the path of a file.

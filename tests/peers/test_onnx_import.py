@@ -323,6 +323,54 @@ def test_constant_initial_states():
     assert not h.any() and np.array_equal(c_0, c[0])
 
 
+def test_constant_initial_states_with_the_batch_first():
+    weights = weights_of("GRU", D, H, dirs=2)
+    h = np.random.default_rng(1).normal(size=(B, 2, H)).astype(np.float32)
+    options = {"hidden_size": H, "layout": 1, "direction": "bidirectional"}
+    node = helper.make_node("GRU", ["X", "W", "R", "", "", "h"], ["Y", "Y_h"], **options)
+    made = model([node], weights | {"h": h}, {"X": (B, "T", D)}, {"Y": (B, "T", 2, H), "Y_h": (B, 2, H)})
+    found = from_onnx(made)
+    np.testing.assert_array_equal(np.stack(found.carry, axis=1), h)
+    xs = np.random.default_rng(3).normal(size=(T, B, D)).astype(np.float32)
+    theirs = onnx.reference.ReferenceEvaluator(made).run(None, {"X": xs.swapaxes(0, 1)})
+    (h_T,), ys = walked(found, xs)
+    np.testing.assert_allclose(ys, theirs[0].transpose(1, 2, 0, 3), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(h_T, theirs[1].swapaxes(0, 1), rtol=1e-5, atol=1e-6)
+
+
+def test_what_comes_before_the_first_node_is_the_callers():
+    """An embedding; the initial state is made in the batch's size, of zeros."""
+    weights = weights_of("RNN", D, H) | {"table": np.ones((7, D))}
+    zero = numpy_helper.from_array(np.zeros(1, np.float32))
+    parts = [
+        helper.make_node("Cast", ["lengths"], ["ids"], to=onnx.TensorProto.INT64),
+        helper.make_node("Gather", ["table", "ids"], ["rows"]),
+        helper.make_node("Constant", [], ["zeroth"], value=numpy_helper.from_array(np.array([0]))),
+        helper.make_node("Unsqueeze", ["rows", "zeroth"], ["X"]),
+        helper.make_node("Shape", ["ids"], ["count"]),
+        helper.make_node("Constant", [], ["ends"], value=numpy_helper.from_array(np.array([1, H], np.int64))),
+        helper.make_node("Split", ["ends"], ["one", "H"]),
+        helper.make_node("Concat", ["one", "count", "H"], ["shape"], axis=0),
+        helper.make_node("ConstantOfShape", ["shape"], ["h"], value=zero),
+        helper.make_node("RNN", ["X", "W", "R", "", "", "h"], ["Y"], hidden_size=H),
+    ]
+    made = model(parts, weights, {"lengths": ("B",)}, {"Y": (1, 1, "B", H)})
+    found = from_onnx(made)
+    assert (found.network, found.carry) == (RNN(D, H, use_bias=False), None)
+
+
+def test_initial_states_that_are_computed_from_the_inputs():
+    weights = weights_of("RNN", D, H) | {"V": np.ones((D, H))}
+    parts = [
+        helper.make_node("ReduceMax", ["X"], ["most"], axes=[0], keepdims=1),
+        helper.make_node("MatMul", ["most", "V"], ["h"]),
+        helper.make_node("RNN", ["X", "W", "R", "", "", "h"], ["Y"], hidden_size=H),
+    ]
+    made = model(parts, weights, {"X": ("T", "B", D)}, {"Y": ("T", 1, "B", H)})
+    with pytest.raises(ValueError, match=r"initial state.*computed from the inputs"):
+        from_onnx(made)
+
+
 def test_what_comes_after_the_last_layer_is_the_callers():
     """Here the last step alone is read."""
     weights = weights_of("GRU", D, H) | {"V": np.ones((H, 2))}
