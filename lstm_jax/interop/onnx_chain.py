@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -244,7 +244,7 @@ def _match(graph: Readable, layers: list[Layer], residual: bool, skip: bool, rev
     members: list[Layer] = []
     said: list[tuple[str, np.ndarray]] = []  # what the last layer may say, by its merge
     last = max(at for at, layer in enumerate(layers) if layer.direction)
-    for at, layer in enumerate(layers):
+    for at, layer in enumerate(map(replace, layers)):  # copies, for the next try finds other merges
         below: np.ndarray | None = None
         if at > 0:
             target = _value(graph, layer.x, known)

@@ -103,6 +103,9 @@ NETWORKS = {
     "both_product": Bidirectional(GRU(D, H, learn_initial_carry=True), merge="product"),
     "stack": Stack((LSTM(D, H), GRU(H, H), RNN(H, H, use_bias=False))),
     "residual": Stack((LSTM(D, H), GRU(H, H), RNN(H, H)), residual=True),
+    "both_merged": Stack(
+        (Bidirectional(LSTM(D, H), merge="product"), Bidirectional(GRU(H, H), merge="mean"))
+    ),
     "skip": Stack((LSTM(D, H), GRU(H + D, H), RNN(H + D, H)), skip=True),
     "all": Stack(
         (
