@@ -266,3 +266,18 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         save_onnx(path, cell, params)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("name", ["lstm", "skip", "readout"])
+def test_no_layer_reads_what_is_invalid(name):
+    """Not all runtimes need look away from it as onnxruntime does."""
+    network = NETWORKS[name]
+    blank, layers = set(), 0
+    for node in to_onnx(network, drawn(network), lengths=True).graph.node:
+        if node.op_type in ("RNN", "LSTM", "GRU", "MatMul"):
+            assert node.input[0] in blank
+            layers += 1
+        where = node.op_type == "Where" and node.input[0] == "valid"
+        if where or (node.op_type == "Concat" and set(node.input) <= blank):
+            blank |= set(node.output)
+    assert layers > 0
