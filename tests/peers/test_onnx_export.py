@@ -281,3 +281,18 @@ def test_no_layer_reads_what_is_invalid(name):
         if where or (node.op_type == "Concat" and set(node.input) <= blank):
             blank |= set(node.output)
     assert layers > 0
+
+
+@pytest.mark.parametrize(("steps", "rows"), [(T, B), (0, 2), (3, 0)])
+def test_nodes_see_one_step_and_one_row_at_least(steps, rows):
+    """Nor a row of length 0; what they would say to that is not specified."""
+    cell = CELLS["gru"]
+    model = to_onnx(cell, drawn(cell), lengths=True)
+    (node,) = (node for node in model.graph.node if node.op_type == "GRU")
+    inside = {node.input[0]: onnx.TensorProto.FLOAT, node.input[4]: onnx.TensorProto.INT32}
+    model.graph.output.extend(onnx.helper.make_tensor_value_info(n, t, None) for n, t in inside.items())
+    run = runtime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    feeds = {"xs": np.ones((steps, rows, D), np.float32), "lengths": np.zeros(rows, np.int32)}
+    x, lengths = run.run(list(inside), feeds)
+    assert x.shape == (max(steps, 1), max(rows, 1), D)
+    assert lengths.tolist() == [1] * max(rows, 1)
