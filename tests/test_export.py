@@ -132,21 +132,25 @@ def test_a_square_root_of_an_unknown_length_is_refused_with_its_remedy():
 
 
 def test_another_process_runs_the_program_without_this_library(tmp_path):
+    """One file, two sizes; the process knows of arrays alone."""
     network = NETWORKS["stack"]
     (tmp_path / "program").write_bytes(exported(network, {"reverse": True, "checkpoint": 8}))
-    params, xs, lengths = problem(network, 11, 3)
-    arrays = [*jax.tree.leaves(params), xs, lengths]
-    np.savez(tmp_path / "in.npz", *map(np.asarray, arrays))
+    problems = [problem(network, *size) for size in SIZES]
+    for index, (params, xs, lengths) in enumerate(problems):
+        np.savez(tmp_path / f"in_{index}.npz", *map(np.asarray, [*jax.tree.leaves(params), xs, lengths]))
     script = """
 import sys
 import numpy as np
 from jax import export, tree
 with open("program", "rb") as file:
     program = export.deserialize(bytearray(file.read()))
-*params, xs, lengths = np.load("in.npz").values()
-np.savez("out.npz", *tree.leaves(program.call(tuple(params), xs, lengths)))
+for index in range(2):
+    *params, xs, lengths = np.load(f"in_{index}.npz").values()
+    np.savez(f"out_{index}.npz", *tree.leaves(program.call(tuple(params), xs, lengths)))
 assert "lstm_jax" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
-    expected = unrolled(network, {"reverse": True, "checkpoint": 8})(params, xs, lengths)
-    assert_close(list(np.load(tmp_path / "out.npz").values()), jax.tree.leaves(expected))
+    for index, (params, xs, lengths) in enumerate(problems):
+        expected = unrolled(network, {"reverse": True, "checkpoint": 8})(params, xs, lengths)
+        ours = list(np.load(tmp_path / f"out_{index}.npz").values())
+        assert_close(ours, jax.tree.leaves(expected))
