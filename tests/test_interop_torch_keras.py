@@ -8,6 +8,7 @@ import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
 import pytest
 import safetensors
@@ -137,7 +138,7 @@ def test_to_torch_and_back_to_the_bit(network, seed):
         ConvLSTM((6, 5, 2), 3, (2, 3), strides=(2, 1), padding="VALID"),
         Stack((ConvLSTM((6, 2), 3, (2,)), ConvLSTM((6, 3), 1, (3,)))),
     ],
-    ids=str,
+    ids=members.brief,
 )
 def test_to_keras_and_back_to_the_bit(network):
     params = drawn(network)
