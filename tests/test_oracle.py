@@ -11,18 +11,29 @@ from members import BY_NAME, assert_same, problem
 
 import lstm_jax
 
-DIRECTIONS = pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 #: Each member under "auto"; and under the plain scan, where "auto" would not take it anyway.
-WAYS = pytest.mark.parametrize(
-    "member, implementation",
-    [(member, "auto") for member in members.MEMBERS]
-    + [
-        (member, "scan")
-        for member in members.MEMBERS
-        if member.implementation != "scan" and not member.variant
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
+ROWS = [(member, "auto") for member in members.MEMBERS]
+ROWS += [
+    (member, "scan") for member in members.MEMBERS if member.implementation != "scan" and not member.variant
+]
+
+
+def _name(value):
+    if isinstance(value, bool):
+        return "reverse" if value else "forward"
+    return getattr(value, "name", value)
+
+
+def both_directions(turn):
+    """Forward and in reverse; of family and variants one of the two, in turn, is for ``make test-slow``."""
+    rows = []
+    for index, (member, implementation) in enumerate(ROWS):
+        for reverse in (False, True):
+            rarely = (member.family or member.variant) and reverse == ((index + turn) % 2 == 0)
+            rows.append(
+                pytest.param(member, implementation, reverse, marks=pytest.mark.slow if rarely else ())
+            )
+    return pytest.mark.parametrize("member, implementation, reverse", rows, ids=_name)
 
 
 def as_float64(tree):
@@ -60,15 +71,13 @@ def finite(given, **flags):
 
 
 @pytest.mark.usefixtures("x64")
-@WAYS
-@DIRECTIONS
+@both_directions(0)
 def test_plain_sequences(member, implementation, reverse):
     check(member, finite(problem(member)), carry=False, reverse=reverse, implementation=implementation)
 
 
 @pytest.mark.usefixtures("x64")
-@WAYS
-@DIRECTIONS
+@both_directions(1)
 def test_lengths_mask_and_resets(member, implementation, reverse):
     """One compiled program for all: what is not said is said to be nothing special."""
     given = problem(member)

@@ -67,7 +67,7 @@ EVERY = pytest.mark.parametrize("name", NOISY)
 DAILY = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name.startswith("all") or name == "minimal" else pytest.mark.slow)
+        pytest.param(name, marks=() if name.startswith(("all", "minimal", "leaky")) else pytest.mark.slow)
         for name in NOISY
     ],
 )
@@ -161,7 +161,7 @@ def test_in_reverse_too(name):
     assert_same(run(options=(("reverse", True), ("checkpoint", 4))), expected)
 
 
-@EVERY
+@DAILY
 def test_noise_is_what_the_contract_says_it_is(name):
     """By hand: ``perturb`` once, ``draw`` at each absolute step, and a Python loop over ``step``."""
     cell, start = NOISY[name], 3
@@ -176,7 +176,7 @@ def test_noise_is_what_the_contract_says_it_is(name):
     assert_same(unroll(cell, params, xs, key=KEY, start=start), (carry, jnp.stack(stepped)))
 
 
-@EVERY
+@DAILY
 def test_no_key_no_noise(name):
     """Evaluation is that of the cell inside, but for Zoneout, which then is its own expectation."""
     cell = NOISY[name]

@@ -11,6 +11,7 @@ from lstm_jax import GRU, LSTM, fused, loop, schedule
 from lstm_jax.cells import common
 
 T, B = 7, 6
+DAILY = ("lstm", "gru", "peephole", "stack_bidirectional")
 SPLIT = [m for m in MEMBERS if "fused" in m.implementation and not m.variant]
 
 
@@ -149,7 +150,7 @@ def everything(network, implementation, event):
 @pytest.mark.usefixtures("x64", "quick_compiles", "cut_small")
 @pytest.mark.parametrize(
     "member",
-    [pytest.param(member, marks=pytest.mark.slow if member.family else ()) for member in SPLIT],
+    [pytest.param(member, marks=() if member.name in DAILY else pytest.mark.slow) for member in SPLIT],
     ids=lambda member: member.name,
 )
 def test_chunks_and_lanes_change_no_value_and_no_gradient(member):
@@ -161,7 +162,7 @@ def test_chunks_and_lanes_change_no_value_and_no_gradient(member):
 
 
 @pytest.mark.usefixtures("x64", "quick_compiles", "cut_small")
-@pytest.mark.parametrize("checkpoint", [None, 4])
+@pytest.mark.parametrize("checkpoint", [None, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_cut_walk_keeps_second_order_and_both_modes(checkpoint):
     cell = GRU(D, 2, param_dtype=jnp.float64)
     params = cell.init(jax.random.key(0))

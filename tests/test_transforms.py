@@ -82,7 +82,13 @@ def row(tree, index):
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow if name == "bidirectional_scan" else ()) for name in NETWORKS],
+    [
+        pytest.param(
+            name,
+            marks=pytest.mark.slow if name in ("bidirectional_scan", "stack", "gru_reset_before") else (),
+        )
+        for name in NETWORKS
+    ],
 )
 def test_both_modes_to_second_order_agree_with_finite_differences(name):
     network = NETWORKS[name]
@@ -107,7 +113,7 @@ def test_windows_of_a_checkpoint_agree_with_finite_differences(implementation):
     check_grads(run, args, order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5, eps=1e-5)
 
 
-@pytest.mark.parametrize("name", ["stack", "gru_reset_before"])
+@pytest.mark.parametrize("name", [pytest.param("stack", marks=pytest.mark.slow), "gru_reset_before"])
 def test_windows_of_a_checkpoint_keep_both_modes_and_second_order(name):
     network = NETWORKS[name]
     args = problem(network)
