@@ -52,6 +52,7 @@ def quick(tmp_path_factory):
     return path, json.loads(path.read_text()), "\n".join(printed)
 
 
+@pytest.mark.slow
 def test_every_case_has_every_contestant_and_every_round(quick):
     _, tree, _ = quick
     assert [(m["case"], m["mode"]) for m in tree["cases"]] == [
@@ -74,6 +75,7 @@ def test_every_case_has_every_contestant_and_every_round(quick):
         assert m["rows"]["plain scan"]["ratio"] == m["rows"]["plain scan"]["median_s"] / first["median_s"]
 
 
+@pytest.mark.slow
 def test_curves_grow_one_size_and_memory_compares_policies(quick):
     _, tree, _ = quick
     for letter, curve in tree["curves"].items():
@@ -91,6 +93,7 @@ def test_curves_grow_one_size_and_memory_compares_policies(quick):
     assert all((row["call_s"] is None) == (row["checkpoint"] is None) for row in tree["long"])
 
 
+@pytest.mark.slow
 def test_what_is_written_says_where_and_with_what(quick):
     path, tree, printed = quick
     about = tree["about"]
@@ -109,6 +112,7 @@ def test_what_is_written_says_where_and_with_what(quick):
     assert tree["matmul_rates"]["jax"] > 0 and "torch" not in tree["matmul_rates"]
 
 
+@pytest.mark.slow
 def test_a_report_is_read_back_and_drawn_again(quick, tmp_path):
     path, tree, _ = quick
     again = report.Report.from_json(tree)

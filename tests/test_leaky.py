@@ -15,6 +15,8 @@ import lstm_jax
 from lstm_jax import RNN, LeakyRNN, LeakyRNNParams, RNNParams, Stack, leaky_rnn_step
 from lstm_jax.cells.readout import identity
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 KEY = jax.random.key(0)
 FORMS = pytest.mark.parametrize("form", ["current", "rate"])
 

@@ -129,7 +129,7 @@ def test_slstm_learns_h_0_alone():
 EXTREMES = [(i, f) for i in (-100.0, 0.0, 100.0) for f in (-100.0, 0.0, 100.0)]
 
 
-@pytest.mark.parametrize("implementation", ["auto", "scan"])
+@pytest.mark.parametrize("implementation", ["auto", pytest.param("scan", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
 def test_slstm_survives_large_preactivations(forget_gate, compute, implementation):
@@ -224,7 +224,7 @@ def test_heads_of_a_matrix_memory_are_cells_of_one_head():
         assert_same((parts, ys[..., units]), expected)
 
 
-@pytest.mark.parametrize("implementation", ["auto", "scan"])
+@pytest.mark.parametrize("implementation", ["auto", pytest.param("scan", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
 @pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
 def test_mlstm_survives_large_gates(forget_gate, compute, implementation):

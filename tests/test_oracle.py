@@ -11,6 +11,8 @@ from members import BY_NAME, assert_same, problem
 
 import lstm_jax
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 #: Each member under "auto"; and under the plain scan, where "auto" would not take it anyway.
 ROWS = [(member, "auto") for member in members.MEMBERS]
 ROWS += [

@@ -339,6 +339,7 @@ def walked(log_a, b):
     return parallel_walk(Given(), (), None, zero, (log_a, b), flags, reverse=False, carries=False).ys
 
 
+@pytest.mark.slow
 def test_gates_that_are_nearly_open_keep_their_digits():
     """a = exp(-6e-7) is about ten of float32's steps below 1: products of it would be off by 2e-4."""
     steps, log_a = 20_000, np.float32(-6e-7)
