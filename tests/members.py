@@ -69,7 +69,7 @@ def _both_ways_stack(**dtypes):
 
 
 MEMBERS = (
-    Member("rnn", partial(RNN, D, H), ORACLE_RNN),
+    Member("rnn", partial(RNN, D, H), ORACLE_RNN, family=True),
     Member(
         "rnn_relu",
         partial(RNN, D, H, activation=jax.nn.relu),
@@ -78,7 +78,7 @@ MEMBERS = (
     ),
     Member("lstm", partial(LSTM, D, H), ORACLE_LSTM),
     Member("lstm_no_bias", partial(LSTM, D, H, use_bias=False), ORACLE_LSTM, variant=True),
-    Member("lstm_learned", partial(LSTM, D, H, learn_initial_carry=True), ORACLE_LEARNED),
+    Member("lstm_learned", partial(LSTM, D, H, learn_initial_carry=True), ORACLE_LEARNED, family=True),
     Member("gru", partial(GRU, D, H), ORACLE_GRU),
     Member("gru_no_bias", partial(GRU, D, H, use_bias=False), ORACLE_GRU, variant=True),
     Member(
@@ -104,7 +104,7 @@ MEMBERS = (
         "scan",
         variant=True,
     ),
-    Member("stack", _stack, oracle.Stack((ORACLE_LSTM, ORACLE_GRU))),
+    Member("stack", _stack, oracle.Stack((ORACLE_LSTM, ORACLE_GRU)), family=True),
     Member(
         "stack_residual_skip",
         _stack_residual_skip,

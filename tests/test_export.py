@@ -107,6 +107,7 @@ def test_masks_and_resets_of_unknown_length():
         assert_close(program.call(xs, mask, resets), run(xs, mask, resets))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options"),
     [("lstm", {"checkpoint": 8}), ("gru", {}), ("bidirectional", {"reverse": True})],

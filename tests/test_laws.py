@@ -654,6 +654,7 @@ def test_a_step_has_no_noise():
     assert np.all(y == 1)
 
 
+@pytest.mark.slow
 @MASKS
 def test_all_ways_see_the_same_noise(dropout_mask):
     """Values and gradients; a checkpointed backward pass draws what the forward drew; windows too."""

@@ -97,6 +97,7 @@ def test_after_tau_the_response_has_come_by_all_but_one_eth(form):
 # --- time constants -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64", "quick_compiles")
 @FORMS
 def test_learned_time_constants_begin_at_tau_and_learn(form):

@@ -224,6 +224,7 @@ def test_networks_of_noisy_cells():
     np.testing.assert_allclose(carries[0], carries[1][::-1])
 
 
+@pytest.mark.slow
 def test_transforms_pass_through_the_noise():
     """An ensemble over keys; forward mode; second derivatives."""
     cell = NOISY["all"]
