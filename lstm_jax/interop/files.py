@@ -99,6 +99,11 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     suffix = _suffix("save", path)
     named = {str(name): _numbers(name, array) for name, array in arrays.items()}
     data = _npz(named) if suffix == ".npz" else _safetensors("save").numpy.save(named)
+    write_whole(path, data)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """The whole file or none of it: written beside its place, and then renamed."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(temporary, "xb") as file:

@@ -6,14 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 import lstm_jax
 from lstm_jax.checks import check_choice, check_tuple, refuse
 from lstm_jax.interop.convolutions import conv_lstm, two_convolutions
 from lstm_jax.interop.entries import Entries
 from lstm_jax.interop.layouts import apart, each, params_of, refuse_shapes, size_of, together, zeros
+from lstm_jax.interop.networks import ACTIVATIONS
 from lstm_jax.interop.representable import fields_of, refuse_kind, refuse_options
 
 KINDS = ("LSTM", "GRU", "RNN", "ConvLSTM", "Stack", "Bidirectional")
@@ -28,7 +26,6 @@ NAMES: dict[str, tuple[str, ...]] = {
     "nnx.LSTMCell": ("ii", "if_", "ig", "io", "hi", "hf", "hg", "ho"),
     "nnx.OptimizedLSTMCell, GRUCell or SimpleCell": ("dense_i", "dense_h"),
 }
-ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 DIRECTIONS = ("forward_rnn", "backward_rnn")
 MEND = (
     'Give the parameters of one cell, variables["params"] of linen or '

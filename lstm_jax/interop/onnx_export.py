@@ -11,6 +11,7 @@ import numpy as np
 from lstm_jax.bidirectional import Bidirectional
 from lstm_jax.cells.readout import Readout
 from lstm_jax.checks import check_tuple, refuse
+from lstm_jax.interop.files import write_whole
 from lstm_jax.interop.onnx_graph import Final, Graph, Value, require_onnx
 from lstm_jax.interop.onnx_nodes import READOUTS, TRANSPARENT, Node, OnnxActivation, node_of
 from lstm_jax.stack import Stack
@@ -119,14 +120,7 @@ def save_onnx(path: str | os.PathLike[str], network: Any, params: Any, **options
         ValueError: ONNX cannot represent the network.
         ImportError: onnx is not installed (extra ``onnx``).
     """
-    data = to_onnx(network, params, **options).SerializeToString()
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        draft.write_bytes(data)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(Path(path), to_onnx(network, params, **options).SerializeToString())
 
 
 # --- the plan -----------------------------------------------------------------------------------
