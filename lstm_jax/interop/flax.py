@@ -115,6 +115,7 @@ def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> 
     Raises:
         ValueError: flax's cells lack an option of ours (all are listed), or the parameters do not fit.
 
+    >>> import jax
     >>> cell = lstm_jax.LSTM(input_size=3, hidden_size=2)
     >>> theirs = to_flax(cell, cell.init(jax.random.key(0)), api="linen")
     >>> theirs["if"]["kernel"].shape, theirs["hf"]["bias"]
