@@ -67,7 +67,7 @@ EVERY = pytest.mark.parametrize("name", NOISY)
 DAILY = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name.startswith(("all", "minimal", "leaky")) else pytest.mark.slow)
+        pytest.param(name, marks=() if name.startswith(("all", "minimal")) else pytest.mark.slow)
         for name in NOISY
     ],
 )

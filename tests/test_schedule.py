@@ -9,6 +9,7 @@ from members import MEMBERS, D
 import lstm_jax
 from lstm_jax import GRU, LSTM, fused, loop, schedule
 from lstm_jax.cells import common
+from lstm_jax.unroll import _jitted
 
 T, B = 7, 6
 DAILY = ("lstm", "gru")
@@ -21,9 +22,9 @@ def alone(monkeypatch):
     monkeypatch.setattr(schedule, "alone", lambda: True)
     monkeypatch.setattr(common, "alone", lambda: True)
     monkeypatch.setattr(loop, "alone", lambda: True)
-    jax.clear_caches()
+    _jitted.clear_cache()
     yield
-    jax.clear_caches()
+    _jitted.clear_cache()
 
 
 @pytest.fixture
