@@ -62,6 +62,11 @@ def _as_type_of(cell: Cell, a: Array, like: jax.ShapeDtypeStruct, given: bool) -
     return a
 
 
+def is_spread(aval: Any) -> bool:
+    """Whether a type says that an array differs between devices, or how it lies on an explicit mesh."""
+    return bool(_varying(aval)) or _explicit(aval)
+
+
 def _varying(aval: Any) -> frozenset[Any]:
     kind = getattr(aval, "manual_axis_type", None)
     return frozenset() if kind is None else frozenset(kind.varying)
