@@ -56,7 +56,7 @@ def interpret(platform: str) -> AbstractContextManager[None]:
     return _interpreted(platform)
 
 
-def engine() -> Engine | str:
+def engine_here() -> Engine | str:
     """The engine for the device that JAX computes on, or why there is none."""
     told = _interpreted.value
     if told == "reference":
@@ -74,7 +74,7 @@ def engine() -> Engine | str:
 
 def engine_name() -> str:
     """For ``explain``."""
-    found = engine()
+    found = engine_here()
     return found if isinstance(found, str) else found.name
 
 
@@ -103,7 +103,7 @@ def pallas_obstacle(
         return f"the carry (h, c) has dtypes {', '.join(dtypes)}, where a kernel has {', '.join(wanted)}"
     if is_spread(u):
         return "the batch is spread over devices (shard_map, or an explicit mesh), which was not tried"
-    found = engine()
+    found = engine_here()
     if isinstance(found, str):
         return found
     T, *batch, _ = sizes
@@ -127,7 +127,7 @@ def pallas_walk(
     carries: bool,
 ) -> Walked:
     """:func:`lstm_jax.loop.walk` of an LSTM by a kernel; nothing restarts, and ``key`` is of no use to it."""
-    found = engine()
+    found = engine_here()
     assert isinstance(found, Engine), found  # pallas_obstacle has been asked
     valid = flags.valid
     if reverse:  # of what a step has, the inputs are the least
