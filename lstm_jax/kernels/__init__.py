@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.carries import is_spread
+from lstm_jax.carries import is_explicit
 from lstm_jax.cells.lstm import LSTM
 from lstm_jax.cells.lstm_form import LSTMForm
 from lstm_jax.checks import check_choice
@@ -101,8 +101,8 @@ def pallas_obstacle(
     wanted = [str(u.dtype), str(state_dtype(u.dtype))]
     if dtypes != wanted:
         return f"the carry (h, c) has dtypes {', '.join(dtypes)}, where a kernel has {', '.join(wanted)}"
-    if is_spread(u):
-        return "the batch is spread over devices (shard_map, or an explicit mesh), which was not tried"
+    if is_explicit(u):
+        return "no kernel takes what lies on an explicit mesh (inside shard_map, each device runs its own)"
     found = engine_here()
     if isinstance(found, str):
         return found

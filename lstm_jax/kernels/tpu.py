@@ -24,7 +24,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from lstm_jax.cells.common import sigmoid
 from lstm_jax.cells.lstm import LSTMGates, pointwise_tangent
-from lstm_jax.kernels.engine import Engine, Inputs, Saved, States, Tangents, Walk, four
+from lstm_jax.kernels.engine import Engine, Inputs, Saved, States, Tangents, Walk, four, type_like
 from lstm_jax.notation import DType
 from lstm_jax.schedule import MiB
 
@@ -121,7 +121,7 @@ def forward(inputs: Inputs, save: bool, *, interpret: Any = False) -> Walk:
         step(ins.u), _whole(ins.w_hh), _whole(ins.bias), row(ins.h0), row(ins.c0), step(ins.valid)
     )
     wide = ins.h0.shape[-1]
-    like = jax.ShapeDtypeStruct
+    like = partial(type_like, inputs.c0)
     outs = Walk(
         like((T, B, wide), inputs.u.dtype),
         like((T, B, wide), STATE),
@@ -129,9 +129,7 @@ def forward(inputs: Inputs, save: bool, *, interpret: Any = False) -> Walk:
     )
     states = [pltpu.VMEM((cut.rows, wide), dtype) for dtype in (inputs.u.dtype, STATE)]
     kernel = partial(_forward_kernel, T, cut.chunk)
-    walked = _call(
-        kernel, cut, (T, B), (ins, in_specs), (outs, jax.tree.map(step, outs)), states, interpret
-    )
+    walked = _call(kernel, cut, (T, B), (ins, in_specs), (outs, jax.tree.map(step, outs)), states, interpret)
     gates = None if walked.gates is None else _narrow(walked.gates, H, 4)
     return Walk(_narrow(walked.hs, H), _narrow(walked.cs, H), gates)
 
@@ -195,7 +193,7 @@ def backward(saved: Saved, wanted: States, *, interpret: Any = False) -> Tangent
         before,
         States(*map(step, ins.wanted)),
     )
-    like = jax.ShapeDtypeStruct
+    like = partial(type_like, saved.cs)
     outs = Tangents(like((T, B, 4 * wide), compute), like((B, wide), compute), like((B, wide), STATE))
     out_specs = Tangents(step(outs.zs), row(outs.h0), row(outs.c0))
     states = [pltpu.VMEM((cut.rows, wide), STATE)] * 2
@@ -323,7 +321,8 @@ def _narrow(a: Any, size: int, parts: int = 1) -> Any:
 
 
 ENGINE = Engine("TPU kernel", obstacle, forward, backward)
-_how = pltpu.InterpretParams(uninitialized_memory="nan")
+#: By the interpreter that is a program of XLA's: unlike Pallas' simulator of a TPU, it has no side effects,
+#: which derivatives, vmap and remat would stumble over.
 INTERPRETED = Engine(
-    "TPU kernel, interpreted", obstacle, partial(forward, interpret=_how), partial(backward, interpret=_how)
+    "TPU kernel, interpreted", obstacle, partial(forward, interpret=True), partial(backward, interpret=True)
 )
