@@ -232,7 +232,10 @@ class Watched:
 
     def __init__(self):
         self.calls = []
-        self.engine = engines.Engine("watched", lambda *sizes: None, self.forward, self.backward)
+        self.engine = engines.Engine("watched", self.obstacle, self.forward, self.backward)
+
+    def obstacle(self, T, B, H, dtype):
+        return "too many rows" if B > 50 else None
 
     def forward(self, inputs, save):
         self.calls.append(("forward", inputs.u.shape, save))
@@ -273,6 +276,10 @@ def test_what_is_mapped_becomes_rows_of_the_kernel(watched):
     ensemble = jax.eval_shape(jax.vmap(cell.init), jax.random.split(jax.random.key(0), 2))
     jax.jit(jax.vmap(partial(unrolled, "pallas", cell), (0, None))).lower(ensemble, xs)
     assert watched == []  # a kernel has one W: this is plain JAX
+    jax.jit(jax.vmap(partial(unrolled, "pallas", cell), (None, 1))).lower(params, jnp.ones((5, 9, 6, D)))
+    assert watched == []  # and so are more rows than the engine takes
+    with pytest.raises(ValueError, match="too many rows"):
+        unrolled("pallas", cell, params, jnp.ones((5, 54, D)))
 
 
 def test_the_weights_gradient_is_one_product_after_the_loop():
@@ -419,6 +426,26 @@ def test_tpu_kernels_lower_without_a_device(dtype, masked):
         with jax.sharding.use_abstract_mesh(device):
             program = jax.jit(f).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
         assert program.count("tpu_custom_call") == 1
+
+
+#: What the user asks for, and the precision of products of float32; of bfloat16, Mosaic takes no other than
+#: the default, and it knows no "high".
+PRECISIONS = {"bfloat16": "DEFAULT", "high": "HIGHEST", "highest": "HIGHEST"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("asked", PRECISIONS)
+def test_tpu_kernels_lower_in_any_precision(asked, dtype):
+    inputs = jax.eval_shape(lambda: drawn(4, 8, 128, dtype, masked=False, biased=True))[0]
+    with jax.default_matmul_precision(asked):
+        traced = jax.jit(partial(tpu.forward, save=False)).trace(inputs)
+        assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    (kernel,) = (
+        eqn.params["jaxpr"] for eqn in equations(traced.jaxpr.jaxpr) if eqn.primitive.name == "pallas_call"
+    )
+    found = [eqn.params["precision"] for eqn in equations(kernel) if eqn.primitive.name == "dot_general"]
+    expected = jax.lax.Precision["DEFAULT" if dtype == "bfloat16" else PRECISIONS[asked]]
+    assert found == [(expected, expected)]
 
 
 @pytest.mark.usefixtures("x64")

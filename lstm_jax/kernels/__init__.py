@@ -3,6 +3,9 @@
 An engine (:mod:`lstm_jax.kernels.engine`) is a pair of kernels for one kind of device;
 :mod:`lstm_jax.kernels.recurrence` gives any of them every transform. What is here chooses one, says
 why none can be taken, and walks a cell with it.
+
+XLA cannot spread a kernel over devices by itself. Data parallelism is written with ``jax.shard_map``,
+inside which each device runs a kernel on its own rows.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ one's inputs are copied in and the last one's outputs out. The backward walk tak
 last to the first. Units are filled up to whole lanes of 128 with units whose weights are 0, and which
 stay 0; rows and steps behind the last one are neither read by others nor written.
 
-Products are those of ``jax.lax.dot_general`` on the device: ``jax_default_matmul_precision`` holds for
-them, too.
+``jax_default_matmul_precision`` holds for the products, too; ``"high"``, which Mosaic does not know, is
+``"highest"``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jax.experimental.pallas import tpu as pltpu
 from lstm_jax.cells.common import sigmoid
 from lstm_jax.cells.lstm import pointwise_tangent
 from lstm_jax.kernels.engine import Engine, Inputs, Saved, States, Tangents, Walk, four, type_like
-from lstm_jax.notation import DType
+from lstm_jax.notation import Array, DType
 from lstm_jax.schedule import MiB
 
 LANES = 128
@@ -148,7 +148,7 @@ def _forward_kernel(T: int, chunk: int, ins: Inputs, outs: Walk, h: Any, c: Any)
         c[...] = ins.c0[...]
 
     def step(t: Any, _: None) -> None:
-        z = ins.u[t].astype(STATE) + jnp.dot(h[...], ins.w_hh[...], preferred_element_type=STATE)
+        z = ins.u[t].astype(STATE) + _product(h[...], ins.w_hh[...], 0)
         if ins.bias is not None:
             z += jnp.broadcast_to(ins.bias[...], z.shape)
         i, f, g, o = four(z)
@@ -230,7 +230,7 @@ def _backward_kernel(T: int, chunk: int, ins: _Backward, outs: Tangents, dh: Any
             there = jnp.broadcast_to(valid[t], dz.shape) != 0
             dz = jnp.where(there, dz, jnp.zeros_like(dz))
         dz = dz.astype(w_hh.dtype)
-        dh_new = lax.dot_general(dz, w_hh[...], (((1,), (1,)), ((), ())), preferred_element_type=STATE)
+        dh_new = _product(dz, w_hh[...], 1)
         if valid is not None:
             there = jnp.broadcast_to(valid[t], dc_t.shape) != 0
             dh_new, dc_new = jnp.where(there, dh_new, dh_t), jnp.where(there, dc_new, dc_t)
@@ -296,6 +296,19 @@ def _call(
         ),
         interpret=interpret,
     )(ins[0])[0]
+
+
+def _product(x: Array, w: Array, axis: int) -> Array:
+    """x times w or, summed over the other axis of w, times w transposed.
+
+    Products of bfloat16 are exact at any precision, and Mosaic takes no other than the default for them.
+    """
+    told = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    precision = lax.Precision.HIGHEST if told in ("high", "tensorfloat32", "bfloat16_3x") else None
+    if x.dtype != STATE:
+        precision = lax.Precision.DEFAULT
+    dims = (((1,), (axis,)), ((), ()))
+    return lax.dot_general(x, w, dims, precision=precision, preferred_element_type=STATE)
 
 
 def _up(n: int, multiple: int) -> int:
