@@ -31,6 +31,9 @@ from lstm_jax.notation import Array, Carry, Params, state_dtype
 #: INTERPRETED, the same kernels for Pallas' interpreter.
 MODULES = {"tpu": "lstm_jax.kernels.tpu"}
 
+#: What makes an LSTM another one than the kernels know.
+OPTIONS = ("proj_size", "peepholes", "heads", *LSTMForm._fields)
+
 _interpreted = jax.make_user_context(None)
 
 
@@ -111,10 +114,6 @@ def pallas_obstacle(
         return found
     T, *batch, _ = sizes
     return found.obstacle(T, math.prod(batch), cell.hidden_size, u.dtype)
-
-
-#: What makes an LSTM another one than the kernels know.
-OPTIONS = ("proj_size", "peepholes", "heads", *LSTMForm._fields)
 
 
 def pallas_walk(

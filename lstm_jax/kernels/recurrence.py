@@ -66,7 +66,7 @@ def _bind(which: Which, *args: Any) -> list[Any]:
 
 
 def _run(engine: Engine, which: Which, *args: Any) -> list[Any]:
-    """The walk itself. Rows that came by vmap may be more than an engine takes: then it is plain JAX."""
+    """The walk itself. With vmap's, there may be more rows than an engine takes: then it is plain JAX."""
     if engine.obstacle(*_sizes(args[0])) is not None:
         engine = REFERENCE
     if which.walk == "forward":
@@ -99,9 +99,8 @@ def _types(*leaves: Any, which: Which) -> tuple[list[Any], Any]:
 def _results(which: Which, first: Any, *_: Any) -> list[Any]:
     if which.walk == "forward":
         h0, c0 = first.h0, first.c0
-        u = first.u.update(
-            manual_axis_type=c0.manual_axis_type
-        )  # inside shard_map, the carry varies as all do
+        # Inside shard_map, the carry differs between devices as anything that it meets.
+        u = first.u.update(manual_axis_type=c0.manual_axis_type)
         states = [u.update(shape=(*u.shape[:-1], h0.shape[-1]), dtype=like.dtype) for like in (h0, c0)]
         return [*states, u.update(dtype=c0.dtype)] if which.save else states
     compute = first.w_hh.dtype

@@ -49,24 +49,24 @@ class Blocks(NamedTuple):
 
 
 def vmem_bytes(rows: int, H: int, dtype: DType, chunk: int) -> int:
-    r"""VMEM that the hungrier of the two kernels needs, in bytes.
+    r"""VMEM that backward needs, in bytes; forward streams 4 bytes a unit less.
 
-    With :math:`H_p` the units filled up to a multiple of 128, e the bytes of the compute dtype, R the
-    rows filled up to a multiple of 16, forward with gates saved streams, for each step and row,
+    Let :math:`H_p` be the units filled up to a multiple of 128, R the rows filled up to a multiple of 16, and
+    e the bytes of one number of the compute dtype. For each step and row, there stream in and out
 
-    .. math:: 4 e H_p\ (u) + e H_p\ (h) + 4 H_p\ (c) + 16 H_p\ (gates) + 512\ (valid)
+    .. math:: (16\ (gates) + 4\ (c_t) + e\ (\bar h_t) + 4\ (\bar c_t) + 4e\ (\bar z_t)) H_p + 512\ (valid)
 
-    and backward 16 (gates) + 4 (c) + e (h̄) + 4 (c̄) + 4e (z̄) times :math:`H_p`, + 512: the larger one. Each
-    streamed block has two buffers, one that is computed with and one that is copied. Beside them lie W
-    once, :math:`4 e H_p^2`; of h_0 and c_0, or their cotangents, and of c before the chunk, two buffers
-    each; h and c; and what a step keeps for a while, about three times the gates of the rows.
+    bytes, a flag taking a row of 128 lanes. Of a streamed block there are two buffers: one is computed
+    with while the other is copied. Beside them lie W once, :math:`4 e H_p^2`, and 20 times a state of the
+    rows, :math:`4 R H_p`: c_0, its cotangent and c before the chunk in two buffers each, h and c in scratch,
+    and three times the gates for what a step keeps for a while.
 
     >>> vmem_bytes(16, 512, jnp.bfloat16, 8) // 1024  # kB
-    5664
+    7168
     """
     H, R, e = _up(H, LANES), _up(rows, TILE), jnp.dtype(dtype).itemsize
-    streamed = max(5 * e + 20, 5 * e + 24) * H + 4 * LANES
-    return 2 * chunk * R * streamed + 4 * e * H * H + R * H * 4 * (2 * 3 + 2 + 3 * 4)
+    streamed = (24 + 5 * e) * H + 4 * LANES
+    return 2 * chunk * R * streamed + 4 * e * H * H + 4 * R * H * (6 + 2 + 12)
 
 
 def vmem() -> int:
