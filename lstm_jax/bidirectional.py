@@ -117,6 +117,7 @@ class Bidirectional:
         check_tuple("Bidirectional", params, 2)
         noisy = times.key is not None and is_noisy(self.cell)  # each direction has noise of its own
         loops = splits(self.cell) and not hasattr(self.cell, "coefficients")  # or else all steps at once
+        loops = loops and options.implementation != "pallas"  # a kernel walks one way
         both = _in_one_loop if loops and not noisy else _one_by_one
         forward, backward = both(self.cell, run, params, xs, carry, options, times)
         ys = MERGES[self.merge](forward.ys, backward.ys)

@@ -57,7 +57,7 @@ def _as_type_of(cell: Cell, a: Array, like: jax.ShapeDtypeStruct, given: bool) -
     missing = _varying(like) - _varying(jax.typeof(a))
     if missing:
         a = jax.lax.pcast(a, tuple(missing), to="varying")
-    if _explicit(like) and jax.typeof(a).sharding.spec != like.sharding.spec:
+    if is_explicit(like) and jax.typeof(a).sharding.spec != like.sharding.spec:
         a = jax.sharding.reshard(a, like.sharding)
     return a
 
@@ -67,6 +67,7 @@ def _varying(aval: Any) -> frozenset[Any]:
     return frozenset() if kind is None else frozenset(kind.varying)
 
 
-def _explicit(aval: Any) -> bool:
+def is_explicit(aval: Any) -> bool:
+    """Whether a type says how an array lies on an explicit mesh."""
     mesh = getattr(aval.sharding, "mesh", None)
     return mesh is not None and jax.sharding.AxisType.Explicit in getattr(mesh, "axis_types", ())

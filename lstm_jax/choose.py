@@ -8,12 +8,13 @@ import jax
 
 from lstm_jax.checks import refuse
 from lstm_jax.fused import not_affine
+from lstm_jax.kernels import engine_name, pallas_obstacle
 from lstm_jax.loop import one_step
 from lstm_jax.notation import Array, Carry, Cell, Params, is_float
 from lstm_jax.parallel import parallel_obstacle
 from lstm_jax.schedule import parallel_loss
 
-IMPLEMENTATIONS = ("auto", "scan", "fused", "parallel")
+IMPLEMENTATIONS = ("auto", "scan", "fused", "parallel", "pallas")
 
 
 class Choice(NamedTuple):
@@ -24,11 +25,28 @@ class Choice(NamedTuple):
 
 
 def choose(
-    cell: Cell, params: Params, carry: Carry, xs: Array, implementation: str, *, truncated: bool = False
+    cell: Cell,
+    params: Params,
+    carry: Carry,
+    xs: Array,
+    implementation: str,
+    *,
+    truncated: bool = False,
+    restarted: bool = False,
 ) -> Choice:
     """What runs for this cell; a named implementation that cannot run raises with its reason."""
     if implementation == "scan":
         return Choice("scan", "asked for by name: the plain scan of cell.step")
+    if implementation == "pallas":  # by name alone, until it has been measured on a device
+        reason = pallas_obstacle(cell, params, carry, xs, restarted=restarted, truncated=truncated)
+        if reason is not None:
+            refuse(
+                f"unroll got implementation='pallas' for {type(cell).__name__}, which cannot run it: "
+                f"{reason}",
+                "an LSTM without options, sizes that are known, and a TPU or a Hopper GPU",
+                "Use implementation='auto' or 'fused'.",
+            )
+        return Choice("pallas", f"asked for by name: the whole sequence in one kernel ({engine_name()})")
     instead = ""
     if implementation == "parallel" or (implementation == "auto" and hasattr(cell, "coefficients")):
         reason = None if implementation == "parallel" else parallel_loss()

@@ -41,7 +41,9 @@ def footprint(
     xs = one_window(xs, window)
     steps = jax.tree.leaves(xs)[0].shape[0]
     windows = -(-T // steps) if steps else 0
-    of = {"fused": _of_fused, "scan": _of_scan, "parallel": _of_parallel}[implementation]
+    of = {"fused": _of_fused, "scan": _of_scan, "parallel": _of_parallel, "pallas": _of_pallas}[
+        implementation
+    ]
     forward, gradients = of(cell, params, carry, xs, steps)
     if windows > 1:  # the carries between them, and the weights' gradients, which go from one to the next
         gradients += windows * size_in_bytes(carry) + size_in_bytes(params)
@@ -86,6 +88,13 @@ def _of_parallel(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -
     """Gates, the two coefficients, and the levels of the tree, which together are as large once more."""
     pair = size_in_bytes(jax.eval_shape(cell.coefficients, params, xs))
     return 6 * pair, 8 * pair
+
+
+def _of_pallas(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tuple[int, int]:
+    """The projected inputs; then the gates and both states of all steps, and the gradient of z."""
+    u = size_in_bytes(jax.eval_shape(cell.project, params, xs))
+    h, c = (size_in_bytes(state) * steps for state in carry)
+    return u + c, 2 * u + 5 * c + h
 
 
 def _size(count: int) -> str:

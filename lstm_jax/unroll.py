@@ -14,6 +14,7 @@ from lstm_jax import arguments
 from lstm_jax.carries import default_carry, settle
 from lstm_jax.choose import Choice, choose
 from lstm_jax.fused import fused_walk
+from lstm_jax.kernels import pallas_walk
 from lstm_jax.loop import Flags, Walked, blank, cuts, in_windows, one_step, restarts, walk
 from lstm_jax.noise import draws, perturbed, steady
 from lstm_jax.notation import Array, Carry, Cell, Params
@@ -108,8 +109,9 @@ def unroll(
         return_carries: also return the carry after each step.
         implementation: ``"auto"`` always works. ``"scan"`` is the plain loop over ``cell.step``,
             ``"fused"`` the fast path (``lstm_jax.fused``), ``"parallel"`` all steps at once, for cells
-            whose recurrence is linear (``lstm_jax.parallel``); one that cannot run raises its reason.
-            :func:`lstm_jax.explain` tells what ``"auto"`` takes.
+            whose recurrence is linear (``lstm_jax.parallel``), ``"pallas"`` one kernel for the whole sequence
+            (``lstm_jax.kernels``); one that cannot run raises its reason. :func:`lstm_jax.explain` tells what
+            ``"auto"`` takes.
 
     Returns:
         ``(carry, ys)``, the carry after the last step walked and the outputs (T, *batch, H); with
@@ -207,7 +209,9 @@ def prepare(
     if not jax.tree.leaves(first):
         return Prepared(params, initial, first, None)
     truncated = flags.cut is not None
-    choice = choose(cell, params, first, xs, options.implementation, truncated=truncated)
+    restarted = flags.restart is not None
+    name = options.implementation
+    choice = choose(cell, params, first, xs, name, truncated=truncated, restarted=restarted)
     return Prepared(params, initial, first, choice)
 
 
@@ -224,6 +228,7 @@ def run_cell(
     if choice is None:
         return _run_without_state(cell, params, xs, carry, options, flags, key)
     loops: dict[str, Any] = {"scan": scan_walk, "fused": fused_walk, "parallel": parallel_walk}
+    loops["pallas"] = pallas_walk
     loop = loops[choice.implementation]
 
     def window(carry: Carry, inputs: tuple[Any, Flags]) -> tuple[Carry, tuple[Any, Carry | None]]:

@@ -25,7 +25,7 @@ LAYERS = [
     {"notation", "types"},
     {"checks", "schedule", "noise"},
     {"cells", "wrapper", "regularization"},
-    {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll", "parallel"},
+    {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll", "parallel", "kernels"},
     {"stack", "bidirectional", "explain", "initialization", "penalties"},
     {""},  # lstm_jax itself
     {"batch_major"},

@@ -165,25 +165,30 @@ def _recur(form: LSTMForm, params: LSTMParams, carry: LSTMCarry, u: Array) -> An
 
 
 @jax.custom_jvp
-def _gates(z: Array) -> LSTMGates:
+def gates_of(z: Array) -> LSTMGates:
     """One tanh serves all four, because sigmoid(z) = tanh(z / 2) / 2 + 1 / 2."""
     halves = np.repeat(np.array([0.5, 0.5, 1, 0.5], z.dtype), z.shape[-1] // 4)
     i, f, g, o = jnp.split(jnp.tanh(z * common.over(halves, z)), 4, axis=-1)
     return LSTMGates(0.5 * i + 0.5, 0.5 * f + 0.5, g, 0.5 * o + 0.5)
 
 
-@_gates.defjvp
-def _gates_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[LSTMGates, LSTMGates]:
+@gates_of.defjvp
+def _gates_of_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[LSTMGates, LSTMGates]:
+    gates = gates_of(*primals)
+    return gates, gates_tangent(gates, tangents[0])
+
+
+def gates_tangent(gates: LSTMGates, dz: Array) -> LSTMGates:
     """Each gate's derivative by its own value, of which autodiff would keep more."""
-    i, f, g, o = gates = _gates(*primals)
-    dz_i, dz_f, dz_g, dz_o = jnp.split(tangents[0], 4, axis=-1)
+    i, f, g, o = gates
+    dz_i, dz_f, dz_g, dz_o = jnp.split(dz, 4, axis=-1)
     slopes = i * (1 - i), f * (1 - f), 1 - g * g, o * (1 - o)
-    return gates, LSTMGates(slopes[0] * dz_i, slopes[1] * dz_f, slopes[2] * dz_g, slopes[3] * dz_o)
+    return LSTMGates(slopes[0] * dz_i, slopes[1] * dz_f, slopes[2] * dz_g, slopes[3] * dz_o)
 
 
 def _pointwise(c: Array, z: Array) -> tuple[Array, Array]:
     """h_t and c_t."""
-    i, f, g, o = _gates(z)
+    i, f, g, o = gates_of(z)
     c_t = f * c + i * g
     return o * jnp.tanh(c_t), c_t
 
@@ -193,20 +198,24 @@ _lean_pointwise = jax.custom_jvp(_pointwise)
 
 @_lean_pointwise.defjvp
 def _lean_pointwise_jvp(primals: Any, tangents: Any) -> Any:
-    """The derivative of ``_pointwise`` by six factors a unit, where autodiff keeps eleven.
-
-    The fast path keeps them for many steps at once, so they count.
-    """
     (c, z), (dc, dz) = primals, tangents
-    i, f, g, o = _gates(z)
+    gates = i, f, g, o = gates_of(z)
     c_t = f * c + i * g
     shown = jnp.tanh(c_t)
+    return (o * shown, c_t), pointwise_tangent(gates, c, shown, dc, dz)
+
+
+def pointwise_tangent(gates: LSTMGates, c: Array, shown: Array, dc: Array, dz: Array) -> tuple[Array, Array]:
+    """The derivative of h_t and c_t by six factors a unit, where autodiff keeps eleven.
+
+    The fast path keeps them for many steps at once, so they count. ``shown`` is tanh(c_t).
+    """
+    i, f, g, o = gates
     dz_i, dz_f, dz_g, dz_o = jnp.split(dz, 4, axis=-1)
     d_i, d_f = g * i * (1 - i) * dz_i, c * f * (1 - f) * dz_f
     d_g, d_o = i * (1 - g * g) * dz_g, shown * o * (1 - o) * dz_o
     dc_t = f * dc + (d_i + d_f + d_g)
-    dh_t = d_o + o * (1 - shown * shown) * dc_t
-    return (o * shown, c_t), (dh_t, dc_t)
+    return d_o + o * (1 - shown * shown) * dc_t, dc_t
 
 
 def _update(pointwise: Any, carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array]:
