@@ -30,7 +30,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from lstm_jax.loop import Flags, Walked, in_windows, one_step, walk
 from lstm_jax.noise import draws
-from lstm_jax.notation import Array, Carry, Params, SplitCell, event_ndim
+from lstm_jax.notation import Array, Carry, Params, SplitCell, event_ndim, is_float
 from lstm_jax.schedule import Schedule, schedule
 
 
@@ -177,6 +177,21 @@ def _tangent_piece(
     # Outside the loop, because first derivatives never ask for it.
     dzs = add(es, _recur_tangent(cell, params, jax.tree.map(jnp.zeros_like, us), dwalked.saved))
     return dwalked.carry, (dwalked.ys, dwalked.carries, Saved(dwalked.saved, dzs))
+
+
+def fused_obstacle(cell: Any, params: Params, carry: Carry, xs: Array, flags: Flags) -> str | None:
+    """Why the fast path cannot take this cell, or None."""
+    missing = [name for name in ("project", "recur", "update") if not callable(getattr(cell, name, None))]
+    if missing:
+        return f"{type(cell).__name__} has no {', '.join(missing)} (see lstm_jax.SplitCell)"
+    declines = getattr(cell, "declines", None)
+    if declines is not None and (reason := declines()) is not None:
+        return str(reason)
+    u = jax.eval_shape(lambda p, x: cell.project(p, one_step(x)), params, xs)
+    if not all(is_float(leaf.dtype) for leaf in jax.tree.leaves((carry, u))):
+        return f"{type(cell).__name__} carries or projects something that is not a float"
+    bent = not_affine(cell, params, carry, u)
+    return None if bent is None else f"{type(cell).__name__}.{bent}"
 
 
 def update(cell: Any, params: Params, carry: Carry, z: Any, noise: Any) -> Any:
