@@ -96,6 +96,7 @@ def _recurrence(
             carries=how.carries,
             # What is random once a sequence has the whole batch's rows, which lanes do not share out.
             lanes=1 if how.save or key is not None else plan.lanes,
+            unroll=plan.unroll,
         )
         return walked.carry, walked[1:]
 
@@ -113,9 +114,9 @@ def _recurrence_jvp(cell: SplitCell, how: How, primals: Any, tangents: Any) -> t
     params, _, carry, xs, flags, key = primals
     dparams, dinitial, dcarry, dxs, _, _ = tangents
     walked = _recurrence(cell, how._replace(save=True), *primals)
-    piece = partial(_tangent_piece, cell, how, params, dparams, dinitial, key)
-    steps = xs, walked.saved, dxs
-    chunk = plan_of(cell, params, carry, xs).tangent_chunk
+    plan = plan_of(cell, params, carry, xs)
+    piece = partial(_tangent_piece, cell, how, plan.unroll, params, dparams, dinitial, key)
+    steps, chunk = (xs, walked.saved, dxs), plan.tangent_chunk
     # Checkpointed: the backward pass gets along with what the loop left, and linearises anew.
     if chunk is None:
         dcarry, douts = jax.checkpoint(piece, prevent_cse=False)(dcarry, (steps, flags))
@@ -130,6 +131,7 @@ def _recurrence_jvp(cell: SplitCell, how: How, primals: Any, tangents: Any) -> t
 def _tangent_piece(
     cell: SplitCell,
     how: How,
+    unroll: int,
     params: Params,
     dparams: Params,
     dinitial: Carry,
@@ -172,6 +174,7 @@ def _tangent_piece(
         flags,
         reverse=how.reverse,
         carries=how.carries,
+        unroll=unroll,
         sever=jnp.zeros_like,
     )
     # Outside the loop, because first derivatives never ask for it.

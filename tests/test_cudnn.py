@@ -51,6 +51,18 @@ def stand_in(monkeypatch, quick_compiles):
     walk._jitted.clear_cache()  # nobody else is to find a program of the stand-in
 
 
+@pytest.fixture(params=["reference", "cudnn"])
+def either(request):
+    """The stand-in; and cuDNN itself, where it is."""
+    if request.param == "reference":
+        request.getfixturevalue("stand_in")
+    elif why := cudnn.no_device():
+        expected = request.config.getoption("device") == "gpu"
+        (pytest.fail if expected else pytest.skip)(why)
+    with jax.default_matmul_precision("highest"):
+        yield request.param
+
+
 def two(cell, size):
     return Stack((cell(D), cell(size)))
 
@@ -78,18 +90,25 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_values_and_gradients_are_the_oracles(name, stand_in):
+def test_values_and_gradients_are_the_oracles(name, either):
     given = problem(*NETWORKS[name], **CALLS[name])
     plan = explain(
         given.network, given.params, given.xs, given.carry, implementation="cudnn", **given.options
     )
     assert plan.implementation == "cudnn" and len(plan.layers) == 1
     assert_agrees(given, "cudnn", atol=1e-5)
-    (call,) = set(stand_in)  # all layers and both directions at once
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_all_layers_and_directions_are_one_call(name, stand_in):
+    network, _ = NETWORKS[name]
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    explain(network, params, jax.ShapeDtypeStruct((T, B, D), "float32"), implementation="cudnn")
+    (call,) = stand_in
     assert call.options[2:5] == (2 if "stack" in name else 1, 0.0, "bidirectional" in name)
 
 
-def test_several_batch_axes_and_none_are_one_to_cudnn(stand_in):
+def test_several_batch_axes_and_none_are_one_to_cudnn(either):
     cell = LSTM(D, H)
     params = cell.init(jax.random.key(0))
     for batch in ((), (2, 3)):
@@ -102,7 +121,7 @@ def test_several_batch_axes_and_none_are_one_to_cudnn(stand_in):
             np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_nan_at_invalid_steps_reaches_nothing(stand_in):
+def test_nan_at_invalid_steps_reaches_nothing(either):
     given = problem(LSTM(D, H), CELL, lengths=np.array([T, 3, 0, 1]))
     valid = np.arange(T)[:, None] < given.options["lengths"]
 
@@ -118,7 +137,7 @@ def test_nan_at_invalid_steps_reaches_nothing(stand_in):
         np.testing.assert_array_equal(a, b)
 
 
-def test_layers_that_differ_are_calls_of_their_own(stand_in):
+def test_layers_that_differ_are_calls_of_their_own(either):
     network = Stack((LSTM(D, H), LSTM(H, 2), Bidirectional(LSTM(2, H)), Readout(2 * H, 1)), residual=False)
     params, xs = network.init(jax.random.key(0)), jnp.ones((T, B, D))
     plan = explain(network, params, xs, implementation="cudnn")
@@ -158,14 +177,14 @@ def loss_of(xs, **options):
     ],
     ids=["vmap", "vmap_grad", "jvp", "grad_grad", "jvp_grad", "hessian"],
 )
-def test_transforms_that_cudnn_has_not_raise_their_reason(transformed, reason, jitted, stand_in):
+def test_transforms_that_cudnn_has_not_raise_their_reason(transformed, reason, jitted, either):
     xs = jnp.ones((3, 2, D))
     run = lambda xs: transformed(loss_of(xs), xs)  # noqa: E731
     with pytest.raises(ValueError, match=f"implementation='cudnn', which {reason}"):
         (jax.jit(run) if jitted else run)(xs)
 
 
-def test_remat_outside_gives_the_same_gradients(stand_in):
+def test_remat_outside_gives_the_same_gradients(either):
     xs = jax.random.normal(jax.random.key(1), (3, 2, D))
     f = loss_of(xs)
     np.testing.assert_array_equal(jax.grad(jax.checkpoint(f))(xs), jax.grad(f)(xs))
