@@ -212,7 +212,7 @@ def test_a_real_trace_is_read():
 
 
 def test_every_idea_gives_the_librarys_results():
-    """Those that are loops of their own, in float32: outputs here, gradients in make test-slow's whole run."""
+    """Those that are loops of their own: outputs here, gradients in the whole run of make test-slow."""
     case, references = Case(2, 3, 3, 4), {}
     for idea in experiments.ideas(case, "float32"):
         if idea.group not in ("unroll", "compiler"):
