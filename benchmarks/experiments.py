@@ -68,7 +68,7 @@ def ideas(case: Case, dtype: str) -> Iterator[Idea]:
 
     def network(case: Case) -> tuple[Any, Any]:
         made = make_network(case, dtype)
-        return lambda params, xs: lstm_jax.unroll(made, params, xs)[1], made.init(keys[0])
+        return lambda params, xs: lstm_jax.unroll(made, params, xs)[1], lstm_jax.torch_init(made, keys[0])
 
     one, params = network(case)
     args = params, xs

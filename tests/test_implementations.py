@@ -52,6 +52,17 @@ def made(name, dtype="float32", lengths=None, **options):
     return problem(kind(D, H, dtype=dtype), same, dtype, **options)
 
 
+def belongs(name, device):
+    """Whether a test run that expects this device expects the implementation on it."""
+    devices = NAMED[name].devices
+    return device is not None and (devices == "all" or DEVICES[device] in devices)
+
+
+def test_what_is_expected_where():
+    assert belongs("cudnn", "gpu") and belongs("scan", "gpu") and belongs("scan", "tpu")
+    assert not belongs("cudnn", "tpu") and not belongs("scan", None)
+
+
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("situation", SITUATIONS)
 @pytest.mark.parametrize("name", NAMES)
@@ -67,10 +78,7 @@ def test_values_and_gradients_are_the_oracles(name, situation, request):
             if (name, situation) in DECLINES:
                 assert DECLINES[name, situation] in str(error)
                 return
-            here = device is not None and (
-                NAMED[name].devices == "all" or DEVICES[device] in NAMED[name].devices
-            )
-            (pytest.fail if here else pytest.skip)(str(error))
+            (pytest.fail if belongs(name, device) else pytest.skip)(str(error))
         assert (name, situation) not in DECLINES
         assert plan.implementation == name
 
