@@ -44,7 +44,7 @@ PYTEST := -m pytest -n $(WORKERS)
 CORE := -m "not slow and not peers" --doctest-modules --doctest-glob=README.md \
 	$(addprefix --ignore=lstm_jax/,nnx.py linen.py) tests lstm_jax README.md
 
-.PHONY: help demo test test-slow test-peers test-latest bench lint types clean
+.PHONY: help demo test test-slow test-peers test-latest bench bench-device lint types clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -76,6 +76,11 @@ test-latest: $(LATEST)  ## the everyday tests on the newest Python and jax
 bench: export KERAS_BACKEND ?= jax
 bench: $(PEERS)  ## time and memory beside the other libraries, into benchmarks/results
 	.venv-peers/bin/python -m benchmarks $(BENCH_ARGS)
+
+# A device's build of jax is the caller's: make bench-device PYTHON=... runs what is installed there.
+bench-device: PYTHON := $(or $(PYTHON),python)
+bench-device:  ## all that waits for a GPU (tests, cases, experiments, profile, training), within 25 minutes
+	$(PYTHON) -m benchmarks.device $(BENCH_ARGS)
 
 lint: $(MAIN)  ## ruff: rules and format
 	.venv/bin/ruff check

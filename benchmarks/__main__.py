@@ -20,8 +20,8 @@ from typing import Any
 import jax
 
 from benchmarks import memory, report as reports, timing
-from benchmarks.cases import CURVES, MODES, NAMED, QUICK, QUICK_CURVES, Case, Setting
-from benchmarks.contestants import HOUSE, NNX, OURS, PEERS, SCAN, TORCH
+from benchmarks.cases import CURVES, MODES, NAMED, QUICK, QUICK_CURVES, Case, Setting, precision
+from benchmarks.contestants import HOUSE, NAMES, NNX, OURS, PEERS, SCAN, TORCH, named
 from benchmarks.contestants.contestant import Contestant
 from benchmarks.measure import Measurement, measure, tolerance
 from benchmarks.report import Report
@@ -95,8 +95,18 @@ def make_parser() -> argparse.ArgumentParser:
         help="cases; curves of cost over T, B and H; time against memory "
         "(default: all three, but the cases alone where --cases names some)",
     )
+    add(
+        "--implementations",
+        nargs="+",
+        choices=NAMES,
+        default=[],
+        metavar="NAME",
+        help=f"of ours, beside what is chosen by itself: {', '.join(NAMES)}",
+    )
+    add("--without", nargs="+", default=[], metavar="NAME", help="contestants to leave out, by name")
     add("--rounds", type=int, default=11, help="(default: %(default)s)")
     add("--quick", action="store_true", help="tiny sizes of every kind and few rounds: does it run?")
+    add("--no-pictures", action="store_true", help="tables alone (without matplotlib)")
     add("--out", type=Path, help="(default: benchmarks/results, of a quick run runs/benchmarks)")
     add("--redraw", type=Path, metavar="JSON", help="measure nothing: tables and pictures of an earlier run")
     return parser
@@ -115,19 +125,13 @@ def parse_cases(word: str) -> tuple[Case, ...]:
     return (Case(*sizes),)
 
 
-def precision(setting: Setting) -> Any:
-    """Float32 products as exact as the setting has them; on a CPU they always are."""
-    if setting.platform == "cpu" or setting.dtype != "float32":
-        return contextlib.nullcontext()
-    return jax.default_matmul_precision("tensorfloat32" if setting.tf32 else "highest")
-
-
 # --- a run --------------------------------------------------------------------------------------
 
 
 def run(args: argparse.Namespace, setting: Setting) -> int:
     """All parts that were asked for."""
-    contestants = (*HOUSE, *chosen_peers(args.peers))
+    contestants = (*HOUSE, *map(named, args.implementations), *chosen_peers(args.peers))
+    contestants = tuple(who for who in contestants if who is OURS or who.name not in args.without)
     parts = args.parts or (PARTS[:1] if args.cases else PARTS)
     options = {
         name: str(value) for name, value in vars(args).items() if value is not None and name != "redraw"
@@ -151,9 +155,9 @@ def run(args: argparse.Namespace, setting: Setting) -> int:
     with progress(len(jobs)) as (say, step):
         for job in jobs:
             print_above(job(say))
-            reports.write_json(path, report)  # a run that is stopped leaves what it has
+            write(report, path)  # a run that is stopped leaves what it has
             step()
-    finish(report, path)
+    finish(report, path, pictures=not args.no_pictures)
     return 1 if report.troubled else 0
 
 
@@ -238,14 +242,20 @@ def print_above(text: str) -> None:
         print(text, flush=True)
 
 
-def finish(report: Report, path: Path) -> None:
+def write(report: Report, path: Path) -> None:
+    """The figures and the page."""
+    reports.write_json(path, report)
+    reports.write(path.with_suffix(".md"), reports.markdown(report))
+
+
+def finish(report: Report, path: Path, *, pictures: bool = True) -> None:
     """The summary, and all files."""
     from benchmarks.plots import draw
 
     print(reports.closing(report))
-    reports.write_json(path, report)
-    reports.write(path.with_suffix(".md"), reports.markdown(report))
-    for written in (path, path.with_suffix(".md"), *draw(report, path.with_suffix(""))):
+    write(report, path)
+    drawn = draw(report, path.with_suffix("")) if pictures else []
+    for written in (path, path.with_suffix(".md"), *drawn):
         print(f"wrote {written}", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -60,6 +61,8 @@ STACK = (Case(32, 100, 128, 128, layers=2), Case(32, 100, 128, 128, layers=4))
 BIDIRECTIONAL = (Case(32, 100, 128, 128, bidirectional=True),)
 RAGGED = (Case(32, 100, 128, 128, ragged=True),)
 ENSEMBLE = (Case(16, 50, 32, 64, ensemble=8),)
+#: What is always measured on a device; torch takes cuDNN's persistent kernel in the float16 ones.
+DEVICE = tuple(Case(B, 1024, H, H) for H in (768, 1024) for B in (16, 64))
 STREAMING = (Case(1, 1, 128, 128, streaming=True), Case(32, 1, 128, 128, streaming=True))
 
 #: What ``--cases`` takes beside sizes.
@@ -70,6 +73,7 @@ NAMED = {
     "ragged": RAGGED,
     "ensemble": ENSEMBLE,
     "streaming": STREAMING,
+    "device": DEVICE,
     "all": CORE + STACK + BIDIRECTIONAL + RAGGED + ENSEMBLE + STREAMING,
 }
 #: Every kind once, and two of them together.
@@ -114,6 +118,13 @@ class Setting(NamedTuple):
     platform: str = "cpu"  # as jax calls it: cpu, gpu, tpu
     dtype: str = "float32"  # of the inputs and of the matrix products
     tf32: bool = False  # whether a GPU may round the factors of float32 products
+
+
+def precision(setting: Setting) -> Any:
+    """Float32 products as exact as the setting has them; on a CPU they always are."""
+    if setting.platform == "cpu" or setting.dtype != "float32":
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("tensorfloat32" if setting.tf32 else "highest")
 
 
 Layers = tuple[tuple[lstm_jax.LSTMParams, ...], ...]  # a layer's directions, layer after layer

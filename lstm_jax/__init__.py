@@ -58,6 +58,10 @@ from lstm_jax.cells.readout import Readout as Readout, ReadoutParams as ReadoutP
 from lstm_jax.cells.rnn import RNN as RNN, RNNParams as RNNParams, rnn_step as rnn_step
 from lstm_jax.cells.slstm import SLSTM as SLSTM, SLSTMParams as SLSTMParams, slstm_step as slstm_step
 from lstm_jax.explain import LayerPlan as LayerPlan, Plan as Plan, explain as explain
+from lstm_jax.implementations import (
+    Implementation as Implementation,
+    implementations as implementations,
+)
 from lstm_jax.initialization import keras_init as keras_init, torch_init as torch_init
 from lstm_jax.notation import (
     Cell as Cell,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax.checks import check_choice, check_float, check_key, check_size, check_structure, refuse
-from lstm_jax.choose import IMPLEMENTATIONS
+from lstm_jax.implementations import IMPLEMENTATIONS
 from lstm_jax.notation import Array, Carry, Params, event_ndim
 
 

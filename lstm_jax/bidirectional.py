@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
@@ -11,17 +11,11 @@ import jax.numpy as jnp
 
 from lstm_jax.checks import check_choice, check_key, check_member, check_tuple, refuse
 from lstm_jax.fused import emit
+from lstm_jax.layers import MERGES, Layers
 from lstm_jax.loop import Flags
 from lstm_jax.noise import is_noisy
 from lstm_jax.notation import Array, Carry, Params, event_ndim, exportable, splits
 from lstm_jax.unroll import Options, Run, Times, Unrolled, flags_of
-
-MERGES: dict[str, Callable[[Array, Array], Array]] = {
-    "concat": lambda a, b: jnp.concatenate([a, b], axis=-1),
-    "sum": jnp.add,
-    "mean": lambda a, b: (a + b) / 2,
-    "product": jnp.multiply,
-}
 
 
 @exportable
@@ -109,6 +103,10 @@ class Bidirectional:
             "a whole sequence",
             "Use lstm_jax.unroll(network, params, xs), or a network without Bidirectional for streaming.",
         )
+
+    def as_layers(self, noisy: bool) -> Layers | str:
+        """One layer in both directions (``lstm_jax.layers``)."""
+        return Layers((self.cell,), 2, self.merge)
 
     def compose(
         self, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times

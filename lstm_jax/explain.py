@@ -11,6 +11,8 @@ from lstm_jax import arguments
 from lstm_jax.bidirectional import Pair
 from lstm_jax.footprint import Footprint, footprint, one_window
 from lstm_jax.fused import plan_of
+from lstm_jax.implementations import NAMED, Implementation, choose_whole
+from lstm_jax.layers import Layers, layers_of
 from lstm_jax.notation import Array, Carry, Params
 from lstm_jax.schedule import Schedule
 from lstm_jax.unroll import (
@@ -21,6 +23,7 @@ from lstm_jax.unroll import (
     flags_of,
     prepare,
     run_cell,
+    run_whole,
     window_length,
 )
 from lstm_jax.wrapper import Wrapper
@@ -45,16 +48,25 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`explain` found; printing it shows a table."""
+    """What :func:`explain` found; printing it shows a table, and what its implementations can do."""
 
     layers: tuple[LayerPlan, ...]
 
-    #: What shapes and options do not show.
-    unseen = (
-        "Not seen from here: an enclosing vmap or derivative. "
-        "All implementations in this table give the right answer under both. "
-        "Memory: expected, beside arguments and results."
-    )
+    @property
+    def rows(self) -> tuple[Implementation, ...]:
+        """What :func:`lstm_jax.implementations` says of those that run."""
+        names = dict.fromkeys(layer.implementation for layer in self.layers)
+        return tuple(NAMED[name] for name in names if name in NAMED)
+
+    @property
+    def unseen(self) -> str:
+        """What shapes and options do not show."""
+        some = [row.name for row in self.rows if row.transforms != "all"]
+        under = f"{' and '.join(some)}: see its transforms. The others give" if some else "All of these give"
+        return (
+            f"Not seen from here: an enclosing vmap or derivative. {under} the right answer under both. "
+            "Memory: expected, beside arguments and results."
+        )
 
     @property
     def implementation(self) -> str:
@@ -65,7 +77,7 @@ class Plan:
     def __str__(self) -> str:
         width = max(len(layer.cell) for layer in self.layers)
         rows = [f"{layer.cell:<{width}}  {layer}" for layer in self.layers]
-        return "\n".join([*rows, self.unseen])
+        return "\n".join([*rows, self.unseen, *map(str, self.rows)])
 
 
 def explain(
@@ -115,6 +127,10 @@ def explain(
     def telling_run(
         network: Any, params: Any, xs: Any, carry: Any, options: Options, times: Times
     ) -> Unrolled:
+        whole = choose_whole(network, params, xs, carry, options, times)
+        if whole is not None:
+            layers.append(LayerPlan(_short_whole(network), *whole))
+            return run_whole(whole, network, params, xs, carry, options, times)
         if hasattr(network, "compose"):
             return network.compose(telling_run, params, xs, carry, options, times)
         T = jax.tree.leaves(xs)[0].shape[0]
@@ -137,6 +153,14 @@ def explain(
 
     jax.eval_shape(traced, params, xs, carry, lengths, mask, resets, key, start)
     return Plan(tuple(layers))
+
+
+def _short_whole(network: Any) -> str:
+    layers = layers_of(network, noisy=False)
+    assert isinstance(layers, Layers)
+    more = [f"{len(layers.cells)} layers"] if len(layers.cells) > 1 else []
+    more += ["both ways"] if layers.directions == 2 else []
+    return ", ".join([_short(layers.cells[0]), *more])
 
 
 def _short(cell: Any) -> str:

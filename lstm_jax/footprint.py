@@ -33,17 +33,16 @@ def footprint(
 ) -> Footprint | None:
     """The footprint of one cell's walk; ``window``: steps of which the backward pass runs each once more.
 
-    None where the number of steps or rows is not known when tracing.
+    None where the number of steps or rows is not known when tracing, or the implementation's memory is not.
     """
-    if not all(isinstance(n, int) for leaf in jax.tree.leaves((xs, carry)) for n in leaf.shape):
+    known = {"fused": _of_fused, "scan": _of_scan, "parallel": _of_parallel, "pallas": _of_pallas}
+    of = known.get(implementation)
+    if of is None or not all(isinstance(n, int) for leaf in jax.tree.leaves((xs, carry)) for n in leaf.shape):
         return None
     T = jax.tree.leaves(xs)[0].shape[0]
     xs = one_window(xs, window)
     steps = jax.tree.leaves(xs)[0].shape[0]
     windows = -(-T // steps) if steps else 0
-    of = {"fused": _of_fused, "scan": _of_scan, "parallel": _of_parallel, "pallas": _of_pallas}[
-        implementation
-    ]
     forward, gradients = of(cell, params, carry, xs, steps)
     if windows > 1:  # the carries between them, and the weights' gradients, which go from one to the next
         gradients += windows * size_in_bytes(carry) + size_in_bytes(params)

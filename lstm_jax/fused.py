@@ -30,7 +30,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from lstm_jax.loop import Flags, Walked, in_windows, one_step, walk
 from lstm_jax.noise import draws
-from lstm_jax.notation import Array, Carry, Params, SplitCell, event_ndim
+from lstm_jax.notation import Array, Carry, Params, SplitCell, event_ndim, is_float
 from lstm_jax.schedule import Schedule, schedule
 
 
@@ -96,6 +96,7 @@ def _recurrence(
             carries=how.carries,
             # What is random once a sequence has the whole batch's rows, which lanes do not share out.
             lanes=1 if how.save or key is not None else plan.lanes,
+            unroll=plan.unroll,
         )
         return walked.carry, walked[1:]
 
@@ -113,9 +114,9 @@ def _recurrence_jvp(cell: SplitCell, how: How, primals: Any, tangents: Any) -> t
     params, _, carry, xs, flags, key = primals
     dparams, dinitial, dcarry, dxs, _, _ = tangents
     walked = _recurrence(cell, how._replace(save=True), *primals)
-    piece = partial(_tangent_piece, cell, how, params, dparams, dinitial, key)
-    steps = xs, walked.saved, dxs
-    chunk = plan_of(cell, params, carry, xs).tangent_chunk
+    plan = plan_of(cell, params, carry, xs)
+    piece = partial(_tangent_piece, cell, how, plan.unroll, params, dparams, dinitial, key)
+    steps, chunk = (xs, walked.saved, dxs), plan.tangent_chunk
     # Checkpointed: the backward pass gets along with what the loop left, and linearises anew.
     if chunk is None:
         dcarry, douts = jax.checkpoint(piece, prevent_cse=False)(dcarry, (steps, flags))
@@ -130,6 +131,7 @@ def _recurrence_jvp(cell: SplitCell, how: How, primals: Any, tangents: Any) -> t
 def _tangent_piece(
     cell: SplitCell,
     how: How,
+    unroll: int,
     params: Params,
     dparams: Params,
     dinitial: Carry,
@@ -172,11 +174,27 @@ def _tangent_piece(
         flags,
         reverse=how.reverse,
         carries=how.carries,
+        unroll=unroll,
         sever=jnp.zeros_like,
     )
     # Outside the loop, because first derivatives never ask for it.
     dzs = add(es, _recur_tangent(cell, params, jax.tree.map(jnp.zeros_like, us), dwalked.saved))
     return dwalked.carry, (dwalked.ys, dwalked.carries, Saved(dwalked.saved, dzs))
+
+
+def fused_obstacle(cell: Any, params: Params, carry: Carry, xs: Array, flags: Flags) -> str | None:
+    """Why the fast path cannot take this cell, or None."""
+    missing = [name for name in ("project", "recur", "update") if not callable(getattr(cell, name, None))]
+    if missing:
+        return f"{type(cell).__name__} has no {', '.join(missing)} (see lstm_jax.SplitCell)"
+    declines = getattr(cell, "declines", None)
+    if declines is not None and (reason := declines()) is not None:
+        return str(reason)
+    u = jax.eval_shape(lambda p, x: cell.project(p, one_step(x)), params, xs)
+    if not all(is_float(leaf.dtype) for leaf in jax.tree.leaves((carry, u))):
+        return f"{type(cell).__name__} carries or projects something that is not a float"
+    bent = not_affine(cell, params, carry, u)
+    return None if bent is None else f"{type(cell).__name__}.{bent}"
 
 
 def update(cell: Any, params: Params, carry: Carry, z: Any, noise: Any) -> Any:

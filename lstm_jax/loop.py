@@ -49,13 +49,14 @@ def walk(
     reverse: bool,
     carries: bool,
     lanes: int = 1,
+    unroll: int = 1,
     sever: Callable[[Array], Array] = lax.stop_gradient,
 ) -> Walked:
     """Scan ``step(carry, input) -> (carry, y, saved)`` over time, minding the flags.
 
     ``initial`` is what a restart goes back to. ``sever`` takes the gradient out of a carry: it is
     ``stop_gradient`` for values and ``zeros_like`` for tangents. ``lanes`` parts of the batch (its
-    first axis) walk side by side, each with its own products.
+    first axis) walk side by side, each with its own products; ``unroll`` is ``lax.scan``'s.
     """
 
     def one(initial: Carry, carry: Carry, at: tuple[Flags, Any]) -> tuple[Carry, Any]:
@@ -70,7 +71,7 @@ def walk(
         return new, (y, new if carries else None, saved)
 
     if lanes == 1:
-        carry, outs = lax.scan(partial(one, initial), carry, (flags, inputs), reverse=reverse)
+        carry, outs = lax.scan(partial(one, initial), carry, (flags, inputs), reverse=reverse, unroll=unroll)
         return Walked(carry, *outs)
 
     initials = in_parts(initial, lanes)
@@ -79,7 +80,9 @@ def walk(
         results = list(map(one, initials, carries, in_parts(at, lanes)))
         return [new for new, _ in results], whole([out for _, out in results])
 
-    carries_, outs = lax.scan(side_by_side, in_parts(carry, lanes), (flags, inputs), reverse=reverse)
+    carries_, outs = lax.scan(
+        side_by_side, in_parts(carry, lanes), (flags, inputs), reverse=reverse, unroll=unroll
+    )
     return Walked(whole(carries_), *outs)
 
 

@@ -84,12 +84,12 @@ def _meeting(flag: Array, like: Array) -> Array:
     return lax.expand_dims(flag, range(flag.ndim, like.ndim))
 
 
-def parallel_obstacle(cell: Any, params: Params, carry: Carry, xs: Any, *, truncated: bool) -> str | None:
+def parallel_obstacle(cell: Any, params: Params, carry: Carry, xs: Any, flags: Flags) -> str | None:
     """Why the parallel walk cannot take this cell or these options, or None."""
     name = type(cell).__name__
     if not hasattr(cell, "coefficients"):
         return f"{name} has no coefficients (see lstm_jax.ParallelCell)"
-    if truncated:
+    if flags.cut is not None:
         return "truncate cuts gradients between two steps, and here no step follows another"
     if not isinstance(xs.shape[0], int):
         return "the tree over time is built while tracing, when the number of steps is not known"

@@ -27,17 +27,24 @@ LANE_WORK, LANE_ROWS = 2**22, 32
 LANE_PRODUCTS = 12
 
 
+#: Steps in one body of the loop. More is no faster on CPUs; what GPUs gain was not measured yet
+#: (``python -m benchmarks.device`` does).
+UNROLL = 1
+
+
 class Schedule(NamedTuple):
     """How the fast path walks."""
 
     chunk: int | None = None  # steps that are projected and walked at a time; None: all of them
     tangent_chunk: int | None = None  # the same, for the walk of the tangents
     lanes: int = 1  # parts of the batch that walk side by side, where nothing is saved for a derivative
+    unroll: int = 1  # steps in one body of the loop
 
     def __str__(self) -> str:
         words = [f"chunks of {self.chunk} steps"] if self.chunk else []
         words += [f"tangents in chunks of {self.tangent_chunk} steps"] if self.tangent_chunk else []
         words += [f"{self.lanes} lanes"] if self.lanes > 1 else []
+        words += [f"{self.unroll} steps a body"] if self.unroll > 1 else []
         return ", ".join(words) or "in one piece"
 
 
@@ -55,7 +62,7 @@ def schedule(T: Any, carry: Any, u: Any, rows: bool = True) -> Schedule:
     us, states = jax.tree.leaves(u), jax.tree.leaves(carry)
     sizes = [T, *(n for leaf in us + states for n in leaf.shape)]
     if not alone() or not all(isinstance(n, int) for n in sizes) or 0 in sizes:
-        return Schedule()
+        return Schedule(unroll=UNROLL)
     units, width = _last(states[0]), max(map(_last, us))
     vectors = us[0].size // _last(us[0])
     step_bytes = size_in_bytes(us)
@@ -72,6 +79,7 @@ def schedule(T: Any, carry: Any, u: Any, rows: bool = True) -> Schedule:
         chunk=even(T, CHUNK // step_bytes) if T * step_bytes > WHOLE else None,
         tangent_chunk=even(T, max(min(CHUNK // step_bytes, T // 4), enough)) if cut_tangents else None,
         lanes=LANE_PRODUCTS // len(us) if lanes else 1,  # both directions in one loop: two products a step
+        unroll=UNROLL,
     )
 
 

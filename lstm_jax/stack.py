@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lstm_jax.cells.readout import Readout
 from lstm_jax.checks import check_choice, check_key, check_member, check_tuple, is_number, refuse
+from lstm_jax.layers import Layers, joined, layers_of
 from lstm_jax.loop import one_step
 from lstm_jax.noise import bernoulli
 from lstm_jax.notation import Array, Carry, Params, event_ndim
@@ -164,6 +165,15 @@ class Stack:
 
         after, y = self._through(x, layer_step, lambda index, y: y)
         return tuple(after), y
+
+    def as_layers(self, noisy: bool) -> Layers | str:
+        """All layers as one network of equal ones, where they are (``lstm_jax.layers``)."""
+        if len(self.layers) > 1:
+            if self.residual or self.skip:
+                return f"Stack({'residual' if self.residual else 'skip'}=True) does more than hand outputs on"
+            if self.dropout and noisy:
+                return "Stack(dropout=...) drops features between its layers"
+        return joined([layers_of(layer, noisy) for layer in self.layers])
 
     def compose(
         self, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times

@@ -12,13 +12,10 @@ import jax.numpy as jnp
 
 from lstm_jax import arguments
 from lstm_jax.carries import default_carry, settle
-from lstm_jax.choose import Choice, choose
-from lstm_jax.fused import fused_walk
-from lstm_jax.kernels import pallas_walk
-from lstm_jax.loop import Flags, Walked, blank, cuts, in_windows, one_step, restarts, walk
+from lstm_jax.implementations import NAMED, Choice, choose, choose_whole
+from lstm_jax.loop import Flags, blank, cuts, in_windows, one_step, restarts
 from lstm_jax.noise import draws, perturbed, steady
 from lstm_jax.notation import Array, Carry, Cell, Params
-from lstm_jax.parallel import parallel_walk
 from lstm_jax.schedule import even
 
 
@@ -40,6 +37,7 @@ class Times(NamedTuple):
     key: Array | None = None  # the layer's own
     start: Any = 0  # absolute index of the first step
     flags: Flags | None = None  # what a composition has worked out of the above
+    lengths: Array | None = None  # (*batch,) int32 in [0, T], where they alone say what is valid
 
     def of(self, index: int) -> Times:
         """The same times with a key of the member's own."""
@@ -109,9 +107,11 @@ def unroll(
         return_carries: also return the carry after each step.
         implementation: ``"auto"`` always works. ``"scan"`` is the plain loop over ``cell.step``,
             ``"fused"`` the fast path (``lstm_jax.fused``), ``"parallel"`` all steps at once, for cells
-            whose recurrence is linear (``lstm_jax.parallel``), ``"pallas"`` one kernel for the whole sequence
-            (``lstm_jax.kernels``); one that cannot run raises its reason. :func:`lstm_jax.explain` tells what
-            ``"auto"`` takes.
+            whose recurrence is linear (``lstm_jax.parallel``), ``"pallas"`` one kernel for the whole
+            sequence (``lstm_jax.kernels``), ``"cudnn"`` cuDNN's LSTM (``lstm_jax.cudnn``); one that
+            cannot run raises its reason. What each supports, and when ``"auto"`` takes it:
+            :func:`lstm_jax.implementations`. :func:`lstm_jax.explain` tells what runs for these
+            arguments.
 
     Returns:
         ``(carry, ys)``, the carry after the last step walked and the outputs (T, *batch, H); with
@@ -166,7 +166,11 @@ def begin(
     if valid is not None:
         xs = blank(valid, xs)
     key = None if key is None else steady(key)
-    return run(cell, params, xs, carry, options, Times(valid, resets, key, jnp.asarray(start, jnp.int32)))
+    alone = None  # lengths, where no mask says more
+    if lengths is not None and mask is None:
+        alone = jnp.clip(lengths, 0, xs.shape[0]).astype(jnp.int32)
+    times = Times(valid, resets, key, jnp.asarray(start, jnp.int32), lengths=alone)
+    return run(cell, params, xs, carry, options, times)
 
 
 def valid_steps(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Array | None) -> Array | None:
@@ -182,11 +186,23 @@ def valid_steps(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Arr
 def run(
     network: Any, params: Params, xs: Any, carry: Carry | None, options: Options, times: Times
 ) -> Unrolled:
-    """A composition runs its members; a cell walks over time."""
+    """A composition runs its members; a cell walks over time; some implementations run all in one call."""
+    whole = choose_whole(network, params, xs, carry, options, times)
+    if whole is not None:
+        return run_whole(whole, network, params, xs, carry, options, times)
     compose = getattr(network, "compose", None)
     if compose is not None:
         return compose(run, params, xs, carry, options, times)
     return run_cell(network, params, xs, carry, options, times)
+
+
+def run_whole(
+    choice: Choice, network: Any, params: Params, xs: Any, carry: Carry | None, options: Options, times: Times
+) -> Unrolled:
+    """A whole network in one call."""
+    whole = NAMED[choice.implementation].whole
+    assert whole is not None
+    return Unrolled(*whole.run(network, params, xs, carry, options, times), None)
 
 
 class Prepared(NamedTuple):
@@ -208,10 +224,7 @@ def prepare(
     params = perturbed(cell, params, times.key, first, one_step(xs))
     if not jax.tree.leaves(first):
         return Prepared(params, initial, first, None)
-    truncated = flags.cut is not None
-    restarted = flags.restart is not None
-    name = options.implementation
-    choice = choose(cell, params, first, xs, name, truncated=truncated, restarted=restarted)
+    choice = choose(cell, params, first, xs, options.implementation, flags)
     return Prepared(params, initial, first, choice)
 
 
@@ -227,9 +240,8 @@ def run_cell(
         key, flags = times.key, flags._replace(time=times.start + jnp.arange(T, dtype=jnp.int32))
     if choice is None:
         return _run_without_state(cell, params, xs, carry, options, flags, key)
-    loops: dict[str, Any] = {"scan": scan_walk, "fused": fused_walk, "parallel": parallel_walk}
-    loops["pallas"] = pallas_walk
-    loop = loops[choice.implementation]
+    loop = NAMED[choice.implementation].walk
+    assert loop is not None
 
     def window(carry: Carry, inputs: tuple[Any, Flags]) -> tuple[Carry, tuple[Any, Carry | None]]:
         xs, flags = inputs
@@ -256,29 +268,6 @@ def run_cell(
             window, carry, xs, flags, length, batch=batch, reverse=options.reverse
         )
     return Unrolled(carry, ys, carries)
-
-
-def scan_walk(
-    cell: Any,
-    params: Params,
-    initial: Carry,
-    carry: Carry,
-    xs: Array,
-    flags: Flags,
-    key: Array | None = None,
-    *,
-    reverse: bool,
-    carries: bool,
-) -> Walked:
-    """The plain scan of ``cell.step``: the reference that every other way is tested against."""
-
-    def step(carry: Carry, at: tuple[Array, Any]) -> tuple[Carry, Array, None]:
-        x, t = at
-        if key is None:
-            return *cell.step(params, carry, x), None
-        return *cell.step(params, carry, x, cell.draw(jax.random.fold_in(key, t), carry)), None
-
-    return walk(step, initial, carry, (xs, flags.time), flags, reverse=reverse, carries=carries)
 
 
 def _run_without_state(

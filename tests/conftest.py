@@ -24,6 +24,11 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("everyday")
 
 
+def pytest_addoption(parser):
+    """With it, what belongs on that device and cannot run is a failure (test_implementations.py)."""
+    parser.addoption("--device", choices=("gpu", "tpu"), help="the device that tests are expected to find")
+
+
 @pytest.fixture
 def x64():
     """Float64 for one test: ``pytestmark = pytest.mark.usefixtures("x64")`` for a whole file."""

@@ -157,15 +157,15 @@ ERRORS = {
     "truncate a float": (call(truncate=1.5), "truncate=1.5", "whole number"),
     "truncate an array": (call(truncate=np.ones(2, int)), "truncate=", "whole number"),
     "unknown implementation": (
-        call(implementation="cudnn"),
-        "implementation='cudnn'",
+        call(implementation="fast"),
+        "implementation='fast'",
         "'auto'",
         "'scan'",
         "'fused'",
     ),
     "unknown implementation of a network without a loop": (
-        call(Stack((Readout(D, H),)), (params_of(Readout(D, H)),), implementation="cudnn"),
-        "implementation='cudnn'",
+        call(Stack((Readout(D, H),)), (params_of(Readout(D, H)),), implementation="fast"),
+        "implementation='fast'",
         "'auto'",
     ),
     "the root of nobody knows what": (

@@ -23,9 +23,10 @@ ROOT = PACKAGE.parent
 #: What stands further down may import what stands above and beside it; never the other way round.
 LAYERS = [
     {"notation", "types"},
-    {"checks", "schedule", "noise"},
+    {"checks", "schedule", "noise", "layers"},
     {"cells", "wrapper", "regularization"},
-    {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll", "parallel", "kernels"},
+    {"loop", "scan", "fused", "parallel", "kernels", "cudnn", "implementations"}
+    | {"footprint", "carries", "arguments", "unroll"},
     {"stack", "bidirectional", "explain", "initialization", "penalties"},
     {""},  # lstm_jax itself
     {"batch_major"},
@@ -154,6 +155,7 @@ def test_what_is_public():
         "Readout ReadoutParams Stack Bidirectional BidirectionalParams unroll explain Plan LayerPlan".split()
     )
     expected += "torch_init keras_init Cell SplitCell NoisyCell ParallelCell".split()
+    expected += "implementations Implementation".split()
     expected += "IndRNN IndRNNParams indrnn_step SLSTM SLSTMParams slstm_step".split()
     expected += "MLSTM MLSTMParams mlstm_step".split()
     expected += "ConvLSTM ConvLSTMParams conv_lstm_step LeakyRNN LeakyRNNParams leaky_rnn_step".split()

@@ -29,8 +29,8 @@ def alone(monkeypatch):
 
 @pytest.fixture
 def cut_small(alone, monkeypatch):
-    """Chunks of three steps with one left over, of two where tangents walk; lanes of two rows."""
-    monkeypatch.setattr(fused, "schedule", lambda *_: schedule.Schedule(3, 2, 3))
+    """Chunks of three steps, one left over, of two for tangents; lanes of two rows; two steps a body."""
+    monkeypatch.setattr(fused, "schedule", lambda *_: schedule.Schedule(3, 2, 3, 2))
 
 
 def seen_by(case):
@@ -84,6 +84,21 @@ def test_two_directions_share_the_lanes(alone):
     params = jax.eval_shape(network.init, jax.random.key(0))
     plan = lstm_jax.explain(network, params, jax.ShapeDtypeStruct((20, 32, 128), jnp.float32))
     assert plan.layers[0].schedule == schedule.Schedule(None, 5, 6)
+
+
+def test_the_steps_of_a_body_reach_both_loops(monkeypatch):
+    cell = LSTM(D, 2)
+    params, xs = cell.init(jax.random.key(0)), jnp.ones((T, B, D))
+
+    def loops(steps):
+        monkeypatch.setattr(schedule, "UNROLL", steps)
+        jax.clear_caches()
+        text = str(jax.make_jaxpr(jax.grad(lambda p: jnp.sum(lstm_jax.unroll(cell, p, xs)[1])))(params))
+        return [text.count(f"unroll={n}\n") for n in (1, 3)]
+
+    assert loops(1)[0] >= 2 and loops(1)[1] == 0
+    assert loops(3)[0] == 0 and loops(3)[1] >= 2
+    jax.clear_caches()
 
 
 def test_nothing_is_cut_where_arrays_may_be_spread_over_devices():

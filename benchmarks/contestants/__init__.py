@@ -6,7 +6,7 @@ from benchmarks.contestants.flax_linen import LINEN
 from benchmarks.contestants.flax_nnx import NNX
 from benchmarks.contestants.haiku_ import HAIKU
 from benchmarks.contestants.keras_ import KERAS
-from benchmarks.contestants.ours import AGAIN, LOW_MEMORY, OURS
+from benchmarks.contestants.ours import AGAIN, LOW_MEMORY, NAMES as NAMES, OURS, named as named
 from benchmarks.contestants.scan import SCAN
 from benchmarks.contestants.torch_ import TORCH
 

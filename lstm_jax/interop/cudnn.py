@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +9,7 @@ import numpy as np
 
 from lstm_jax import LSTM
 from lstm_jax.checks import check_float, check_size, refuse
+from lstm_jax.cudnn import flat_shapes
 from lstm_jax.interop.networks import taken_apart
 from lstm_jax.interop.torch import from_torch, to_torch
 from lstm_jax.notation import DType
@@ -49,7 +49,7 @@ def from_cudnn(
     for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
         check_size("from_cudnn", name, size)
     check_float("from_cudnn", "weights", weights)
-    shapes = dict(_shapes(input_size, hidden_size, num_layers, 2 if bidirectional else 1))
+    shapes = dict(flat_shapes(input_size, hidden_size, num_layers, 2 if bidirectional else 1))
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     if tuple(weights.shape) != (count,):
         refuse(
@@ -64,21 +64,6 @@ def from_cudnn(
         state_dict[name] = weights[start : start + size].reshape(shape)
         start += size
     return from_torch(state_dict, dtype=dtype)
-
-
-def _shapes(D: int, H: int, layers: int, directions: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Torch's names in the vector's order."""
-    ends = [
-        (f"_l{layer}{end}", directions * H if layer else D)
-        for layer in range(layers)
-        for end in ("", "_reverse")[:directions]
-    ]
-    for end, size in ends:
-        yield f"weight_ih{end}", (4 * H, size)
-        yield f"weight_hh{end}", (4 * H, H)
-    for end, _ in ends:
-        yield f"bias_ih{end}", (4 * H,)
-        yield f"bias_hh{end}", (4 * H,)
 
 
 def to_cudnn(network: Any, params: Any) -> Any:
@@ -112,5 +97,5 @@ def to_cudnn(network: Any, params: Any) -> Any:
             "Give the cells use_bias=True and biases of zeros.",
         )
     arrays = to_torch(network, params)
-    order = _shapes(cell.input_size, cell.hidden_size, len(layers), len(layers[0].directions))
+    order = flat_shapes(cell.input_size, cell.hidden_size, len(layers), len(layers[0].directions))
     return jnp.concatenate([jnp.ravel(arrays[name]) for name, _ in order])

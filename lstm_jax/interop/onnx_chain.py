@@ -8,10 +8,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.bidirectional import MERGES
 from lstm_jax.cells.readout import Readout, ReadoutParams
 from lstm_jax.checks import refuse
 from lstm_jax.interop.onnx_nodes import GATES, READOUTS
+from lstm_jax.layers import MERGES
 
 
 @dataclass

@@ -84,9 +84,7 @@ def engine_name() -> str:
     return found if isinstance(found, str) else found.name
 
 
-def pallas_obstacle(
-    cell: Any, params: Params, carry: Carry, xs: Any, *, restarted: bool, truncated: bool
-) -> str | None:
+def pallas_obstacle(cell: Any, params: Params, carry: Carry, xs: Any, flags: Flags) -> str | None:
     """Why no kernel can take this cell, these options or shapes, or None."""
     name = type(cell).__name__
     if type(cell) is not LSTM:
@@ -95,9 +93,9 @@ def pallas_obstacle(
     changed = [name for name in OPTIONS if getattr(cell, name) != getattr(plain, name)]
     if changed:
         return f"the kernels are for the LSTM without {', '.join(changed)}"
-    if restarted:
+    if flags.restart is not None:
         return "no kernel knows resets"
-    if truncated:
+    if flags.cut is not None:
         return "no kernel knows truncate"
     u = jax.eval_shape(cell.project, params, xs)
     sizes = u.shape
