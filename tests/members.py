@@ -86,8 +86,11 @@ MEMBERS = (
         partial(GRU, D, H, reset_after=False),
         oracle.Cell(oracle.gru_reset_before, oracle.zeros),
         "scan",
+        family=True,
     ),
-    Member("bidirectional", partial(_bidirectional, "concat"), oracle.Bidirectional(ORACLE_LSTM)),
+    Member(
+        "bidirectional", partial(_bidirectional, "concat"), oracle.Bidirectional(ORACLE_LSTM), family=True
+    ),
     *(
         Member(
             f"bidirectional_{merge}",
@@ -109,6 +112,7 @@ MEMBERS = (
         "stack_residual_skip",
         _stack_residual_skip,
         oracle.Stack((ORACLE_RNN, ORACLE_LEARNED), residual=True, skip=True),
+        family=True,
     ),
     Member(
         "stack_of_three",

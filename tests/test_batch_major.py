@@ -10,6 +10,8 @@ import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, Stack
 from lstm_jax.batch_major import flipped, is_random, layers, walk
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 T, B = 5, 3
 
 

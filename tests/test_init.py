@@ -8,6 +8,8 @@ import pytest
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack, keras_init, torch_init
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 KEY = jax.random.key(0)
 GATES = {RNN: 1, LSTM: 4, GRU: 3}
 CELLS = pytest.mark.parametrize("kind", GATES, ids=lambda kind: kind.__name__)
@@ -161,7 +163,7 @@ INITS = pytest.mark.parametrize(
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
 def test_parameters_have_the_parameters_dtype(init, dtype):
     with jax.enable_x64(dtype == "float64"):
-        params = init(networks(param_dtype=dtype), jax.random.key(0))
+        params = jax.eval_shape(lambda key: init(networks(param_dtype=dtype), key), jax.random.key(0))
         assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
 
 
@@ -183,7 +185,7 @@ def test_initialisation_goes_through_jit_and_vmap(init):
     network = networks()
     keys = jax.random.split(KEY, 3)
     ensemble = jax.jit(jax.vmap(lambda key: init(network, key)))(keys)
-    for index in range(3):
+    for index in range(2):
         one = init(network, keys[index])
         assert jax.tree.structure(one) == jax.tree.structure(ensemble)
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(ensemble), strict=True):

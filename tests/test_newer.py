@@ -15,6 +15,8 @@ from members import BY_NAME, assert_same, problem, random_like, total
 import lstm_jax
 from lstm_jax import MLSTM, SLSTM, IndRNN
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 D, H = 3, 4
 KEY = jax.random.key(0)
 
@@ -291,7 +293,7 @@ def test_the_forget_gates_bias_is_behind_the_input_gates():
 # --- what all of them have to keep --------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("x64", "quick_compiles")
+@pytest.mark.usefixtures("x64")
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["slstm", "slstm_exp", "mlstm", "mlstm_exp"])
 def test_both_modes_to_second_order_agree_with_finite_differences(which):
@@ -307,7 +309,7 @@ def test_both_modes_to_second_order_agree_with_finite_differences(which):
     )
 
 
-@pytest.mark.usefixtures("x64", "quick_compiles")
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("which", ["slstm", "mlstm"])
 def test_hessian_is_that_of_the_plain_scan(which):
     given = problem(BY_NAME[which], T=3, batch=(2,))

@@ -56,7 +56,7 @@ def test_oracle(which, reverse, sequence):
 
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("which", NETWORKS)
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(sequence=sequences())
 def test_one_gradient(which, reverse, sequence):
     """The fast path's and the plain scan's, finite, and zero where nothing was read."""

@@ -67,7 +67,7 @@ EVERY = pytest.mark.parametrize("name", NOISY)
 DAILY = pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=() if name.startswith(("all", "minimal", "leaky")) else pytest.mark.slow)
+        pytest.param(name, marks=() if name.startswith(("all", "minimal")) else pytest.mark.slow)
         for name in NOISY
     ],
 )
@@ -152,7 +152,7 @@ def test_zoneout_is_a_matter_of_steps():
     assert not hasattr(Zoneout(MinGRU(D, H), rates=0.5), "coefficients")
 
 
-@pytest.mark.parametrize("name", ["all", "zoneout_projected"])
+@pytest.mark.parametrize("name", ["all", pytest.param("zoneout_projected", marks=pytest.mark.slow)])
 def test_in_reverse_too(name):
     cell = NOISY[name]
     params, xs, flags = problem(cell)
@@ -191,7 +191,7 @@ def test_no_key_no_noise(name):
     assert same != zoned
 
 
-@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("impl", [pytest.param("rbg", marks=pytest.mark.slow), "unsafe_rbg"])
 def test_keys_of_any_generator(impl):
     """Those that draw otherwise under vmap, too, give windows and implementations one noise."""
     cell = NOISY["all"]

@@ -96,7 +96,11 @@ def in_shard_map(mesh, network, run, *args):
     return jax.device_get(jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=out_specs))(*args))
 
 
-@pytest.mark.parametrize("name", ["rnn", "lstm", "lstm_learned", "gru", "stack", "slstm", "mlstm"])
+@pytest.mark.parametrize(
+    "name",
+    ["lstm_learned", "stack"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("rnn", "lstm", "gru", "slstm", "mlstm")],
+)
 def test_in_shard_map_rows_are_apart_and_weight_gradients_are_summed(name):
     network = NETWORKS[name]
     run = gradients_of(network, reverse=True)
@@ -192,6 +196,7 @@ def test_rows_sharded_in_an_explicit_mesh(name):
     assert_close(explicitly(network, gradients_of(network, reverse=True)), unsharded(network))
 
 
+#: Those without flags are for ``make test-slow``.
 OPTIONS = [
     ("lstm", {"implementation": "fused", "checkpoint": 2, "return_carries": True}),
     ("gru", {"implementation": "scan", "checkpoint": "sqrt", "reverse": True}),
@@ -205,7 +210,10 @@ TRUNCATED = [
 
 @pytest.mark.parametrize(
     ("flagged", "name", "options"),
-    [*((True, *row) for row in OPTIONS + TRUNCATED), *((False, *row) for row in OPTIONS)],
+    [
+        *((True, *row) for row in OPTIONS + TRUNCATED),
+        *(pytest.param(False, *row, marks=pytest.mark.slow) for row in OPTIONS),
+    ],
     ids=str,
 )
 def test_options_in_an_explicit_mesh(flagged, name, options):

@@ -11,6 +11,9 @@ from jax.test_util import check_grads
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, IndRNN, Stack
 
+# The numbers are under test, not how fast they come.
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 T, B, D, H = 4, 2, 3, 3
 CELLS = {
     "rnn": RNN(D, H, param_dtype="float64"),
@@ -79,17 +82,13 @@ def row(tree, index):
 # --- derivatives --------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("quick_compiles")
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.slow if name not in ("lstm", "gru") else (),
-        )
-        for name in NETWORKS
-    ],
-)
+def daily(*names):
+    """Parametrize over all networks; those not named are for ``make test-slow``."""
+    marked = [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in NETWORKS]
+    return pytest.mark.parametrize("name", marked)
+
+
+@daily("lstm", "gru")
 def test_both_modes_to_second_order_agree_with_finite_differences(name):
     network = NETWORKS[name]
 
@@ -101,7 +100,6 @@ def test_both_modes_to_second_order_agree_with_finite_differences(name):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("implementation", ["fused", "scan"])
 def test_windows_of_a_checkpoint_agree_with_finite_differences(implementation):
     @jax.jit
@@ -349,7 +347,7 @@ def test_vmap_over_lengths_is_one_call_a_length(name):
         assert_close(row(together, index), gradients(lengths[index]))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@daily("lstm", "gru_reset_before", "bidirectional", "stack")
 def test_an_ensemble_under_vmap_is_its_members_one_by_one(name):
     """grad inside vmap, grad of vmap and jit inside all agree with member after member."""
     network = NETWORKS[name]
