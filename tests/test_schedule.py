@@ -92,13 +92,13 @@ def test_the_steps_of_a_body_reach_both_loops(monkeypatch):
 
     def loops(steps):
         monkeypatch.setattr(schedule, "UNROLL", steps)
-        jax.clear_caches()
+        _jitted.clear_cache()
         text = str(jax.make_jaxpr(jax.grad(lambda p: jnp.sum(lstm_jax.unroll(cell, p, xs)[1])))(params))
         return [text.count(f"unroll={n}\n") for n in (1, 3)]
 
     assert loops(1)[0] >= 2 and loops(1)[1] == 0
     assert loops(3)[0] == 0 and loops(3)[1] >= 2
-    jax.clear_caches()
+    _jitted.clear_cache()
 
 
 def test_nothing_is_cut_where_arrays_may_be_spread_over_devices():
