@@ -26,7 +26,7 @@ from lstm_jax.notation import Array, Carry, Params, state_dtype
 
 #: Where the engines live, by the platform as JAX calls it. Each module has ENGINE, for the device, and
 #: INTERPRETED, the same kernels for Pallas' interpreter.
-MODULES = {"tpu": "lstm_jax.kernels.tpu"}
+MODULES = {"tpu": "lstm_jax.kernels.tpu", "gpu": "lstm_jax.kernels.gpu"}
 
 _interpreted = jax.make_user_context(None)
 
