@@ -50,12 +50,18 @@ def interpreter() -> Any:
     return INTERPRETER(detect_races=True, uninitialized_memory="nan", inline_mgpu="ignore")
 
 
-@plgpu.inline_mgpu()
-def cluster_fence(_: Any) -> None:
-    """What this thread wrote is seen by all blocks of the cluster before what it writes from here on.
+def _fence(instruction: str) -> Any:
+    """One instruction; the interpreter, which orders everything as it is written, leaves it out."""
 
-    Mosaic's arrival at a barrier of the cluster orders writes within the block alone.
-    """
-    llvm.inline_asm(
-        ir.Type.parse("!llvm.void"), [], "fence.acq_rel.cluster;", "", has_side_effects=True
-    )
+    @plgpu.inline_mgpu()
+    def fence(_: Any) -> None:
+        llvm.inline_asm(ir.Type.parse("!llvm.void"), [], instruction, "", has_side_effects=True)
+
+    return fence
+
+
+#: What this thread wrote is seen by all blocks of the cluster before what it writes from here on.
+#: Mosaic's arrival at a barrier of the cluster orders writes within the block alone.
+cluster_fence = _fence("fence.acq_rel.cluster;")
+#: What threads wrote to the main memory is seen by the copies that they start from here on.
+copy_fence = _fence("fence.proxy.async;")

@@ -22,10 +22,11 @@ ROWS = (16, 32, 64)
 class Plan(NamedTuple):
     """Who holds what."""
 
-    blocks: int  # that share the units of one slice of the batch: a cluster
+    form: str  # "cluster": blocks that reach each other's shared memory; "grid": they meet in the main memory
+    blocks: int  # that share the units of one slice of the batch
     units: int  # of each block
     rows: int  # of the batch, in each slice
-    slices: int  # of the batch: clusters that know nothing of each other
+    slices: int  # of the batch, which know nothing of each other
 
     @property
     def width(self) -> int:
@@ -43,52 +44,71 @@ def units_of(H: int, blocks: int) -> int:
     return step * math.ceil(H / blocks / step)
 
 
-def smem_bytes(units: int, blocks: int, rows: int) -> int:
+def smem_bytes(form: str, blocks: int, units: int, rows: int) -> int:
     """Bytes of shared memory of one block, in the walk that needs more.
 
     With U units a block, H = U blocks, R rows; 2 bytes an element of weights, h and z̄, 4 of sums::
 
         weights    2 · 4U · H      in both
-        forward    2 · 2 · H · R   h, in two buffers
+        forward    2 · 2 · H · R   h, in two buffers (grid: one)
                    4 · 4U · R      the product, on its way from the matrix unit's layout to the gates'
         backward   2 · 4U · R      z̄
-                   2 · 4 · H · R   the block's part of h̄, in two buffers
+                   2 · 4 · H · R   the block's part of h̄, in two buffers (grid: in the main memory)
 
-    H 512 over 16 blocks with 16 rows: 131,072 + 69,632 = 200,704 bytes of 232,448.
+    H 512 over 16 blocks with 16 rows: 131,072 + 69,632 = 200,704 bytes of 232,448. H 1024 over 64:
+    131,072 + 36,864.
 
-    >>> smem_bytes(32, 16, 16)
-    200704
+    >>> smem_bytes("cluster", 16, 32, 16), smem_bytes("grid", 64, 16, 16)
+    (200704, 167936)
     """
-    H = units * blocks
-    forward = 2 * 2 * H * rows + 4 * 4 * units * rows
-    backward = 2 * 4 * units * rows + 2 * 4 * H * rows
+    H, buffers = units * blocks, 1 if form == "grid" else 2
+    forward = buffers * 2 * H * rows + 4 * 4 * units * rows
+    backward = 2 * 4 * units * rows + (0 if form == "grid" else 2 * 4 * H * rows)
     return 2 * 4 * units * H + max(forward, backward)
 
 
 def plan(T: int, B: int, H: int, dtype: Any, *, blocks: int | None = None) -> Plan | str:
     """The layout of a walk, or the reason why there is none.
 
-    The fewest blocks that hold the weights (or ``blocks`` of them), and the fewest rows a cluster with
-    which all clusters find room at once, if any do: a step takes as long as its rows take.
+    A cluster where one holds the weights: the fewest blocks that do (or ``blocks`` of them), and the
+    fewest rows with which all clusters find room at once, if any do; those that do not wait for
+    their turn. Else the grid, whose blocks wait for each other, so that all must find room at once.
 
     >>> plan(1024, 16, 512, "bfloat16")
-    Plan(blocks=16, units=32, rows=16, slices=1)
+    Plan(form='cluster', blocks=16, units=32, rows=16, slices=1)
     >>> plan(1024, 64, 256, "float16")
-    Plan(blocks=4, units=64, rows=16, slices=4)
-    >>> plan(1024, 16, 768, "bfloat16")
-    'w_hh of H=768 takes 294,912 bytes of each of 16 blocks, where shared memory has 232,448'
+    Plan(form='cluster', blocks=4, units=64, rows=16, slices=4)
+    >>> plan(1024, 64, 1024, "bfloat16")
+    Plan(form='grid', blocks=64, units=16, rows=32, slices=2)
+    >>> plan(1024, 16, 2048, "bfloat16")
+    'w_hh of H=2048 is too large: with h, it takes 331,776 bytes of each of 128 blocks, which have 230,400'
     """
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.dtype("bfloat16"), jnp.dtype("float16")):
         return f"Hopper's matrix unit multiplies bfloat16 and float16, and this is {dtype.name}"
     for count in CLUSTERS if blocks is None else (blocks,):
         units = units_of(H, count)
-        fitting = [rows for rows in ROWS if smem_bytes(units, count, rows) <= SMEM - SPARE]
+        fitting = fitting_rows("cluster", count, units)
         if fitting:
             at_once = [rows for rows in fitting if math.ceil(B / rows) * count <= SMS]
             rows = (at_once or fitting[-1:])[0]
-            return Plan(count, units, rows, math.ceil(B / rows))
-    needs = 8 * units * units * count
-    return (
-        f"w_hh of H={H} takes {needs:,} bytes of each of {count} blocks, where shared memory has {SMEM:,}"
-    )
+            return Plan("cluster", count, units, rows, math.ceil(B / rows))
+    units = 16  # the fewest there can be, so that each block's weights are the smallest
+    count = 4 * math.ceil(H / 64)
+    fitting = fitting_rows("grid", count, units)
+    if not fitting:
+        needs = smem_bytes("grid", count, units, ROWS[0])
+        return (
+            f"w_hh of H={H} is too large: with h, it takes {needs:,} bytes of each of {count} blocks, "
+            f"which have {SMEM - SPARE:,}"
+        )
+    at_once = [rows for rows in fitting if math.ceil(B / rows) * count <= SMS]
+    if not at_once:
+        most = SMS // count * fitting[-1]
+        return f"with H={H} the device has room for {most} rows of the batch at once, and B={B}"
+    return Plan("grid", count, units, at_once[0], math.ceil(B / at_once[0]))
+
+
+def fitting_rows(form: str, blocks: int, units: int) -> list[int]:
+    """With how many rows a block has enough shared memory."""
+    return [rows for rows in ROWS if smem_bytes(form, blocks, units, rows) <= SMEM - SPARE]

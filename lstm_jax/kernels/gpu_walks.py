@@ -1,24 +1,27 @@
 """The two walks over time as kernels for Hopper GPUs (Pallas, Mosaic GPU).
 
-A cluster of blocks walks one slice of the batch from the first step to the last. Each block holds
-the weights of its own units in shared memory for the whole walk, with the four gates of a unit side
-by side, so that everything but the product is local to it. Arrays are transposed: the matrix unit
+Some blocks walk one slice of the batch from the first step to the last. Each block holds the
+weights of its own units in shared memory for the whole walk, with the four gates of a unit side by
+side, so that everything but the product is local to it. Arrays are transposed: the matrix unit
 takes 64 rows at a time, so these are gates, and the batch, which may be small, lies in the columns.
 With U units a block and R rows of the batch in a slice,
 
     forward   z (4U, R) = Wᵀ (4U, H) h (H, R): the block's gates from all units' h
     backward  h̄ (H, R) = W (H, 4U) z̄ (4U, R): the block's part of every unit's h̄
 
-Forward, each block writes its h into the shared memory of all blocks; backward, it fetches the
-parts that are its own from all, and adds them up, always in the same order. Both keep two buffers
-and two barriers, taken in turns: who writes a buffer has heard from all blocks that they read it,
-because no block sends its next message before it has. One warpgroup does all of it.
+Forward, each block hands its h to all; backward, it fetches the parts that are its own from all,
+and adds them up, always in the same order. In a cluster h is written into the shared memory of all
+blocks, and the parts are read from there; in a grid, both pass through the main memory, which is to
+say the L2 cache. What is handed over has two buffers, taken in turns: who writes one has heard from
+all blocks that they read it, because none of them sends its next message before it has.
+
+One warpgroup of each block does all of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +29,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from lstm_jax.kernels.gpu_names import COMPILER_PARAMS, cluster_fence, load, store
+from lstm_jax.kernels.gpu_names import COMPILER_PARAMS, cluster_fence, copy_fence, load, store
 from lstm_jax.kernels.gpu_plan import Plan
 from lstm_jax.notation import Array
 
@@ -69,17 +72,68 @@ def multiply(a: Any, b: Any, out: Any) -> None:
         store(out.at[pl.ds(at, count)], value)
 
 
-def kernel(body: Callable[..., None], plan: Plan, out: Any, scratch: Any, interpret: Any) -> Any:
-    """One cluster of ``plan.blocks`` blocks for each slice of the batch."""
+class Meeting(NamedTuple):
+    """Where all blocks of a slice wait for each other, once a step. The n-th meeting: 0, 1, ..."""
+
+    place: Any  # two barriers, or a semaphore for each slice
+    at: Any  # the slice
+    blocks: int
+
+    def arrive(self, n: Any) -> None:
+        """What this block wrote is there for all; its threads have waited for each other."""
+        if self.at is None:
+            plgpu.barrier_arrive(self.place.at[lax.rem(n, 2)])
+        else:
+            plgpu.semaphore_signal(self.place.at[self.at], memory_scope="gpu")
+
+    def wait(self, n: Any) -> None:
+        """Until all are there."""
+        if self.at is None:
+            plgpu.barrier_wait(self.place.at[lax.rem(n, 2)])
+        else:
+            everybody = self.blocks * (n + 1)
+            plgpu.semaphore_wait(self.place.at[self.at], everybody, decrement=False, memory_scope="gpu")
+
+
+def meeting(plan: Plan, exchange: str, s: Any, barriers: Any) -> Meeting | None:
+    """None: a block alone waits for nobody."""
+    if plan.blocks == 1:
+        return None
+    if exchange == "semaphore":
+        places = pl.get_global(plgpu.SemaphoreType.REGULAR((plan.slices,)))
+        return Meeting(places, s, plan.blocks)
+    return Meeting(barriers, None, plan.blocks)
+
+
+def barriers(plan: Plan, exchange: str) -> Any:
+    """The two barriers of a meeting."""
+    if exchange in ("fence", "barrier") and plan.blocks > 1:
+        return plgpu.ClusterBarrier(collective_axes=("block",), num_barriers=2)
+    return plgpu.Barrier(num_arrivals=plan.blocks if exchange == "async" else 1, num_barriers=2)
+
+
+def chosen(plan: Plan, exchange: str | None, fitting: dict[str, tuple[str, ...]]) -> str:
+    """The way to exchange that was asked for, or the first that the form has."""
+    ways = fitting[plan.form]
+    assert exchange in (None, *ways), (plan, exchange)
+    return exchange or ways[0]
+
+
+def kernel(
+    body: Callable[..., None], plan: Plan, exchange: str, out: Any, scratch: Any, interpret: Any
+) -> Any:
+    """``plan.blocks`` blocks for each slice of the batch: a cluster, where they do not meet at semaphores."""
+    if exchange == "semaphore":
+        mesh: Any = {"grid": (plan.slices, plan.blocks), "grid_names": ("slice", "block")}
+    else:
+        mesh = {"grid": (plan.slices,), "grid_names": ("slice",)}
+        mesh |= {"cluster": (plan.blocks,), "cluster_names": ("block",)}
     return plgpu.kernel(
         body,
         out_type=out,
         scratch_types=scratch,
-        grid=(plan.slices,),
-        grid_names=("slice",),
-        cluster=(plan.blocks,),
-        cluster_names=("block",),
         compiler_params=COMPILER_PARAMS,
+        **mesh,
         **({} if interpret is None else {"interpret": interpret}),
     )
 
@@ -113,96 +167,111 @@ def forward(
     plan: Plan,
     *,
     save: bool,
-    exchange: str = "async",
+    exchange: str | None = None,
     interpret: Any = None,
 ) -> list[Array]:
     """hs (T, slices, H, R) compute, cs (T, slices, H, R) float32 and, to be saved, gates as ``us``, float32.
 
-    ``exchange``: how h comes to the other blocks. ``"async"``: by asynchronous stores, which the
-    barrier of who receives counts. ``"fence"``: by plain stores, a fence and one arrival a block.
+    ``exchange``: how h comes to the other blocks. In a cluster ``"async"``, by asynchronous stores, which
+    the barrier of who receives counts, or ``"fence"``, by plain stores, a fence and one arrival a block.
+    In a grid by way of hs; the blocks meet at a ``"semaphore"``, or at a ``"barrier"``, which makes them
+    a cluster after all.
     """
-    T = us.shape[0]
-    blocks, U, R, slices = plan
+    ways = {"cluster": ("async", "fence"), "grid": ("semaphore", "barrier")}
+    T, (blocks, U, R, slices) = us.shape[0], plan[1:]
+    exchange = chosen(plan, exchange, ways)
     H, dtype, spread = plan.width, us.dtype, layout(plan.rows)
-    alone, sends = blocks == 1, exchange == "async"
+    alone, in_grid = blocks == 1, plan.form == "grid"
 
     def body(*refs: Any) -> None:
-        refs = list(refs)
-        us_ref, weights_ref, bias_ref, h0_ref, c0_ref = refs[:5]
-        valid_ref = None if valid is None else refs[5]
-        hs_ref, cs_ref, *gates_ref, weights_s, h_s, z_s, loaded, arrived = refs[5 + (valid is not None) :]
+        us_ref, weights_ref, bias_ref, h0_ref, c0_ref, *refs = refs
+        valid_ref = None if valid is None else refs.pop(0)
+        hs_ref, cs_ref, *gates_ref, weights_s, h_s, z_s, loaded, fetched, arrived = refs
         s, k = lax.axis_index("slice"), lax.axis_index("block")
         own = pl.ds(pl.multiple_of(k * U, 16), U)
+        meet = meeting(plan, exchange, s, arrived)
 
         def four(ref: Any) -> tuple[Array, ...]:
             return tuple(load(ref.at[pl.ds(n * U, U)], spread) for n in range(4))
 
-        plgpu.copy_gmem_to_smem(weights_ref.at[k], weights_s, loaded)
-        plgpu.copy_gmem_to_smem(h0_ref.at[s], h_s.at[0], loaded)
-        biases = four(bias_ref.at[k])
-        c, h = load(c0_ref.at[s, k], spread), load(h0_ref.at[s, own], spread)
-        plgpu.barrier_wait(loaded)
+        def buffer(t: Any) -> Any:
+            """Where the h is that step t reads."""
+            return h_s.at[0 if in_grid else lax.rem(t, 2)]
 
-        def send(h: Array, buffer: Any) -> None:
-            """h to all blocks, the own one included."""
-            if alone:
-                store(h_s.at[buffer], h)
-            for block in () if alone else others(k, blocks):
-                to = h_s.at[buffer, own]
-                if sends:
-                    plgpu.async_store_smem(
-                        h, to, arrived.at[buffer], cluster_idx=block, cluster_dim="block", optimized=False
-                    )
-                else:
+        def send(h: Array, t: Any) -> None:
+            """h_t to all blocks, the own one included."""
+            to = buffer(t + 1).at[own]
+            if in_grid:
+                store(hs_ref.at[t, s, own], h)
+                copy_fence()
+            elif alone:
+                store(to, h)
+            elif exchange == "fence":
+                for block in others(k, blocks):
                     store(plgpu.cluster_ref(to, {"block": block}), h)
-            if not alone and not sends:
                 cluster_fence()
-            plgpu.commit_smem()  # also: all threads are done with z_s
-            if not alone and not sends:
-                plgpu.barrier_arrive(arrived.at[buffer])
+            else:
+                barrier, options = arrived.at[lax.rem(t, 2)], {"cluster_dim": "block", "optimized": False}
+                for block in others(k, blocks):
+                    plgpu.async_store_smem(h, to, barrier, cluster_idx=block, **options)
+            plgpu.commit_smem()  # also: all threads are here, done with z_s
+            if meet and exchange != "async":
+                meet.arrive(t)
 
-        def receive(buffer: Any) -> None:
-            if not alone:
-                plgpu.barrier_wait(arrived.at[buffer])
+        def receive(t: Any) -> None:
+            """All of what step t reads."""
+            if meet:
+                meet.wait(t - 1)
                 plgpu.commit_smem()  # what others wrote here, the matrix unit reads
+            if in_grid:
+                copy_fence()
+                plgpu.copy_gmem_to_smem(hs_ref.at[t - 1, s], buffer(t), fetched)
+                plgpu.barrier_wait(fetched)
 
         def step(t: Any, carry: Any) -> Any:
             c, h, u = carry
-            now, next_ = lax.rem(t, 2), lax.rem(t + 1, 2)
-            if not alone:
-                pl.when(t > 0)(lambda: receive(now))
+            if meet:
+                pl.when(t > 0)(lambda: receive(t))
             is_valid = validity(valid_ref, (t, s), U, spread)
             ahead = four(us_ref.at[jnp.minimum(t + 1, T - 1), s, k])
-            multiply(weights_s, h_s.at[now], z_s)
+            multiply(weights_s, buffer(t), z_s)
             plgpu.commit_smem()
             z = [a + b.astype(jnp.float32) + bias for a, b, bias in zip(four(z_s), u, biases, strict=True)]
             gates = i, f, g, o = lax.logistic(z[0]), lax.logistic(z[1]), jnp.tanh(z[2]), lax.logistic(z[3])
             c = where(is_valid, f * c + i * g, c)
             h = where(is_valid, (o * jnp.tanh(c)).astype(dtype), h)
-            send(h, next_)
-            store(hs_ref.at[t, s, own], h)
+            send(h, t)
+            if not in_grid:
+                store(hs_ref.at[t, s, own], h)
             store(cs_ref.at[t, s, own], c)
             for ref in gates_ref:
                 for n, gate in enumerate(gates):
                     store(ref.at[t, s, k, pl.ds(n * U, U)], gate)
             return c, h, ahead
 
-        lax.fori_loop(0, T, step, (c, h, four(us_ref.at[0, s, k])))
-        receive(T % 2)  # nobody leaves while others write to it
+        plgpu.copy_gmem_to_smem(weights_ref.at[k], weights_s, loaded)
+        plgpu.copy_gmem_to_smem(h0_ref.at[s], h_s.at[0], fetched)
+        biases = four(bias_ref.at[k])
+        first = load(c0_ref.at[s, k], spread), load(h0_ref.at[s, own], spread), four(us_ref.at[0, s, k])
+        plgpu.barrier_wait(loaded)
+        plgpu.barrier_wait(fetched)
+        lax.fori_loop(0, T, step, first)
+        if meet:  # nobody leaves while others write to it
+            meet.wait(T - 1)
 
     out = [jax.ShapeDtypeStruct((T, slices, H, R), kind) for kind in (dtype, jnp.float32)]
     if save:
         out.append(jax.ShapeDtypeStruct(us.shape, jnp.float32))
-    together = plgpu.ClusterBarrier(collective_axes=("block",), num_barriers=2)
     scratch = [
         operand((4 * U, H), dtype, R),
-        operand((2, H, R), dtype, R),
+        operand((1 if in_grid else 2, H, R), dtype, R),
         plgpu.SMEM((4 * U, R), jnp.float32),
-        plgpu.Barrier(num_arrivals=2),
-        plgpu.Barrier(num_arrivals=blocks, num_barriers=2) if alone or sends else together,
+        plgpu.Barrier(),
+        plgpu.Barrier(),
+        barriers(plan, exchange),
     ]
     args = [us, weights, bias, h0, c0, *([] if valid is None else [valid])]
-    return kernel(body, plan, out, scratch, interpret)(*args)
+    return kernel(body, plan, exchange, out, scratch, interpret)(*args)
 
 
 def backward(
@@ -215,49 +284,62 @@ def backward(
     wanted_c: Array,  # (T, slices, H, R) float32
     plan: Plan,
     *,
+    exchange: str | None = None,
     interpret: Any = None,
 ) -> list[Array]:
-    """Cotangents of z, as ``gates``, compute; of h_0 and of c_0, (slices, H, R), float32 both."""
-    T = gates.shape[0]
-    blocks, U, R, slices = plan
+    """Cotangents of z, as ``gates``, compute; of h_0 and of c_0, (slices, H, R), float32 both.
+
+    ``exchange``: where blocks meet, in a cluster at a ``"barrier"``, in a grid at a ``"semaphore"``, or at
+    a ``"barrier"``, which makes them a cluster after all.
+    """
+    ways = {"cluster": ("barrier",), "grid": ("semaphore", "barrier")}
+    T, (blocks, U, R, slices) = gates.shape[0], plan[1:]
+    exchange = chosen(plan, exchange, ways)
     H, dtype, spread = plan.width, weights.dtype, layout(plan.rows)
-    alone = blocks == 1
+    alone, in_grid = blocks == 1, plan.form == "grid"
 
     def body(*refs: Any) -> None:
-        refs = list(refs)
-        weights_ref, gates_ref, cs_ref, c0_ref, wanted_h_ref, wanted_c_ref = refs[:6]
-        valid_ref = None if valid is None else refs[6]
-        zs_ref, h0_ref, out_c0_ref, weights_s, z_s, parts_s, loaded, ready = refs[6 + (valid is not None) :]
+        weights_ref, gates_ref, cs_ref, c0_ref, wanted_h_ref, wanted_c_ref, *refs = refs
+        valid_ref = None if valid is None else refs.pop(0)
+        zs_ref, h0_ref, out_c0_ref, *refs = refs
+        parts_ref = refs.pop(0) if in_grid else None
+        weights_s, z_s, *refs = refs
+        parts_s = None if in_grid else refs.pop(0)
+        loaded, arrived = refs
         s, k = lax.axis_index("slice"), lax.axis_index("block")
         own = pl.ds(pl.multiple_of(k * U, 16), U)
-
+        meet = meeting(plan, exchange, s, arrived)
         zero = plgpu.layout_cast(jnp.zeros((U, R), jnp.float32), spread)
-
-        plgpu.copy_gmem_to_smem(weights_ref.at[k], weights_s, loaded)
-        plgpu.barrier_wait(loaded)
 
         def inputs(t: Any) -> tuple[Any, ...]:
             """All that a step reads of the main memory."""
             of_gates = tuple(load(gates_ref.at[t, s, k, pl.ds(n * U, U)], spread) for n in range(4))
             return of_gates, *(load(ref.at[t, s, own], spread) for ref in (cs_ref, wanted_h_ref, wanted_c_ref))
 
-        def fetch(buffer: Any) -> Array:
+        def parts(n: Any, block: Any) -> Any:
+            """A block's part of every unit's h̄."""
+            buffer = lax.rem(n, 2)
+            if parts_ref is not None:
+                return parts_ref.at[buffer, s, block]
+            return parts_s.at[buffer]
+
+        def fetch(n: Any) -> Array:
             """The own units' h̄: the sum of all blocks' parts."""
-            if not alone:
-                plgpu.barrier_wait(ready.at[buffer])
+            if meet:
+                meet.wait(n)
             total = None
             for block in range(blocks):
-                part = parts_s.at[buffer, own]
-                value = load(part if alone else plgpu.cluster_ref(part, {"block": block}), spread)
+                part = parts(n, block).at[own]
+                if not alone and not in_grid:
+                    part = plgpu.cluster_ref(part, {"block": block})
+                value = load(part, spread)
                 total = value if total is None else total + value
             return total
 
         def step(n: Any, carry: Any) -> Any:
             received, kept, dc, (of_gates, c, dh, wanted) = carry
             t = T - 1 - n
-            before = jnp.maximum(t - 1, 0)
-            ahead = inputs(before)
-            # c_{t-1}: what the next step reads as its c_t, or c_0
+            ahead = inputs(jnp.maximum(t - 1, 0))
             c_before = jnp.where(t > 0, ahead[1], load(c0_ref.at[s, own], spread))
             is_valid = validity(valid_ref, (t, s), U, spread)
             i, f, g, o = of_gates
@@ -275,32 +357,32 @@ def backward(
             for at, z in enumerate(zs):
                 store(z_s.at[pl.ds(at * U, U)], z)
             plgpu.commit_smem()
-            buffer = lax.rem(n, 2)
-            multiply(weights_s, z_s, parts_s.at[buffer])
-            plgpu.commit_smem()
-            if not alone:
-                plgpu.barrier_arrive(ready.at[buffer])
+            multiply(weights_s, z_s, parts(n, k))
+            plgpu.commit_smem()  # also: all threads are here, done with z_s
+            if meet:
+                meet.arrive(n)
             for at, z in enumerate(zs):
                 store(zs_ref.at[t, s, k, pl.ds(at * U, U)], z)
             kept = zero if is_valid is None else jnp.where(is_valid, zero, dh)
-            return fetch(buffer), kept, where(is_valid, dc_in * f, dc), ahead
+            return fetch(n), kept, where(is_valid, dc_in * f, dc), ahead
 
+        plgpu.copy_gmem_to_smem(weights_ref.at[k], weights_s, loaded)
+        plgpu.barrier_wait(loaded)
         received, kept, dc, _ = lax.fori_loop(0, T, step, (zero, zero, zero, inputs(T - 1)))
         store(h0_ref.at[s, own], received + kept)
         store(out_c0_ref.at[s, own], dc)
-        if not alone:  # nobody leaves while others read of it
-            plgpu.barrier_arrive(ready.at[T % 2])
-            plgpu.barrier_wait(ready.at[T % 2])
+        if meet and exchange == "barrier":  # nobody leaves while others read of it
+            plgpu.commit_smem()
+            meet.arrive(T)
+            meet.wait(T)
 
     state = jax.ShapeDtypeStruct((slices, H, R), jnp.float32)
     out = [jax.ShapeDtypeStruct(gates.shape, dtype), state, state]
-    together = plgpu.ClusterBarrier(collective_axes=("block",), num_barriers=2)
-    scratch = [
-        operand((H, 4 * U), dtype, R),
-        operand((4 * U, R), dtype, R),
-        plgpu.SMEM((2, H, R), jnp.float32),
-        plgpu.Barrier(),
-        plgpu.Barrier(num_barriers=2) if alone else together,
-    ]
+    scratch = [operand((H, 4 * U), dtype, R), operand((4 * U, R), dtype, R)]
+    if in_grid:
+        out.append(jax.ShapeDtypeStruct((2, slices, blocks, H, R), jnp.float32))
+    else:
+        scratch.append(plgpu.SMEM((2, H, R), jnp.float32))
+    scratch += [plgpu.Barrier(), barriers(plan, exchange)]
     args = [weights, gates, cs, c0, wanted_h, wanted_c, *([] if valid is None else [valid])]
-    return kernel(body, plan, out, scratch, interpret)(*args)
+    return kernel(body, plan, exchange, out, scratch, interpret)(*args)[:3]
