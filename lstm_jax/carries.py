@@ -57,14 +57,9 @@ def _as_type_of(cell: Cell, a: Array, like: jax.ShapeDtypeStruct, given: bool) -
     missing = _varying(like) - _varying(jax.typeof(a))
     if missing:
         a = jax.lax.pcast(a, tuple(missing), to="varying")
-    if _explicit(like) and jax.typeof(a).sharding.spec != like.sharding.spec:
+    if is_explicit(like) and jax.typeof(a).sharding.spec != like.sharding.spec:
         a = jax.sharding.reshard(a, like.sharding)
     return a
-
-
-def is_spread(aval: Any) -> bool:
-    """Whether a type says that an array differs between devices, or how it lies on an explicit mesh."""
-    return bool(_varying(aval)) or _explicit(aval)
 
 
 def _varying(aval: Any) -> frozenset[Any]:
@@ -72,6 +67,7 @@ def _varying(aval: Any) -> frozenset[Any]:
     return frozenset() if kind is None else frozenset(kind.varying)
 
 
-def _explicit(aval: Any) -> bool:
+def is_explicit(aval: Any) -> bool:
+    """Whether a type says how an array lies on an explicit mesh."""
     mesh = getattr(aval.sharding, "mesh", None)
     return mesh is not None and jax.sharding.AxisType.Explicit in getattr(mesh, "axis_types", ())

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.carries import is_spread
+from lstm_jax.carries import is_explicit
 from lstm_jax.cells.lstm import LSTM
 from lstm_jax.cells.lstm_form import LSTMForm
 from lstm_jax.checks import check_choice
@@ -56,7 +56,7 @@ def interpret(platform: str) -> AbstractContextManager[None]:
     return _interpreted(platform)
 
 
-def engine() -> Engine | str:
+def engine_here() -> Engine | str:
     """The engine for the device that JAX computes on, or why there is none."""
     told = _interpreted.value
     if told == "reference":
@@ -74,7 +74,7 @@ def engine() -> Engine | str:
 
 def engine_name() -> str:
     """For ``explain``."""
-    found = engine()
+    found = engine_here()
     return found if isinstance(found, str) else found.name
 
 
@@ -101,9 +101,9 @@ def pallas_obstacle(
     wanted = [str(u.dtype), str(state_dtype(u.dtype))]
     if dtypes != wanted:
         return f"the carry (h, c) has dtypes {', '.join(dtypes)}, where a kernel has {', '.join(wanted)}"
-    if is_spread(u):
-        return "the batch is spread over devices (shard_map, or an explicit mesh), which was not tried"
-    found = engine()
+    if is_explicit(u):
+        return "no kernel takes what lies on an explicit mesh (inside shard_map, each device runs its own)"
+    found = engine_here()
     if isinstance(found, str):
         return found
     T, *batch, _ = sizes
@@ -127,7 +127,7 @@ def pallas_walk(
     carries: bool,
 ) -> Walked:
     """:func:`lstm_jax.loop.walk` of an LSTM by a kernel; nothing restarts, and ``key`` is of no use to it."""
-    found = engine()
+    found = engine_here()
     assert isinstance(found, Engine), found  # pallas_obstacle has been asked
     valid = flags.valid
     if reverse:  # of what a step has, the inputs are the least

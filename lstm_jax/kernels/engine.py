@@ -86,6 +86,7 @@ class Engine:
     obstacle: Callable[[int, int, int, Any], str | None]  # T, B, H, compute: why it cannot, or None
     forward: Callable[[Inputs, bool], Walk]  # the second argument: whether to save the gates
     backward: Callable[[Saved, States], Tangents]
+    effectful: bool = False  # of an interpreter that has side effects; the remat of JAX does not take it
 
 
 #: For its ``recur`` and ``update``, which look at no size.
@@ -138,6 +139,11 @@ REFERENCE = Engine("plain JAX", lambda T, B, H, dtype: None, forward, backward)
 def read(first: Array, after: Array) -> Array:
     """What each step read, of what was there after each."""
     return jnp.concatenate([first[None], after])[:-1]
+
+
+def type_like(a: Array, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    """A type of a kernel's result, which inside ``shard_map`` differs between devices as ``a`` does."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(a).manual_axis_type)
 
 
 def four(gates: Array) -> LSTMGates:

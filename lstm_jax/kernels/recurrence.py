@@ -21,6 +21,7 @@ mode only ever runs its transpose.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -79,10 +80,20 @@ def _implementation(*leaves: Array, which: Which) -> list[Array]:
     return _run(which.engine, which, *_arguments(which, leaves))
 
 
-def _types(*leaves: Any, which: Which) -> list[Any]:
-    first, *_ = _arguments(which, leaves)
+def _types(*leaves: Any, which: Which) -> tuple[list[Any], Any]:
+    """Types of the results, and the side effects of an interpreter."""
+    effects: Any = set()
+    if which.engine.effectful and which.walk != "tangents":
+        effects = jax.make_jaxpr(partial(_implementation, which=which))(*leaves).effects
+    return _results(which, *_arguments(which, leaves)), effects
+
+
+def _results(which: Which, first: Any, *_: Any) -> list[Any]:
     if which.walk == "forward":
-        u, h0, c0 = first.u, first.h0, first.c0
+        h0, c0 = first.h0, first.c0
+        u = first.u.update(
+            manual_axis_type=c0.manual_axis_type
+        )  # inside shard_map, the carry varies as all do
         states = [u.update(shape=(*u.shape[:-1], h0.shape[-1]), dtype=like.dtype) for like in (h0, c0)]
         return [*states, u.update(dtype=c0.dtype)] if which.save else states
     compute = first.w_hh.dtype
@@ -152,7 +163,7 @@ def _mapped(leaves: Any, dims: Any, *, which: Which) -> tuple[list[Any], list[in
         for a, axis in zip(arg, rows, strict=True)
         if a is not None
     ]
-    mapped = [dim is not batching.not_mapped for dim in dims]
+    mapped = [dim is not None for dim in dims]
     if any(axis == NONE for axis, is_mapped in zip(axes, mapped, strict=True) if is_mapped):
         ins = [dim if is_mapped else None for dim, is_mapped in zip(dims, mapped, strict=True)]
         outs = jax.vmap(lambda *leaves: _run(REFERENCE, which, *_arguments(which, leaves)), ins)(*leaves)
@@ -179,7 +190,7 @@ def _mapped(leaves: Any, dims: Any, *, which: Which) -> tuple[list[Any], list[in
 lstm_walk_p = Primitive("lstm_walk")
 lstm_walk_p.multiple_results = True
 lstm_walk_p.def_impl(_implementation)
-lstm_walk_p.def_abstract_eval(_types)
+lstm_walk_p.def_effectful_abstract_eval(_types)
 mlir.register_lowering(lstm_walk_p, mlir.lower_fun(_implementation, multiple_results=True))
 ad.primitive_jvps[lstm_walk_p] = _derivative
 ad.primitive_transposes[lstm_walk_p] = _transpose
