@@ -5,14 +5,17 @@ block's buffer is the same key with that block's number. Race detection goes by 
 """
 
 import contextlib
+import functools
+import inspect
+import time
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 from jax._src.pallas.mosaic_gpu import core
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call, jaxpr_interpret
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-Interpreter = jaxpr_interpret.JaxprInterpreter
 #: Where a key says which block a buffer belongs to.
 BLOCK = list(
     gpu_callbacks.HostAllocationKey(
@@ -39,9 +42,9 @@ def resolve_ref(aval, key, transforms):
 
 
 def barrier_key(keys, treedef, leaves, plain=jaxpr_interpret._get_barrier_allocation_key_from_inval):
-    transforms = () if treedef is None else jaxpr_interpret.jax.tree.unflatten(treedef, leaves)
+    transforms = () if treedef is None else jax.tree.unflatten(treedef, leaves)
     keys, transforms = elsewhere(keys, transforms)
-    leaves, treedef = jaxpr_interpret.jax.tree.flatten(transforms)
+    leaves, treedef = jax.tree.flatten(transforms)
     return plain(keys, treedef, leaves)
 
 
@@ -51,14 +54,38 @@ def async_store_smem(value, ref, barrier, *, cluster_idx, cluster_dim, optimized
     plgpu.barrier_arrive(plgpu.cluster_ref(barrier, {cluster_dim: jnp.int32(cluster_idx)}))
 
 
+def patient(access, seconds=60):
+    """An access that waits for another block's buffers to be there: a GPU's clusters begin as one.
+
+    What is still not there after a while has been left: the access is wrong, and says so.
+    """
+    parameters = inspect.signature(access)
+
+    @functools.wraps(access)
+    def wrapper(*args, **options):
+        given = parameters.bind(*args, **options).arguments
+        key = gpu_callbacks.HostAllocationKey.from_array(given["allocation_key_as_array"])
+        last = time.monotonic() + seconds
+        while key not in gpu_callbacks._get_shared_memory().mem and time.monotonic() < last:
+            time.sleep(0.001)
+        return access(*args, **options)
+
+    return wrapper
+
+
 @contextlib.contextmanager
 def clusters():
     """Within it, kernels are traced and run with the shared memory of whole clusters."""
-    with (
-        mock.patch.object(jaxpr_interpret, "resolve_ref", resolve_ref),
-        mock.patch.object(jaxpr_interpret, "_get_barrier_allocation_key_from_inval", barrier_key),
-        mock.patch.object(plgpu, "async_store_smem", async_store_smem),
-    ):
+    changes = [
+        (jaxpr_interpret, "resolve_ref", resolve_ref),
+        (jaxpr_interpret, "_get_barrier_allocation_key_from_inval", barrier_key),
+        (plgpu, "async_store_smem", async_store_smem),
+    ]
+    accesses = "_get", "_swap", "_barrier_arrive"
+    changes += [(gpu_callbacks, name, patient(getattr(gpu_callbacks, name))) for name in accesses]
+    with contextlib.ExitStack() as stack:
+        for change in changes:
+            stack.enter_context(mock.patch.object(*change))
         yield
 
 

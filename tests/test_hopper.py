@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import lstm_jax
-from lstm_jax.kernels import gpu, gpu_names, gpu_walks, interpret
+from lstm_jax.kernels import gpu, gpu_blocks, gpu_names, interpret
 from lstm_jax.kernels.engine import Inputs, Saved, States
 from lstm_jax.kernels.gpu_plan import ROWS, SMEM, SMS, Plan, plan, smem_bytes, units_of
 
@@ -126,7 +126,7 @@ def hopper_interpreter():
 def test_the_oracle_is_the_cell():
     """Backward is forward's derivative."""
     inputs, wanted = problem(3, 2, 3, "float32", seed=1)
-    hs, cs, gates = walk(inputs)
+    _, cs, gates = walk(inputs)
     saved = Saved(inputs.w_hh, gates, cs, inputs.c0, inputs.valid)
     dzs, dh0, _ = walk_back(saved, wanted)
     step = 1e-6
@@ -216,9 +216,8 @@ def test_the_product_of_laid_out_weights():
 @pytest.mark.parametrize(
     ("T", "B", "H", "dtype", "options"),
     [
-        (3, 5, 20, "bfloat16", {}),
-        (2, 17, 64, "float16", {"masked": False}),
-        (1, 1, 3, "float16", {"bias": False}),
+        (3, 17, 20, "bfloat16", {}),
+        (1, 1, 3, "float16", {"bias": False, "masked": False}),
     ],
 )
 def test_one_block(T, B, H, dtype, options):
@@ -229,7 +228,7 @@ def test_one_block(T, B, H, dtype, options):
 #: what the interpreter runs at once.
 FORMS = {
     "async": (Plan("cluster", 2, 32, 16, 1), "async", "barrier"),
-    "fence": (Plan("cluster", 4, 16, 16, 2), "fence", "barrier"),
+    "fence": (Plan("cluster", 2, 32, 16, 2), "fence", "barrier"),
     "grid": (Plan("grid", 4, 16, 16, 1), "barrier", "barrier"),
 }
 
@@ -263,6 +262,7 @@ def test_as_many_blocks_as_there_are():
 
 
 @interpreted
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiles")
 def test_same_bits():
     inputs, _ = problem(2, 3, 20, "bfloat16")
@@ -271,6 +271,7 @@ def test_same_bits():
 
 
 @interpreted
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("form", FORMS)
 def test_blocks_that_do_not_wait_are_found(form):
@@ -278,11 +279,9 @@ def test_blocks_that_do_not_wait_are_found(form):
     to, *ways = FORMS[form]
     inputs, _ = problem(3, 2, 64, "bfloat16")
     expected, interpreter = walk(inputs), hopper_interpreter()
-    with interpreter.clusters(), mock.patch.object(gpu_walks.Meeting, "wait", lambda self, n: None):
+    with interpreter.clusters(), mock.patch.object(gpu_blocks.Meeting, "wait", lambda self, n: None):
         try:
-            found = gpu.forward(
-                inputs, False, to=to, exchange=ways[0], interpret=gpu_names.interpreter()
-            )
+            found = gpu.forward(inputs, False, to=to, exchange=ways[0], interpret=gpu_names.interpreter())
             right = np.allclose(found.hs.astype(jnp.float32), expected[0], atol=0.02)
             assert interpreter.races_found() or not right
         except Exception as error:  # a barrier that is left with arrivals nobody waited for

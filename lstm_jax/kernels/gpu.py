@@ -1,4 +1,4 @@
-"""The engine for Hopper GPUs: arrays laid out for the kernels of :mod:`lstm_jax.kernels.gpu_walks`, and back.
+"""The engine for Hopper GPUs: arrays laid out for the kernels, and back.
 
 A kernel sees units before rows, the units of a block together, and whole slices of the batch. What
 fills them up is zero: such a unit's gates are ½, ½, 0, ½, so that its c and h stay 0.
@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from lstm_jax.kernels import gpu_names
 from lstm_jax.kernels.engine import Engine, Inputs, Saved, States, Tangents, Walk
+from lstm_jax.kernels.gpu_backward import backward as walk_back
+from lstm_jax.kernels.gpu_forward import forward as walk
 from lstm_jax.kernels.gpu_plan import Plan, plan
-from lstm_jax.kernels.gpu_walks import backward as walk_back, forward as walk
 from lstm_jax.notation import Array
 
 
@@ -74,7 +75,7 @@ def of_rows(valid: Array | None, to: Plan) -> Array | None:
 
 
 def forward(inputs: Inputs, save: bool, *, to: Plan | None = None, **how: Any) -> Walk:
-    """The walk; ``to`` and ``how`` (see :func:`lstm_jax.kernels.gpu_walks.forward`) as other than chosen."""
+    """The walk, as chosen, or by another plan ``to`` and with other options of the kernel's."""
     u, w_hh, bias, h0, c0, valid = inputs
     T, B, H = *u.shape[:2], h0.shape[-1]
     to = to or planned(T, B, H, u.dtype)
@@ -97,7 +98,7 @@ def forward(inputs: Inputs, save: bool, *, to: Plan | None = None, **how: Any) -
 
 
 def backward(saved: Saved, wanted: States, *, to: Plan | None = None, **how: Any) -> Tangents:
-    """The walk back."""
+    """The walk back, likewise."""
     w_hh, gates, cs, c0, valid = saved
     T, B, H = cs.shape
     to = to or planned(T, B, H, w_hh.dtype)
@@ -130,7 +131,13 @@ def obstacle(T: int, B: int, H: int, dtype: Any) -> str | None:
     if capability != "9.0":
         return f"the kernels are for Hopper GPUs (compute capability 9.0), and this is {device.device_kind}"
     found = plan(T, B, H, dtype)
-    return found if isinstance(found, str) else None
+    if isinstance(found, str):
+        return found
+    if found.form == "grid" and found.blocks * found.slices > device.core_count:
+        return (
+            f"{found.blocks * found.slices} blocks wait for each other, and the GPU runs {device.core_count}"
+        )
+    return None
 
 
 def interpreted_obstacle(T: int, B: int, H: int, dtype: Any) -> str | None:
@@ -158,5 +165,9 @@ def interpreted(walk: Any) -> Any:
 
 
 INTERPRETED = Engine(
-    "Mosaic GPU, interpreted", interpreted_obstacle, interpreted(forward), interpreted(backward)
+    "Mosaic GPU, interpreted",
+    interpreted_obstacle,
+    interpreted(forward),
+    interpreted(backward),
+    effectful=True,  # its threads go through callbacks
 )

@@ -18,7 +18,9 @@ from lstm_jax.notation import Array
 #: The interpreter on the CPU is public since jax 0.12; before, it knows too little.
 INTERPRETER = getattr(plgpu, "InterpretGPUParams", None)
 
-_LOAD_TAKES_INDEX = "idx" in inspect.signature(plgpu.load).parameters
+_index = inspect.signature(plgpu.load).parameters.get("idx")
+#: Loads had to be given an index beside the reference before jax 0.11.
+_INDEX = [()] if _index is not None and _index.default is inspect.Parameter.empty else []
 #: Stores that say whether a conflict between memory banks is an error came with jax 0.12.
 _store: Any = getattr(plgpu, "store", None)
 
@@ -30,7 +32,7 @@ COMPILER_PARAMS = plgpu.CompilerParams(
 
 def load(ref: Any, layout: Any) -> Array:
     """What is in a reference, spread over the threads as ``layout`` says."""
-    return plgpu.load(ref, *([()] if _LOAD_TAKES_INDEX else []), layout=layout, optimized=False)
+    return plgpu.load(ref, *_INDEX, layout=layout, optimized=False)
 
 
 def store(ref: Any, value: Array) -> None:
