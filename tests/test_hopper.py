@@ -182,6 +182,8 @@ def test_reasons(sizes, reason):
 
 def test_no_device_no_kernel():
     assert "Hopper" in gpu.ENGINE.obstacle(1, 1, 64, jnp.dtype("float16"))
+    sizes = (1, 1, 512, jnp.dtype("float16"))
+    assert ("16 blocks" if gpu_names.INTERPRETER else "jax 0.12") in gpu.INTERPRETED.obstacle(*sizes)
 
 
 # --- layouts -------------------------------------------------------------------------------------
