@@ -93,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--compile", action="store_true", help="compile for a device that is not there, and nothing else")
     add("--smoke", action="store_true", help="the smallest sizes, on a CPU, and nothing else")
     add("--limit", type=float, default=180, metavar="S", help="seconds a job may take (default: %(default)s)")
+    add("--begin", type=int, default=1, metavar="N", help="go on with the N-th job (default: %(default)s)")
     add("--total", type=float, default=float("inf"), metavar="S", help="begin no job after so many seconds")
     add("--out", type=Path, help=f"(default: {RESULTS}; --smoke, --compile: none)")
     add("--job", type=json.loads, help=argparse.SUPPRESS)
@@ -101,12 +102,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         from benchmarks.hopper_jobs import perform
 
         return perform(args.job)
-    if args.limit <= 0 or args.total <= 0:
-        parser.error("--limit and --total must be more than 0")
+    if args.limit <= 0 or args.total <= 0 or args.begin < 1:
+        parser.error("--limit, --total and --begin must be more than 0")
     out = args.out or (None if args.smoke or args.compile else RESULTS)
     if out is not None and not out.parent.is_dir():
         parser.error(f"--out: there is no folder {out.parent}")
-    return run(list(jobs(args)), args, out)
+    return run(list(jobs(args))[args.begin - 1 :], args, out)
 
 
 def jobs(args: argparse.Namespace) -> Iterator[Job]:

@@ -7,6 +7,8 @@ a detector of races; ``hopper_interpreter`` adds the shared memory of other bloc
 
 import contextlib
 import faulthandler
+import json
+from argparse import Namespace
 from unittest import mock
 
 import jax
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 
 import lstm_jax
+from benchmarks import hopper
 from lstm_jax.kernels import gpu, gpu_blocks, gpu_names, interpret
 from lstm_jax.kernels.engine import Inputs, Saved, States
 from lstm_jax.kernels.gpu_plan import ROWS, SMEM, SMS, Plan, plan, smem_bytes, units_of
@@ -346,3 +349,26 @@ def test_lowers_for_cuda(B, H, dtype, way):
         lowered(gpu.backward, saved, wanted),
     ):
         assert "mosaic_gpu" in text
+
+
+# --- the benchmark -------------------------------------------------------------------------------
+
+
+def test_a_job_that_hangs_is_killed():
+    args = Namespace(limit=0.01, smoke=True, compile=False)
+    assert hopper.attempt(hopper.SMOKE[0], args)["status"] == "killed after 0.01 s"
+
+
+def test_a_job_that_fails_is_told_and_the_rest_goes_on(tmp_path, capsys):
+    args = Namespace(limit=100, total=1000, smoke=True, compile=False, device={"kind": "none"})
+    out = tmp_path / "results.json"
+    assert hopper.run([{"kind": "nothing"}], args, out) == 1
+    (job,) = json.loads(out.read_text())["jobs"]
+    assert job["status"] == "failed" and "KeyError: 'nothing'" in job["said"]
+    assert "0 of 1 jobs done" in capsys.readouterr().out
+
+
+@interpreted
+@pytest.mark.slow
+def test_the_smallest_of_each_job():
+    assert hopper.main(["--smoke"]) == 0
