@@ -41,7 +41,8 @@ def choose(
         reason = pallas_obstacle(cell, params, carry, xs, restarted=restarted, truncated=truncated)
         if reason is not None:
             refuse(
-                f"unroll got implementation='pallas' for {type(cell).__name__}, which cannot run it: {reason}",
+                f"unroll got implementation='pallas' for {type(cell).__name__}, which cannot run it: "
+                f"{reason}",
                 "an LSTM without options, sizes that are known, and a TPU or a Hopper GPU",
                 "Use implementation='auto' or 'fused'.",
             )

@@ -3,6 +3,9 @@
 An engine (:mod:`lstm_jax.kernels.engine`) is a pair of kernels for one kind of device;
 :mod:`lstm_jax.kernels.recurrence` gives any of them every transform. What is here chooses one, says
 why none can be taken, and walks a cell with it.
+
+XLA cannot spread a kernel over devices by itself. Data parallelism is written with ``jax.shard_map``,
+inside which each device runs a kernel on its own rows.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from lstm_jax.cells.lstm import LSTM
 from lstm_jax.cells.lstm_form import LSTMForm
 from lstm_jax.checks import check_choice
 from lstm_jax.kernels.engine import REFERENCE, Engine, Inputs
-from lstm_jax.kernels.recurrence import recurrence
+from lstm_jax.kernels.recurrence import states_of
 from lstm_jax.loop import Flags, Walked, blank
 from lstm_jax.notation import Array, Carry, Params, state_dtype
 
@@ -67,8 +70,8 @@ def engine_here() -> Engine | str:
     if platform in MODULES:
         return import_module(MODULES[platform]).ENGINE
     return (
-        "no TPU or Hopper GPU here (use `with lstm_jax.kernels.interpret(platform)` to run the kernels of one "
-        "in an interpreter)"
+        "no TPU or Hopper GPU here (`with lstm_jax.kernels.interpret(platform)` runs the kernels of one in "
+        "an interpreter)"
     )
 
 
@@ -147,8 +150,8 @@ def pallas_walk(
         folded(carry[1], 0),
         None if flags.valid is None else folded(flags.valid, 1),
     )
-    states = recurrence(found if T * rows else REFERENCE, inputs)
-    states = tuple(a.reshape(T, *batch, a.shape[-1]) for a in states)
+    hs, cs = states_of(found if T * rows else REFERENCE, inputs)
+    states: Any = tuple(a.reshape(T, *batch, a.shape[-1]) for a in (hs, cs))
     if T > 0:
         carry = tuple(a[-1] for a in states)
     if reverse:

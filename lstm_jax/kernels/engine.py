@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,49 +33,52 @@ from lstm_jax.cells.lstm import LSTM, LSTMGates, LSTMParams, gates_of, pointwise
 from lstm_jax.loop import Flags, walk
 from lstm_jax.notation import Array
 
+#: An array. The same records also hold what is said of arrays: their types, axes of rows, blocks.
+Leaf: TypeAlias = Any
+
 
 class Inputs(NamedTuple):
     """What forward reads."""
 
-    u: Array  # (T, B, 4H) compute: the projected inputs, without the bias
-    w_hh: Array  # (H, 4H) compute
-    bias: Array | None  # (4H,) state
-    h0: Array  # (B, H) compute
-    c0: Array  # (B, H) state
-    valid: Array | None  # (T, B) bool; None where all steps are
+    u: Leaf  # (T, B, 4H) compute: the projected inputs, without the bias
+    w_hh: Leaf  # (H, 4H) compute
+    bias: Leaf | None  # (4H,) state
+    h0: Leaf  # (B, H) compute
+    c0: Leaf  # (B, H) state
+    valid: Leaf | None  # (T, B) bool; None where all steps are
 
 
 class Walk(NamedTuple):
     """What forward gives."""
 
-    hs: Array  # (T, B, H) compute: h after each step
-    cs: Array  # (T, B, H) state: c after each step
-    gates: Array | None  # (T, B, 4H) state: i, f, g, o, where saved; any finite number at invalid steps
+    hs: Leaf  # (T, B, H) compute: h after each step
+    cs: Leaf  # (T, B, H) state: c after each step
+    gates: Leaf | None  # (T, B, 4H) state: i, f, g, o, where saved; any finite number at invalid steps
 
 
 class Saved(NamedTuple):
     """What backward reads beside the cotangents."""
 
-    w_hh: Array  # (H, 4H) compute
-    gates: Array  # (T, B, 4H) state
-    cs: Array  # (T, B, H) state
-    c0: Array  # (B, H) state
-    valid: Array | None  # (T, B) bool
+    w_hh: Leaf  # (H, 4H) compute
+    gates: Leaf  # (T, B, 4H) state
+    cs: Leaf  # (T, B, H) state
+    c0: Leaf  # (B, H) state
+    valid: Leaf | None  # (T, B) bool
 
 
 class States(NamedTuple):
     """Tangents of h_t and c_t; or cotangents, which backward reads."""
 
-    hs: Array  # (T, B, H) compute
-    cs: Array  # (T, B, H) state
+    hs: Leaf  # (T, B, H) compute
+    cs: Leaf  # (T, B, H) state
 
 
 class Tangents(NamedTuple):
     """Tangents of z_t (as far as they do not come by h), h_0, c_0; or cotangents, which backward gives."""
 
-    zs: Array  # (T, B, 4H) compute
-    h0: Array  # (B, H) compute
-    c0: Array  # (B, H) state
+    zs: Leaf  # (T, B, 4H) compute
+    h0: Leaf  # (B, H) compute
+    c0: Leaf  # (B, H) state
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,8 +106,8 @@ def forward(inputs: Inputs, save: bool) -> Walk:
         return CELL.update(params, carry, z)[0], None, z if save else None
 
     walked = walk(step, None, (h0, c0), u, Flags(valid), reverse=False, carries=True)
-    hs, cs = walked.carries or ()
-    return Walk(hs, cs, jnp.concatenate(gates_of(walked.saved), axis=-1) if save else None)
+    states: Any = walked.carries
+    return Walk(states[0], states[1], jnp.concatenate(gates_of(walked.saved), axis=-1) if save else None)
 
 
 def tangents(saved: Saved, along: Tangents) -> States:
@@ -123,7 +126,8 @@ def tangents(saved: Saved, along: Tangents) -> States:
 
     steps = along.zs, gates, read(c0, cs), cs
     walked = walk(step, None, (along.h0, along.c0), steps, Flags(valid), reverse=False, carries=True)
-    return States(*(walked.carries or ()))
+    states: Any = walked.carries
+    return States(*states)
 
 
 def backward(saved: Saved, wanted: States) -> Tangents:

@@ -54,7 +54,7 @@ ROWS = {
 OUT_ROWS = {"forward": (1, 1, 1), "tangents": (1, 1), "backward": (1, 0, 0)}
 
 
-def recurrence(engine: Engine, inputs: Inputs) -> tuple[Array, Array]:
+def states_of(engine: Engine, inputs: Inputs) -> tuple[Array, Array]:
     """h_t and c_t after each step, (T, B, H) each."""
     hs, cs = _bind(Which(engine, "forward"), inputs)
     return hs, cs
@@ -66,10 +66,18 @@ def _bind(which: Which, *args: Any) -> list[Any]:
 
 
 def _run(engine: Engine, which: Which, *args: Any) -> list[Any]:
-    """The walk itself."""
+    """The walk itself. Rows that came by vmap may be more than an engine takes: then it is plain JAX."""
+    if engine.obstacle(*_sizes(args[0])) is not None:
+        engine = REFERENCE
     if which.walk == "forward":
-        return jax.tree.leaves(engine.forward(*args, which.save))
+        return jax.tree.leaves(engine.forward(args[0], which.save))
     return list((tangents if which.walk == "tangents" else engine.backward)(*args))
+
+
+def _sizes(first: Any) -> tuple[int, int, int, Any]:
+    """T, B, H and the compute dtype."""
+    T, B, columns = (first.u if isinstance(first, Inputs) else first.gates).shape
+    return T, B, columns // 4, first.w_hh.dtype
 
 
 def _arguments(which: Which, leaves: Any) -> Any:
@@ -170,7 +178,7 @@ def _mapped(leaves: Any, dims: Any, *, which: Which) -> tuple[list[Any], list[in
         return outs, [0] * len(outs)
     size = next(a.shape[dim] for a, dim, is_mapped in zip(leaves, dims, mapped, strict=True) if is_mapped)
 
-    def folded(a: Array, dim: Any, axis: int, is_mapped: bool) -> Array:
+    def folded(a: Any, dim: Any, axis: int, is_mapped: bool) -> Array:
         if axis == NONE:
             return a
         if is_mapped:

@@ -7,8 +7,8 @@ one's inputs are copied in and the last one's outputs out. The backward walk tak
 last to the first. Units are filled up to whole lanes of 128 with units whose weights are 0, and which
 stay 0; rows and steps behind the last one are neither read by others nor written.
 
-Products are those of ``jax.lax.dot_general`` on the device: ``jax_default_matmul_precision`` holds for
-them, too.
+``jax_default_matmul_precision`` holds for the products, too; ``"high"``, which Mosaic does not know, is
+``"highest"``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lstm_jax.cells.common import sigmoid
-from lstm_jax.cells.lstm import LSTMGates, pointwise_tangent
+from lstm_jax.cells.lstm import pointwise_tangent
 from lstm_jax.kernels.engine import Engine, Inputs, Saved, States, Tangents, Walk, four, type_like
-from lstm_jax.notation import DType
+from lstm_jax.notation import Array, DType
 from lstm_jax.schedule import MiB
 
 LANES = 128
@@ -36,6 +37,8 @@ VMEM = 16 * MiB
 #: Steps of a chunk. What a cell of the grid costs beside its work is shared by so many steps.
 CHUNK = 16
 STATE = jnp.float32
+#: An index of 32 bits also where x64 is on: Mosaic knows no others.
+ZERO = np.int32(0)
 
 
 class Blocks(NamedTuple):
@@ -74,16 +77,18 @@ def vmem() -> int:
 
 
 def blocks(T: int, B: int, H: int, dtype: DType) -> Blocks | None:
-    """The fewest blocks of rows, and then the longest chunks, for which the VMEM is enough."""
-    parts = 1
+    """The largest blocks of rows, and then the longest chunks, for which the VMEM is enough."""
+    rows, parts, enough = B, 1, vmem()
     while True:
-        rows = B if parts == 1 else _up(pl.cdiv(B, parts), TILE)
-        for chunk in (CHUNK, CHUNK // 2, CHUNK // 4, 1):
-            if vmem_bytes(rows, H, dtype, min(chunk, T)) <= vmem():
-                return Blocks(rows, min(chunk, T))
+        chunk = min(CHUNK, T)
+        while chunk and vmem_bytes(rows, H, dtype, chunk) > enough:
+            chunk //= 2
+        if chunk:
+            return Blocks(rows, chunk)
         if rows <= TILE:
             return None
         parts *= 2
+        rows = _up(pl.cdiv(B, parts), TILE)
 
 
 def obstacle(T: int, B: int, H: int, dtype: DType) -> str | None:
@@ -104,7 +109,7 @@ def obstacle(T: int, B: int, H: int, dtype: DType) -> str | None:
 
 def forward(inputs: Inputs, save: bool, *, interpret: Any = False) -> Walk:
     """:func:`lstm_jax.kernels.engine.forward` by a kernel."""
-    T, B, H = *inputs.u.shape[:2], inputs.h0.shape[-1]
+    T, (B, H) = len(inputs.u), inputs.h0.shape
     cut = blocks(T, B, H, inputs.u.dtype)
     assert cut is not None  # obstacle has been asked
     ins = Inputs(
@@ -143,7 +148,7 @@ def _forward_kernel(T: int, chunk: int, ins: Inputs, outs: Walk, h: Any, c: Any)
         c[...] = ins.c0[...]
 
     def step(t: Any, _: None) -> None:
-        z = ins.u[t].astype(STATE) + jnp.dot(h[...], ins.w_hh[...], preferred_element_type=STATE)
+        z = ins.u[t].astype(STATE) + _product(h[...], ins.w_hh[...], 0)
         if ins.bias is not None:
             z += jnp.broadcast_to(ins.bias[...], z.shape)
         i, f, g, o = four(z)
@@ -186,7 +191,7 @@ def backward(saved: Saved, wanted: States, *, interpret: Any = False) -> Tangent
     ins = _Backward(saved, cs, States(*map(_wide, wanted)))
     wide = cs.shape[-1]
     before = pl.BlockSpec(
-        (1, cut.rows, wide), lambda b, i: (jnp.maximum((last - i) * cut.chunk - 1, 0), b, 0)
+        (1, cut.rows, wide), lambda b, i: (jnp.maximum((last - i) * cut.chunk - 1, 0), b, ZERO)
     )
     in_specs = _Backward(
         Saved(_whole(saved.w_hh), step(saved.gates), step(cs), row(saved.c0), step(valid)),
@@ -225,7 +230,7 @@ def _backward_kernel(T: int, chunk: int, ins: _Backward, outs: Tangents, dh: Any
             there = jnp.broadcast_to(valid[t], dz.shape) != 0
             dz = jnp.where(there, dz, jnp.zeros_like(dz))
         dz = dz.astype(w_hh.dtype)
-        dh_new = lax.dot_general(dz, w_hh[...], (((1,), (1,)), ((), ())), preferred_element_type=STATE)
+        dh_new = _product(dz, w_hh[...], 1)
         if valid is not None:
             there = jnp.broadcast_to(valid[t], dc_t.shape) != 0
             dh_new, dc_new = jnp.where(there, dh_new, dh_t), jnp.where(there, dc_new, dc_t)
@@ -254,18 +259,18 @@ class _Specs(NamedTuple):
         """Of (T, B, ...): a chunk of time of a block of rows."""
         if a is None:
             return None
-        return pl.BlockSpec((self.cut.chunk, self.cut.rows, a.shape[-1]), lambda b, i: (self.at(i), b, 0))
+        return pl.BlockSpec((self.cut.chunk, self.cut.rows, a.shape[-1]), lambda b, i: (self.at(i), b, ZERO))
 
     def rows(self, a: Any) -> Any:
         """Of (B, ...): a block of rows."""
-        return pl.BlockSpec((self.cut.rows, a.shape[-1]), lambda b, i: (b, 0))
+        return pl.BlockSpec((self.cut.rows, a.shape[-1]), lambda b, i: (b, ZERO))
 
 
 def _whole(a: Any) -> Any:
     """All of it, always, and so in one buffer."""
     if a is None:
         return None
-    return pl.BlockSpec(a.shape, lambda b, i: (0, 0), pipeline_mode=pl.Buffered(1))
+    return pl.BlockSpec(a.shape, lambda b, i: (ZERO, ZERO), pipeline_mode=pl.Buffered(1))
 
 
 def _call(
@@ -291,6 +296,19 @@ def _call(
         ),
         interpret=interpret,
     )(ins[0])[0]
+
+
+def _product(x: Array, w: Array, axis: int) -> Array:
+    """x times w or, summed over the other axis of w, times w transposed.
+
+    Products of bfloat16 are exact at any precision, and Mosaic takes no other than the default for them.
+    """
+    told = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    precision = lax.Precision.HIGHEST if told in ("high", "tensorfloat32", "bfloat16_3x") else None
+    if x.dtype != STATE:
+        precision = lax.Precision.DEFAULT
+    dims = (((1,), (axis,)), ((), ()))
+    return lax.dot_general(x, w, dims, precision=precision, preferred_element_type=STATE)
 
 
 def _up(n: int, multiple: int) -> int:

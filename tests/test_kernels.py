@@ -1,0 +1,619 @@
+"""Kernels of a whole sequence: what they compute, against the oracle, and every transform around them.
+
+``interpret("reference")`` puts plain JAX in a kernel's place: it is cheap, and all around it is as it is
+with a kernel. Of the kernels themselves there is then little to test: two functions of arrays.
+"""
+
+import sys
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import members
+import numpy as np
+import oracle
+import pytest
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec as P
+from jax.test_util import check_grads
+from members import BY_NAME, assert_same, problem, values_and_gradients
+
+import lstm_jax
+from lstm_jax import GRU, LSTM, Bidirectional, Stack, kernels
+from lstm_jax.kernels import engine as engines, tpu
+
+D, H = members.D, members.H
+QUICK = pytest.mark.usefixtures("quick_compiles")
+DOUBLE = pytest.mark.usefixtures("x64", "quick_compiles")
+
+
+@pytest.fixture
+def reference():
+    with kernels.interpret("reference"):
+        yield
+
+
+@pytest.fixture
+def interpreted():
+    with kernels.interpret("tpu"):
+        yield
+
+
+def without_resets(given):
+    return given._replace(flags={name: given.flags[name] for name in ("lengths", "mask")})
+
+
+def unrolled(implementation, cell, *args, **options):
+    return lstm_jax.unroll(cell, *args, implementation=implementation, **options)
+
+
+# --- around the kernels: values and gradients ---------------------------------------------------
+
+#: The member, what is asked of the problem, of the call, and whether the first carry is given.
+CASES = {
+    "plain": ("lstm", {}, {}, True),
+    "in reverse": ("lstm", {}, {"reverse": True}, True),
+    "own carry": ("lstm", {}, {}, False),
+    "learned carry": ("lstm_learned", {}, {}, False),
+    "no bias": ("lstm_no_bias", {}, {"reverse": True}, True),
+    "windows": ("lstm", {}, {"checkpoint": 3}, True),
+    "windows in reverse": ("lstm", {}, {"checkpoint": "sqrt", "reverse": True}, True),
+    "no batch axis": ("lstm", {"batch": ()}, {"reverse": True}, True),
+    "two batch axes": ("lstm", {"batch": (2, 2)}, {}, True),
+    "no rows": ("lstm", {"batch": (0,)}, {}, True),
+    "one step": ("lstm", {"T": 1}, {}, True),
+}
+
+
+@DOUBLE
+@pytest.mark.usefixtures("reference")
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_gradients_are_those_of_the_scan(case):
+    """NaN stands at invalid steps: it reaches nothing."""
+    name, asked, options, has_carry = CASES[case]
+    given = without_resets(problem(BY_NAME[name], **asked))
+    solve = partial(values_and_gradients, given.network, given.params, given.xs)
+    solve = partial(solve, given.carry if has_carry else None, return_carries=True, **given.flags, **options)
+    assert_same(solve(implementation="pallas"), solve(implementation="scan"))
+
+
+@DOUBLE
+@pytest.mark.usefixtures("reference")
+def test_no_steps():
+    given = problem(BY_NAME["lstm"])
+    carry, ys = unrolled("pallas", given.network, given.params, given.xs[:0], given.carry)
+    assert_same(carry, jax.tree.map(jnp.asarray, given.carry), rtol=0, atol=0)
+    assert ys.shape == (0, 3, H)
+
+
+@DOUBLE
+@pytest.mark.usefixtures("reference")
+def test_networks_of_cells():
+    """Each direction and each layer is a kernel."""
+    network = Stack((Bidirectional(LSTM(D, H, param_dtype="float64")), LSTM(2 * H, 2, param_dtype="float64")))
+    rng = np.random.default_rng(0)
+    params = members.random_like(rng, jax.eval_shape(network.init, jax.random.key(0)))
+    xs = rng.normal(size=(4, 2, D))
+    flags = {"lengths": np.array([4, 2], np.int32)}
+    ours, scanned = (
+        values_and_gradients(network, params, xs, None, implementation=name, **flags)
+        for name in ("pallas", "scan")
+    )
+    assert_same(ours, scanned)
+    plan = lstm_jax.explain(network, params, xs, implementation="pallas", **flags)
+    assert [layer.implementation for layer in plan.layers] == ["pallas"] * 3
+
+
+# --- around the kernels: transforms -------------------------------------------------------------
+
+
+def small(seed=0, shape=(4, 2)):
+    """A cell, and float64 parameters, inputs and carry."""
+    cell = LSTM(D, H, param_dtype="float64")
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(cell.init, jax.random.key(0))
+    carry = jax.eval_shape(lambda: cell.initial_carry(shape[1:]))
+    return cell, *members.random_like(rng, (shapes, jnp.zeros((*shape, D)), carry))
+
+
+def compared(transform, *args, **options):
+    """Both ways, compiled together."""
+    cell = LSTM(D, H, param_dtype="float64")
+    ours, others = (
+        partial(transform, partial(unrolled, name, cell, **options)) for name in ("pallas", "fused")
+    )
+    assert_same(*jax.jit(lambda *args: (ours(*args), others(*args)))(*args))
+
+
+@DOUBLE
+@pytest.mark.usefixtures("reference")
+@pytest.mark.parametrize(
+    "checkpoint", [None, pytest.param(3, marks=pytest.mark.slow)], ids=["whole", "windows"]
+)
+def test_both_modes_to_second_order_agree_with_finite_differences(checkpoint):
+    cell, *args = small()
+    options = {"lengths": np.array([3, 4], np.int32), "reverse": True, "checkpoint": checkpoint}
+    run = jax.jit(partial(unrolled, "pallas", cell, return_carries=True, **options))
+    check_grads(run, args, order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5, eps=1e-5)
+
+
+def loss_of(f):
+    return lambda *args: members.total(f(*args))
+
+
+@DOUBLE
+@pytest.mark.usefixtures("reference")
+def test_second_derivatives():
+    """Forward over reverse, reverse over reverse, and third order along one direction."""
+    _, *args = small()
+    along = small(seed=1)[1:]
+
+    def transform(f, args, along):
+        gradient = jax.grad(loss_of(f), argnums=(0, 1, 2))
+        forward = jax.jvp(gradient, args, along)[1]
+        reverse = jax.grad(lambda args: members.total(gradient(*args)))(args)
+        third = jax.jvp(lambda *args: jax.jvp(gradient, args, along)[1], args, along)[1]
+        return forward, reverse, third
+
+    compared(transform, tuple(args), tuple(along))
+
+
+@DOUBLE
+@pytest.mark.usefixtures("reference")
+def test_hessian_and_remat():
+    _, params, xs, carry = small(shape=(3, 1))
+
+    def transform(f, xs):
+        loss = jax.checkpoint(lambda xs: loss_of(f)(params, xs, carry))
+        return jax.hessian(loss)(xs)
+
+    compared(transform, xs)
+
+
+#: Which of parameters, inputs, carry and lengths are mapped.
+MAPPED = {
+    "data": (None, 1, 1, 0),
+    "inputs alone": (None, 0, None, None),
+    "lengths alone": (None, None, None, 0),
+    "an ensemble": (0, None, None, None),
+    "an ensemble, each on its data": (0, 1, 0, 0),
+    "biases": (lstm_jax.LSTMParams(None, None, 0), None, None, None),
+}
+
+
+DAILY = "data", "an ensemble"
+
+
+@DOUBLE
+@pytest.mark.usefixtures("reference")
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=() if case in DAILY else pytest.mark.slow) for case in MAPPED]
+)
+def test_vmap_before_and_after_derivatives(case):
+    mapped = *some, of_lengths = MAPPED[case]
+    _, *args = small()
+    lengths = np.array([3, 1], np.int32)
+
+    def copies(axis, tree):
+        """Three that differ, where they are mapped."""
+        if axis is None:
+            return tree
+        return jax.tree.map(lambda a: np.stack([a, a * 0.5, -a], axis), tree)
+
+    params, xs, carry = args
+    if case == "biases":
+        params = params._replace(bias=copies(0, params.bias))
+    else:
+        params = copies(some[0], params)
+    args = params, copies(some[1], xs), tuple(copies(some[2], a) for a in carry)
+    lengths = lengths if of_lengths is None else np.stack([lengths, lengths[::-1], lengths * 0 + 4])
+
+    def transform(run, *args):
+        def f(*args):
+            return run(*args[:3], lengths=args[3])
+
+        def loss(*args):
+            return members.total(f(*args))
+
+        along = [jax.tree.map(jnp.cos, a) for a in args[:3]]
+        tangent = jax.vmap(lambda *a: jax.jvp(lambda *b: f(*b, a[3]), a[:3], a[4:])[1], (*mapped, *some))
+        return (
+            jax.vmap(jax.grad(loss, argnums=(0, 1, 2)), mapped)(*args),
+            jax.grad(lambda *a: jnp.sum(jax.vmap(loss, mapped)(*a)), argnums=(0, 1, 2))(*args),
+            tangent(*args, *along),
+        )
+
+    compared(transform, *args, lengths)
+
+
+class Watched:
+    """The reference engine, and the shapes that it was called with."""
+
+    def __init__(self):
+        self.calls = []
+        self.engine = engines.Engine("watched", self.obstacle, self.forward, self.backward)
+
+    def obstacle(self, T, B, H, dtype):
+        return "too many rows" if B > 50 else None
+
+    def forward(self, inputs, save):
+        self.calls.append(("forward", inputs.u.shape, save))
+        return engines.forward(inputs, save)
+
+    def backward(self, saved, wanted):
+        self.calls.append(("backward", saved.gates.shape))
+        return engines.backward(saved, wanted)
+
+
+@pytest.fixture
+def watched(monkeypatch, request):
+    """What is compiled is found by the platform's name: each test has its own."""
+    watched, name = Watched(), request.node.name
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(INTERPRETED=watched.engine))
+    monkeypatch.setitem(kernels.MODULES, name, name)
+    with kernels.interpret(name):
+        yield watched.calls
+
+
+def test_a_value_is_one_kernel_and_a_gradient_two(watched):
+    cell = LSTM(D, H)
+    params, xs = jax.eval_shape(cell.init, jax.random.key(0)), jnp.ones((5, 3, D))
+    jax.jit(partial(unrolled, "pallas", cell)).lower(params, xs)
+    assert watched == [("forward", (5, 3, 4 * H), False)]
+    del watched[:]
+    jax.jit(jax.grad(lambda p: unrolled("pallas", cell, p, xs)[1].sum())).lower(params)
+    assert watched == [("forward", (5, 3, 4 * H), True), ("backward", (5, 3, 4 * H))]
+
+
+def test_what_is_mapped_becomes_rows_of_the_kernel(watched):
+    cell = LSTM(D, H)
+    params, xs = jax.eval_shape(cell.init, jax.random.key(0)), jnp.ones((5, 3, 7, D))
+    loss = jax.vmap(lambda p, xs: unrolled("pallas", cell, p, xs)[1].sum(), (None, 2))
+    jax.jit(jax.grad(lambda p: loss(p, xs).sum())).lower(params)
+    assert watched == [("forward", (5, 21, 4 * H), True), ("backward", (5, 21, 4 * H))]
+    del watched[:]
+    ensemble = jax.eval_shape(jax.vmap(cell.init), jax.random.split(jax.random.key(0), 2))
+    jax.jit(jax.vmap(partial(unrolled, "pallas", cell), (0, None))).lower(ensemble, xs)
+    assert watched == []  # a kernel has one W: this is plain JAX
+    jax.jit(jax.vmap(partial(unrolled, "pallas", cell), (None, 1))).lower(params, jnp.ones((5, 9, 6, D)))
+    assert watched == []  # and so are more rows than the engine takes
+    with pytest.raises(ValueError, match="too many rows"):
+        unrolled("pallas", cell, params, jnp.ones((5, 54, D)))
+
+
+def test_the_weights_gradient_is_one_product_after_the_loop():
+    """The program of a gradient is forward, backward and products; no loop of tangents is left."""
+    cell = LSTM(D, H)
+    params, xs = cell.init(jax.random.key(0)), jnp.ones((5, 3, D))
+    with kernels.interpret("reference"):
+        program = jax.make_jaxpr(jax.grad(lambda p: unrolled("pallas", cell, p, xs)[1].sum()))(params)
+    walks = [
+        eqn.params["which"].walk for eqn in equations(program.jaxpr) if eqn.primitive.name == "lstm_walk"
+    ]
+    assert walks == ["forward", "backward"]
+
+
+def equations(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
+@pytest.mark.parametrize("platform", ["reference", "tpu"])
+@QUICK
+def test_inside_shard_map_each_device_runs_its_own(platform):
+    cell = LSTM(D, H)
+    params = cell.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (3, 8, D))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+
+    def loss(name, params, xs):
+        (_, c), ys = unrolled(name, cell, params, xs, lengths=jnp.full(xs.shape[1], 2))
+        return jax.lax.psum(jnp.sum(jnp.sin(ys)) + jnp.sum(c**2), "data")
+
+    def gradient(name):
+        f = jax.grad(partial(loss, name), argnums=(0, 1))
+        specs = P(), P(None, "data")
+        return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=specs))(params, xs)
+
+    with kernels.interpret(platform):
+        assert_same(gradient("pallas"), gradient("fused"), rtol=1e-5, atol=1e-5)
+
+
+# --- the TPU kernels, as functions of arrays ----------------------------------------------------
+
+
+def drawn(T, B, H, dtype, *, masked, biased):
+    """What forward and backward read, the latter beside what forward saves."""
+    rng = np.random.default_rng(0)
+
+    def normal(*shape, scale=0.6):
+        return jnp.asarray(rng.normal(size=shape) * scale, jnp.float32)
+
+    valid = jnp.asarray(rng.random((T, B)) < 0.7) if masked else None
+    inputs = engines.Inputs(
+        normal(T, B, 4 * H).astype(dtype),
+        normal(H, 4 * H, scale=0.6 / H**0.5).astype(dtype),
+        normal(4 * H) if biased else None,
+        normal(B, H).astype(dtype),
+        normal(B, H),
+        valid,
+    )
+    return inputs, engines.States(normal(T, B, H).astype(dtype), normal(T, B, H))
+
+
+def in_float64(tree):
+    return jax.tree.map(lambda a: a if a.dtype == bool else a.astype(jnp.float64), tree)
+
+
+#: T, B, H, dtype, whether there is a mask, a bias; rows of a block and steps of a chunk.
+SHAPES = {
+    "small": (5, 3, 5, "float32", True, True, 3, 5),
+    "chunks that do not divide T": (7, 2, 5, "float32", True, False, 2, 3),
+    "one step a chunk": (3, 2, 5, "float32", False, True, 2, 1),
+    "blocks that do not divide B": (5, 35, 130, "float32", True, True, 16, 2),
+    "whole lanes": (4, 16, 128, "float32", False, True, 16, 2),
+    "bfloat16": (7, 20, 140, "bfloat16", True, True, 16, 4),
+}
+
+
+@QUICK
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("case", SHAPES)
+def test_tpu_kernels_against_the_reference_in_float64(case, monkeypatch):
+    T, B, H, dtype, masked, biased, rows, chunk = SHAPES[case]
+    monkeypatch.setattr(tpu, "blocks", lambda *sizes: tpu.Blocks(rows, chunk))
+    check_kernels(tpu.INTERPRETED, drawn(T, B, H, dtype, masked=masked, biased=biased), dtype)
+
+
+def check_kernels(engine, given, dtype):
+    inputs, wanted = given
+    ours = jax.jit(engine.forward, static_argnums=1)(inputs, True)
+    expected = jax.jit(engines.forward, static_argnums=1)(in_float64(inputs), True)
+    close = partial(assert_near, tolerance=2e-5 if dtype == "float32" else 0.04)
+    close(ours, expected)
+    for a, b in zip(engine.forward(inputs, False)[:2], ours[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+    saved = engines.Saved(inputs.w_hh, ours.gates, ours.cs, inputs.c0, inputs.valid)
+    states = jax.jit(engine.backward)(saved, wanted)
+    close(states, jax.jit(engines.backward)(*in_float64((saved, wanted))))
+    kinds = [str(a.dtype) for a in (*ours, *states)]
+    assert kinds == [dtype, "float32", "float32", dtype, dtype, "float32"]
+    if inputs.valid is not None:
+        assert np.all(np.asarray(states.zs)[~np.asarray(inputs.valid)] == 0)
+
+
+def assert_near(left, right, *, tolerance):
+    """Beside the largest entry of each array: of a sum of many terms, no entry is better known."""
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        a, b = (np.asarray(x, np.float64) for x in (a, b))
+        np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
+
+
+@QUICK
+def test_tpu_kernels_in_the_simulator(monkeypatch):
+    """Pallas' simulator of a TPU: unwritten memory is NaN, reads out of bounds and races are errors."""
+    monkeypatch.setattr(tpu, "CHUNK", 2)
+    how = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+    forward, backward = (partial(f, interpret=how) for f in (tpu.forward, tpu.backward))
+    inputs, wanted = drawn(3, 2, 5, "float32", masked=True, biased=True)
+    expected = engines.forward(inputs, True)
+    assert_near(jax.jit(forward, static_argnums=1)(inputs, True), expected, tolerance=1e-6)
+    saved = engines.Saved(inputs.w_hh, expected.gates, expected.cs, inputs.c0, inputs.valid)
+    assert_near(jax.jit(backward)(saved, wanted), engines.backward(saved, wanted), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
+def test_tpu_kernels_lower_without_a_device(dtype, masked):
+    """What Pallas cannot make a TPU's program of is found without a TPU."""
+    given = drawn(40, 20, 200, dtype, masked=masked, biased=True)
+    inputs, wanted = jax.eval_shape(lambda: given)
+    walk = jax.eval_shape(partial(engines.forward, save=True), inputs)
+    saved = engines.Saved(inputs.w_hh, walk.gates, walk.cs, inputs.c0, inputs.valid)
+    calls = {
+        "save": (partial(tpu.forward, save=True), inputs),
+        "plain": (partial(tpu.forward, save=False), inputs),
+    }
+    calls["backward"] = tpu.backward, saved, wanted
+    device = AbstractMesh((), (), abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
+    for f, *args in calls.values():
+        with jax.sharding.use_abstract_mesh(device):
+            program = jax.jit(f).trace(*args).lower(lowering_platforms=("tpu",)).as_text()
+        assert program.count("tpu_custom_call") == 1
+
+
+#: What the user asks for, and the precision of products of float32; of bfloat16, Mosaic takes no other than
+#: the default, and it knows no "high".
+PRECISIONS = {"bfloat16": "DEFAULT", "high": "HIGHEST", "highest": "HIGHEST"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("asked", PRECISIONS)
+def test_tpu_kernels_lower_in_any_precision(asked, dtype):
+    inputs = jax.eval_shape(lambda: drawn(4, 8, 128, dtype, masked=False, biased=True))[0]
+    with jax.default_matmul_precision(asked):
+        traced = jax.jit(partial(tpu.forward, save=False)).trace(inputs)
+        assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
+    (kernel,) = (
+        eqn.params["jaxpr"] for eqn in equations(traced.jaxpr.jaxpr) if eqn.primitive.name == "pallas_call"
+    )
+    found = [eqn.params["precision"] for eqn in equations(kernel) if eqn.primitive.name == "dot_general"]
+    expected = jax.lax.Precision["DEFAULT" if dtype == "bfloat16" else PRECISIONS[asked]]
+    assert found == [(expected, expected)]
+
+
+@pytest.mark.usefixtures("x64")
+def test_tpu_kernels_hold_nothing_of_64_bits():
+    """Of which Mosaic knows nothing, also where x64 is on."""
+    inputs, wanted = drawn(9, 20, 5, "float32", masked=True, biased=True)
+    walk = jax.eval_shape(partial(engines.forward, save=True), inputs)
+    saved = engines.Saved(inputs.w_hh, walk.gates, walk.cs, inputs.c0, inputs.valid)
+    for f, *args in ((partial(tpu.forward, save=True), inputs), (tpu.backward, saved, wanted)):
+        (call,) = (
+            eqn for eqn in equations(jax.make_jaxpr(f)(*args).jaxpr) if eqn.primitive.name == "pallas_call"
+        )
+        maps = [block.index_map_jaxpr.jaxpr for block in call.params["grid_mapping"].block_mappings]
+        kinds = {str(v.aval.dtype) for jaxpr in maps for v in (*jaxpr.invars, *jaxpr.outvars)}
+        kinds |= {str(v.aval.dtype) for eqn in equations(call.params["jaxpr"]) for v in eqn.outvars}
+        assert kinds and not [kind for kind in kinds if kind.endswith("64")]
+
+
+# --- the TPU kernels under unroll ---------------------------------------------------------------
+
+
+def by_oracle(given, reverse):
+    params, xs, carry = jax.tree.map(
+        lambda a: np.asarray(a, np.float64), (given.params, given.xs, given.carry)
+    )
+    result = oracle.unroll(members.ORACLE_LSTM, params, xs, carry, reverse=reverse, **given.flags)
+    return result.carry, (result.ys, result.carries)
+
+
+@QUICK
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+def test_tpu_kernels_against_the_oracle(reverse, monkeypatch):
+    """Values, and the slope of a loss along a random direction, from differences of the oracle's."""
+    monkeypatch.setattr(tpu, "CHUNK", 3)
+    given = without_resets(problem(BY_NAME["lstm"], dtype=np.float32))
+    options = {"return_carries": True, "reverse": reverse, "implementation": "pallas", **given.flags}
+    arguments = given.params, given.xs, given.carry
+    out, gradients = values_and_gradients(given.network, *arguments, **options)
+    assert_near(out, by_oracle(given, reverse), tolerance=1e-6)
+
+    rng = np.random.default_rng(1)
+    along = members.random_like(rng, arguments)
+    along = along[0], np.where(np.isfinite(given.xs), along[1], 0), along[2]
+
+    def loss(step):
+        moved = jax.tree.map(lambda a, d: np.asarray(a, np.float64) + step * d, arguments, along)
+        leaves = jax.tree.leaves(
+            by_oracle(given._replace(params=moved[0], xs=moved[1], carry=moved[2]), reverse)
+        )
+        return sum(np.sum(np.cos(np.arange(a.size) + i).reshape(a.shape) * a) for i, a in enumerate(leaves))
+
+    slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
+    products = jax.tree.map(lambda a, d: np.sum(np.asarray(a, np.float64) * d), gradients, along)
+    assert sum(jax.tree.leaves(products)) == pytest.approx(slope, rel=1e-4)
+
+
+@pytest.mark.slow
+@QUICK
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tpu_kernels_of_a_whole_layer(dtype, monkeypatch):
+    """Every gradient of a layer with windows and lengths, beside the scan's."""
+    monkeypatch.setattr(tpu, "CHUNK", 4)
+    cell = LSTM(20, 130, dtype=dtype, learn_initial_carry=True)
+    params = cell.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (11, 18, 20))
+    lengths = jnp.arange(18) % 12
+
+    def loss(name, params, xs):
+        out = unrolled(name, cell, params, xs, lengths=lengths, checkpoint=5)
+        return sum(jnp.sum(jnp.sin(a.astype(jnp.float32))) for a in jax.tree.leaves(out))
+
+    def gradients(name):
+        return jax.jit(jax.value_and_grad(partial(loss, name), argnums=(0, 1)))(params, xs)
+
+    tolerance = 1e-5 if dtype == "float32" else 0.05
+    assert_near(gradients("pallas"), gradients("scan"), tolerance=tolerance)
+
+
+# --- what is refused, what is told --------------------------------------------------------------
+
+CELL = LSTM(D, H)
+XS = jax.ShapeDtypeStruct((5, 3, D), "float32")
+
+
+def plan(cell=CELL, xs=XS, **options):
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    return lstm_jax.explain(cell, params, xs, implementation="pallas", **options)
+
+
+REFUSED = {
+    "cell": (lambda: plan(GRU(D, H)), "the kernels are for LSTM, and this is GRU"),
+    "options": (lambda: plan(LSTM(D, H, peepholes=True, clip=3.0)), "the LSTM without peepholes, clip"),
+    "heads": (lambda: plan(LSTM(D, H, heads=2)), "the LSTM without heads"),
+    "resets": (lambda: plan(resets=jax.ShapeDtypeStruct((5, 3), bool)), "no kernel knows resets"),
+    "truncate": (lambda: plan(truncate=2), "no kernel knows truncate"),
+    "carry": (
+        lambda: plan(LSTM(D, H, dtype="bfloat16"), carry=(jnp.zeros((3, H), "bfloat16"),) * 2),
+        "dtypes bfloat16, bfloat16, where a kernel has bfloat16, float32",
+    ),
+    "dtype": (lambda: plan(LSTM(D, H, dtype="float16")), "in float32 or bfloat16, and this is float16"),
+    "VMEM": (lambda: plan(LSTM(D, 2000)), "2000 units in float32 need 69.3 MiB of VMEM"),
+}
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_reason_is_given(case):
+    call, reason = REFUSED[case]
+    with pytest.raises(ValueError, match=r"implementation='pallas' for .*" + reason):
+        call()
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_sizes_must_be_known():
+    T = jax.export.symbolic_shape("T")[0]
+    with pytest.raises(ValueError, match="sizes that are known when tracing"):
+        plan(xs=jax.ShapeDtypeStruct((T, 3, D), "float32"))
+
+
+@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
+@pytest.mark.usefixtures("reference")
+def test_an_explicit_mesh_is_declined():
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="explicit mesh"):
+        xs = jax.device_put(np.ones((5, 4, D), np.float32), jax.NamedSharding(mesh, P(None, "data")))
+        unrolled("pallas", CELL, CELL.init(jax.random.key(0)), xs)
+
+
+def test_without_a_device_it_says_so_and_the_interpreter_leaves_no_trace():
+    """The switch is part of what a compiled program is found by."""
+    params, xs = CELL.init(jax.random.key(0)), jnp.ones((5, 3, D))
+    run = jax.jit(partial(unrolled, "pallas", CELL))
+    for call in (run, partial(unrolled, "pallas", CELL)):
+        with pytest.raises(ValueError, match="no TPU or Hopper GPU here"):
+            call(params, xs)
+        with kernels.interpret("reference"):
+            call(params, xs)
+        with pytest.raises(ValueError, match="no TPU or Hopper GPU here"):
+            call(params, xs)
+    with pytest.raises(ValueError, match="interpret got platform='cpu'"):
+        kernels.interpret("cpu")
+
+
+def test_explain_names_the_kernel():
+    with kernels.interpret("tpu"):
+        told = plan(lengths=[5, 3, 1], checkpoint=2)
+        assert "TPU kernel, interpreted" in told.layers[0].reason
+    assert told.implementation == "pallas" and told.layers[0].memory.gradients > 0
+    assert plan_of_auto() == "fused"  # not taken before it has been measured
+
+
+def plan_of_auto():
+    with kernels.interpret("reference"):
+        params = jax.eval_shape(CELL.init, jax.random.key(0))
+        return lstm_jax.explain(CELL, params, XS).implementation
+
+
+def test_vmem_counts_what_lies_there():
+    """Sizes of whole lanes and tiles, so that the blocks themselves can be counted."""
+    rows, units, chunk = 32, 256, 4
+    for dtype, e in (("float32", 4), ("bfloat16", 2)):
+        streamed = {"gates": 16, "c": 4, "wanted h": e, "wanted c": 4, "z": 4 * e}
+        blocks = 2 * chunk * rows * (units * sum(streamed.values()) + 128 * 4)
+        weights = units * 4 * units * e
+        need = tpu.vmem_bytes(rows, units, dtype, chunk)
+        assert need > blocks + weights
+        assert need - blocks - weights == rows * units * 4 * 20  # h and c, and what a step keeps
+    assert tpu.blocks(100, 64, 256, "float32") == (64, 8)  # chunks are halved first
+    assert tpu.blocks(100, 64, 700, "float32").rows == 32  # then blocks
