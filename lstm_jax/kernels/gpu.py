@@ -77,7 +77,7 @@ def of_rows(valid: Array | None, to: Plan) -> Array | None:
 def forward(inputs: Inputs, save: bool, *, to: Plan | None = None, **how: Any) -> Walk:
     """The walk, as chosen, or by another plan ``to`` and with other options of the kernel's."""
     u, w_hh, bias, h0, c0, valid = inputs
-    T, B, H = *u.shape[:2], h0.shape[-1]
+    (T, B), H = u.shape[:2], h0.shape[-1]
     to = to or planned(T, B, H, u.dtype)
     if bias is None:
         bias = jnp.zeros(4 * H, jnp.float32)
