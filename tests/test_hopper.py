@@ -33,7 +33,7 @@ interpreted = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def watchdog():
     """Blocks that wait for each other for ever end the process, with all its stacks."""
-    faulthandler.dump_traceback_later(240, exit=True)
+    faulthandler.dump_traceback_later(600, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
 
@@ -131,19 +131,18 @@ def test_the_oracle_is_the_cell():
     inputs, wanted = problem(3, 2, 3, "float32", seed=1)
     _, cs, gates = walk(inputs)
     saved = Saved(inputs.w_hh, gates, cs, inputs.c0, inputs.valid)
-    dzs, dh0, _ = walk_back(saved, wanted)
-    step = 1e-6
+    gradients = dict(zip(("u", "h0", "c0"), walk_back(saved, wanted), strict=True))
+    rng, step = np.random.default_rng(0), 1e-6
 
-    def value(inputs):
-        hs, cs, _ = walk(inputs)
+    def value(**moved):
+        hs, cs, _ = walk(inputs._replace(**moved))
         return np.sum(hs * np.asarray(wanted.hs)) + np.sum(cs * np.asarray(wanted.cs))
 
-    for name, gradient, at in (("u", dzs, (1, 0, 4)), ("u", dzs, (0, 1, 7)), ("h0", dh0, (1, 2))):
+    for name, gradient in gradients.items():
         base = np.asarray(getattr(inputs, name), np.float64)
-        nudge = np.zeros_like(base)
-        nudge[at] = step
-        up, down = (value(inputs._replace(**{name: base + sign * nudge})) for sign in (1, -1))
-        assert np.isclose((up - down) / (2 * step), gradient[at], atol=1e-6)
+        way = rng.normal(size=base.shape)
+        up, down = (value(**{name: base + sign * step * way}) for sign in (1, -1))
+        assert np.isclose((up - down) / (2 * step), np.sum(gradient * way), rtol=1e-6)
 
 
 # --- the plan ------------------------------------------------------------------------------------
@@ -263,7 +262,7 @@ def test_more_rows_and_steps(form, rows):
 @pytest.mark.usefixtures("quick_compiles")
 def test_as_many_blocks_as_there_are():
     with hopper_interpreter().clusters():
-        check(Plan("cluster", 16, 16, 16, 1), 3, 3, 250, "bfloat16", ways=("async", "barrier"))
+        check(Plan("cluster", 16, 16, 16, 1), 2, 3, 250, "bfloat16", ways=("async", "barrier"))
 
 
 @interpreted
