@@ -42,7 +42,7 @@ def interpret(platform: str) -> AbstractContextManager[None]:
     as it is with them. Functions jitted inside and outside are compiled apart.
 
     Args:
-        platform: ``"tpu"`` or ``"reference"``.
+        platform: ``"tpu"``, ``"gpu"`` (since jax 0.12) or ``"reference"``.
 
     Raises:
         ValueError: another name.
