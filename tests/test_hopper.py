@@ -260,14 +260,6 @@ def test_more_rows_and_steps(form, rows):
 @interpreted
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiles")
-def test_as_many_blocks_as_there_are():
-    with hopper_interpreter().clusters():
-        check(Plan("cluster", 16, 16, 16, 1), 2, 3, 250, "bfloat16", ways=("async", "barrier"))
-
-
-@interpreted
-@pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiles")
 def test_same_bits():
     inputs, _ = problem(2, 3, 20, "bfloat16")
     found = [gpu.INTERPRETED.forward(inputs, True) for _ in range(2)]
