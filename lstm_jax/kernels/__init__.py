@@ -29,7 +29,7 @@ from lstm_jax.notation import Array, Carry, Params, state_dtype
 
 #: Where the engines live, by the platform as JAX calls it. Each module has ENGINE, for the device, and
 #: INTERPRETED, the same kernels for Pallas' interpreter.
-MODULES = {"tpu": "lstm_jax.kernels.tpu"}
+MODULES = {"tpu": "lstm_jax.kernels.tpu", "gpu": "lstm_jax.kernels.gpu"}
 
 #: What makes an LSTM another one than the kernels know.
 OPTIONS = ("proj_size", "peepholes", "heads", *LSTMForm._fields)
@@ -45,7 +45,7 @@ def interpret(platform: str) -> AbstractContextManager[None]:
     as it is with them. Functions jitted inside and outside are compiled apart.
 
     Args:
-        platform: ``"tpu"`` or ``"reference"``.
+        platform: ``"tpu"``, ``"gpu"`` (since jax 0.12) or ``"reference"``.
 
     Raises:
         ValueError: another name.

@@ -1,0 +1,277 @@
+"""What :mod:`benchmarks.hopper` does in a process of its own: check one walk, time one case, compile one.
+
+A job prints a line of JSON for each result as soon as it has it, so that what came before a process was
+killed is kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.cases import MODES, Case, Setting, as_network, make_problem
+from benchmarks.contestants.contestant import Contestant, Form, build_jax, never
+from benchmarks.contestants.cudnn import CUDNN
+from benchmarks.contestants.scan import SCAN
+from benchmarks.contestants.torch_ import TORCH, algorithm
+from lstm_jax import LSTM, kernels, unroll
+from lstm_jax.kernels import gpu, gpu_names
+from lstm_jax.kernels.engine import REFERENCE, Inputs, Saved, States
+from lstm_jax.kernels.gpu_plan import Plan, plan, units_of
+
+#: Roundings to the compute dtype by which a result may differ from float64's, of its largest number.
+ROUNDINGS = 16
+EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+#: Microseconds a step at the least, by estimate.
+FLOORS = {"cluster": (0.4, 0.6), "grid": (1.0, 1.3)}
+#: The share of steps that are valid where some are not.
+VALID = 0.7
+
+
+def perform(job: dict[str, Any]) -> int:
+    """One job; 1 where it found a fault."""
+    kinds: dict[str, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]]
+    kinds = {"check": check, "time": times, "kernel": kernel_times, "compile": compiles}
+    failed = 0
+    for result in kinds[job["kind"]](job):
+        failed |= result.get("right") is False
+        print(json.dumps(result), flush=True)
+    return failed
+
+
+# --- correctness ---------------------------------------------------------------------------------
+
+
+def plan_of(job: dict[str, Any]) -> Plan:
+    """The job's plan: chosen, or with this many blocks."""
+    T, B, H, dtype = (job[name] for name in ("T", "B", "H", "dtype"))
+    found = plan(T, B, H, dtype, blocks=job.get("blocks"))
+    if job.get("form") == "grid" and found[0] != "grid":
+        rows = 16
+        blocks = job["blocks"]
+        found = Plan("grid", blocks, units_of(H, blocks), rows, -(-B // rows))
+    if not isinstance(found, Plan):
+        raise ValueError(found)
+    return found
+
+
+def walks(job: dict[str, Any]) -> tuple[Plan, Callable[..., Any], Callable[..., Any]]:
+    """The plan, and both walks compiled."""
+    to = plan_of(job)
+    how: dict[str, Any] = {"to": to}
+    if job.get("interpret"):
+        how["interpret"] = gpu_names.interpreter()
+    ahead, back = job.get("exchange", (None, None))
+    return (
+        to,
+        jax.jit(lambda inputs: gpu.forward(inputs, True, exchange=ahead, **how)),
+        jax.jit(lambda saved, wanted: gpu.backward(saved, wanted, exchange=back, **how)),
+    )
+
+
+def draw(job: dict[str, Any], seed: int) -> tuple[Inputs, States]:
+    """Fresh inputs."""
+    T, B, H, dtype = (job[name] for name in ("T", "B", "H", "dtype"))
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int, of: str = dtype, scale: float = 1.0) -> jax.Array:
+        return jnp.asarray(scale * rng.standard_normal(shape, np.float32), of)
+
+    valid = jnp.asarray(rng.random((T, B)) < VALID) if job.get("masked") else None
+    u = normal(T, B, 4 * H)
+    if valid is not None:
+        u = jnp.where(valid[..., None], u, jnp.zeros_like(u))
+    w = normal(H, 4 * H, scale=H**-0.5)
+    state = {"of": "float32"}
+    inputs = Inputs(u, w, normal(4 * H, **state), jnp.tanh(normal(B, H)), normal(B, H, **state), valid)
+    return inputs, States(normal(T, B, H), normal(T, B, H, **state))
+
+
+def wide(tree: Any) -> Any:
+    """Numbers as float64, on the host."""
+    return jax.tree.map(lambda a: np.asarray(a) if a.dtype == bool else np.asarray(a, np.float64), tree)
+
+
+def exact(call: Callable[..., Any], *args: Any) -> Any:
+    """The reference in float64, on the CPU."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        return wide(jax.jit(call)(*jax.tree.map(jnp.asarray, wide(args))))
+
+
+def errors(found: Any, expected: Any) -> dict[str, float]:
+    """The largest difference of each array, of its largest number (at least 1); not a number where one is."""
+    return {
+        name: float(np.max(np.abs(np.asarray(a, np.float64) - b)) / max(1.0, np.max(np.abs(b))))
+        for name, a, b in zip(found._fields, found, expected, strict=True)
+    }
+
+
+def poisoned(call: Callable[..., Any], *args: Any) -> Any:
+    """A call that finds NaN in the memory which its results take."""
+    shapes = jax.eval_shape(call, *args)
+    junk = [jnp.full(a.shape, jnp.nan, a.dtype) for a in jax.tree.leaves(shapes) for _ in range(2)]
+    jax.block_until_ready(junk)
+    for a in junk:
+        a.delete()
+    return jax.block_until_ready(call(*args))
+
+
+def check(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Both walks: against float64, beside plain JAX in the same dtypes, and three times the same bits."""
+    seed = int.from_bytes(os.urandom(4))
+    inputs, wanted = draw(job, seed)
+    to, forward, backward = walks(job)
+    args: tuple[Any, ...] = (inputs,)
+    for name, call, reference in (
+        ("forward", forward, lambda inputs: REFERENCE.forward(inputs, True)),
+        ("backward", backward, REFERENCE.backward),
+    ):
+        expected = exact(reference, *args)
+        found = poisoned(call, *args)
+        error = errors(found, expected)
+        same = True
+        for _ in range(job.get("repeats", 2)):
+            again = poisoned(call, *args)
+            same &= all(
+                np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(found, again, strict=True)
+            )
+        right = same and all(e < ROUNDINGS * EPS[job["dtype"]] for e in error.values())
+        yield {
+            "walk": name,
+            "plan": to._asdict(),
+            "seed": seed,
+            "error": error,
+            "error of plain JAX": errors(jax.jit(reference)(*args), expected),
+            "same bits": same,
+            "right": right,
+        }
+        if name == "forward":
+            gates, cs = (jnp.asarray(a, jnp.float32) for a in (expected.gates, expected.cs))
+            args = Saved(inputs.w_hh, gates, cs, inputs.c0, inputs.valid), wanted
+
+
+# --- time ----------------------------------------------------------------------------------------
+
+
+def seconds(call: Callable[[], Any], repeats: int) -> dict[str, float]:
+    """Of one call, results waited for: the median of some, and the spread; the first ones are thrown away."""
+    for _ in range(2):
+        call()
+    taken = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+    return {"median_s": statistics.median(taken), "least_s": min(taken), "most_s": max(taken)}
+
+
+def by(implementation: str, name: str) -> Contestant:
+    """``unroll`` with an implementation by name."""
+
+    def form(case: Case, setting: Setting) -> Form:
+        cell = LSTM(case.D, case.H, dtype=setting.dtype)
+
+        def run(params: Any, xs: Any, lengths: Any) -> Any:
+            return unroll(cell, params, xs, lengths=lengths, implementation=implementation)[1]
+
+        return Form(lambda layers: as_network(case, layers), run)
+
+    return Contestant(
+        name, f"unroll(..., implementation={implementation!r})", "lstm_jax", never, never, build_jax(form)
+    )
+
+
+def times(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """One case by everybody, the input projection included, the kernels last."""
+    B, T, H, dtype = (job[name] for name in ("B", "T", "H", "dtype"))
+    case, platform = Case(B, T, H, H), jax.default_backend()
+    setting = Setting(platform, dtype)
+    found = plan(T, B, H, dtype)
+    floor = FLOORS[found.form] if isinstance(found, Plan) else None
+    entries = [(TORCH, setting), (by("fused", "lstm_jax fused"), setting), (SCAN, setting)]
+    entries += [(CUDNN, Setting(platform, "float32", platform == "gpu"))]  # float32 alone
+    entries += [(by("pallas", "lstm_jax pallas"), setting)]
+    for who, how in entries:
+        for mode in MODES:
+            result = {"who": who.name, "mode": mode, "dtype": how.dtype, "tf32": how.tf32}
+            reason = who.absent() or who.declines(case, mode, how)
+            if reason is None:
+                try:
+                    with kernels.interpret("gpu") if job.get("interpret") else jax.enable_x64(False):
+                        built = who.build(case, make_problem(case, how), mode, how)
+                        result |= seconds(built.call, job.get("repeats", 20))
+                    result["us_a_step"] = result["median_s"] / T * 1e6
+                    result["compile_s"], result["note"] = built.compile_s, built.note
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if who is TORCH and platform == "gpu":
+                result["algorithm"] = algorithm_of(case, dtype, mode)
+            yield result | {"declined": reason, "floor_us_a_step": floor}
+
+
+def algorithm_of(case: Case, dtype: str, mode: str) -> str:
+    import torch
+
+    device = torch.cuda.get_device_properties(0)
+    capability = device.major, device.minor
+    return algorithm(case, dtype, capability, device.multi_processor_count, backward=mode != MODES[0])
+
+
+def kernel_times(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The walks alone, without projections, with this plan and exchange."""
+    inputs, wanted = draw(job, 0)
+    to, forward, backward = walks(job)
+    walk = forward(inputs)
+    saved = Saved(inputs.w_hh, walk.gates, walk.cs, inputs.c0, inputs.valid)
+    for name, call in (("forward", lambda: forward(inputs)), ("backward", lambda: backward(saved, wanted))):
+        result = seconds(lambda call=call: jax.block_until_ready(call()), job.get("repeats", 20))
+        floor = FLOORS[to.form]
+        step = result["median_s"] / job["T"] * 1e6
+        yield {"walk": name, "plan": to._asdict(), **result, "us_a_step": step, "floor_us_a_step": floor}
+
+
+# --- without a device ----------------------------------------------------------------------------
+
+#: An H100, as XLA is told of a device that is not there.
+H100 = """
+gpu_device_info {
+  threads_per_block_limit: 1024 threads_per_warp: 32 shared_memory_per_block: 49152
+  shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448 threads_per_core_limit: 2048
+  core_count: 132 fpus_per_core: 128 registers_per_core_limit: 65536 registers_per_block_limit: 65536
+  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
+  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
+  device_memory_size: 84978434048 cuda_compute_capability { major: 9 minor: 0 }
+}
+platform_name: "CUDA" dnn_version_info { major: 9 minor: 10 }
+device_description_str: "NVIDIA H100 80GB HBM3"
+"""
+
+
+def compiles(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Both walks as machine code for an H100: needs jax's CUDA plugin and ptxas, and no device."""
+    from jax.experimental import topologies
+
+    there = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology="1x1x1")
+    mesh = jax.sharding.Mesh(np.array(there.devices), ("device",))
+    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    T, B, H = job["T"], job["B"], job["H"]
+
+    def shapes(tree: Any) -> Any:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
+
+    inputs, wanted = (shapes(tree) for tree in draw(job, 0))
+    gates = jax.ShapeDtypeStruct((T, B, 4 * H), jnp.float32, sharding=sharding)
+    saved = Saved(inputs.w_hh, gates, wanted.cs, inputs.c0, inputs.valid)
+    to, forward, backward = walks(job)
+    for name, call, args in (("forward", forward, (inputs,)), ("backward", backward, (saved, wanted))):
+        began = time.perf_counter()
+        call.lower(*args).compile()
+        yield {"walk": name, "plan": to._asdict(), "compile_s": time.perf_counter() - began}
