@@ -59,7 +59,14 @@ def jobs(parts: Sequence[str], platform: str, quick: bool, out: Path) -> Iterato
             if tf32 == "on" and platform != "gpu":
                 continue
             words = ["--device", platform, "--dtype", dtype, "--tf32", tf32, "--parts", "cases"]
-            words += ["--implementations", "cudnn", "--without", "lstm_jax low memory", "linen LSTMCell"]
+            words += [
+                "--implementations",
+                "pallas",
+                "cudnn",
+                "--without",
+                "lstm_jax low memory",
+                "linen LSTMCell",
+            ]
             words += [] if find_spec("matplotlib") else ["--no-pictures"]
             if quick:
                 words += ["--cases", "2,5,3,4", "--quick", "--peers", "none"]

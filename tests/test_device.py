@@ -260,7 +260,7 @@ def test_training_counts_words_and_learns():
 
 
 def test_what_is_named_takes_part_or_says_why_not():
-    assert NAMES == ("scan", "fused", "cudnn")
+    assert NAMES == ("scan", "fused", "pallas", "cudnn")
     case, setting = Case(2, 3, 2, 3), Setting()
     assert named("fused").declines(case, MODES[0], setting) is None
     assert "NVIDIA GPU" in named("cudnn").declines(case, MODES[0], setting)
