@@ -1,0 +1,36 @@
+"""What the tests of the training module share: a small program to run, and what a run leaves."""
+
+import json
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+sys.path.insert(0, str(EXAMPLES))
+
+import training_program as program  # noqa: E402
+from training import (  # noqa: E402
+    Placement as Placement,
+    Run as Run,
+    State as State,
+    UserError as UserError,
+    command as command,
+    data as data,
+    fit as fit,
+    placement as placement,
+)
+from training.checkpoints import Checkpoints as Checkpoints  # noqa: E402
+
+
+def main(*words):
+    return program.main(program.make_parser(), program.learn, [str(word) for word in words])
+
+
+def rows(folder):
+    """The measurements, without what the clock said."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+
+
+def outcome(folder):
+    """All that has to be the same after an interruption, to the bit."""
+    return rows(folder), (folder / "weights.safetensors").read_bytes()
