@@ -9,7 +9,11 @@ import safetensors.numpy
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
 
+import _word_model as model_of  # noqa: E402, F401
+import _word_step as steps  # noqa: E402, F401
+import _word_text as text  # noqa: E402, F401
 import training_program as program  # noqa: E402
+import word_lm as word_lm  # noqa: E402
 from training import (  # noqa: E402
     Placement as Placement,
     Run as Run,
