@@ -26,7 +26,7 @@ LAYERS = [
     {"checks", "schedule", "noise"},
     {"cells", "wrapper", "regularization"},
     {"loop", "fused", "footprint", "carries", "choose", "arguments", "unroll", "parallel"},
-    {"stack", "bidirectional", "explain", "initialization", "penalties"},
+    {"stack", "bidirectional", "explain", "initialization", "penalties", "sharding", "shard"},
     {""},  # lstm_jax itself
     {"batch_major"},
     {"interop", "nnx", "linen"},
@@ -160,6 +160,7 @@ def test_what_is_public():
     expected += "MinGRU MinGRUParams min_gru_step MinLSTM MinLSTMParams min_lstm_step".split()
     expected += "FullGateLSTM FullGateLSTMParams full_gate_lstm_step greff2017 LSTMNorm".split()
     expected += "VariationalDropout WeightDrop CandidateDropout Zoneout".split()
+    expected += "Sharded shard shardings Communication communication".split()
     expected += "activation_regularization temporal_activation_regularization".split()
     assert set(expected) <= set(PUBLIC)
 
