@@ -210,23 +210,25 @@ class Sharded:
         """Where the parameters best lie, as a tree of ``NamedSharding``; each device has 1/m of them.
 
         What has one column a unit lies where it is used. Of gates side by side each device keeps some
-        of the rows, because the axis of the columns, cut into parts, would part the gates; one
-        all-to-all a call brings the units together. Biases of several gates, and w_ih where the axis
-        does not divide D, are on every device.
+        of the rows, because their columns, cut into parts, would part the gates; one all-to-all a call
+        brings the units together. Biases of several gates, and w_ih where the axis does not divide D,
+        are on every device.
         """
+        return jax.tree.map(lambda a: NamedSharding(self.mesh, self._spec(self._way(a), a.ndim)), params)
 
-        def lies(a: Any) -> NamedSharding:
-            if a.ndim == 3:  # a block for each head
-                spec = P(self.model)
-            elif a.shape[-1] == self._units:
-                spec = P(*[None] * (a.ndim - 1), self.model)
-            elif a.ndim == 2 and a.shape[0] % self.parts == 0:
-                spec = P(self.model)
-            else:
-                spec = P()
-            return NamedSharding(self.mesh, spec)
+    def _way(self, a: Any) -> str:
+        """How a parameter is cut."""
+        if a.ndim == 3:  # a block for each head
+            return "blocks"
+        if a.shape[-1] == self._units:
+            return "columns"
+        return "rows" if a.ndim == 2 and a.shape[0] % self.parts == 0 else "whole"
 
-        return jax.tree.map(lies, params)
+    def _spec(self, way: str, ndim: int) -> P:
+        """Where it then lies."""
+        if way == "columns":
+            return P(*[None] * (ndim - 1), self.model)
+        return P() if way == "whole" else P(self.model)
 
     @property
     def _units(self) -> int:
@@ -249,28 +251,34 @@ class Sharded:
     ) -> Any:
         """``function(share of params, carry, x)`` on each device, carry and x being the ``arrays``."""
 
-        def seen(a: Array) -> Array:  # (..., gates, units)
-            return a if a.ndim == 3 else a.reshape(*a.shape[:-1], -1, self._units)
+        ways = jax.tree.map(self._way, params)
+        by_unit = (-1, self._units)  # the last axis, as gates and units
 
-        def own(a: Array, like: Array) -> Array:
-            if like.ndim == 3:
-                a = a[0] if len(a) == 1 else a
-            else:
-                a = a.reshape(*a.shape[:-2], -1)
+        def enter(a: Array, way: str) -> Array:
+            # Also where gradients come back to.
+            a = jax.lax.with_sharding_constraint(a, NamedSharding(self.mesh, self._spec(way, a.ndim)))
+            return a.reshape(*a.shape[:-1], *by_unit) if way == "whole" else a
+
+        def own(a: Array, way: str) -> Array:
             # Used with other rows on other devices from here on: so gradients are summed here, once.
-            return jax.lax.pcast(a, self.data, to="varying") if self.data in specs[1] else a
+            if self.data in specs[1]:
+                a = jax.lax.pcast(a, self.data, to="varying")
+            if way == "blocks" and len(a) == 1:
+                return a[0]
+            if way == "rows":
+                a = a.reshape(len(a), *by_unit)
+                a = jax.lax.all_to_all(a, self.model, split_axis=2, concat_axis=0, tiled=True)
+            return a.reshape(*a.shape[:-2], -1) if way in ("rows", "whole") else a
 
-        def on_device(views: Params, *arrays: Any) -> Any:
-            return function(jax.tree.map(own, views, params), *arrays)
+        def on_device(params: Params, *arrays: Any) -> Any:
+            return function(jax.tree.map(own, params, ways), *arrays)
 
-        # Also where gradients come back to.
-        params = jax.tree.map(jax.lax.with_sharding_constraint, params, self.shardings(params))
-        views = jax.tree.map(seen, params)
-        view_specs = jax.tree.map(
-            lambda a: P(self.model) if a.ndim == 3 else P(*[None] * a.ndim, self.model), params
+        entering = jax.tree.map(enter, params, ways)
+        in_specs = jax.tree.map(
+            lambda a, way: self._spec("columns" if way == "whole" else way, a.ndim), entering, ways
         )
-        mapped = jax.shard_map(on_device, mesh=self.mesh, in_specs=(view_specs, *specs), out_specs=out_specs)
-        return mapped(views, *arrays)
+        mapped = jax.shard_map(on_device, mesh=self.mesh, in_specs=(in_specs, *specs), out_specs=out_specs)
+        return mapped(entering, *arrays)
 
 
 def _heads(cell: Any) -> int:
