@@ -31,7 +31,7 @@ def shard(network: Any, mesh: Mesh, *, data: str | None = "data", model: str = "
         ValueError: a layer cannot be spread; the message says why and what to do.
 
     >>> import lstm_jax
-    >>> mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
     >>> network = lstm_jax.Stack((lstm_jax.LSTM(3, 8), lstm_jax.Readout(8, 10)))
     >>> params = network.init(jax.random.key(0))  # or from a checkpoint, or from another library
     >>> network = shard(network, mesh)
@@ -77,7 +77,7 @@ def shardings(network: Any, params: Params) -> Any:
         ValueError: no layer of the network is sharded.
 
     >>> import lstm_jax
-    >>> mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
     >>> network = shard(lstm_jax.LSTM(3, 8), mesh)
     >>> shardings(network, jax.eval_shape(network.init, jax.random.key(0))).w_hh.spec == P("model")
     True
@@ -142,7 +142,7 @@ def communication(network: Any, params: Params, batch: int) -> Communication:
         ValueError: no layer of the network is sharded.
 
     >>> import lstm_jax
-    >>> mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
     >>> network = shard(lstm_jax.LSTM(3, 8), mesh)
     >>> communication(network, jax.eval_shape(network.init, jax.random.key(0)), batch=4)
     Communication(forward=0, backward=0, gradients=0)

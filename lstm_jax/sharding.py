@@ -88,7 +88,7 @@ class Sharded:
 
     Args:
         cell: RNN, LSTM, GRU, IndRNN, MinGRU, MinLSTM or Readout.
-        mesh: the devices, their axes being automatic (``AxisType.Auto``).
+        mesh: the devices; its axes may be automatic or explicit.
         data: the axis for the first axis of the batch; None: no axis, every device has all rows.
         model: the axis for the units.
 
@@ -97,7 +97,7 @@ class Sharded:
             rows), or the mathematics of the cell would need more than one exchange.
 
     >>> import lstm_jax
-    >>> mesh = jax.make_mesh((1, 1), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+    >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
     >>> cell = Sharded(lstm_jax.LSTM(input_size=3, hidden_size=8), mesh)
     >>> params = cell.init(jax.random.key(0))
     >>> carry, ys = lstm_jax.unroll(cell, params, jax.numpy.ones((5, 4, 3)))
@@ -255,9 +255,10 @@ class Sharded:
         by_unit = (-1, self._units)  # the last axis, as gates and units
 
         def enter(a: Array, way: str) -> Array:
-            # Also where gradients come back to.
-            a = jax.lax.with_sharding_constraint(a, NamedSharding(self.mesh, self._spec(way, a.ndim)))
-            return a.reshape(*a.shape[:-1], *by_unit) if way == "whole" else a
+            a = self._placed(a, self._spec(way, a.ndim))  # also where gradients come back to
+            if way != "whole":
+                return a
+            return self._placed(a.reshape(*a.shape[:-1], *by_unit), self._spec("columns", a.ndim + 1))
 
         def own(a: Array, way: str) -> Array:
             # Used with other rows on other devices from here on: so gradients are summed here, once.
@@ -277,8 +278,16 @@ class Sharded:
         in_specs = jax.tree.map(
             lambda a, way: self._spec("columns" if way == "whole" else way, a.ndim), entering, ways
         )
+        arrays = jax.tree.map(
+            lambda spec, tree: jax.tree.map(lambda a: self._placed(a, spec), tree), tuple(specs), arrays
+        )
         mapped = jax.shard_map(on_device, mesh=self.mesh, in_specs=(in_specs, *specs), out_specs=out_specs)
         return mapped(entering, *arrays)
+
+    def _placed(self, a: Array, spec: P) -> Array:
+        explicit = self.mesh.axis_types[0] is AxisType.Explicit
+        place = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
+        return place(a, NamedSharding(self.mesh, spec))
 
 
 def _heads(cell: Any) -> int:
@@ -309,13 +318,12 @@ def _check_mesh(mesh: Any, data: str | None, model: str) -> None:
         refuse(
             f"Sharded got a mesh with {came}" if isinstance(mesh, Mesh) else f"Sharded got {came}",
             f"a jax.sharding.Mesh with the axes {', '.join(map(repr, wanted))}",
-            "Write jax.make_mesh((4, 2), ('data', 'model'), axis_types=(jax.sharding.AxisType.Auto,) * 2); "
-            "an axis may have one device.",
+            "Write jax.make_mesh((4, 2), ('data', 'model')); an axis may have one device.",
         )
-    if any(kind is not AxisType.Auto for kind in mesh.axis_types):
+    kinds = set(mesh.axis_types)
+    if len(kinds) > 1 or AxisType.Manual in kinds:
         refuse(
             f"Sharded got a mesh with axes of type {', '.join(kind.name for kind in mesh.axis_types)}",
-            "automatic axes, on which XLA places what lies between the layers",
-            f"Write jax.make_mesh({tuple(mesh.shape.values())}, {mesh.axis_names}, "
-            f"axis_types=(jax.sharding.AxisType.Auto,) * {len(mesh.shape)}).",
+            "axes that are all automatic or all explicit",
+            f"Write jax.make_mesh({tuple(mesh.shape.values())}, {mesh.axis_names}).",
         )
