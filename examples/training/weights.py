@@ -1,0 +1,66 @@
+"""Weights in a safetensors file, beside what is needed to build their network again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lstm_jax.interop.files import write_whole
+from training.errors import UserError
+
+FILE = "weights.safetensors"
+
+
+def by_name(tree: Any) -> dict[str, Any]:
+    """The leaves of a pytree by flat names: ``layers.0.w_ih``."""
+    leaves = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def count(params: Any) -> int:
+    """How many weights there are; shapes (``jax.eval_shape``) will do."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def save_weights(folder: Path, format: str, model: Mapping[str, Any], params: Any) -> None:
+    """Write ``weights.safetensors``; ``model`` says, in what JSON can hold, what the network is."""
+    arrays = {name: np.asarray(leaf) for name, leaf in by_name(params).items()}
+    metadata = {"format": format, "model": json.dumps(dict(model))}
+    write_whole(folder / FILE, safetensors.numpy.save(arrays, metadata))
+
+
+def load_weights(folder: Path, format: str, shapes_of: Callable[[dict[str, Any]], Any]) -> tuple[Any, Any]:
+    """``(model, params)`` of a run folder, from ``weights.safetensors`` alone.
+
+    ``shapes_of(model)`` is the pytree that the weights belong in: ``jax.eval_shape`` of ``init``, say.
+    """
+    path = folder / FILE
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path}: {error.strerror or 'no such file'}; has a run ended there?"
+        ) from None
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+    if metadata.get("format") != format:
+        raise UserError(f"{path} was not written by this program")
+    try:
+        model = json.loads(metadata["model"])
+        expected = shapes_of(model)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: it names no network ({error})") from None
+    shapes = {name: leaf.shape for name, leaf in by_name(expected).items()}
+    if shapes != {name: array.shape for name, array in arrays.items()}:
+        raise UserError(f"{path} is damaged: its arrays do not fit the network it names")
+    return model, jax.tree.unflatten(jax.tree.structure(expected), [arrays[name] for name in shapes])
