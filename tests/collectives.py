@@ -17,7 +17,7 @@ class Collective(NamedTuple):
     """One operation of a compiled program."""
 
     kind: str
-    shape: tuple[int, ...]  # of what it returns; of several arrays, the first
+    shapes: list[tuple[int, ...]]  # of what it returns
     in_loop: bool
     devices: int  # that take part together
     received: int  # bytes that reach each of them, sent round a ring
@@ -69,7 +69,7 @@ def operation(line, found, in_loop):
         "all-to-all": size * (n - 1) // n,
         "collective-permute": size,
     }[kind]
-    return Collective(kind, arrays[0][1], in_loop, n, received)
+    return Collective(kind, [shape for _, shape in arrays], in_loop, n, received)
 
 
 def itemsize(name):
@@ -88,5 +88,5 @@ def group(line):
 
 
 def counted(found, *, in_loop):
-    """How many of each kind, inside of loops or outside."""
+    """How many there are of each kind, inside of loops or outside."""
     return dict(Counter(one.kind for one in found if one.in_loop == in_loop))
