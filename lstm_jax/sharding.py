@@ -251,18 +251,15 @@ class Sharded:
     ) -> Any:
         """``function(share of params, carry, x)`` on each device, carry and x being the ``arrays``."""
 
-        ways = jax.tree.map(self._way, params)
+        ways, (_, rows, *_) = jax.tree.map(self._way, params), specs
         by_unit = (-1, self._units)  # the last axis, as gates and units
 
-        def enter(a: Array, way: str) -> Array:
-            a = self._placed(a, self._spec(way, a.ndim))  # also where gradients come back to
-            if way != "whole":
-                return a
-            return self._placed(a.reshape(*a.shape[:-1], *by_unit), self._spec("columns", a.ndim + 1))
+        def seen(a: Array, way: str) -> Array:
+            return a.reshape(*a.shape[:-1], *by_unit) if way == "whole" else a
 
         def own(a: Array, way: str) -> Array:
             # Used with other rows on other devices from here on: so gradients are summed here, once.
-            if self.data in specs[1]:
+            if self.data and self.data in rows:
                 a = jax.lax.pcast(a, self.data, to="varying")
             if way == "blocks" and len(a) == 1:
                 return a[0]
@@ -274,20 +271,18 @@ class Sharded:
         def on_device(params: Params, *arrays: Any) -> Any:
             return function(jax.tree.map(own, params, ways), *arrays)
 
-        entering = jax.tree.map(enter, params, ways)
-        in_specs = jax.tree.map(
-            lambda a, way: self._spec("columns" if way == "whole" else way, a.ndim), entering, ways
+        views = jax.tree.map(seen, params, ways)
+        view_specs = jax.tree.map(
+            lambda a, way: self._spec("columns" if way == "whole" else way, a.ndim), views, ways
         )
-        arrays = jax.tree.map(
-            lambda spec, tree: jax.tree.map(lambda a: self._placed(a, spec), tree), tuple(specs), arrays
-        )
-        mapped = jax.shard_map(on_device, mesh=self.mesh, in_specs=(in_specs, *specs), out_specs=out_specs)
-        return mapped(entering, *arrays)
+        arrays, specs = (views, *arrays), (view_specs, *specs)
+        if self.mesh.axis_types[0] is AxisType.Explicit:  # there nothing moves unless it is told
+            arrays = jax.tree.map(self._moved, specs, arrays)
+        return jax.shard_map(on_device, mesh=self.mesh, in_specs=specs, out_specs=out_specs)(*arrays)
 
-    def _placed(self, a: Array, spec: P) -> Array:
-        explicit = self.mesh.axis_types[0] is AxisType.Explicit
-        place = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
-        return place(a, NamedSharding(self.mesh, spec))
+    def _moved(self, spec: P, tree: Any) -> Any:
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda a: jax.sharding.reshard(a, sharding), tree)
 
 
 def _heads(cell: Any) -> int:
