@@ -79,6 +79,13 @@ from lstm_jax.regularization import (
     WeightDrop as WeightDrop,
     Zoneout as Zoneout,
 )
+from lstm_jax.shard import (
+    Communication as Communication,
+    communication as communication,
+    shard as shard,
+    shardings as shardings,
+)
+from lstm_jax.sharding import Sharded as Sharded
 from lstm_jax.stack import Stack as Stack
 from lstm_jax.unroll import unroll as unroll
 

@@ -16,6 +16,7 @@ from lstm_jax.cells.conv_lstm import ConvLSTM
 from lstm_jax.cells.lstm import LSTM
 from lstm_jax.checks import check_float, check_size, check_structure, check_tuple, refuse
 from lstm_jax.notation import Array, Carry, Params, event_ndim
+from lstm_jax.sharding import Sharded
 from lstm_jax.stack import Stack
 from lstm_jax.unroll import unroll
 from lstm_jax.wrapper import Wrapper
@@ -34,7 +35,7 @@ def flipped(network: Any, carry: Carry) -> Carry:
     if isinstance(network, (LSTM, ConvLSTM)):
         check_tuple(type(network).__name__, carry, 2, "a carry")
         return carry[1], carry[0]
-    if isinstance(network, Wrapper):
+    if isinstance(network, (Wrapper, Sharded)):
         return flipped(network.cell, carry)
     if isinstance(network, Bidirectional):
         check_tuple("Bidirectional", carry, 2, "a carry")

@@ -27,7 +27,7 @@ LAYERS = [
     {"cells", "wrapper", "regularization"},
     {"loop", "scan", "fused", "parallel", "kernels", "cudnn", "implementations"}
     | {"footprint", "carries", "arguments", "unroll"},
-    {"stack", "bidirectional", "explain", "initialization", "penalties"},
+    {"stack", "bidirectional", "explain", "initialization", "penalties", "sharding", "shard"},
     {""},  # lstm_jax itself
     {"batch_major"},
     {"interop", "nnx", "linen"},
@@ -162,6 +162,7 @@ def test_what_is_public():
     expected += "MinGRU MinGRUParams min_gru_step MinLSTM MinLSTMParams min_lstm_step".split()
     expected += "FullGateLSTM FullGateLSTMParams full_gate_lstm_step greff2017 LSTMNorm".split()
     expected += "VariationalDropout WeightDrop CandidateDropout Zoneout".split()
+    expected += "Sharded shard shardings Communication communication".split()
     expected += "activation_regularization temporal_activation_regularization".split()
     assert set(expected) <= set(PUBLIC)
 

@@ -84,7 +84,7 @@ def _project(params: GRUParams, x: Array, dtype: DType | None) -> Array:
 
 def _recur(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
     """The two parts of the candidate stay apart, because the reset gate comes between them."""
-    H = h.shape[-1]
+    H = u.shape[-1] // 3  # not h's: over devices, h is of all units and u of some
     u_rz, u_n = _cut(common.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * H)
     r_rz, r_n = _cut(common.hear(h, params.w_hh, 3, u.dtype), 2 * H)
     return GRUPreactivation(u_rz + r_rz, u_n, common.add_bias(r_n, params.bias_hn))
