@@ -1,4 +1,4 @@
-"""A small program over examples/training: an LSTM learns to say whether a row of random numbers sums to more than zero."""
+"""A small program over examples/training: an LSTM learns whether random numbers sum to more than zero."""
 
 import sys
 
@@ -82,7 +82,7 @@ def learn(args):
                 x="step",
                 train="loss",
                 valid="valid_loss",
-                x_label="step",
+                x_label="steps",
                 y_label="nats",
                 title="tiny",
             ),

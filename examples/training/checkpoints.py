@@ -69,9 +69,13 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """``(step, state, note)`` of the last checkpoint that is whole; None where there is none.
+        """``(step, state, note)`` of the last checkpoint that is whole; None where there is none at all.
 
-        Raises a UserError if there are some and all are damaged, or if they are of another run. ``like`` is a state of the same structure, shapes, dtypes and places.
+        Args:
+            like: a state of the same structure, shapes, dtypes and places.
+
+        Raises:
+            UserError: the checkpoint is of another run, or not one of them is whole.
         """
         steps = self.steps
         for step in reversed(steps):
