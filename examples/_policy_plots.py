@@ -33,7 +33,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], cell: str, title: str) -> b
             fontsize=11, color=GREY)  # fmt: skip
     ax.set(xlim=(0, thousands[-1]), ylim=(0, 103))
     ax.set_xlabel("thousand steps in the maze, of each agent", fontsize=12)
-    ax.set_ylabel("episodes that end in the right arm (%)", fontsize=12)
+    ax.set_ylabel("episodes that end in the correct arm (%)", fontsize=12)
     _finish(ax, title)
     return png(figure)
 
@@ -53,8 +53,8 @@ def draw_memory(rules: TMaze, agent: Any, params: Any, memory: Any, steps: Any) 
 
     figure = Figure(figsize=(9, 6.6), layout="constrained")
     above, below = figure.subplots(2)
+    above.set_xlabel("step of the row", fontsize=12)
     _draw_packed(above, packed, without, np.asarray(steps.first[:, row]), np.asarray(steps.cue[:, row]))
-    above.set_xlabel("step", fontsize=12)
     _finish(above, "A row as learning sees it: episodes one after another, a reset where each begins")
     _draw_walks(below, farther[:, :, unit], jax.nn.softmax(logits[-1]))
     below.set_xlabel("place; between its ends the corridor looks the same everywhere", fontsize=12)
@@ -66,7 +66,7 @@ def draw_memory(rules: TMaze, agent: Any, params: Any, memory: Any, steps: Any) 
 
 
 def walk(rules: TMaze, agent: Any, params: Any) -> tuple[jax.Array, np.ndarray]:
-    """The policy's logits and what is remembered, (places, 2, ...), straight to the junction after either cue."""
+    """Straight to the junction after either cue: logits (places, 2, A), and the states (places, 2, H)."""
     place, cue = np.meshgrid(np.arange(rules.length + 1), [LEFT, RIGHT], indexing="ij")
     seen = jax.vmap(jax.vmap(rules.observe))(Maze(cue, place, place))
     memory = agent.core.initial_carry((2,), params["core"])
@@ -92,6 +92,8 @@ def _draw_packed(ax: Any, state: np.ndarray, without: np.ndarray, first: np.ndar
         ax.plot(range(start, end), state[start:end], color=COLOURS[cue[start]], **LINE)
     for name, colour in zip(CUES, COLOURS, strict=True):
         ax.plot([], color=colour, label=f"{name} cue", **LINE)
+    if not first[0]:
+        ax.set_xlabel("step of the row, whose first episode goes on from the row before", fontsize=12)
     ax.set_xlim(-0.5, len(first) - 0.5)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=11, frameon=False)
 
@@ -103,7 +105,7 @@ def _draw_walks(ax: Any, state: np.ndarray, policy: jax.Array) -> None:
         said = f"{name} cue:\nturns {name}\nwith {policy[cue, cue]:.1%}"
         ax.text(1.015, state[-1, cue], said, color=colour, fontsize=11, va="center",
                 transform=ax.get_yaxis_transform())  # fmt: skip
-    ticks = np.unique(np.linspace(0, end, 9).round().astype(int))
+    ticks = [*range(0, end, max(1, end // 10)), end]
     names = {0: "0\ncue", end: f"{end}\njunction"}
     ax.set_xticks(ticks, [names.get(tick, str(tick)) for tick in ticks])
     ax.set_xlim(-0.5, end + 0.5)
