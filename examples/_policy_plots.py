@@ -25,12 +25,24 @@ def draw_curves(rows: Sequence[Mapping[str, float]], cell: str, title: str) -> b
     for name, label, colour in ((cell, cell.upper(), GREEN), ("none", "without memory", BLACK)):
         success = [100 * row[f"{name}_success"] for row in rows]
         ax.plot(thousands, success, color=colour, linewidth=1.8)
-        label = f"{label}\n{success[-1]:.1f} %"
-        ax.annotate(label, (1.015, success[-1]), xycoords=ax.get_yaxis_transform(), color=colour,
-                    fontsize=12, va="center")  # fmt: skip
+        label = f"{label}\n{100 * rows[-1][f'{name}_test']:.1f} % in the test"
+        ax.annotate(
+            label,
+            (1.015, success[-1]),
+            xycoords=ax.get_yaxis_transform(),
+            color=colour,
+            fontsize=12,
+            va="center",
+        )
     ax.axhline(50, color=GREY, linestyle="--", linewidth=1.3, zorder=0)
-    ax.text(thousands[-1], 53, "the most that any policy can reach without memory: 50 %", ha="right",
-            fontsize=11, color=GREY)  # fmt: skip
+    ax.text(
+        thousands[-1],
+        53,
+        "the most that any policy can reach without memory: 50 %",
+        ha="right",
+        fontsize=11,
+        color=GREY,
+    )
     ax.set(xlim=(0, thousands[-1]), ylim=(0, 103))
     ax.set_xlabel("thousand steps in the maze, of each agent", fontsize=12)
     ax.set_ylabel("episodes that end in the correct arm (%)", fontsize=12)
@@ -103,8 +115,15 @@ def _draw_walks(ax: Any, state: np.ndarray, policy: jax.Array) -> None:
     for cue, (name, colour) in enumerate(zip(CUES, COLOURS, strict=True)):
         ax.plot(state[:, cue], color=colour, **LINE)
         said = f"{name} cue:\nturns {name}\nwith {policy[cue, cue]:.1%}"
-        ax.text(1.015, state[-1, cue], said, color=colour, fontsize=11, va="center",
-                transform=ax.get_yaxis_transform())  # fmt: skip
+        ax.text(
+            1.015,
+            state[-1, cue],
+            said,
+            color=colour,
+            fontsize=11,
+            va="center",
+            transform=ax.get_yaxis_transform(),
+        )
     ticks = [*range(0, end, max(1, end // 10)), end]
     names = {0: "0\ncue", end: f"{end}\njunction"}
     ax.set_xticks(ticks, [names.get(tick, str(tick)) for tick in ticks])
