@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from io import BytesIO
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,9 +78,9 @@ def read_mat(path: Path) -> Corpus:
     from scipy.io import loadmat
 
     try:
-        contents = loadmat(path, appendmat=False)
+        contents = loadmat(BytesIO(path.read_bytes()))
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
     except Exception as error:  # scipy has many ways of saying that a file is no MATLAB file
         raise UserError(f"{path} is not a .mat file that scipy can read: {error}") from None
     return Corpus(*(_part(path, contents, name) for name in ("traindata", "validdata", "testdata")))
