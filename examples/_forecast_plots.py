@@ -71,6 +71,8 @@ def _draw_series(ax: Any, series: Series, forecasts: Any, naive: np.ndarray, kno
         )
         label = "seasonal-naive" if first else None
         ax.plot(times, naive[origin], color=ORANGE, linestyle="--", linewidth=1.2, label=label)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.15 * (high - low))  # room for the legend
     ax.set_xlim(series.times[begin], series.times[-1] + spacing * (H + 1))
     ax.set_xlabel("year" if series.time in ("year", "month") else series.time, fontsize=11)
     ax.set_ylabel(f"{series.name}\n({series.unit})", fontsize=11)

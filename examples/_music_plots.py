@@ -26,7 +26,9 @@ def draw_continuation(prompt: np.ndarray, drawn: np.ndarray, p: np.ndarray, titl
     above.imshow(heard[:, low:high].T, cmap=colours, vmin=0, vmax=2, **look)
     above.set_title("which keys sound", fontsize=11, loc="left")
     patches = [Patch(color=GREY, label="given: a beginning"), Patch(color=BLUE, label="drawn by the network")]
-    above.legend(handles=patches, loc="lower right", fontsize=10, ncols=2)
+    above.legend(
+        handles=patches, loc="lower right", bbox_to_anchor=(1, 1), fontsize=10, ncols=2, frameon=False
+    )
 
     shades = LinearSegmentedColormap.from_list("probability", ["white", ORANGE, "#401500"])
     image = below.imshow(given[:, low:high].T, cmap=shades, vmin=0, vmax=1, **look)
