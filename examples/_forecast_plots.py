@@ -47,18 +47,18 @@ def draw_forecasts(
 
 def _draw_series(ax: Any, series: Series, forecasts: Any, naive: np.ndarray, known: int) -> None:
     n, H = forecasts.median.shape
-    begin = max(0, known - (n - known))  # as much of the past as there is of what was judged
+    begin = max(known - 1, n - 6 * H)
     spacing = series.times[1] - series.times[0]
     ax.plot(
         series.times[begin:], series.values[begin:], color=BLACK, linewidth=1.3, label="observed", zorder=3
     )
-    ax.axvline(series.times[known - 1], color=GREY, linestyle=":", linewidth=1.5)
-    ax.annotate(
-        "learned from ← | → judged", (series.times[known - 1], 1.01), xycoords=("data", "axes fraction"),
-        ha="center", fontsize=10, color="#666666",
-    )  # fmt: skip
-    between = max(H + H // 2, (n - known) // 4)
-    origins = [*range(known - 1, n - H, between), n - 1]
+    ax.set_title(
+        f"forecasts from some origins and from the end, by weights that know nothing after "
+        f"{series.times[known - 1]:.0f}",
+        fontsize=11,
+        loc="left",
+    )
+    origins = [*range(begin, n - H, H + H // 2), n - 1]
     for origin in origins:
         times = series.times[origin] + spacing * np.arange(1, H + 1)
         first = origin == origins[0]
