@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import pairwise
@@ -12,11 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-import safetensors
-import safetensors.numpy
-from _char_text import UserError
+from training import count, load_weights, save_weights
 
 import lstm_jax
 
@@ -46,7 +41,7 @@ class Model:
 
     def size(self) -> int:
         """How many weights the network has."""
-        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.init, jax.random.key(0))))
+        return count(jax.eval_shape(self.init, jax.random.key(0)))
 
     def init(self, key: jax.Array) -> Params:
         k_layers, k_embedding = jax.random.split(key)
@@ -114,49 +109,13 @@ def sample(
 # --- the weights in a file -------------------------------------------------------------------------
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """The whole file or none of it: nobody finds half a file, whenever the program is stopped."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def by_name(params: Params) -> dict[str, Any]:
-    """The arrays by flat names: layers.0.w_ih."""
-    leaves = jax.tree.leaves_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def save(path: Path, model: Model, params: Params) -> None:
-    arrays = {name: np.asarray(leaf) for name, leaf in by_name(params).items()}
-    metadata = {"format": FORMAT, "model": json.dumps(asdict(model))}
-    write_whole(path, safetensors.numpy.save(arrays, metadata))
+def save(folder: Path, model: Model, params: Params) -> None:
+    save_weights(folder, FORMAT, asdict(model), params)
 
 
 def load(folder: Path) -> tuple[Model, Params]:
     """The model of a run folder, from its ``weights.safetensors`` alone."""
-    path = folder / "weights.safetensors"
-    try:
-        with safetensors.safe_open(path, "numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or 'no such file'}; has a run ended there?"
-        ) from None
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-    if metadata.get("format") != FORMAT:
-        raise UserError(f"{path} was not written by this program")
-    try:
-        model = Model(**json.loads(metadata["model"]))
-        expected = jax.eval_shape(model.init, jax.random.key(0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: it names no network ({error})") from None
-    shapes = {name: leaf.shape for name, leaf in by_name(expected).items()}
-    if shapes != {name: array.shape for name, array in arrays.items()}:
-        raise UserError(f"{path} is damaged: its arrays do not fit the network it names")
-    return model, jax.tree.unflatten(jax.tree.structure(expected), [arrays[name] for name in shapes])
+    fields, params = load_weights(
+        folder, FORMAT, lambda fields: jax.eval_shape(Model(**fields).init, jax.random.key(0))
+    )
+    return Model(**fields), params

@@ -3,38 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 
 import numpy as np
-
-
-class UserError(Exception):
-    """What the person at the keyboard can mend: told in one line, without a traceback."""
-
-
-def python_help() -> str:
-    """The help pages inside Python, without the paragraphs that several of them share.
-
-    A paragraph that came before would make the held-out part easy for whoever learned it by heart.
-    """
-    from pydoc_data.topics import topics
-
-    paragraphs = "\n\n".join(topics[name] for name in sorted(topics)).split("\n\n")
-    return "\n\n".join(dict.fromkeys(paragraphs))
-
-
-def read_text(path: Path) -> str:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if not data:
-        raise UserError(f"{path} is empty")
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        byte = data[error.start]
-        raise UserError(f"{path} is not UTF-8: byte {error.start} (0x{byte:02x}) cannot be read") from None
+from training import UserError
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
     python examples/char_lm.py --demo
     python examples/char_lm.py --text my_corpus.txt --epochs 20 --out runs/mine
+    python examples/char_lm.py --resume runs/mine
     python examples/char_lm.py --sample-from runs/mine --prompt "Once " --temperature 0.7
 
 Without --text it learns the English of Python's own help pages, so nothing is downloaded. The last
@@ -13,27 +14,38 @@ curve, a picture of the gates at work, and what was run.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import math
-import platform
 import sys
-import time
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
-from functools import partial
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _char_model import CELLS, Model, Params, evaluate, features, load, nats, sample, save, write_whole
-from _char_plots import draw_curve, draw_units
-from _char_text import UserError, bits, encode, python_help, read_text, split, windows, witten_bell
-from tqdm import tqdm
+from _char_model import CELLS, Model, Params, evaluate, features, load, nats, sample, save
+from _char_plots import draw_units
+from _char_text import bits, encode, split, windows, witten_bell
+from training import (
+    POSITIVE,
+    SHARE,
+    Parser,
+    Run,
+    State,
+    UserError,
+    add_duration,
+    add_run_arguments,
+    digest,
+    fit,
+    main as run_main,
+    plots,
+    python_help,
+    read_text,
+    real,
+    steps_of,
+    whole,
+)
 
 import lstm_jax
 
@@ -41,19 +53,8 @@ NGRAM_ORDER = 5  # on texts of about a million characters, 6 is worse
 PICTURE_FROM, PICTURE_OF = 500, 72  # characters of the held-out text: read before the picture, and in it
 DEMO = {"batch": 25, "out": Path("runs/demo")}
 
-Row = dict[str, float]
-
 
 # --- training --------------------------------------------------------------------------------------
-
-
-class State(NamedTuple):
-    """What training hands on from window to window."""
-
-    params: Params
-    optimizer: Any
-    carry: Any
-    step: jax.Array
 
 
 def make_optimizer(lr: float, clip: float, steps: int) -> optax.GradientTransformation:
@@ -63,90 +64,61 @@ def make_optimizer(lr: float, clip: float, steps: int) -> optax.GradientTransfor
 
 
 def make_train_step(
-    network: lstm_jax.Stack, optimizer: optax.GradientTransformation, key: jax.Array
-) -> Callable[[State, np.ndarray], tuple[State, jax.Array]]:
-    """One window of truncated backpropagation through time; the old state's memory is used again."""
+    network: lstm_jax.Stack, optimizer: optax.GradientTransformation, key: jax.Array, per_epoch: int
+) -> Callable[[State, np.ndarray], tuple[State, dict[str, jax.Array]]]:
+    """One window of truncated backpropagation through time."""
 
     def loss(params: Params, carry: Any, ids: jax.Array, start: jax.Array) -> tuple[jax.Array, Any]:
         # The carry comes in as a value: no gradient flows into the window before.
         carry, losses = nats(network, params, carry, ids, key=key, start=start)
         return losses.mean(), carry
 
-    @partial(jax.jit, donate_argnums=0)
-    def train_step(state: State, ids: jax.Array) -> tuple[State, jax.Array]:
+    def train_step(state: State, ids: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+        # An epoch begins at the beginning of the streams, and remembers nothing.
+        fresh = network.initial_carry((ids.shape[1],), state.params["layers"])
+        begins = state.step % per_epoch == 0
+        carry = jax.tree.map(lambda new, old: jnp.where(begins, new, old), fresh, state.carry)
         start = state.step * (len(ids) - 1)  # the place in time, so that no dropout mask comes twice
         gradient = jax.value_and_grad(loss, has_aux=True)
-        (value, carry), grads = gradient(state.params, state.carry, ids, start)
+        (value, carry), grads = gradient(state.params, carry, ids, start)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        return State(optax.apply_updates(state.params, updates), moments, carry, state.step + 1), value
+        params = optax.apply_updates(state.params, updates)
+        return State(params, moments, carry, state.step + 1), {"loss": value}
 
     return train_step
 
 
-def train(
-    args: argparse.Namespace,
-    model: Model,
-    text: np.ndarray,
-    held_out: np.ndarray,
-    keep: Callable[[Params, list[Row]], None],
-) -> tuple[Params, list[Row]]:
-    """The weights and all that was measured, also handed to ``keep`` at every evaluation."""
+def train(args: argparse.Namespace, run: Run, model: Model, text: np.ndarray, held_out: np.ndarray) -> Params:
+    """The weights after the last step; what was measured is in ``run.rows``."""
     network, data = model.network(), windows(text, args.batch, args.window)
-    steps = args.steps or max(1, round(args.epochs * len(data)))
-    evaluate_every = min(len(data), math.ceil(steps / 10))  # an epoch, or less where the run is short
+    steps = steps_of(args, len(data))
     characters = args.batch * args.window  # of a step
-
     k_init, k_noise = jax.random.split(jax.random.key(args.seed))
     optimizer = make_optimizer(args.lr, args.clip, steps)
-    train_step = make_train_step(network, optimizer, k_noise)
     params = model.init(k_init)
-    state = State(params, optimizer.init(params), None, jnp.int32(0))
+    carry = network.initial_carry((args.batch,), params["layers"])
 
-    rows: list[Row] = []
-    losses: list[jax.Array] = []  # on the device: waiting for each of them would cost time
-    began = time.perf_counter()
-    with tqdm(total=steps * characters, unit="char", unit_scale=True, disable=None) as bar:
-        for step in range(1, steps + 1):
-            window = (step - 1) % len(data)
-            if window == 0:  # an epoch begins at the beginning of the streams, and remembers nothing
-                state = state._replace(carry=network.initial_carry((args.batch,), state.params["layers"]))
-            state, loss = train_step(state, data[window])
-            losses.append(loss)
+    def report(step: int, means: Mapping[str, float]) -> dict[str, float]:
+        seen = {"characters": step * characters, "epoch": step / len(data)}
+        return seen | {"train_bits": means["loss"] / math.log(2)}
 
-            evaluating = step % evaluate_every == 0 or step == steps
-            if not evaluating and len(losses) < 10:
-                continue
-            values = np.array(jax.device_get(losses))
-            check_finite(values, step, args)
-            row = {"step": step, "characters": step * characters, "epoch": step / len(data)}
-            row["train_bits"] = float(values.mean()) / math.log(2)
-            if evaluating:
-                row["valid_nats"] = float(evaluate(network, state.params, held_out))
-                row["valid_bits"] = row["valid_nats"] / math.log(2)
-            row["seconds"] = time.perf_counter() - began
-            rows.append({name: round(value, 5) for name, value in row.items()})
-            losses = []
+    def judge(state: State) -> dict[str, float]:
+        value = float(evaluate(network, state.params, held_out))
+        save(run.folder, model, state.params)  # to sample from while the run goes on
+        return {"valid_nats": value, "valid_bits": value / math.log(2)}
 
-            bar.set_postfix_str(f"{row['train_bits']:.3f} bits/char", refresh=False)
-            bar.update(len(values) * characters)
-            if evaluating:
-                keep(state.params, rows)
-                bar.write(
-                    f"epoch {row['epoch']:5.2f}  step {step:6d}  bits per character: {row['train_bits']:.3f} "
-                    f"in training, {row['valid_bits']:.3f} held out  {row['seconds']:4.0f} s"
-                )
-    return state.params, rows
-
-
-def check_finite(losses: np.ndarray, step: int, args: argparse.Namespace) -> None:
-    """Stop where the loss left the numbers; ``step`` is the step of the last one."""
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        raise UserError(
-            f"the loss is {losses[bad[0]]} at step {step - len(losses) + 1 + bad[0]}: most likely the "
-            f"learning rate is too high; try --lr {args.lr / 3:.2g} (it was {args.lr:g}), "
-            f"or a smaller --clip (it was {args.clip:g})"
-        )
+    state = fit(
+        make_train_step(network, optimizer, k_noise, len(data)),
+        State(params, optimizer.init(params), carry, jnp.int32(0)),
+        lambda step: data[step % len(data)],
+        run=run,
+        steps=steps,
+        evaluate=judge,
+        evaluate_every=min(len(data), math.ceil(steps / 10)),  # an epoch, or less where the run is short
+        report=report,
+        advice=f"try --lr {args.lr / 3:.2g} (it was {args.lr:g}), or a smaller --clip (it was {args.clip:g})",
+    )
+    return state.params
 
 
 # --- what is shown ---------------------------------------------------------------------------------
@@ -222,10 +194,6 @@ def learn(args: argparse.Namespace) -> None:
     ids, held_out = split(encode(text, vocabulary), args.valid_share, args.batch, args.window)
     model = Model(vocabulary, args.cell, args.hidden, args.layers, args.embedding, args.dropout)
     name = f"{args.cell.upper()} {args.layers} x {args.hidden}"
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the run folder {args.out}: {error.strerror}") from None
     print(f"{source}: {len(ids):,} characters to learn, {len(held_out):,} held out, {len(vocabulary)} kinds")
     print(f"{name}: {model.size():,} weights, on {jax.devices()[0].device_kind}")
     baselines = {
@@ -233,101 +201,61 @@ def learn(args: argparse.Namespace) -> None:
         for order in (1, NGRAM_ORDER)
     }
 
-    def keep(params: Params, rows: list[Row]) -> None:
-        write_whole(args.out / "config.json", describe_run(args, model, text))
-        save(args.out / "weights.safetensors", model, params)
-        write_whole(args.out / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-
+    about = {"characters": len(text), "sha256": digest(text)}
     # The last character of the training part is read first, so that every held-out one is predicted.
-    params, rows = train(args, model, ids, np.concatenate([ids[-1:], held_out]), keep)
-    last = rows[-1]
-    write_whole(args.out / "learning_curve.png", draw_curve(rows, baselines, f"{name} on {source}"))
-    write_whole(args.out / "gates.png", picture_of_units(model, params, *stretch(text[-len(held_out) :])))
+    held_out = np.concatenate([ids[-1:], held_out])
+    with Run(args, data=about, weights=model.size()) as run:
+        params = train(args, run, model, ids, held_out)
+        run.write("learning_curve.png", draw_curve(run.rows, baselines, f"{name} on {source}"))
+        run.write("gates.png", picture_of_units(model, params, *stretch(text[-len(held_out) + 1 :])))
 
+    last = run.rows[-1]
     print(f"\n{sample_text(model, params, args)}\n\nBits per character on the held-out text:")
     for label, value in {**baselines, name: last["valid_bits"]}.items():
         print(f"  {label:16s}{value:7.3f}")
     print(f"Held-out loss: {last['valid_nats']:.4f} nats a character. Weights and pictures: {args.out}/")
 
 
-def describe_run(args: argparse.Namespace, model: Model, text: str) -> bytes:
-    """What was run, on what, with what."""
-    packages = ("lstm_jax", "jax", "jaxlib", "numpy", "optax", "safetensors")
-    arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    run = {
-        "arguments": arguments,
-        "text": {"characters": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()},
-        "weights": model.size(),
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "device": jax.devices()[0].device_kind,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    return (json.dumps(run, indent=2) + "\n").encode()
+def draw_curve(rows: Sequence[Mapping[str, float]], baselines: Mapping[str, float], title: str) -> bytes:
+    """Bits per character against characters seen."""
+    return plots.learning_curve(
+        rows,
+        x="characters",
+        train="train_bits",
+        valid="valid_bits",
+        x_label="characters seen in training",
+        y_label="bits per character (lower is better)",
+        title=title,
+        baselines=baselines,
+        labels=("on the text it learns from", "held out"),
+    )
 
 
 # --- the command line ------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line, like every other error here."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
-def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
-    """An argparse type: a whole number, the ends included."""
-
-    def read(word: str) -> int:
-        if word.isdecimal() and low <= int(word) <= high:
-            return int(word)
-        limit = f" to {high}" if high < 2**31 - 1 else ""
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from {low}{limit}")
-
-    return read
-
-
-def real(test: Callable[[float], bool], what: str) -> Callable[[str], float]:
-    """An argparse type: a number that passes the test."""
-
-    def read(word: str) -> float:
-        try:
-            value = float(word)
-        except ValueError:
-            value = math.nan
-        if test(value):
-            return value
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number {what}")
-
-    return read
-
-
 def make_parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="char_lm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    positive, size = real(lambda x: 0 < x < math.inf, "above 0"), whole(1)
+    parser, size = Parser("char_lm", __doc__), whole(1)
     preset = " ".join(f"--{name} {value}" for name, value in DEMO.items())
 
     add = parser.add_argument
     add("--demo", action="store_true", help=f"a preset of about a minute on two cores: {preset}")
     add("--text", type=Path, metavar="FILE", help="a UTF-8 text to learn from (default: Python's help pages)")
-    add("--out", type=Path, metavar="RUNFOLDER", default=Path("runs/char_lm"), help="(default: %(default)s)")
-    add("--seed", type=whole(0), default=0, help="of weights, dropout and sampling (default: %(default)s)")
     share = real(lambda x: 0 < x < 1, "above 0 and below 1")
     add("--valid-share", type=share, default=0.05, help="share held out, at the end (default: %(default)s)")
 
+    add_run_arguments(parser)
     add = parser.add_argument_group("the network").add_argument
     add("--cell", choices=CELLS, default="lstm", help="(default: %(default)s)")
     add("--hidden", type=size, default=128, help="units of a layer (default: %(default)s)")
     add("--layers", type=size, default=2, help="recurrent layers (default: %(default)s)")
     help = "learned features of a character; 0 is one-hot, fast for small vocabularies (default: %(default)s)"
     add("--embedding", type=whole(0), default=0, metavar="D", help=help)
-    share = real(lambda x: 0 <= x < 1, "from 0 to below 1")
-    add("--dropout", type=share, default=0.1, help="above each layer (default: %(default)s)")
+    add("--dropout", type=SHARE, default=0.1, help="above each layer (default: %(default)s)")
 
     group = parser.add_argument_group("training")
-    duration, add = group.add_mutually_exclusive_group().add_argument, group.add_argument
-    duration("--epochs", type=positive, default=10.0, help="times through the text (default: %(default)s)")
-    duration("--steps", type=size, help="windows, instead of --epochs")
+    add = group.add_argument
+    add_duration(group, epochs=10.0)
     add(
         "--window",
         type=size,
@@ -335,36 +263,27 @@ def make_parser() -> argparse.ArgumentParser:
         help="T, characters that gradients flow through (default: %(default)s)",
     )
     add("--batch", type=size, default=50, help="B, streams read side by side (default: %(default)s)")
-    add("--lr", type=positive, default=8e-3, help="Adam's highest learning rate (default: %(default)s)")
-    add("--clip", type=positive, default=1.0, help="highest norm of the gradients (default: %(default)s)")
+    add("--lr", type=POSITIVE, default=8e-3, help="Adam's highest learning rate (default: %(default)s)")
+    add("--clip", type=POSITIVE, default=1.0, help="highest norm of the gradients (default: %(default)s)")
 
     add = parser.add_argument_group("sampling").add_argument
     add("--sample-from", type=Path, metavar="RUNFOLDER", help="print a sample of that run; train nothing")
-    add("--temperature", type=positive, default=0.8, help="lower is more cautious (default: %(default)s)")
+    add("--temperature", type=POSITIVE, default=0.8, help="lower is more cautious (default: %(default)s)")
     add("--prompt", default="", help="what the sample goes on from (default: a new line)")
     add("--length", type=size, default=600, help="characters (default: %(default)s)")
     return parser
 
 
+def run_program(args: argparse.Namespace) -> None:
+    if args.sample_from:
+        print(sample_text(*load(args.sample_from), args))
+    else:
+        learn(args)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; 0 if all went well, 2 after an error that was told in one line."""
-    parser = make_parser()
-    try:
-        args = parser.parse_args(argv)
-        if args.demo:  # other defaults: what is said beside --demo wins
-            parser.set_defaults(**DEMO)
-            args = parser.parse_args(argv)
-        if args.sample_from:
-            print(sample_text(*load(args.sample_from), args))
-        else:
-            learn(args)
-    except UserError as error:
-        print(f"char_lm: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("char_lm: stopped; the run folder holds the last evaluation, if there was one", file=sys.stderr)
-        return 130
-    return 0
+    return run_main(make_parser(), run_program, argv, presets=lambda args: DEMO if args.demo else {})
 
 
 if __name__ == "__main__":

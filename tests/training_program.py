@@ -1,4 +1,4 @@
-"""A small program over examples/training: an LSTM learns to say whether a row of random numbers sums to more than zero."""
+"""A small program over examples/training: an LSTM learns whether random numbers sum to more than zero."""
 
 import sys
 
@@ -32,17 +32,17 @@ def make_parser():
     parser = Parser("tiny", __doc__)
     add_run_arguments(parser)
     add_duration(parser, steps=100)
-    parser.add_argument("--hidden", type=whole(1), default=16)
+    parser.add_argument("--hidden", type=whole(1), default=8)
     parser.add_argument("--lr", type=POSITIVE, default=1e-2)
-    parser.add_argument("--batch", type=whole(1), default=32)
+    parser.add_argument("--batch", type=whole(1), default=16)
     return parser
 
 
 def learn(args):
     rng = np.random.default_rng(0)
-    xs = rng.normal(size=(1000, 20, 1)).astype(np.float32)
+    xs = rng.normal(size=(320, 6, 1)).astype(np.float32)
     data = {"x": xs, "y": (xs.sum((1, 2)) > 0).astype(np.float32)}
-    train, held_out = {k: v[:900] for k, v in data.items()}, {k: v[900:] for k, v in data.items()}
+    train, held_out = {k: v[:256] for k, v in data.items()}, {k: v[256:] for k, v in data.items()}
     batch_of, per_epoch = shuffled(train, args.batch, args.seed)
 
     network = lstm_jax.Stack((lstm_jax.LSTM(1, args.hidden), lstm_jax.Readout(args.hidden, 1)), dropout=0.1)
@@ -82,7 +82,7 @@ def learn(args):
                 x="step",
                 train="loss",
                 valid="valid_loss",
-                x_label="step",
+                x_label="steps",
                 y_label="nats",
                 title="tiny",
             ),

@@ -1,12 +1,14 @@
 """Checkpoints by orbax: written whole or not at all, read only where they are whole and of the same run.
 
-A checkpoint is the state (any pytree of arrays, by the names of its leaves) and a note: the identity of the
-run, its clock, the losses that wait for their row, and a digest of all arrays. A folder that was not
-written to its end is not seen; one that was damaged later is passed over for the one before.
+A checkpoint is a folder of orbax's, with the state (any pytree of arrays, by the names of its leaves) and
+a note: the identity of the run, its clock, the losses that wait for their row. Beside it stand the
+checksums of its files. They are written last: without them a checkpoint was not finished and is not
+seen, and one that does not agree with them is passed over for the one before.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import sys
@@ -15,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from lstm_jax.interop.files import write_whole
 from training.data import digest
 from training.errors import UserError
 from training.runs import differences, refuse_other_data
@@ -41,12 +43,12 @@ class Checkpoints:
         # Its warnings are about settings of ours that suit a single folder.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._ocp, self.folder, self.identity = ocp, folder.absolute(), dict(identity)
+        for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+            shutil.rmtree(unfinished)
         self._open()
 
     def _open(self) -> None:
-        options = self._ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
-        )
+        options = self._ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
         self._manager = self._ocp.CheckpointManager(
             self.folder, options=options, item_names=("state", "note")
         )
@@ -59,75 +61,89 @@ class Checkpoints:
     def save(self, step: int, state: Any, **note: Any) -> None:
         """The state after ``step``; it is on the disk when this returns."""
         arrays = by_name(state)
-        note |= {"identity": self.identity, "digest": _digest(arrays)}
-        save = self._ocp.args
-        self._manager.save(
-            step,
-            args=save.Composite(state=save.StandardSave(arrays), note=save.JsonSave(note)),
-            force=True,
+        note |= {"identity": self.identity, "shapes": _shapes(arrays)}
+        items = self._ocp.args.Composite(
+            state=self._ocp.args.StandardSave(arrays), note=self._ocp.args.JsonSave(note)
         )
-        self._manager.wait_until_finished()
+        self._manager.save(step, args=items, force=True)
+        write_whole(self._checksums(step), json.dumps(_checksums(self.folder / str(step))).encode())
+        kept = {self._checksums(step) for step in self.steps}
+        for old in set(self.folder.glob("*.json")) - kept:
+            old.unlink()
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """``(step, state, note)`` of the last checkpoint that is whole; None where there is none.
+        """``(step, state, note)`` of the last checkpoint that is whole; None where there is none at all.
 
-        Raises a UserError if there are some and all are damaged, or if they are of another run. ``like`` is a state of the same structure, shapes, dtypes and places.
+        Args:
+            like: a state of the same structure, shapes, dtypes and places.
+
+        Raises:
+            UserError: the checkpoint is of another run, or not one of them is whole.
         """
-        steps = self.steps
-        for step in reversed(steps):
-            try:
-                note = self._read_note(step)
-            except Exception as error:  # of a damaged file, orbax says this and that
-                self._pass_over(step, error)
-                continue
-            self._refuse_other(note["identity"])
-            try:
-                return step, self._read_state(step, like, note), note
-            except Exception as error:
-                self._pass_over(step, error)
-        if steps:
+        finished = [step for step in self.steps if self._checksums(step).exists()]
+        whole = [step for step in finished if self._is_whole(step)]
+        if not finished:
+            self._keep_only([])
+            return None
+        if not whole:
             raise UserError(f"no checkpoint in {self.folder} is whole: begin anew with another --out")
-        return None
+        for step in set(finished) - set(whole):
+            print(f"checkpoint {step} is damaged and is passed over", file=sys.stderr)
+        read = self._ocp.args
+        note = dict(self._manager.restore(whole[-1], args=read.Composite(note=read.JsonRestore())).note)
+        arrays = by_name(like)
+        self._refuse_other(note, _shapes(arrays))
+        self._keep_only(whole)
+        like_them = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), arrays
+        )
+        items = read.Composite(state=read.StandardRestore(like_them))
+        found = self._manager.restore(whole[-1], args=items).state
+        return whole[-1], jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in arrays]), note
 
     def close(self) -> None:
         self._manager.close()
 
-    def _read_note(self, step: int) -> dict[str, Any]:
-        read = self._ocp.args
-        note = dict(self._manager.restore(step, args=read.Composite(note=read.JsonRestore())).note)
-        if not {"identity", "digest"} <= set(note):
-            raise ValueError("its note is not whole")
-        return note
+    def _checksums(self, step: int) -> Path:
+        return self.folder / f"{step}.json"
 
-    def _read_state(self, step: int, like: Any, note: Mapping[str, Any]) -> Any:
-        read = self._ocp.args
-        shapes = {
-            name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding)
-            for name, a in by_name(like).items()
-        }
-        arrays = self._manager.restore(step, args=read.Composite(state=read.StandardRestore(shapes))).state
-        if _digest(arrays) != note["digest"]:
-            raise ValueError("its arrays are not those that were written")
-        return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in shapes])
+    def _is_whole(self, step: int) -> bool:
+        try:
+            said = json.loads(self._checksums(step).read_text("utf-8"))
+        except ValueError:
+            return False
+        return bool(said == _checksums(self.folder / str(step)))
 
-    def _refuse_other(self, was: Mapping[str, Any]) -> None:
-        differ = differences(was["arguments"], self.identity["arguments"])
-        if differ:
-            raise UserError(f"the checkpoints in {self.folder} are of another run: {'; '.join(differ)}")
-        refuse_other_data(self.folder, was["data"], self.identity["data"])
-
-    def _pass_over(self, step: int, error: Exception) -> None:
-        said = str(error).strip().split("\n")[0][:200]
-        print(f"checkpoint {step} is damaged and is passed over: {said}", file=sys.stderr)
+    def _keep_only(self, steps: list[int]) -> None:
+        """Put the others aside: their steps will be saved anew."""
+        others = set(self.steps) - set(steps)
         self._manager.close()
-        aside = self.folder / f"damaged-{step}"  # its step will be saved anew
-        shutil.rmtree(aside, ignore_errors=True)
-        (self.folder / str(step)).rename(aside)
+        for step in others:
+            aside = self.folder / f"damaged-{step}"
+            shutil.rmtree(aside, ignore_errors=True)
+            (self.folder / str(step)).rename(aside)
         self._open()
 
+    def _refuse_other(self, note: Mapping[str, Any], shapes: Mapping[str, str]) -> None:
+        was = note["identity"]
+        differ = differences(was["arguments"], self.identity["arguments"])
+        if not differ:
+            refuse_other_data(self.folder, was["data"], self.identity["data"])
+            names = sorted({*note["shapes"], *shapes})
+            differ = [
+                f"{name} was {note['shapes'].get(name)}, is {shapes.get(name)}"
+                for name in names
+                if note["shapes"].get(name) != shapes.get(name)
+            ]
+        if differ:
+            raise UserError(f"the checkpoints in {self.folder} are of another run: {'; '.join(differ)}")
 
-def _digest(arrays: Mapping[str, Any]) -> str:
-    """Of all arrays; empty where other processes hold parts of them."""
-    if not all(leaf.is_fully_addressable for leaf in arrays.values()):
-        return ""
-    return digest(*(part for name, leaf in sorted(arrays.items()) for part in (name, np.asarray(leaf))))
+
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
+    return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items()}
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Of every file in a folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): digest(path.read_bytes()) for path in files}

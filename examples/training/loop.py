@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
@@ -44,7 +44,7 @@ def fit(
     run: Run,
     steps: int,
     evaluate: Callable[[Any], Means] | None = None,
-    evaluate_every: int = 0,
+    evaluate_every: int | Container[int] = 0,
     after_evaluation: Callable[[Any, Sequence[Row]], Any] | None = None,
     log_every: int = 10,
     report: Callable[[int, Means], Means] = lambda step, means: means,
@@ -61,7 +61,8 @@ def fit(
         run: where the measurements, the checkpoints and ``--mesh`` are.
         steps: how many steps the whole run has.
         evaluate: measurements of a state on held-out data, joined to the row of their step.
-        evaluate_every: steps between evaluations; the last step has one too. 0: only the last.
+        evaluate_every: steps between evaluations, or the numbers of the steps that have one; the last
+            step has one anyway.
         after_evaluation: ``(state, rows) -> state``, for what a recipe changes then (its learning rate,
             say, if the state has it). All it may look at is the state and the rows.
         log_every: steps in a row of ``metrics.jsonl``; their measurements are averaged, and fetched from
@@ -76,8 +77,7 @@ def fit(
     """
     placement = placement or Placement.of(run.args)
     state = placement.state(state)
-    evaluate_every = evaluate_every or steps
-    checkpoint_every = run.args.checkpoint_every or evaluate_every
+    evaluated, saved = _every(evaluate_every), _every(run.args.checkpoint_every or evaluate_every)
     with closing(Checkpoints(run.checkpoints, run.identity)) as checkpoints, _signals() as signals:
         first, pending, earlier = 0, [], 0.0
         if run.args.resume and (found := checkpoints.restore(state)):
@@ -94,8 +94,8 @@ def fit(
                 pending.append(measured)
 
                 last, stopping = done == steps, bool(signals)
-                evaluating = evaluate is not None and (last or done % evaluate_every == 0)
-                saving = last or stopping or done % checkpoint_every == 0
+                evaluating = evaluate is not None and (last or evaluated(done))
+                saving = last or stopping or saved(done)
                 logging = last or evaluating or len(pending) >= log_every
                 if logging or saving:
                     pending = _fetch(pending)
@@ -123,6 +123,13 @@ def fit(
                         f"stopped after step {done}, which is saved; go on: {run.go_on}", signals[0]
                     )
     return state
+
+
+def _every(steps: int | Container[int]) -> Callable[[int], bool]:
+    """Whether something is due after a step."""
+    if isinstance(steps, int):
+        return lambda done: steps > 0 and done % steps == 0
+    return lambda done: done in steps
 
 
 # --- what is measured ------------------------------------------------------------------------------

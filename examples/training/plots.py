@@ -36,8 +36,11 @@ def learning_curve(
 ) -> bytes:
     """A measurement in training and on held-out data against ``x``, with a line for each baseline.
 
-    ``x``, ``train`` and ``valid`` are names in the rows of ``metrics.jsonl``; a row may lack any of them.
+    ``train`` and ``valid`` are names in the rows of ``metrics.jsonl``, of which a row may lack either;
+    ``x`` is one that every row has. Its label is a plural: it may come to be said of thousands.
     """
+    end = max((row[x] for row in rows), default=1)
+    unit, many = (1e6, "million ") if end >= 1e6 else (1e3, "thousand ") if end >= 1e4 else (1, "")
     figure = Figure(figsize=(9, 5.4), layout="constrained")
     ax = figure.add_subplot()
     ends = [(value, f"{label} {value:.4g}", BLACK) for label, value in (baselines or {}).items()]
@@ -46,7 +49,7 @@ def learning_curve(
         (valid, labels[1], {"color": ORANGE, "linewidth": 2, "marker": "o"}),
     ]
     for name, label, look in looks:
-        points = [(row[x], row[name]) for row in rows if name in row]
+        points = [(row[x] / unit, row[name]) for row in rows if name in row]
         if points:
             ax.plot(*zip(*points, strict=True), label=label, **look)
             if name == valid:
@@ -55,8 +58,8 @@ def learning_curve(
         ax.axhline(value, color=GREY, linestyle="--", linewidth=1.3, zorder=0)
     if log:
         ax.set_yscale("log")
-    ax.set_xlim(0, max((row[x] for row in rows), default=1))
-    ax.set_xlabel(x_label, fontsize=12)
+    ax.set_xlim(0, end / unit)
+    ax.set_xlabel(many + x_label, fontsize=12)
     ax.set_ylabel(y_label, fontsize=12)
     ax.set_title(title, fontsize=13, parse_math=False)
     ax.grid(alpha=0.25)

@@ -96,7 +96,7 @@ class Run:
         write_whole(self.folder / name, data)
 
     def log(self, row: Row) -> None:
-        """Add a row to ``metrics.jsonl``: in one write, so that whoever kills the program leaves whole lines."""
+        """Add a row to ``metrics.jsonl``: in one write, so that a kill leaves whole lines."""
         self.rows.append(row)
         if self._metrics is None:
             self._metrics = open(self.folder / "metrics.jsonl", "ab", buffering=0)

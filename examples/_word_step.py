@@ -1,0 +1,99 @@
+"""What a step of word_lm.py is: a window, SGD at an epoch's learning rate, and averaging."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from _word_model import Model, Params, Window, forward, nats
+from _word_text import Plan, Windows
+from training import State
+
+import lstm_jax
+
+
+def learning_rate(args: argparse.Namespace, epoch: int) -> float:
+    """The rate of an epoch, counted from 0: ``lr`` for the first ones, then a ``decay`` smaller in each."""
+    return args.lr * args.decay ** max(epoch + 1 - args.decay_after, 0)
+
+
+class Average(NamedTuple):
+    """The mean of the weights since averaging began (averaged SGD)."""
+
+    on: jax.Array  # (), bool
+    count: jax.Array  # (), int32
+    params: Params
+
+
+def make_step(model: Model, args: argparse.Namespace, key: jax.Array) -> Callable[[State, Window], Any]:
+    """A window of truncated backpropagation through time, and a step of SGD."""
+    gradients = optax.chain(
+        optax.clip_by_global_norm(args.clip), optax.add_decayed_weights(args.weight_decay)
+    )
+
+    def loss(params: Params, carry: Any, window: Window, key: jax.Array) -> tuple[jax.Array, Any]:
+        T, B = window.ids.shape[0] - 1, window.ids.shape[1]
+        lengths = jnp.full((B,), window.length) if model.awd else None  # Zaremba's windows are all whole
+        carry, logits, (ys, dropped) = forward(model, params, carry, window.ids[:-1], lengths, key)
+        per_word = nats(logits, window.ids[1:], window.length) / (B * window.length)
+        total = per_word * T if args.sum_over_time else per_word
+        if args.alpha:
+            total += args.alpha * lstm_jax.activation_regularization(dropped, lengths=lengths)
+        if args.beta:
+            total += args.beta * lstm_jax.temporal_activation_regularization(ys, lengths=lengths)
+        return total, (carry, per_word)
+
+    def step(state: State, window: Window) -> tuple[State, dict[str, jax.Array]]:
+        carry = jax.tree.map(lambda leaf: jnp.where(window.begins, 0, leaf), state.carry)
+        noise = jax.random.fold_in(key, state.step)
+        (_, (carry, per_word)), grads = jax.value_and_grad(loss, has_aux=True)(
+            state.params, carry, window, noise
+        )
+        # Both have nothing to remember, so that their state is empty.
+        updates, _ = gradients.update(grads, gradients.init(state.params), state.params)
+        params = jax.tree.map(lambda p, u: p - window.lr * u, state.params, updates)
+        average = averaged(state.optimizer, params) if args.nonmono else ()
+        return State(params, average, carry, state.step + 1), {"loss": per_word}
+
+    return step
+
+
+def averaged(average: Average, params: Params) -> Average:
+    """With one more step in the mean, if it has begun; before that, the weights themselves."""
+    number = jnp.where(average.on, average.count + 1, 1)
+    mean = jax.tree.map(lambda mean, p: mean + (p - mean) / number, average.params, params)
+    return Average(average.on, jnp.where(average.on, number, 0), mean)
+
+
+def first_state(model: Model, args: argparse.Namespace, params: Params) -> State:
+    average = Average(jnp.bool_(False), jnp.int32(0), params) if args.nonmono else ()
+    carry = model.network().initial_carry((args.batch,), params["layers"])
+    return State(params, average, carry, jnp.int32(0))
+
+
+def begin_averaging(args: argparse.Namespace, state: State, rows: Sequence[Mapping[str, float]]) -> State:
+    """Averaging begins when the validation is worse than its best of more than ``nonmono`` epochs ago."""
+    values = [row["valid_nats"] for row in rows if "valid_nats" in row]
+    earlier = values[: -1 - args.nonmono]
+    if not args.nonmono or not earlier or values[-1] <= min(earlier):
+        return state
+    return state._replace(optimizer=state.optimizer._replace(on=jnp.bool_(True)))
+
+
+def window_maker(windows: Windows, plan: Plan, args: argparse.Namespace) -> Callable[[int], Window]:
+    """The batch of each step."""
+
+    def window_of(step: int) -> Window:
+        start, length = int(plan.starts[step]), int(plan.lengths[step])
+        lr = learning_rate(args, math.ceil(plan.done[step]) - 1)
+        if args.awd:  # a short window has a smaller say
+            lr *= length / args.window
+        return Window(windows.cut(start, length), np.int32(length), np.bool_(start == 0), np.float32(lr))
+
+    return window_of
