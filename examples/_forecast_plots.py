@@ -1,0 +1,81 @@
+"""The picture of a series, its forecasts and how good they were."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from _series import Series
+from matplotlib.figure import Figure
+from training.plots import BLACK, BLUE, GREY, ORANGE, png
+
+
+def draw_forecasts(
+    series: Series, forecasts: Any, naive: np.ndarray, rows: Sequence[Mapping[str, Any]], known: int
+) -> bytes:
+    """Above, forecasts from some origins and from the end; below, errors and coverage by horizon."""
+    H = forecasts.median.shape[1]
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    figure.suptitle(
+        f"{series.name}: forecasts by an ensemble of LSTMs, {H} {series.time}s ahead", fontsize=13
+    )
+    grid = figure.add_gridspec(2, 2, height_ratios=(1.5, 1))
+    _draw_series(figure.add_subplot(grid[0, :]), series, forecasts, naive, known)
+
+    ahead = np.arange(1, H + 1)
+    error, cover = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
+    error.plot(ahead, [row["naive_mae"] for row in rows[:H]], "s--", color=ORANGE, label="seasonal-naive")
+    error.plot(ahead, [row["mae"] for row in rows[:H]], "o-", color=BLUE, label="LSTM ensemble")
+    error.set_ylabel(f"mean absolute error\n({series.unit})", fontsize=11)
+    error.set_ylim(bottom=0)
+    error.legend(fontsize=10)
+    for name, marker, shade in ((0.95, "^", 0.5), (0.80, "o", 1.0)):
+        inside = [100 * row[f"inside_{name:.0%}"] for row in rows[:H]]
+        cover.axhline(100 * name, color=GREY, linestyle="--", linewidth=1.2)
+        cover.plot(ahead, inside, f"{marker}-", color=BLUE, alpha=shade, label=f"{name:.0%} interval")
+    cover.set_ylabel("values inside (%)\n(should lie on the dashed line)", fontsize=11)
+    cover.set_ylim(0, 104)
+    cover.legend(loc="lower left", fontsize=10)
+    for ax in (error, cover):
+        ax.set_xlabel(f"{series.time}s ahead", fontsize=11)
+        ax.set_xticks(ahead if H <= 12 else np.linspace(1, H, 6).round())
+        ax.grid(alpha=0.25)
+        ax.spines[["top", "right"]].set_visible(False)
+    return png(figure)
+
+
+def _draw_series(ax: Any, series: Series, forecasts: Any, naive: np.ndarray, known: int) -> None:
+    n, H = forecasts.median.shape
+    begin = max(known - 1, n - 6 * H)
+    spacing = series.times[1] - series.times[0]
+    ax.plot(
+        series.times[begin:], series.values[begin:], color=BLACK, linewidth=1.3, label="observed", zorder=3
+    )
+    ax.set_title(
+        f"forecasts from some origins and from the end, by weights that know nothing after "
+        f"{series.times[known - 1]:.0f}",
+        fontsize=11,
+        loc="left",
+    )
+    origins = [*range(begin, n - H, H + H // 2), n - 1]
+    for origin in origins:
+        times = series.times[origin] + spacing * np.arange(1, H + 1)
+        first = origin == origins[0]
+        for cover, shade in ((0.95, 0.15), (0.80, 0.3)):
+            low, high = (end[origin] for end in forecasts.intervals[cover])
+            label = f"{cover:.0%} interval" if first else None
+            ax.fill_between(times, low, high, color=BLUE, alpha=shade, linewidth=0, label=label)
+        ax.plot(
+            times, forecasts.median[origin], color=BLUE, linewidth=2, label="LSTM ensemble" if first else None
+        )
+        label = "seasonal-naive" if first else None
+        ax.plot(times, naive[origin], color=ORANGE, linestyle="--", linewidth=1.2, label=label)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.15 * (high - low))  # room for the legend
+    ax.set_xlim(series.times[begin], series.times[-1] + spacing * (H + 1))
+    ax.set_xlabel("year" if series.time in ("year", "month") else series.time, fontsize=11)
+    ax.set_ylabel(f"{series.name}\n({series.unit})", fontsize=11)
+    ax.legend(loc="upper left", fontsize=10, ncols=3)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
