@@ -38,7 +38,7 @@ def draw_misread(images: np.ndarray, labels: np.ndarray, predicted: np.ndarray, 
     count = min(len(images), SHOWN)
     columns = max(min(count, 6), 1)
     rows = max(-(-count // columns), 1)
-    figure = Figure(figsize=(max(1.7 * columns, 6), 0.9 + 2.1 * rows), layout="constrained")
+    figure = Figure(figsize=(max(1.7 * columns, 6), 0.6 + 1.9 * rows), layout="constrained")
     more = f" (the first {count} of {len(images)})" if len(images) > count else ""
     figure.suptitle(
         f"Misread digits{more}: {title}" if count else f"No digit was misread: {title}", fontsize=12

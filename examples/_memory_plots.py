@@ -11,6 +11,7 @@ from training import plots
 
 COLOURS = {"rnn": plots.ORANGE, "gru": plots.GREEN, "lstm": plots.BLUE}
 OTHERS = ("#CC79A7", "#E69F00", "#56B4E9", plots.BLACK, plots.GREY, "#8C510A", "#5E3C99")  # of other cells
+LEAST = 1e-12  # what is smaller, is not drawn
 MARKS = "osD^vP*X<>"
 TITLES = {
     "adding": "Adding two marked numbers",
@@ -46,11 +47,13 @@ def draw_steps(rows: Sequence[Row], limit: int) -> bytes:
 def draw_why(rows: Sequence[Row], problem: str, limit: int) -> bytes:
     """Why the gate was invented: what is learned at each lag, and how far the gradient reaches."""
     rows = [row for row in rows if row["problem"] == problem]
-    figure = Figure(figsize=(13, 5.4), layout="constrained")
+    figure = Figure(figsize=(11, 4.9), layout="constrained")
+    figure.suptitle("Why the gate was invented", fontsize=15)
     left, right = figure.subplots(1, 2)
     _steps(left, rows, limit)
     left.set_title(f"{TITLES[problem]}: what can be learned", fontsize=13)
     left.set_ylabel("training steps until solved (each seed a mark)", fontsize=12)
+    left.legend(loc="lower right", fontsize=11)
     lag = max(row["lag"] for row in rows)
     _reach(right, [row for row in rows if row["lag"] == lag])
     right.set_title(f"How far back the gradient reaches (lag {lag})", fontsize=13)
@@ -83,22 +86,21 @@ def _steps(ax: Any, rows: Sequence[Row], limit: int) -> None:
 def _reach(ax: Any, rows: Sequence[Row]) -> None:
     """The gradient's norm k steps before the last, in shares of what it is one step before."""
     for row, style in zip(rows, look([row["cell"] for row in rows]).values(), strict=True):
-        for when, line, width, word in (
-            ("reach_before", "--", 1.4, "untrained"),
-            ("reach_after", "-", 2.4, "trained"),
-        ):
+        for when, line, width in (("reach_before", "--", 1.4), ("reach_after", "-", 2.4)):
             values = np.array(row[when], float)  # null becomes NaN, which is not drawn
             # The seed in the middle at each distance.
-            middle = np.maximum(np.median(values, axis=0), 1e-12)
-            label = f"{style['label']}, {word}"
-            ax.plot(
-                range(1, len(middle) + 1), middle, line, color=style["color"], linewidth=width, label=label
-            )
+            middle = np.median(values, axis=0)
+            ax.plot(range(1, len(middle) + 1), middle, line, color=style["color"], linewidth=width)
     ax.set_yscale("log")
-    ax.set_ylim(bottom=1e-12)
+    low, high = ax.get_ylim()
+    ax.set_ylim(max(low, LEAST), high)
     ax.set_xlabel("k, steps back from the end", fontsize=12)
-    ax.set_ylabel("gradient left: |dL/ds(T-k)| / |dL/ds(T-1)|", fontsize=12)
-    ax.legend(fontsize=10.5, loc="lower left")
+    ax.set_ylabel(
+        r"gradient left: $\|\partial L/\partial s_{T-k}\|\ /\ \|\partial L/\partial s_{T-1}\|$", fontsize=12
+    )
+    ax.plot([], [], "--", color=plots.BLACK, linewidth=1.4, label="untrained")
+    ax.plot([], [], "-", color=plots.BLACK, linewidth=2.4, label="trained")
+    ax.legend(fontsize=11, loc="center right")
     _plain(ax)
 
 

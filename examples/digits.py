@@ -125,6 +125,7 @@ def learn(args: argparse.Namespace) -> None:
             steps=steps,
             evaluate=lambda state: {name: float(value) for name, value in judge(state.params).items()},
             evaluate_every=-(-steps // 20),
+            log_every=per_epoch,
             report=lambda step, means: {"epoch": step / per_epoch, **means},
             advice=f"try --lr {args.lr / 3:.2g} (it was {args.lr:g})",
             placement=Placement.of(args, batch_axis=0),

@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import lstm_jax
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
-TINY = "--hidden 4 --batch 4 --steps 100 --seeds 2 --problems order --cells rnn,lstm --lags 12,10".split()
+TINY = "--hidden 4 --batch 4 --steps 100 --seeds 2 --problems order --cells rnn --lags 12,10,11".split()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,23 +102,28 @@ class TestReach:
         with jax.enable_x64(True):
             cell = program.CELLS[cell](2, 3, param_dtype=jnp.float64)
             params, key = cell.init(jax.random.key(1)), jax.random.key(2)
-            xs = jax.random.normal(jax.random.key(0), (6, 1, 2), jnp.float64)
+            T = 4
+            xs = jax.random.normal(jax.random.key(0), (T, 1, 2), jnp.float64)
             weight = jax.random.normal(key, (1, 3), jnp.float64)
+            step = jax.jit(cell.step)
 
             def gradient(k):
-                before, _ = lstm_jax.unroll(cell, params, xs[: 6 - k])
-                flat, back = jax.flatten_util.ravel_pytree(before)
+                carry = cell.initial_carry((1,), params)
+                for x in xs[: T - k]:
+                    carry, _ = step(params, carry, x)
+                flat, back = ravel_pytree(carry)
 
                 def loss(flat):
-                    return float(
-                        jnp.sum(weight * lstm_jax.unroll(cell, params, xs[6 - k :], back(flat))[1][-1])
-                    )
+                    carry = back(jnp.asarray(flat))
+                    for x in xs[T - k :]:
+                        carry, y = step(params, carry, x)
+                    return float(jnp.sum(weight * y))
 
                 h = 1e-6
-                basis = np.eye(len(flat)) * h
-                return np.linalg.norm([(loss(flat + e) - loss(flat - e)) / (2 * h) for e in basis])
+                nudges = np.eye(len(flat)) * h
+                return np.linalg.norm([(loss(flat + e) - loss(flat - e)) / (2 * h) for e in nudges])
 
-            norms = np.array([gradient(k) for k in range(1, 6)])
+            norms = np.array([gradient(k) for k in range(1, T)])
             reach = np.asarray(program.gradient_reach(cell, params, xs, key))
         np.testing.assert_allclose(reach, norms / norms[0], rtol=1e-6)
 
@@ -131,13 +137,14 @@ class TestReach:
         np.testing.assert_allclose(reach, np.ones(29), rtol=1e-5)
 
 
-class TestRun:
-    @pytest.fixture(scope="class")
-    def folder(self, program, tmp_path_factory):
-        folder = tmp_path_factory.mktemp("long_memory")
-        assert program.main([*TINY, "--out", str(folder)]) == 0
-        return folder
+@pytest.fixture(scope="module")
+def folder(program, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long_memory")
+    assert program.main([*TINY, "--out", str(folder)]) == 0
+    return folder
 
+
+class TestRun:
     def rows(self, folder):
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
@@ -145,14 +152,16 @@ class TestRun:
         names = {"config.json", "metrics.jsonl", "steps_to_solve.png", "why_gates.png"}
         assert {path.name for path in folder.iterdir()} == names
         config = json.loads((folder / "config.json").read_text())
-        assert config["finished"] and config["arguments"]["lags"] == [10, 12]
-        #  w_ih + w_hh + b of RNN and LSTM and a read-out each, at two lags
-        assert config["weights"] == 2 * ((8 * 4 + 4 * 4 + 4) * (1 + 4) + 2 * (4 * 4 + 4))
+        assert config["finished"] and config["arguments"]["lags"] == [10, 11, 12]
+        assert config["weights"] == 3 * ((8 * 4 + 4 * 4 + 4) + (4 * 4 + 4))  # a cell and a read-out a lag
 
     def test_rows(self, folder):
         rows = self.rows(folder)
-        wanted = [(10, "rnn"), (10, "lstm"), (12, "rnn"), (12, "lstm")]
-        assert [(row["lag"], row["cell"]) for row in rows] == wanted
+        assert [(row["step"], row["lag"], row["cell"]) for row in rows] == [
+            (1, 10, "rnn"),
+            (2, 11, "rnn"),
+            (3, 12, "rnn"),
+        ]
         for row in rows:
             assert row["problem"] == "order" and len(row["losses"]) == len(row["steps_to_solve"]) == 2
             assert all(0 < loss < 3 for losses in row["losses"] for loss in losses)
@@ -164,24 +173,24 @@ class TestRun:
         assert rows[-1]["reach_before"][0][0] == 1
 
     def test_goes_on(self, program, folder, tmp_path, monkeypatch, capsys):
-        """Stopped in the third line, and gone on with: the same lines as in one go."""
+        """Stopped in the second line, and gone on with: the same lines as in one go."""
         learn, calls = program.learn, []
 
         def stopping(*args):
             calls.append(args)
-            if len(calls) == 3:
+            if len(calls) == 2:
                 raise KeyboardInterrupt
             return learn(*args)
 
         monkeypatch.setattr(program, "learn", stopping)
         assert program.main([*TINY, "--out", str(tmp_path)]) == 130
         assert (
-            f"2 of 4 lines are kept; go on: python {sys.argv[0]} --resume {tmp_path}"
+            f"1 of 3 lines are kept; go on: python {sys.argv[0]} --resume {tmp_path}"
             in capsys.readouterr().err
         )
-        assert len(self.rows(tmp_path)) == 2
+        assert len(self.rows(tmp_path)) == 1
         assert program.main(["--resume", str(tmp_path)]) == 0
-        assert len(calls) == 5
+        assert len(calls) == 4
         assert self.rows(tmp_path) == self.rows(folder)
 
     def test_a_loss_that_is_no_number_is_told_and_not_drawn(self, program, tmp_path, capsys):
