@@ -1,0 +1,241 @@
+"""examples/long_memory.py: its problems, the gradient's reach, what it writes, and what it refuses."""
+
+import dataclasses
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import lstm_jax
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+TINY = "--hidden 4 --batch 4 --steps 100 --seeds 2 --problems order --cells rnn --lags 12,10,11".split()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def as_users_have_it():
+    """A program runs under JAX's own settings, and optax needs them. Its speed does not matter here."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def program(as_users_have_it):
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        yield importlib.import_module("long_memory")
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
+def drawn(program, name, lag=20, batch=64):
+    xs, target = program.PROBLEMS[name].draw(jax.random.key(3), lag, batch)
+    return np.asarray(xs), np.asarray(target)
+
+
+class TestProblems:
+    def test_adding(self, program):
+        xs, target = drawn(program, "adding")
+        numbers, marks = xs[..., 0], xs[..., 1]
+        assert xs.shape == (20, 64, 2)
+        assert (marks[:10].sum(0) == 1).all() and (marks[10:].sum(0) == 1).all()
+        assert 0 <= numbers.min() and numbers.max() < 1
+        np.testing.assert_allclose([n[m == 1].sum() for n, m in zip(numbers.T, marks.T, strict=True)], target)
+
+    def test_order(self, program):
+        xs, target = drawn(program, "order", lag=50)
+        symbols = xs.argmax(-1)
+        assert xs.shape == (52, 64, 8) and (xs.sum(-1) == 1).all()
+        assert (symbols[0] == 6).all() and (symbols[-1] == 7).all()
+        for row, wanted in zip(symbols.T, target, strict=True):
+            places = np.flatnonzero(np.isin(row[1:-1], (4, 5)))
+            assert len(places) == 2 and 5 <= places[0] < 10 and 25 <= places[1] < 30
+            first, second = row[1:-1][places] - 4
+            assert wanted == 2 * first + second
+        assert set(target) == {0, 1, 2, 3}
+
+    def test_copy(self, program):
+        xs, target = drawn(program, "copy")
+        symbols = xs.argmax(-1)
+        assert xs.shape == (40, 64, 10) and target.shape == (40, 64)
+        np.testing.assert_array_equal(target[-10:], symbols[:10])
+        assert (symbols[:10] < 8).all() and (target[:30] == 8).all()
+        # Between the last symbol and the first answer lie 19 blanks and the signal.
+        assert (symbols[29] == 9).all() and (symbols[10:29] == 8).all() and (symbols[30:] == 8).all()
+
+    @pytest.mark.parametrize("name", ["adding", "order", "copy"])
+    def test_who_remembers_nothing_gets_the_memoryless_loss(self, program, name):
+        problem, lag = program.PROBLEMS[name], 20
+        _, target = drawn(program, name, lag, 4096)
+        if name == "adding":
+            ys = np.ones((lag, 4096, 1))
+        elif name == "order":
+            ys = np.zeros((lag, 4096, 4))
+        else:
+            ys = np.full((lag + 20, 4096, 9), -50.0)
+            ys[:-10, :, 8], ys[-10:, :, :8] = 50, 0
+        assert float(problem.loss(jnp.asarray(ys), target)) == pytest.approx(
+            problem.memoryless(lag), rel=0.05
+        )
+        assert problem.solved(lag) < 0.8 * problem.memoryless(lag)
+
+    def test_a_key_decides(self, program):
+        for name in program.PROBLEMS:
+            first, again = drawn(program, name), drawn(program, name)
+            assert (first[0] == again[0]).all() and (first[1] == again[1]).all()
+
+
+class TestReach:
+    @pytest.mark.parametrize("cell", ["rnn", "lstm"])
+    def test_is_the_jacobian_s(self, program, cell):
+        """Beside finite differences of L in the carry, in float64."""
+        with jax.enable_x64(True):
+            cell = program.CELLS[cell](2, 3, param_dtype=jnp.float64)
+            params, key = cell.init(jax.random.key(1)), jax.random.key(2)
+            T = 4
+            xs = jax.random.normal(jax.random.key(0), (T, 1, 2), jnp.float64)
+            weight = jax.random.normal(key, (1, 3), jnp.float64)
+            step = jax.jit(cell.step)
+
+            def gradient(k):
+                carry = cell.initial_carry((1,), params)
+                for x in xs[: T - k]:
+                    carry, _ = step(params, carry, x)
+                flat, back = ravel_pytree(carry)
+
+                def loss(flat):
+                    carry = back(jnp.asarray(flat))
+                    for x in xs[T - k :]:
+                        carry, y = step(params, carry, x)
+                    return float(jnp.sum(weight * y))
+
+                h = 1e-6
+                nudges = np.eye(len(flat)) * h
+                return np.linalg.norm([(loss(flat + e) - loss(flat - e)) / (2 * h) for e in nudges])
+
+            norms = np.array([gradient(k) for k in range(1, T)])
+            reach = np.asarray(program.gradient_reach(cell, params, xs, key))
+        np.testing.assert_allclose(reach, norms / norms[0], rtol=1e-6)
+
+    def test_an_open_forget_gate_and_nothing_else_keeps_all_of_it(self, program):
+        """f = 1, i = 0, and gates that do not hear h: the error of the cell state goes round unchanged."""
+        cell = lstm_jax.LSTM(2, 3)
+        params = jax.tree.map(jnp.zeros_like, cell.init(jax.random.key(0)))
+        params = params._replace(bias=params.bias.at[:3].set(-100.0).at[3:6].set(100.0))
+        xs = jax.random.normal(jax.random.key(1), (30, 8, 2))
+        reach = program.gradient_reach(cell, params, xs, jax.random.key(2))
+        np.testing.assert_allclose(reach, np.ones(29), rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def folder(program, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long_memory")
+    assert program.main([*TINY, "--out", str(folder)]) == 0
+    return folder
+
+
+class TestRun:
+    def rows(self, folder):
+        return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+    def test_files(self, folder):
+        names = {"config.json", "metrics.jsonl", "steps_to_solve.png", "why_gates.png"}
+        assert {path.name for path in folder.iterdir()} == names
+        config = json.loads((folder / "config.json").read_text())
+        assert config["finished"] and config["arguments"]["lags"] == [10, 11, 12]
+        assert config["weights"] == 3 * ((8 * 4 + 4 * 4 + 4) + (4 * 4 + 4))  # a cell and a read-out a lag
+
+    def test_rows(self, folder):
+        rows = self.rows(folder)
+        assert [(row["step"], row["lag"], row["cell"]) for row in rows] == [
+            (1, 10, "rnn"),
+            (2, 11, "rnn"),
+            (3, 12, "rnn"),
+        ]
+        for row in rows:
+            assert row["problem"] == "order" and len(row["losses"]) == len(row["steps_to_solve"]) == 2
+            assert all(0 < loss < 3 for losses in row["losses"] for loss in losses)
+            for steps, losses in zip(row["steps_to_solve"], row["losses"], strict=True):
+                assert (steps is None) == (losses[-1] >= 0.1)
+                assert len(losses) * 50 == (steps or 100)
+            assert ("reach_after" in row) == (row["lag"] == 12)
+        assert [len(reach) for reach in rows[-1]["reach_before"]] == [13, 13]  # 14 steps
+        assert rows[-1]["reach_before"][0][0] == 1
+
+    def test_goes_on(self, program, folder, tmp_path, monkeypatch, capsys):
+        """Stopped in the second line, and gone on with: the same lines as in one go."""
+        learn, calls = program.learn, []
+
+        def stopping(*args):
+            calls.append(args)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return learn(*args)
+
+        monkeypatch.setattr(program, "learn", stopping)
+        assert program.main([*TINY, "--out", str(tmp_path)]) == 130
+        assert (
+            f"1 of 3 lines are kept; go on: python {sys.argv[0]} --resume {tmp_path}"
+            in capsys.readouterr().err
+        )
+        assert len(self.rows(tmp_path)) == 1
+        assert program.main(["--resume", str(tmp_path)]) == 0
+        assert len(calls) == 4
+        assert self.rows(tmp_path) == self.rows(folder)
+
+    def test_a_loss_that_is_no_number_is_told_and_not_drawn(self, program, tmp_path, capsys):
+        arguments = [*TINY, "--lr", "1e38", "--clip", "1e38", "--problems", "adding", "--cells", "indrnn"]
+        assert program.main([*arguments, "--lags", "10", "--out", str(tmp_path)]) == 0
+        assert "unsolved" in capsys.readouterr().out
+        assert self.rows(tmp_path)[0]["losses"][0][-1] is None
+
+    def test_every_cell_that_reads_vectors_has_a_name(self, program):
+        cells = {
+            name.lower()
+            for name, cell in vars(lstm_jax).items()
+            if dataclasses.is_dataclass(cell)
+            and [field.name for field in dataclasses.fields(cell)][:2] == ["input_size", "hidden_size"]
+        }
+        assert set(program.CELLS) == cells
+
+    def test_words(self, program):
+        assert program.in_words([None, None]) == "unsolved"
+        assert program.in_words([300, 100, 200]) == "200"
+        assert program.in_words([300, None, 200]) == "200 (2/3)"
+
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            ("--cells lstm,lstn", "'lstn' is no cell; there are rnn, gru, lstm, indrnn"),
+            ("--problems xor", "'xor' is no problem; there are adding, order, copy"),
+            ("--lags 10,x", "'x' is not a whole number from 10"),
+            ("--lags 9", "'9' is not a whole number from 10"),
+            ("--steps 75", "not a multiple of 50"),
+            ("--mesh data=2", "--mesh"),
+            ("--resume nowhere", "has a run begun there?"),
+        ],
+    )
+    def test_refusals(self, program, capsys, arguments, said):
+        assert program.main(arguments.split()) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("long_memory: ") and error.count("\n") == 1 and said in error
+
+
+@pytest.mark.slow
+def test_gates_remember_what_a_simple_network_does_not(program, tmp_path):
+    """Adding at a lag of 50, in 1500 steps: the LSTM needs about 650, the RNN more than 2000."""
+    arguments = "--problems adding --cells rnn,lstm --lags 50 --seeds 1 --steps 1500".split()
+    assert program.main([*arguments, "--out", str(tmp_path)]) == 0
+    rnn, lstm = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rnn["steps_to_solve"] == [None] and lstm["steps_to_solve"][0] <= 1500
+    assert math.log10(lstm["reach_after"][0][-1] / rnn["reach_after"][0][-1]) > 0.3
