@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from training import UserError
 
 import lstm_jax
 
@@ -36,6 +38,19 @@ class Model:
     dropout_hidden: float = 0.0
     dropout_words: float = 0.0
     weight_drop: float = 0.0
+    mesh: Mesh | None = None  # whose axis "model" has a part of the units on each device
+    rows: str | None = "data"  # the mesh's axis of the rows; None: every device has all
+
+    def over(self, mesh: Mesh | None, rows: str | None = "data") -> Model:
+        """The model with its units over the devices of the mesh, if it has more than one for them."""
+        if mesh is None or mesh.shape["model"] == 1:
+            return self
+        spread = replace(self, mesh=mesh, rows=rows)
+        try:
+            spread.network()
+        except ValueError as error:
+            raise UserError(f"--mesh model={mesh.shape['model']}: {error}") from None
+        return spread
 
     @property
     def sizes(self) -> list[int]:
@@ -62,8 +77,20 @@ class Model:
         if self.dropout_input:
             cells[0] = lstm_jax.VariationalDropout(cells[0], inputs=self.dropout_input)
         if self.awd:
-            return lstm_jax.Stack(tuple(cells), dropout=self.dropout_hidden, dropout_mask="sequence")
-        return lstm_jax.Stack(tuple(cells), dropout=self.dropout)
+            network = lstm_jax.Stack(tuple(cells), dropout=self.dropout_hidden, dropout_mask="sequence")
+        else:
+            network = lstm_jax.Stack(tuple(cells), dropout=self.dropout)
+        return network if self.mesh is None else lstm_jax.shard(network, self.mesh, data=self.rows)
+
+    def places(self, mesh: Mesh, params: Params) -> Params:
+        """Where the parameters lie: units over ``model``, and words where it divides their number."""
+        vocabulary = "model" if self.mesh and self.vocabulary % mesh.shape["model"] == 0 else None
+        specs = {"embedding": P(vocabulary), "softmax": P(None, vocabulary), "bias": P(vocabulary)}
+        found: Params = {name: NamedSharding(mesh, specs[name]) for name in params if name != "layers"}
+        if self.mesh is None:
+            whole = NamedSharding(mesh, P())
+            return found | {"layers": jax.tree.map(lambda _: whole, params["layers"])}
+        return found | {"layers": lstm_jax.shardings(self.network(), params["layers"])}
 
     def init_params(self, key: jax.Array) -> Params:
         """Everything uniform in plus or minus ``init``, biases too (Zaremba et al.'s own code has them so).

@@ -13,7 +13,8 @@ import numpy as np
 import optax
 from _word_model import Model, Params, Window, forward, nats
 from _word_text import Plan, Windows
-from training import State
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from training import State, UserError
 
 import lstm_jax
 
@@ -75,6 +76,17 @@ def first_state(model: Model, args: argparse.Namespace, params: Params) -> State
     average = Average(jnp.bool_(False), jnp.int32(0), params) if args.nonmono else ()
     carry = model.network().initial_carry((args.batch,), params["layers"])
     return State(params, average, carry, jnp.int32(0))
+
+
+def places(model: Model, mesh: Mesh, state: State) -> State:
+    """Where a state lies on a mesh: parameters as the model says, the memory of each row at its device."""
+    batch, devices = jax.tree.leaves(state.carry)[0].shape[0], mesh.shape["data"]
+    if batch % devices:
+        raise UserError(f"a batch of {batch} rows does not divide over --mesh data={devices}")
+    params, whole = model.places(mesh, state.params), NamedSharding(mesh, P())
+    average = Average(whole, whole, params) if state.optimizer else ()
+    rows = NamedSharding(mesh, P("data", "model" if model.mesh else None))
+    return State(params, average, jax.tree.map(lambda _: rows, state.carry), whole)
 
 
 def begin_averaging(args: argparse.Namespace, state: State, rows: Sequence[Mapping[str, float]]) -> State:

@@ -5,6 +5,7 @@
     python examples/word_lm.py --data wikitext-2/ --preset awd
     python examples/word_lm.py --resume runs/medium
     python examples/word_lm.py --data ptb/ --reference torch
+    python examples/word_lm.py --mesh data=4,model=2
 
 --data takes a folder in the format of Penn Treebank (ptb.train.txt, ptb.valid.txt, ptb.test.txt) or of
 WikiText (wiki.train.tokens, ...), or a plain text; without it, the model learns the English of Python's
@@ -23,13 +24,12 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
 from _word_model import Model, Params, Window, evaluate
-from _word_step import begin_averaging, first_state, learning_rate, make_step, window_maker
+from _word_step import begin_averaging, first_state, learning_rate, make_step, places, window_maker
 from _word_text import Corpus, Plan, Windows, read_corpus
 from _word_torch import compare
 from training import (
@@ -37,6 +37,7 @@ from training import (
     POSITIVE,
     SHARE,
     Parser,
+    Placement,
     Run,
     State,
     add_duration,
@@ -52,6 +53,7 @@ from training import (
 )
 
 FORMAT = "lstm_jax/word_lm/1"
+SAID = Model.__dataclass_fields__.keys() - {"vocabulary", "mesh", "rows"}  # of a model, by arguments
 READ_AT_ONCE = 100  # words of each stream, when the model is judged
 
 # --- recipes ---------------------------------------------------------------------------------------
@@ -83,8 +85,7 @@ def learn(args: argparse.Namespace) -> None:
     windows = Windows(corpus.train, args.batch, args.window, args.seed if args.awd else None)
     plan = windows.plan(args.epochs, args.steps)
     window_of = window_maker(windows, plan, args)
-    names = Model.__dataclass_fields__.keys() - {"vocabulary"}
-    model = Model(len(corpus.vocabulary), **{name: getattr(args, name) for name in names})
+    model = Model(len(corpus.vocabulary), **{name: getattr(args, name) for name in SAID})
     k_init, k_noise = jax.random.split(jax.random.key(args.seed))
     params = model.init_params(k_init)
     print(f"{corpus.name}: {len(corpus.train):,} words to learn, {len(corpus.vocabulary):,} kinds")
@@ -112,18 +113,22 @@ def train(
 ) -> None:
     """Steps and evaluations. The last evaluation's weights lie in the run folder; of AWD's, the best."""
     shapes, steps = jax.eval_shape(lambda: params), len(plan.starts)
+    placement = Placement.of(args, shardings=lambda mesh, state: places(trained, mesh, state))
+    trained = model.over(placement.mesh)
+    judged = model.over(placement.mesh, rows=None)  # as few rows as it likes
+    about = {name: getattr(model, name) for name in ("vocabulary", *sorted(SAID))}
     valid = streams(corpus.valid, min(args.batch, len(corpus.valid) // 2))
 
     def judge(state: State) -> dict[str, float]:
         weights = state.optimizer.params if state.optimizer else state.params
-        value = float(evaluate(model, weights, valid, READ_AT_ONCE))
+        value = float(evaluate(judged, weights, valid, READ_AT_ONCE))
         earlier = [row["valid_nats"] for row in run.rows if "valid_nats" in row]
         if not args.nonmono or value <= min(earlier, default=math.inf):
-            save_weights(run.folder, FORMAT, asdict(model), weights)
+            save_weights(run.folder, FORMAT, about, weights)
         row = {"valid_nats": value, "valid_perplexity": perplexity(value)}
         if int(state.step) == steps:
             _, kept = load_weights(run.folder, FORMAT, lambda _: shapes)
-            test = float(evaluate(model, kept, corpus.test[:, None], READ_AT_ONCE))
+            test = float(evaluate(judged, kept, corpus.test[:, None], READ_AT_ONCE))
             row |= {"test_nats": test, "test_perplexity": perplexity(test)}
         return row
 
@@ -133,7 +138,7 @@ def train(
         return {"epoch": done, "lr": lr, "loss": means["loss"], "perplexity": perplexity(means["loss"])}
 
     fit(
-        make_step(model, args, key),
+        make_step(trained, args, key),
         first_state(model, args, params),
         window_of,
         run=run,
@@ -142,6 +147,7 @@ def train(
         evaluate_every=plan.ends(),
         after_evaluation=lambda state, rows: begin_averaging(args, state, rows),
         report=report,
+        placement=placement,
         advice=f"try --lr {args.lr / 3:.2g} (it was {args.lr:g}), or a smaller --clip (it was {args.clip:g})",
     )
 

@@ -1,13 +1,11 @@
-"""A small training program over a mesh, for one process or several: prints a loss a step, and can go on.
+"""A small training program over a mesh, for one process or several: prints a loss a step.
 
 It reads one stream of symbols in rows; embedding, LSTM, GRU and read-out lie over both axes of the mesh.
 """
 
 import argparse
 import json
-import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +14,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
-from training.distributed import global_batch, initialise, parse_mesh, together
+from training.distributed import global_batch, initialise, parse_mesh
 
 import lstm_jax
 
@@ -36,15 +33,6 @@ def batch_of(step):
     return np.random.default_rng(step).integers(0, V, (T + 1, B), dtype=np.int32)
 
 
-def saved(path, step, params):
-    """Every process takes part, the first one writes."""
-    leaves = jax.tree.leaves(multihost_utils.process_allgather(params, tiled=True))
-    if jax.process_index() == 0:
-        with open(f"{path}.part.npz", "wb") as file:
-            np.savez(file, *leaves, step=step)
-        os.replace(f"{path}.part.npz", path)
-
-
 def train(args):
     mesh = parse_mesh(args.mesh)
     network = lstm_jax.Stack((lstm_jax.LSTM(E, H), lstm_jax.GRU(H, H), lstm_jax.Readout(H, V)))
@@ -55,12 +43,6 @@ def train(args):
         "layers": lstm_jax.shardings(network, params["layers"]),
         "embedding": NamedSharding(mesh, P("model")),
     }
-    first = 0
-    if args.resume:
-        with np.load(args.resume) as file:
-            first = int(file["step"])
-            leaves = [file[f"arr_{index}"] for index in range(len(file.files) - 1)]
-        params = jax.tree.unflatten(jax.tree.structure(params), leaves)
     params = jax.device_put(jax.device_get(params), places)
 
     @partial(jax.jit, out_shardings=(places, None))
@@ -68,23 +50,15 @@ def train(args):
         value, grads = jax.value_and_grad(partial(loss, network))(params, ids)
         return jax.tree.map(lambda p, g: p - 0.5 * g, params, grads), value
 
-    for index in range(first, args.steps):
+    for index in range(args.steps):
         params, value = step(params, global_batch(batch_of(index), mesh))
         print(json.dumps({"step": index, "loss": float(value)}), flush=True)
-        if args.save:
-            saved(args.save, index + 1, params)
-        time.sleep(args.pause)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--mesh", required=True)
     parser.add_argument("--steps", type=int, default=6)
-    parser.add_argument("--save")
-    parser.add_argument("--resume")
-    parser.add_argument("--heartbeat", type=int, default=10)
-    parser.add_argument("--pause", type=float, default=0.0)
     args = parser.parse_args()
-    initialise(heartbeat=args.heartbeat, patience=60)
-    with together(f"--resume {args.save}"):
-        train(args)
+    initialise(patience=60)
+    train(args)

@@ -78,8 +78,8 @@ class TestGoingOn:
         assert main("--resume", out) == 0
         assert outcome(out) == whole
         assert not (out / "checkpoints").exists()
-        assert main("--resume", out) == 2
-        assert "is finished" in capsys.readouterr().err
+        assert main("--resume", out) == 0
+        assert "is finished" in capsys.readouterr().out
 
     def test_after_ctrl_c(self, whole, tmp_path, monkeypatch, capsys):
         interrupt(monkeypatch, 24, lambda: os.kill(os.getpid(), signal.SIGINT))

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("orbax.checkpoint", reason="an extra: examples")
 
-from training_runs import Placement, Run, UserError, command, data, fit, main, placement, program, rows
+from training_runs import Placement, Run, UserError, command, data, distributed, fit, main, program, rows
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -176,14 +176,16 @@ class TestPlacement:
     )
     def test_meshes_that_are_none(self, axes, said):
         with pytest.raises(UserError, match=said):
-            placement.make_mesh(axes)
+            distributed.parse_mesh(axes)
 
     def test_rows_that_do_not_divide(self):
         with pytest.raises(UserError, match="a batch of 3 rows does not divide over --mesh data=2"):
-            Placement(placement.make_mesh("data=2"), batch_axis=0).batch(np.zeros((3, 4)))
+            Placement(distributed.parse_mesh("data=2"), batch_axis=0).batch(np.zeros((3, 4)))
 
     def test_a_batch_is_split(self):
-        placed = Placement(placement.make_mesh("data=4"), batch_axis=1).batch({"x": np.zeros((5, 8)), "n": 3})
+        placed = Placement(distributed.parse_mesh("data=4"), batch_axis=1).batch(
+            {"x": np.zeros((5, 8)), "n": 3}
+        )
         assert placed["x"].addressable_shards[0].data.shape == (5, 2)
         assert placed["n"].sharding.is_fully_replicated
 

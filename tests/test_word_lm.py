@@ -171,7 +171,7 @@ class TestRecipe:
     )  # fmt: skip
     def test_weights_of_the_published_sizes(self, preset, count):
         args = arguments("--preset", preset)
-        names = model_of.Model.__dataclass_fields__.keys() - {"vocabulary"}
+        names = word_lm.SAID
         model = model_of.Model(10_000, **{name: getattr(args, name) for name in names})
         shapes = jax.eval_shape(model.init_params, jax.random.key(0))
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count
@@ -302,6 +302,44 @@ class TestProgram:
         assert last["test_perplexity"] > 1
         assert json.loads((out / "config.json").read_text())["data"]["vocabulary"] == 7
         assert f"Test perplexity: {last['test_perplexity']:.2f}" in capsys.readouterr().out
+
+    @pytest.mark.parametrize("words", [7, 6], ids=["words whole", "words spread"])
+    def test_a_mesh_gives_the_losses_of_one_device(self, treebank, tmp_path, words):
+        """Rows and units are spread, and words where their number allows."""
+        tiny = [
+            "--hidden",
+            6,
+            "--embedding",
+            6,
+            "--window",
+            5,
+            "--batch",
+            4,
+            "--epochs",
+            2,
+            "--vocabulary",
+            words,
+        ]
+        for mesh in ("", "data=2,model=2"):
+            call = [*tiny, "--data", treebank, "--mesh", mesh, "--out", tmp_path / f"m{mesh}"]
+            assert word_lm.main([str(word) for word in call]) == 0
+        one, four = (rows(tmp_path / f"m{mesh}") for mesh in ("", "data=2,model=2"))
+        assert "test_nats" in one[-1]
+        for a, b in zip(one, four, strict=True):
+            assert a == pytest.approx(b, rel=2e-4)
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ("--preset awd --mesh model=2", "draws its noise for all units together"),
+            ("--hidden 7 --mesh model=2", "hidden_size=7 over model=2 devices"),
+            ("--batch 3 --mesh data=2", "does not divide over --mesh data=2"),
+        ],
+    )
+    def test_meshes_that_do_not_fit(self, treebank, tmp_path, capsys, words, said):
+        call = [*SMALL, "--data", str(treebank), "--out", str(tmp_path / "out"), *words.split()]
+        assert word_lm.main(call) == 2
+        assert said in capsys.readouterr().err
 
     def test_another_vocabulary_is_refused(self, treebank, tmp_path, capsys, monkeypatch):
         out = tmp_path / "out"

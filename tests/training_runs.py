@@ -21,8 +21,8 @@ from training import (  # noqa: E402
     UserError as UserError,
     command as command,
     data as data,
+    distributed as distributed,
     fit as fit,
-    placement as placement,
 )
 from training.checkpoints import Checkpoints as Checkpoints  # noqa: E402
 

@@ -9,6 +9,7 @@ Module              What
 `runs`              the run folder: ``config.json``, ``metrics.jsonl``, TensorBoard
 `data`              texts; batches as a function of the step; the thread that makes them ahead
 `placement`         devices: where the state and the batches lie, and the step's compilation
+`distributed`       the mesh; several processes: joining them, and a clear end when one dies
 `loop`              ``fit``: steps, measurements, evaluations, checkpoints, signals, NaN
 `checkpoints`       the state on the disk (orbax)
 `weights`, `plots`  the weights in a safetensors file; the learning curve
@@ -38,6 +39,6 @@ from training.data import (
 )
 from training.errors import Stopped as Stopped, UserError as UserError
 from training.loop import State as State, fit as fit
-from training.placement import Placement as Placement
+from training.placement import Placement as Placement, mesh_of as mesh_of
 from training.runs import Run as Run
 from training.weights import count as count, load_weights as load_weights, save_weights as save_weights

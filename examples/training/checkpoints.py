@@ -20,6 +20,7 @@ import jax
 
 from lstm_jax.interop.files import write_whole
 from training.data import digest
+from training.distributed import first, meet
 from training.errors import UserError
 from training.runs import differences, refuse_other_data
 from training.weights import by_name
@@ -43,8 +44,10 @@ class Checkpoints:
         # Its warnings are about settings of ours that suit a single folder.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._ocp, self.folder, self.identity = ocp, folder.absolute(), dict(identity)
-        for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
-            shutil.rmtree(unfinished)
+        if first():
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished)
+        meet("checkpoints")
         self._open()
 
     def _open(self) -> None:
@@ -66,6 +69,13 @@ class Checkpoints:
             state=self._ocp.args.StandardSave(arrays), note=self._ocp.args.JsonSave(note)
         )
         self._manager.save(step, args=items, force=True)
+        meet("a checkpoint")
+        if first():
+            self._seal(step)
+        meet("its checksums")
+
+    def _seal(self, step: int) -> None:
+        """Write the checksums; those of checkpoints that are gone go."""
         write_whole(self._checksums(step), json.dumps(_checksums(self.folder / str(step))).encode())
         kept = {self._checksums(step) for step in self.steps}
         for old in set(self.folder.glob("*.json")) - kept:
@@ -118,10 +128,12 @@ class Checkpoints:
         """Put the others aside: their steps will be saved anew."""
         others = set(self.steps) - set(steps)
         self._manager.close()
-        for step in others:
+        meet("closing")
+        for step in others if first() else ():
             aside = self.folder / f"damaged-{step}"
             shutil.rmtree(aside, ignore_errors=True)
             (self.folder / str(step)).rename(aside)
+        meet("what is whole")
         self._open()
 
     def _refuse_other(self, note: Mapping[str, Any], shapes: Mapping[str, str]) -> None:

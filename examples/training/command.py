@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
-from training.errors import Stopped, UserError
+from training.distributed import first, initialise, together
+from training.errors import Finished, Stopped, UserError
 from training.runs import differences, read_config
 
 Presets = Callable[[argparse.Namespace], Mapping[str, Any]]
@@ -76,7 +79,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=whole(0), default=0, help="of all that is random (default: %(default)s)")
     help = "steps between checkpoints (default: at each evaluation)"
     add("--checkpoint-every", type=whole(1), metavar="STEPS", help=help)
-    help = "devices, as data=4: each takes its part of every batch (default: one device)"
+    help = "devices: data=4 gives each its rows of every batch (default: one device, or all of all processes)"
     add("--mesh", metavar="AXES", default="", help=help)
     add("--tensorboard", action="store_true", help="also write the measurements for TensorBoard")
 
@@ -85,14 +88,26 @@ def add_duration(parser: Any, epochs: float | None = None, steps: int | None = N
     """``--epochs`` or ``--steps``, one of which has a default; both None where neither has."""
     add = parser.add_mutually_exclusive_group().add_argument
     default = "" if epochs is None else " (default: %(default)s)"
-    add("--epochs", type=POSITIVE, default=epochs, help="times through the data" + default)
+    add(
+        "--epochs",
+        action=_instead_of("steps"),
+        type=POSITIVE,
+        default=epochs,
+        help="times through the data" + default,
+    )
     default = "" if steps is None else " (default: %(default)s)"
-    add("--steps", type=whole(1), default=steps, help="batches, instead of --epochs" + default)
+    add(
+        "--steps",
+        action=_instead_of("epochs"),
+        type=whole(1),
+        default=steps,
+        help="batches, instead of --epochs" + default,
+    )
 
 
 def steps_of(args: argparse.Namespace, per_epoch: int) -> int:
     """How many steps ``--steps`` or else ``--epochs`` ask for."""
-    return args.steps or max(1, round(args.epochs * per_epoch))
+    return int(args.steps or max(1, round(args.epochs * per_epoch)))
 
 
 def parse(
@@ -105,8 +120,6 @@ def parse(
     args = parser.parse_args(argv)
     if args.resume:
         config = read_config(args.resume)
-        if config.get("finished"):
-            raise UserError(f"the run in {args.resume} is finished: there is nothing to go on with")
         saved = config["arguments"]
         parser.set_defaults(**(saved | {"resume": None, "out": args.resume}))
         args = parser.parse_args(argv)
@@ -114,10 +127,23 @@ def parse(
         differ = differences(saved, vars(args))
         if differ:
             raise UserError(f"{args.resume} was begun with other arguments: {'; '.join(differ)}")
+        if config.get("finished"):
+            raise Finished(f"the run in {args.resume} is finished: there is nothing to go on with")
     elif presets:
         parser.set_defaults(**presets(args))
         args = parser.parse_args(argv)
     return args
+
+
+def _instead_of(other: str) -> type[argparse.Action]:
+    """Of two arguments that say the same, the one that is given puts out the other's default."""
+
+    class Instead(argparse.Action):
+        def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
+            setattr(namespace, self.dest, value)
+            setattr(namespace, other, None)
+
+    return Instead
 
 
 # --- the program -----------------------------------------------------------------------------------
@@ -129,9 +155,14 @@ def main(
     argv: Sequence[str] | None = None,
     presets: Presets | None = None,
 ) -> int:
-    """Run ``program(args)``, and say how it ended."""
+    """Run ``program(args)``, and say how it ended. Of several processes, the first one speaks."""
     try:
-        program(parse(parser, argv, presets))
+        args = parse(parser, argv, presets)
+        initialise()
+        with together(f"--resume {args.out}"), _quiet_but_first():
+            program(args)
+    except Finished as finished:
+        print(f"{parser.prog}: {finished}")
     except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2
@@ -142,3 +173,10 @@ def main(
         print(f"{parser.prog}: stopped; the run folder holds the last checkpoint, if any", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def _quiet_but_first() -> Iterator[None]:
+    """What is printed is printed once."""
+    with open(os.devnull, "w") as nowhere, nullcontext() if first() else redirect_stdout(nowhere):
+        yield

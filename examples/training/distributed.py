@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from training.errors import UserError
@@ -154,11 +155,12 @@ def _witness() -> None:
 def parse_mesh(text: str) -> Mesh:
     """The mesh of ``--mesh``: ``data=4,model=2``. It always has both axes; one that is not named has 1.
 
-    The devices are those of all processes; ``model`` goes over neighbours, which talk the most.
+    The devices are those of all processes; ``model`` goes over neighbours, which talk the most. One process
+    by itself may leave some of its devices idle.
 
     Raises:
-        UserError: an axis is unknown or comes twice, a size is no number, the product is not the number
-            of devices.
+        UserError: an axis is unknown or comes twice, a size is no number, the product is more than the
+            number of devices, or less where there are several processes.
     """
     sizes: dict[str, int] = {}
     for part in text.split(","):
@@ -167,13 +169,41 @@ def parse_mesh(text: str) -> Mesh:
             raise UserError(f"--mesh {text}: {part!r} is not data=N or model=N, each at most once")
         sizes[name] = int(size)
     shape = tuple(sizes.get(name, 1) for name in AXES)
-    devices = jax.devices()
-    if math.prod(shape) != len(devices):
-        raise UserError(
-            f"--mesh {text} has {math.prod(shape)} devices, and there are {len(devices)}"
-            + (f" in {jax.process_count()} processes" if jax.process_count() > 1 else "")
-        )
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    devices, count, processes = jax.devices(), math.prod(shape), jax.process_count()
+    if count > len(devices) or (processes > 1 and count < len(devices)):
+        where = f" in {processes} processes" if processes > 1 else ""
+        raise UserError(f"--mesh {text} needs {count} devices, and there are {len(devices)}{where}")
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:count])
+
+
+def first() -> bool:
+    """Whether this process is the one that writes files and speaks to the user."""
+    return jax.process_index() == 0
+
+
+def meet(where: str) -> None:
+    """Wait until every process has come here: what one wrote before, all can read after."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is up in any process; all of them have to ask at the same time."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def on_host(tree: Any) -> Any:
+    """Every array whole, as NumPy's; all processes have to ask at the same time."""
+    return jax.tree.map(
+        lambda a: (
+            np.asarray(multihost_utils.process_allgather(a, tiled=True))
+            if isinstance(a, jax.Array) and not a.is_fully_addressable
+            else np.asarray(a)
+        ),
+        tree,
+    )
 
 
 def global_batch(batch: Any, mesh: Mesh, batch_axis: int = 1, *, rows: int | None = None) -> Any:

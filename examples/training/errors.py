@@ -13,3 +13,7 @@ class Stopped(Exception):
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.signal_number = signal_number
+
+
+class Finished(Exception):
+    """There is nothing left to do."""

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from training.checkpoints import Checkpoints
 from training.data import prefetch
+from training.distributed import any_of, first as is_first
 from training.errors import Stopped, UserError
 from training.placement import Placement
 from training.runs import Row, Run
@@ -87,20 +88,21 @@ def fit(
         began = time.perf_counter() - earlier
         compiled = placement.compile(step, state)
         batches = prefetch(batch_of, range(first, steps), placement.batch)
-        bar = tqdm(total=steps, initial=first, unit="step", disable=None)
+        bar = tqdm(total=steps, initial=first, unit="step", disable=None if is_first() else True)
         with closing(batches), closing(bar):
             for done, batch in enumerate(batches, first + 1):
                 state, measured = compiled(state, batch)
                 pending.append(measured)
 
-                last, stopping = done == steps, bool(signals)
+                last = done == steps
                 evaluating = evaluate is not None and (last or evaluated(done))
+                due = last or evaluating or len(pending) >= log_every
+                stopping = any_of(bool(signals)) if due or jax.process_count() == 1 else False
                 saving = last or stopping or saved(done)
-                logging = last or evaluating or len(pending) >= log_every
-                if logging or saving:
+                if due or saving:
                     pending = _fetch(pending)
                     _check(pending, done, run, checkpoints, advice)
-                if logging:
+                if due:
                     means = {name: float(np.mean([row[name] for row in pending])) for name in pending[0]}
                     row = {"step": done, **report(done, means)}
                     if evaluate is not None and evaluating:

@@ -1,21 +1,19 @@
 """Where arrays lie: the one place that knows of devices.
 
 Everything that a program computes passes through here once: the state and the batches are placed, and the
-step is compiled for where they are.
+step is compiled for where they are. :mod:`training.distributed` has the mesh and the processes.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from training.errors import UserError
+from training.distributed import global_batch, parse_mesh
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class Placement:
     Args:
         mesh: None for one device.
         batch_axis: of the arrays of a batch, the axis that counts its rows.
-        shardings: ``shardings(mesh, state)``, for a state that does not lie whole on every device.
+        shardings: ``shardings(mesh, state)``, for a state that does not lie whole on every device: of a
+            network over the axis ``model``, say (``lstm_jax.shard``, ``lstm_jax.shardings``).
     """
 
     mesh: Mesh | None = None
@@ -34,8 +33,8 @@ class Placement:
 
     @classmethod
     def of(cls, args: Any, **more: Any) -> Placement:
-        """By ``--mesh``."""
-        return cls(make_mesh(args.mesh), **more)
+        """By ``--mesh``; without it, one device, or the rows over the devices of all processes."""
+        return cls(mesh_of(args), **more)
 
     def of_state(self, state: Any) -> Any:
         """A sharding for each array of the state; None on one device."""
@@ -48,23 +47,19 @@ class Placement:
 
     def state(self, state: Any) -> Any:
         """The state where it belongs, in arrays of its own: the step will write over their memory."""
-        state = jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), state)
-        return state if self.mesh is None else jax.device_put(state, self.of_state(state))
+        if self.mesh is None:
+            return jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), state)
+
+        def placed(leaf: Any, sharding: NamedSharding) -> Any:
+            if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
+                return leaf.copy()
+            return jax.device_put(jax.device_get(leaf), sharding)
+
+        return jax.tree.map(placed, state, self.of_state(state))
 
     def batch(self, batch: Any) -> Any:
         """A batch from the host where it belongs. Arrays without a batch axis go to every device."""
-        if self.mesh is None:
-            return jax.device_put(batch)
-        return jax.tree.map(lambda leaf: jax.device_put(leaf, self._of_batch(leaf)), batch)
-
-    def _of_batch(self, leaf: Any) -> NamedSharding:
-        assert self.mesh is not None
-        if np.ndim(leaf) <= self.batch_axis or "data" not in self.mesh.shape:
-            return NamedSharding(self.mesh, PartitionSpec())
-        rows, devices = np.shape(leaf)[self.batch_axis], self.mesh.shape["data"]
-        if rows % devices:
-            raise UserError(f"a batch of {rows} rows does not divide over --mesh data={devices}")
-        return NamedSharding(self.mesh, PartitionSpec(*[None] * self.batch_axis, "data"))
+        return jax.device_put(batch) if self.mesh is None else global_batch(batch, self.mesh, self.batch_axis)
 
     def compile(self, step: Callable[[Any, Any], tuple[Any, Any]], state: Any) -> Callable[[Any, Any], Any]:
         """The step, compiled: the old state's memory is used again, the new state lies where the old did."""
@@ -73,17 +68,8 @@ class Placement:
         return jax.jit(step, donate_argnums=0, out_shardings=(self.of_state(state), None))
 
 
-def make_mesh(axes: str) -> Mesh | None:
-    """The mesh of ``--mesh``: ``data=4`` or ``data=4,model=2``; None of an empty text."""
-    if not axes:
-        return None
-    sizes: dict[str, int] = {}
-    for part in axes.split(","):
-        name, _, size = part.partition("=")
-        if name not in ("data", "model") or name in sizes or not size.isdecimal() or int(size) < 1:
-            raise UserError(f"--mesh {axes}: {part!r} is not data=N or model=N")
-        sizes[name] = int(size)
-    count, devices = math.prod(sizes.values()), jax.devices()
-    if count > len(devices):
-        raise UserError(f"--mesh {axes} needs {count} devices, and there are {len(devices)}")
-    return Mesh(np.array(devices[:count]).reshape(tuple(sizes.values())), tuple(sizes))
+def mesh_of(args: Any) -> Mesh | None:
+    """The mesh of ``--mesh``; None where there is one device to compute on."""
+    if args.mesh or jax.process_count() > 1:
+        return parse_mesh(args.mesh or f"data={jax.device_count()}")
+    return None

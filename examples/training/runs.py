@@ -1,5 +1,7 @@
 """The run folder: what was run, what was measured, the weights, the pictures.
 
+Of several processes, the first one writes; the others only read.
+
 config.json         arguments, data, versions, device, number of weights, date
 metrics.jsonl       a line for each group of steps: {"step": ..., "loss": ..., "seconds": ...}
 checkpoints/        while the run is not finished
@@ -23,6 +25,7 @@ from typing import Any
 import jax
 
 from lstm_jax.interop.files import write_whole
+from training.distributed import first, meet
 from training.errors import UserError
 
 Row = dict[str, float]
@@ -57,7 +60,7 @@ class Run:
             refuse_other_data(self.folder, config["data"], self.identity["data"])
         else:
             self._begin(weights)
-        if args.tensorboard:
+        if args.tensorboard and first():
             self._tensorboard = _tensorboard_writer(self.folder / "tensorboard")
 
     def _begin(self, weights: int) -> None:
@@ -71,6 +74,12 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make the run folder {self.folder}: {error.strerror}") from None
+        meet("a new run")  # all have looked, so that the folder may change
+        if first():
+            self._write_first(weights)
+        meet("the run folder")
+
+    def _write_first(self, weights: int) -> None:
         for old in (self.checkpoints, self.folder / "tensorboard"):
             shutil.rmtree(old, ignore_errors=True)
         about = {
@@ -93,11 +102,14 @@ class Run:
 
     def write(self, name: str, data: bytes) -> None:
         """A file of the run folder, whole or not at all."""
-        write_whole(self.folder / name, data)
+        if first():
+            write_whole(self.folder / name, data)
 
     def log(self, row: Row) -> None:
         """Add a row to ``metrics.jsonl``: in one write, so that a kill leaves whole lines."""
         self.rows.append(row)
+        if not first():
+            return
         if self._metrics is None:
             self._metrics = open(self.folder / "metrics.jsonl", "ab", buffering=0)
         self._metrics.write((json.dumps(row) + "\n").encode())
@@ -127,8 +139,10 @@ class Run:
         if self._tensorboard:
             self._tensorboard.close()
         if kind is None:  # the weights are what remains
-            self.write("config.json", _json(read_config(self.folder) | {"finished": True}))
-            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            meet("the end of the run")
+            if first():
+                self.write("config.json", _json(read_config(self.folder) | {"finished": True}))
+                shutil.rmtree(self.checkpoints, ignore_errors=True)
 
 
 def plain(args: argparse.Namespace) -> dict[str, Any]:

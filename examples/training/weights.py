@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import safetensors
 import safetensors.numpy
 
 from lstm_jax.interop.files import write_whole
+from training.distributed import first, meet, on_host
 from training.errors import UserError
 
 FILE = "weights.safetensors"
@@ -32,9 +32,11 @@ def count(params: Any) -> int:
 
 def save_weights(folder: Path, format: str, model: Mapping[str, Any], params: Any) -> None:
     """Write ``weights.safetensors``; ``model`` says, in what JSON can hold, what the network is."""
-    arrays = {name: np.asarray(leaf) for name, leaf in by_name(params).items()}
-    metadata = {"format": format, "model": json.dumps(dict(model))}
-    write_whole(folder / FILE, safetensors.numpy.save(arrays, metadata))
+    arrays = by_name(on_host(params))
+    if first():
+        metadata = {"format": format, "model": json.dumps(dict(model))}
+        write_whole(folder / FILE, safetensors.numpy.save(arrays, metadata))
+    meet("weights")
 
 
 def load_weights(folder: Path, format: str, shapes_of: Callable[[dict[str, Any]], Any]) -> tuple[Any, Any]:
