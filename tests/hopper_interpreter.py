@@ -16,12 +16,14 @@ from jax._src.pallas.mosaic_gpu import core
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call, jaxpr_interpret
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-#: Where a key says which block a buffer belongs to.
-BLOCK = list(
-    gpu_callbacks.HostAllocationKey(
+
+@functools.cache
+def block_of_key():
+    """Where a key says which block a buffer belongs to."""
+    key = gpu_callbacks.HostAllocationKey(
         memory_space_id=0, device_id=0, block_id=7, thread_id=0, initial_ref_count=1, buffer_id=0
     )
-).index(7)
+    return list(key).index(7)
 
 
 def split(transforms):
@@ -33,7 +35,7 @@ def split(transforms):
 
 def elsewhere(key, transforms):
     transforms, *block = split(transforms)
-    return (key.at[..., BLOCK].set(block[0]) if block else key), transforms
+    return (key.at[..., block_of_key()].set(block[0]) if block else key), transforms
 
 
 def resolve_ref(aval, key, transforms):

@@ -85,7 +85,11 @@ class TestRun:
         }
 
     @pytest.mark.parametrize(
-        "more", ["--cell gru --embedding 6 --layers 1 --dropout 0", "--cell rnn --layers 1 --epochs 0.1"]
+        "more",
+        [
+            "--cell gru --embedding 6 --layers 1 --dropout 0",
+            pytest.param("--cell rnn --layers 1 --epochs 0.1", marks=pytest.mark.slow),
+        ],
     )
     def test_other_networks(self, char_lm, run, tmp_path, more, capsys):
         length = [] if "--epochs" in more else ["--steps", "3"]

@@ -120,6 +120,7 @@ def test_another_option_is_another_program():
 
 ONES = jax.nn.initializers.ones
 #: Another value of every field that a class of the library has.
+MESHES = [jax.make_mesh((1, 1, 1), names) for names in (("rows", "units", "more"), ("more", "units", "rows"))]
 OTHERS = {
     **{name: 8 for name in ("input_size", "hidden_size", "output_size", "features")},
     **{name: 2 for name in ("heads", "proj_size")},
@@ -151,6 +152,9 @@ OTHERS = {
     "weights": ("w_ih",),
     "mask": "sequence",
     "rates": (0.5, 0.25),
+    "mesh": MESHES[1],
+    "data": "more",
+    "model": "more",
 }
 NETWORKS_BY_KIND = {
     type(network): network
@@ -165,6 +169,7 @@ NETWORKS_BY_KIND = {
         lstm_jax.CandidateDropout(LSTM(D, H), 0.25),
         lstm_jax.Zoneout(LSTM(D, H), 0.25),
         lstm_jax.WeightDrop(LSTM(D, H), 0.25),
+        lstm_jax.Sharded(LSTM(D, H), MESHES[0], data="rows", model="units"),
     )
 }
 

@@ -50,7 +50,13 @@ def unrolled(implementation, cell, *args, **options):
 
 # --- around the kernels: values and gradients ---------------------------------------------------
 
+
 #: The member, what is asked of the problem, of the call, and whether the first carry is given.
+def daily(cases, *names):
+    """All cases; those not named are for ``make test-slow``."""
+    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in cases]
+
+
 CASES = {
     "plain": ("lstm", {}, {}, True),
     "in reverse": ("lstm", {}, {"reverse": True}, True),
@@ -68,7 +74,7 @@ CASES = {
 
 @DOUBLE
 @pytest.mark.usefixtures("reference")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", daily(CASES, *list(CASES)[::2]))
 def test_values_and_gradients_are_those_of_the_scan(case):
     """NaN stands at invalid steps: it reaches nothing."""
     name, asked, options, has_carry = CASES[case]
@@ -364,7 +370,7 @@ SHAPES = {
 
 @QUICK
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("case", SHAPES)
+@pytest.mark.parametrize("case", daily(SHAPES, "blocks that do not divide B", "bfloat16"))
 def test_tpu_kernels_against_the_reference_in_float64(case, monkeypatch):
     T, B, H, dtype, masked, biased, rows, chunk = SHAPES[case]
     monkeypatch.setattr(tpu, "blocks", lambda *sizes: tpu.Blocks(rows, chunk))

@@ -246,6 +246,7 @@ def few_episodes(monkeypatch):
 
 
 class TestProgram:
+    @pytest.mark.slow
     def test_a_run_that_was_stopped_goes_on_bit_for_bit(self, few_episodes, tmp_path, monkeypatch, capsys):
         whole, parted = tmp_path / "whole", tmp_path / "parted"
         assert run(*TINY, "--steps", 4, "--out", whole) == 0

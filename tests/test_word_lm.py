@@ -303,7 +303,10 @@ class TestProgram:
         assert json.loads((out / "config.json").read_text())["data"]["vocabulary"] == 7
         assert f"Test perplexity: {last['test_perplexity']:.2f}" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("words", [7, 6], ids=["words whole", "words spread"])
+    @pytest.mark.parametrize(
+        "words",
+        [pytest.param(7, id="words whole", marks=pytest.mark.slow), pytest.param(6, id="words spread")],
+    )
     def test_a_mesh_gives_the_losses_of_one_device(self, treebank, tmp_path, words):
         """Rows and units are spread, and words where their number allows."""
         tiny = [

@@ -65,7 +65,9 @@ class Run:
 
     def _begin(self, weights: int) -> None:
         """A folder for a new run: a finished one gives way, an unfinished one does not."""
-        if any(self.checkpoints.glob("*")) and not read_config(self.folder).get("finished"):
+        metrics = self.folder / "metrics.jsonl"
+        begun = any(self.checkpoints.glob("*")) or (metrics.exists() and metrics.stat().st_size > 0)
+        if begun and not read_config(self.folder).get("finished"):
             raise UserError(
                 f"{self.folder} holds a run that is not finished: go on with --resume {self.folder}, "
                 "name another folder with --out, or remove it"
