@@ -51,12 +51,12 @@ def unrolled(implementation, cell, *args, **options):
 # --- around the kernels: values and gradients ---------------------------------------------------
 
 
-#: The member, what is asked of the problem, of the call, and whether the first carry is given.
 def daily(cases, *names):
     """All cases; those not named are for ``make test-slow``."""
     return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in cases]
 
 
+#: The member, what is asked of the problem, of the call, and whether the first carry is given.
 CASES = {
     "plain": ("lstm", {}, {}, True),
     "in reverse": ("lstm", {}, {"reverse": True}, True),
