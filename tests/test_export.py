@@ -73,10 +73,10 @@ def assert_close(ours, expected):
         ("gru", {"checkpoint": 8}),
         ("gru_reset_before", {"reverse": True}),
         ("bidirectional", {"reverse": True, "checkpoint": 8}),
-        ("stack", {"truncate": 3}),
+        pytest.param("stack", {"truncate": 3}, marks=pytest.mark.slow),
         ("stack", {"reverse": True, "checkpoint": 8}),
-        ("slstm", {"checkpoint": 8}),
-        ("mlstm", {"checkpoint": 8}),
+        pytest.param("slstm", {"checkpoint": 8}, marks=pytest.mark.slow),
+        pytest.param("mlstm", {"checkpoint": 8}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

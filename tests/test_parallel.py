@@ -172,8 +172,15 @@ def test_networks_of_parallel_cells(reverse):
 
 
 @DOUBLE
-@WHICH
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize(
+    ("which", "reverse"),
+    [
+        pytest.param("min_gru", False, id="min_gru-forward"),
+        pytest.param("min_lstm", True, id="min_lstm-reverse"),
+        pytest.param("min_gru", True, id="min_gru-reverse", marks=pytest.mark.slow),
+        pytest.param("min_lstm", False, id="min_lstm-forward", marks=pytest.mark.slow),
+    ],
+)
 @settings(max_examples=25)
 @examples(sequence=test_properties.sequences())
 def test_whatever_the_values_and_flags(which, reverse, sequence):
@@ -362,7 +369,7 @@ def test_gates_that_are_nearly_open_keep_their_digits():
     assert np.max(np.abs(one_by_one - exact) / exact) > 2e-5
 
 
-@pytest.mark.parametrize("compute", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("compute", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
 @pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
 @pytest.mark.parametrize(
     "implementation", ["parallel", "fused", pytest.param("scan", marks=pytest.mark.slow)]
@@ -571,6 +578,7 @@ def test_a_users_cell_with_summands_of_both_signs():
 # --- memory -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
 @pytest.mark.parametrize(
     "case", [(16, 200, 32, 64), pytest.param((32, 100, 64, 128), marks=pytest.mark.slow)], ids=str

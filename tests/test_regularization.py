@@ -125,7 +125,9 @@ def test_what_runs(name):
         assert lstm_jax.explain(cell, params, xs, key=key).implementation == FUSED.get(name, "fused")
 
 
-@DAILY
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "all" else pytest.mark.slow) for name in NOISY]
+)
 def test_every_implementation_sees_the_same_noise(name):
     """Forward and in reverse, with windows of the memory policy, and handed on from window to window."""
     cell = NOISY[name]

@@ -88,7 +88,7 @@ def daily(*names):
     return pytest.mark.parametrize("name", marked)
 
 
-@daily("lstm", "gru")
+@daily("lstm")
 def test_both_modes_to_second_order_agree_with_finite_differences(name):
     network = NETWORKS[name]
 
@@ -347,7 +347,7 @@ def test_vmap_over_lengths_is_one_call_a_length(name):
         assert_close(row(together, index), gradients(lengths[index]))
 
 
-@daily("lstm", "gru_reset_before", "bidirectional", "stack")
+@daily("gru_reset_before", "stack")
 def test_an_ensemble_under_vmap_is_its_members_one_by_one(name):
     """grad inside vmap, grad of vmap and jit inside all agree with member after member."""
     network = NETWORKS[name]
