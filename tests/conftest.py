@@ -5,6 +5,10 @@ import os
 # Before jax makes its devices. Appended, so that what the caller asks for stays.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
+import gc
+import itertools
+from pathlib import Path
+
 import hypothesis
 import jax
 import pytest
@@ -27,6 +31,20 @@ hypothesis.settings.load_profile("everyday")
 def pytest_addoption(parser):
     """With it, what belongs on that device and cannot run is a failure (test_implementations.py)."""
     parser.addoption("--device", choices=("gpu", "tpu"), help="the device that tests are expected to find")
+
+
+#: Pieces of memory that a process of Linux has at most are 65,530. Each compiled program takes some, and XLA
+#: crashes when there are no more: a process that runs hundreds of tests gets there.
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 30_000
+TESTS = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+    """Forget the compiled programs before they are too many. Counting takes a while: not after each test."""
+    if next(TESTS) % 5 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
