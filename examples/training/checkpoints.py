@@ -68,6 +68,9 @@ class Checkpoints:
         items = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(arrays), note=self._ocp.args.JsonSave(note)
         )
+        if first():  # those that orbax will remove are none from here on: it may be killed while it does
+            for old in self.steps[: len(self.steps) - KEPT + 1]:
+                self._checksums(old).unlink(missing_ok=True)
         self._manager.save(step, args=items, force=True)
         meet("a checkpoint")
         if first():
