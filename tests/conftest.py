@@ -47,6 +47,13 @@ def pytest_runtest_teardown():
         gc.collect()
 
 
+@pytest.fixture(scope="module")
+def as_users_have_it():
+    """A program runs under JAX's own settings, and optax needs them."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 @pytest.fixture
 def x64():
     """Float64 for one test: ``pytestmark = pytest.mark.usefixtures("x64")`` for a whole file."""

@@ -18,14 +18,7 @@ FILES = {
     "weights.safetensors",
 }  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_have_it():
-    """A program runs under JAX's own settings, and optax needs them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_have_it", "quick_compiles")
 
 
 @pytest.fixture(scope="module")
