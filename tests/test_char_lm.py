@@ -19,11 +19,7 @@ TINY = "--hidden 8 --layers 2 --window 10 --batch 4 --lr 0.02 --length 30".split
 FILES = {"config.json", "gates.png", "learning_curve.png", "metrics.jsonl", "weights.safetensors"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def as_users_have_it():
-    """A program runs under JAX's own settings, and optax needs them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
 
 @pytest.fixture(scope="module")

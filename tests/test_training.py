@@ -4,7 +4,6 @@ import json
 import threading
 from types import SimpleNamespace
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,11 +12,7 @@ pytest.importorskip("orbax.checkpoint", reason="an extra: examples")
 
 from training_runs import Placement, Run, UserError, command, data, distributed, fit, main, program, rows
 
-
-@pytest.fixture(scope="module", autouse=True)
-def as_users_have_it():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
 
 @pytest.fixture(autouse=True)

@@ -17,10 +17,7 @@ from training_runs import UserError, model_of, rows, steps, text, word_lm
 SMALL = "--hidden 6 --embedding 6 --window 5 --batch 3".split()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def as_users_have_it():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
 
 @pytest.fixture(autouse=True)
