@@ -503,25 +503,26 @@ def test_tpu_kernels_hold_nothing_of_64_bits():
 # --- the TPU kernels under unroll ---------------------------------------------------------------
 
 
-def by_oracle(given, reverse):
+def by_oracle(cell, given, reverse):
     params, xs, carry = jax.tree.map(
         lambda a: np.asarray(a, np.float64), (given.params, given.xs, given.carry)
     )
-    result = oracle.unroll(members.ORACLE_LSTM, params, xs, carry, reverse=reverse, **given.flags)
+    result = oracle.unroll(cell, params, xs, carry, reverse=reverse, **given.flags)
     return result.carry, (result.ys, result.carries)
 
 
 @QUICK
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_tpu_kernels_against_the_oracle(reverse, monkeypatch):
+@pytest.mark.parametrize(("name", "reverse"), [("lstm", False), ("gru", True)])
+def test_tpu_kernels_against_the_oracle(name, reverse, monkeypatch):
     """Values, and the slope of a loss along a random direction, from differences of the oracle's."""
     monkeypatch.setattr(tpu, "CHUNK", 3)
-    given = without_resets(problem(BY_NAME["lstm"], dtype=np.float32))
+    given = without_resets(problem(BY_NAME[name], dtype=np.float32))
+    by = partial(by_oracle, {"lstm": members.ORACLE_LSTM, "gru": members.ORACLE_GRU}[name])
     options = {"return_carries": True, "reverse": reverse, "implementation": "pallas", **given.flags}
     arguments = given.params, given.xs, given.carry
     out, gradients = values_and_gradients(given.network, *arguments, **options)
-    assert_near(out, by_oracle(given, reverse), tolerance=1e-6)
+    assert_near(out, by(given, reverse), tolerance=1e-6)
 
     rng = np.random.default_rng(1)
     along = members.random_like(rng, arguments)
@@ -529,9 +530,7 @@ def test_tpu_kernels_against_the_oracle(reverse, monkeypatch):
 
     def loss(step):
         moved = jax.tree.map(lambda a, d: np.asarray(a, np.float64) + step * d, arguments, along)
-        leaves = jax.tree.leaves(
-            by_oracle(given._replace(params=moved[0], xs=moved[1], carry=moved[2]), reverse)
-        )
+        leaves = jax.tree.leaves(by(given._replace(params=moved[0], xs=moved[1], carry=moved[2]), reverse))
         return sum(np.sum(np.cos(np.arange(a.size) + i).reshape(a.shape) * a) for i, a in enumerate(leaves))
 
     slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
@@ -543,10 +542,11 @@ def test_tpu_kernels_against_the_oracle(reverse, monkeypatch):
 @QUICK
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_tpu_kernels_of_a_whole_layer(dtype, monkeypatch):
+@BOTH
+def test_tpu_kernels_of_a_whole_layer(kind, dtype, monkeypatch):
     """Every gradient of a layer with windows and lengths, beside the scan's."""
     monkeypatch.setattr(tpu, "CHUNK", 4)
-    cell = LSTM(20, 130, dtype=dtype, learn_initial_carry=True)
+    cell = kind(20, 130, dtype=dtype, learn_initial_carry=True)
     params = cell.init(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (11, 18, 20))
     lengths = jnp.arange(18) % 12

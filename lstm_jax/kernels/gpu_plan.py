@@ -44,15 +44,21 @@ def units_of(H: int, blocks: int) -> int:
     return step * math.ceil(H / blocks / step)
 
 
-def smem_bytes(form: str, blocks: int, units: int, rows: int) -> int:
+def gate_rows(hear: int, units: int) -> int:
+    """Rows of a block's weights: ``hear`` columns of each unit, filled up to the 64 of the matrix unit."""
+    return 64 * math.ceil(hear * units / 64)
+
+
+def smem_bytes(form: str, blocks: int, units: int, rows: int, hear: int = 4) -> int:
     """Bytes of shared memory of one block, in the walk that needs more.
 
-    With U units a block, H = U blocks, R rows; 2 bytes an element of weights, h and z̄, 4 of sums::
+    With U units a block, G rows of gates (4U, for a GRU 3U filled up to a multiple of 64), H = U blocks,
+    R rows of the batch; 2 bytes an element of weights, h and z̄, 4 of sums::
 
-        weights    2 · 4U · H      in both
+        weights    2 · G · H       in both
         forward    2 · 2 · H · R   h, in two buffers (grid: one)
-                   4 · 4U · R      the product, on its way from the matrix unit's layout to the gates'
-        backward   2 · 4U · R      z̄
+                   4 · G · R       the product, on its way from the matrix unit's layout to the gates'
+        backward   2 · G · R       z̄
                    2 · 4 · H · R   the block's part of h̄, in two buffers (grid: in the main memory)
 
     H 512 over 16 blocks with 16 rows: 131,072 + 69,632 = 200,704 bytes of 232,448. H 1024 over 64:
@@ -61,14 +67,14 @@ def smem_bytes(form: str, blocks: int, units: int, rows: int) -> int:
     >>> smem_bytes("cluster", 16, 32, 16), smem_bytes("grid", 64, 16, 16)
     (200704, 167936)
     """
-    H, buffers = units * blocks, 1 if form == "grid" else 2
-    forward = buffers * 2 * H * rows + 4 * 4 * units * rows
-    backward = 2 * 4 * units * rows + (0 if form == "grid" else 2 * 4 * H * rows)
-    return 2 * 4 * units * H + max(forward, backward)
+    G, H, buffers = gate_rows(hear, units), units * blocks, 1 if form == "grid" else 2
+    forward = buffers * 2 * H * rows + 4 * G * rows
+    backward = 2 * G * rows + (0 if form == "grid" else 2 * 4 * H * rows)
+    return 2 * G * H + max(forward, backward)
 
 
-def plan(T: int, B: int, H: int, dtype: Any, *, blocks: int | None = None) -> Plan | str:
-    """The layout of a walk, or the reason why there is none.
+def plan(T: int, B: int, H: int, dtype: Any, hear: int = 4, *, blocks: int | None = None) -> Plan | str:
+    """The layout of a walk, or the reason why there is none; ``hear`` columns of a unit hear h.
 
     A cluster where one holds the weights: the fewest blocks that do (or ``blocks`` of them), and the
     fewest rows with which all clusters find room at once, if any do; those that do not wait for
@@ -88,16 +94,16 @@ def plan(T: int, B: int, H: int, dtype: Any, *, blocks: int | None = None) -> Pl
         return f"Hopper's matrix unit multiplies bfloat16 and float16, and this is {dtype.name}"
     for count in CLUSTERS if blocks is None else (blocks,):
         units = units_of(H, count)
-        fitting = fitting_rows("cluster", count, units)
+        fitting = fitting_rows("cluster", count, units, hear)
         if fitting:
             at_once = [rows for rows in fitting if math.ceil(B / rows) * count <= SMS]
             rows = (at_once or fitting[-1:])[0]
             return Plan("cluster", count, units, rows, math.ceil(B / rows))
     units = 16  # the fewest there can be, so that each block's weights are the smallest
     count = 4 * math.ceil(H / 64)
-    fitting = fitting_rows("grid", count, units)
+    fitting = fitting_rows("grid", count, units, hear)
     if not fitting:
-        needs = smem_bytes("grid", count, units, ROWS[0])
+        needs = smem_bytes("grid", count, units, ROWS[0], hear)
         return (
             f"w_hh of H={H} is too large: with h, it takes {needs:,} bytes of each of {count} blocks, "
             f"which have {SMEM - SPARE:,}"
@@ -109,6 +115,6 @@ def plan(T: int, B: int, H: int, dtype: Any, *, blocks: int | None = None) -> Pl
     return Plan("grid", count, units, at_once[0], math.ceil(B / at_once[0]))
 
 
-def fitting_rows(form: str, blocks: int, units: int) -> list[int]:
+def fitting_rows(form: str, blocks: int, units: int, hear: int) -> list[int]:
     """With how many rows a block has enough shared memory."""
-    return [rows for rows in ROWS if smem_bytes(form, blocks, units, rows) <= SMEM - SPARE]
+    return [rows for rows in ROWS if smem_bytes(form, blocks, units, rows, hear) <= SMEM - SPARE]
