@@ -6,10 +6,13 @@ fills them up is zero: such a unit's gates are ½, ½, 0, ½, so that its c and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.kernels import gpu_names
 from lstm_jax.kernels.engine import Engine, Inputs, Saved, States, Tangents, Walk
@@ -74,11 +77,61 @@ def of_rows(valid: Array | None, to: Plan) -> Array | None:
     return jnp.pad(valid.astype(jnp.float32), fill).reshape(T, to.slices, to.rows)
 
 
+#: Of each argument and result, the axis of the rows; NONE where there are no rows.
+NONE = -1
+INPUTS = Inputs(u=1, w_hh=NONE, bias=NONE, h0=0, c0=0, valid=1)
+SAVED = Saved(w_hh=NONE, gates=1, cs=1, c0=0, valid=1)
+STATES = States(hs=1, cs=1)
+WALK = Walk(hs=1, cs=1, gates=1)
+TANGENTS = Tangents(zs=1, h0=0, c0=0)
+
+
+def each(of: Callable[[Array, int], Array], arrays: Any, axes: Any) -> Any:
+    """``of`` each array that has rows, and their axis; the others as they are."""
+
+    def one(a: Array | None, axis: int) -> Array | None:
+        return a if a is None or axis == NONE else of(a, axis)
+
+    return jax.tree.map(one, arrays, axes, is_leaf=lambda a: a is None)
+
+
+def in_launches(walk: Callable[..., Any], B: int, rows: int, args: Any, axes: Any, out_axes: Any) -> Any:
+    """``walk`` with so many of B rows at a time; what fills up the last ones is zero.
+
+    Blocks of two launches side by side would wait for each other, without room for all: in a loop, one
+    launch has ended before the next begins. And the loop has one kernel for all.
+    """
+    count = -(-B // rows)
+    if count == 1:
+        return walk(*args)
+
+    def filled(a: Array, axis: int) -> Array:
+        return jnp.pad(a, [(0, count * rows - B if n == axis else 0) for n in range(a.ndim)])
+
+    def launch(begin: Array) -> Any:
+        return walk(*each(lambda a, axis: lax.dynamic_slice_in_dim(a, begin, rows, axis), whole, axes))
+
+    def joined(a: Array, axis: int) -> Array:
+        a = jnp.moveaxis(a, 0, axis)
+        a = a.reshape(*a.shape[:axis], count * rows, *a.shape[axis + 2 :])
+        return lax.slice_in_dim(a, 0, B, axis=axis)
+
+    whole = each(filled, args, axes)
+    return each(joined, lax.map(launch, jnp.arange(0, count * rows, rows)), out_axes)
+
+
 def forward(inputs: Inputs, save: bool, *, to: Plan | None = None, **how: Any) -> Walk:
     """The walk, as chosen, or by another plan ``to`` and with other options of the kernel's."""
+    (T, B), H = inputs.u.shape[:2], inputs.h0.shape[-1]
+    to = to or planned(T, B, H, inputs.u.dtype)
+    call = partial(forward_launch, save=save, to=to, **how)
+    return in_launches(call, B, to.launch, (inputs,), (INPUTS,), WALK)
+
+
+def forward_launch(inputs: Inputs, *, save: bool, to: Plan, **how: Any) -> Walk:
+    """No more rows than a launch has room for."""
     u, w_hh, bias, h0, c0, valid = inputs
-    (T, B), H = u.shape[:2], h0.shape[-1]
-    to = to or planned(T, B, H, u.dtype)
+    B, H = h0.shape
     if bias is None:
         bias = jnp.zeros(4 * H, jnp.float32)
     biases = of_gates(bias, to)[..., None]
@@ -99,9 +152,16 @@ def forward(inputs: Inputs, save: bool, *, to: Plan | None = None, **how: Any) -
 
 def backward(saved: Saved, wanted: States, *, to: Plan | None = None, **how: Any) -> Tangents:
     """The walk back, likewise."""
+    T, B, H = saved.cs.shape
+    to = to or planned(T, B, H, saved.w_hh.dtype)
+    call = partial(backward_launch, to=to, **how)
+    return in_launches(call, B, to.launch, (saved, wanted), (SAVED, STATES), TANGENTS)
+
+
+def backward_launch(saved: Saved, wanted: States, *, to: Plan, **how: Any) -> Tangents:
+    """The same of a launch."""
     w_hh, gates, cs, c0, valid = saved
-    T, B, H = cs.shape
-    to = to or planned(T, B, H, w_hh.dtype)
+    _, B, H = cs.shape
     zs, h0_bar, c0_bar = walk_back(
         jnp.swapaxes(of_weights(w_hh, to), 1, 2),
         of_gate_rows(gates, to),

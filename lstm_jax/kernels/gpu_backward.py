@@ -15,11 +15,13 @@ from lstm_jax.kernels.engine import type_like
 from lstm_jax.kernels.gpu_blocks import (
     barriers,
     chosen,
+    held_array,
     kernel,
     layout,
     meeting,
     multiply,
     operand,
+    runs,
     validity,
     where,
 )
@@ -49,7 +51,7 @@ def backward(
     ``exchange``: where blocks meet, in a cluster at a ``"barrier"``, in a grid at a ``"semaphore"``, or at
     a ``"barrier"``, which makes them a cluster after all.
     """
-    T, (blocks, U, R, slices) = gates.shape[0], plan[1:]
+    T, (blocks, U, R, slices) = gates.shape[0], plan[1:5]
     exchange = chosen(plan, exchange, WAYS)
     H, dtype, spread = plan.width, weights.dtype, layout(plan.rows)
     alone, in_grid = blocks == 1, plan.form == "grid"
@@ -108,7 +110,7 @@ def backward(
             for at, z in enumerate(zs):
                 store(z_s.at[pl.ds(at * U, U)], z)
             plgpu.commit_smem()
-            multiply(weights_s, z_s, parts(n, k))
+            multiply(weights_s, z_s, parts(n, k), held)
             plgpu.commit_smem()  # also: all threads are here, done with z_s
             if meet:
                 meet.arrive(n)
@@ -117,7 +119,9 @@ def backward(
             kept = zero if is_valid is None else jnp.where(is_valid, zero, dh)
             return fetch(n), kept, where(is_valid, dc_in * f, dc), ahead
 
-        plgpu.copy_gmem_to_smem(weights_ref.at[k], weights_s, loaded)
+        shared = pl.ds(plan.held_back, H - plan.held_back)
+        plgpu.copy_gmem_to_smem(weights_ref.at[k, shared], weights_s, loaded)
+        held = [held_array(weights_ref.at[k, pl.ds(*run)]) for run in runs(0, plan.held_back, R)]
         plgpu.barrier_wait(loaded)
         received, kept, dc, _ = lax.fori_loop(0, T, step, (zero, zero, zero, inputs(T - 1)))
         store(h0_ref.at[s, own], received + kept)
@@ -129,7 +133,7 @@ def backward(
 
     state = type_like(cs, (slices, H, R), jnp.float32)
     out = [type_like(cs, gates.shape, dtype), state, state]
-    scratch = [operand((H, 4 * U), dtype, R), operand((4 * U, R), dtype, R)]
+    scratch = [operand((H - plan.held_back, 4 * U), dtype, R), operand((4 * U, R), dtype, R)]
     if in_grid:  # the parts are the last result, or the first scratch
         out.append(type_like(cs, (2, slices, blocks, H, R), jnp.float32))
     else:
