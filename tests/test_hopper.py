@@ -20,7 +20,7 @@ import lstm_jax
 from benchmarks import hopper
 from lstm_jax.kernels import gpu, gpu_blocks, gpu_names, interpret
 from lstm_jax.kernels.engine import Inputs, Saved, States
-from lstm_jax.kernels.gpu_plan import ROWS, SMEM, SMS, Plan, plan, smem_bytes, units_of
+from lstm_jax.kernels.gpu_plan import HELD, ROOM, ROWS, SMS, Plan, plan, smem_bytes, units_of
 
 SIXTEEN = ("bfloat16", "float16")
 EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
@@ -148,19 +148,25 @@ def test_the_oracle_is_the_cell():
 # --- the plan ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("H", [1, 63, 64, 65, 200, 512, 513, 768, 1024, 1400])
-@pytest.mark.parametrize("B", [1, 16, 17, 64])
+@pytest.mark.parametrize("H", [1, 63, 64, 65, 200, 512, 513, 768, 1024, 1400, 1536, 1900, 1984])
+@pytest.mark.parametrize("B", [1, 16, 17, 64, 100, 700])
 def test_a_plan_holds_what_it_promises(B, H):
     found = plan(100, B, H, "float16")
-    if isinstance(found, str):
-        assert "room for" in found and H > 1024  # blocks that wait for each other
-        return
-    form, blocks, units, rows, slices = found
-    assert smem_bytes(form, blocks, units, rows) <= SMEM
+    form, blocks, units, rows, slices, piece, held, held_back = found
+    assert max(smem_bytes(found)) <= ROOM
     assert H <= found.width and (4 * units) % 64 == 0 and found.width % 64 == 0
-    assert rows in ROWS and (slices - 1) * rows < B <= slices * rows
-    assert form == "cluster" or blocks * slices <= SMS
-    assert (form == "grid") == (H > 512)
+    assert rows in ROWS and (form == "grid") == (H > 512)
+    launches = -(-B // found.launch)
+    assert (launches * slices - launches) * rows < B  # as few slices as so many launches can have
+    if form == "cluster":
+        assert launches == 1 and not piece and not held and not held_back
+        return
+    assert blocks * slices <= SMS  # blocks that wait for each other
+    assert launches == 1 or launches == -(-B // (SMS // blocks * rows))
+    assert max(held, held_back) <= HELD[rows] and held % 64 == held_back % 64 == 0
+    begins, counts = zip(*found.pieces, strict=True)
+    assert begins == tuple(sum(counts[:n]) for n in range(len(counts))) and sum(counts) == found.width
+    assert all(count % 64 == 0 for count in counts) and held <= counts[0] and len(counts) != 2
 
 
 def test_fewer_units_would_not_do():
@@ -174,8 +180,7 @@ def test_fewer_units_would_not_do():
     ("sizes", "reason"),
     [
         ((1, 1, 64, "float32"), "this is float32"),
-        ((1, 1, 2048, "float16"), "w_hh of H=2048 is too large"),
-        ((1, 200, 1024, "float16"), "room for 64 rows of the batch at once, and B=200"),
+        ((1, 1, 1985, "float16"), "w_hh of H=1985 is too large"),
     ],
 )
 def test_reasons(sizes, reason):
@@ -228,12 +233,22 @@ def test_one_block(T, B, H, dtype, options):
     check(gpu.planned(T, B, H, dtype), T, B, H, dtype, **options)
 
 
+@interpreted
+@pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.parametrize("masked", [True, False])
+def test_several_launches(masked):
+    """Three of 16 rows, the last one with 5."""
+    check(Plan("cluster", 1, 64, 16, 1), 2, 37, 20, "float16", masked=masked)
+
+
 #: Small ones of each form, and how their blocks exchange; a grid's blocks as those of a cluster, which is
 #: what the interpreter runs at once.
 FORMS = {
     "async": (Plan("cluster", 2, 32, 16, 1), "async", "barrier"),
     "fence": (Plan("cluster", 2, 32, 16, 2), "fence", "barrier"),
     "grid": (Plan("grid", 4, 16, 16, 1), "barrier", "barrier"),
+    # h in three pieces, the last one shorter; weights in registers: all of the first piece, half of the next
+    "pieces": (Plan("grid", 2, 160, 16, 1, piece=128, held=192, held_back=192), "barrier", "barrier"),
 }
 
 
@@ -327,6 +342,8 @@ def lowered(f, *args):
         (20, 512, "float16", "async"),
         (20, 512, "bfloat16", "fence"),
         (20, 768, "bfloat16", None),
+        (16, 1536, "bfloat16", None),
+        (40, 1900, "float16", None),
     ],
 )
 def test_lowers_for_cuda(B, H, dtype, way):

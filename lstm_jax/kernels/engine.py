@@ -65,6 +65,17 @@ class Tangents(NamedTuple):
     carry: Leaf  # (B, H) each, in its dtype
 
 
+#: Of the arguments and the results of each walk, the axis of the rows; NO_ROWS where there are none.
+NO_ROWS = -1
+_SAVED_ROWS = Saved(w_hh=NO_ROWS, gates=1, memory=1, first=0, valid=1)
+_TANGENTS_ROWS = Tangents(zs=1, carry=0)
+ROWS: dict[str, tuple[Any, Any]] = {
+    "forward": ((Inputs(u=1, w_hh=NO_ROWS, bias=NO_ROWS, carry=0, valid=1),), Walk(states=1, gates=1)),
+    "tangents": ((_SAVED_ROWS, _TANGENTS_ROWS), 1),
+    "backward": ((_SAVED_ROWS, 1), _TANGENTS_ROWS),
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Engine:
     """Two kernels for one device, called while tracing. All of T, B, H are 1 or more, and known."""

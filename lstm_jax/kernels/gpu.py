@@ -6,17 +6,19 @@ fills them up is zero: such a unit's gates are ½, ½, 0, ½ (a GRU's ½, ½, 0,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.kernels import gpu_names
-from lstm_jax.kernels.engine import Engine, Inputs, Saved, Tangents, Walk
+from lstm_jax.kernels.engine import NO_ROWS, ROWS, Engine, Inputs, Saved, Tangents, Walk
 from lstm_jax.kernels.gpu_backward import backward as walk_back
 from lstm_jax.kernels.gpu_forward import forward as walk
-from lstm_jax.kernels.gpu_plan import Plan, gate_rows, plan
+from lstm_jax.kernels.gpu_plan import Plan, plan
 from lstm_jax.kernels.kinds import KINDS, Kind
 from lstm_jax.notation import Array
 
@@ -63,10 +65,10 @@ def from_gate_rows(a: Array, B: int, H: int) -> Array:
 
 def of_weights(w_hh: Array, to: Plan) -> Array:
     """(H, X H) as (blocks, G, H): X U rows, filled up for the matrix unit."""
-    H, wide = w_hh.shape
-    hear = wide // H
-    w = of_gates(jnp.pad(w_hh, [(0, to.width - H), (0, 0)]), to, hear).transpose(1, 2, 0)
-    return jnp.pad(w, [(0, 0), (0, gate_rows(hear, to.units) - hear * to.units), (0, 0)])
+    assert w_hh.shape[1] == to.hear * w_hh.shape[0], (w_hh.shape, to)
+    w = jnp.pad(w_hh, [(0, to.width - w_hh.shape[0]), (0, 0)])
+    w = of_gates(w, to, to.hear).transpose(1, 2, 0)
+    return jnp.pad(w, [(0, 0), (0, to.gate_rows - w.shape[1]), (0, 0)])
 
 
 def of_rows(valid: Array | None, to: Plan) -> Array | None:
@@ -78,11 +80,56 @@ def of_rows(valid: Array | None, to: Plan) -> Array | None:
     return jnp.pad(valid.astype(jnp.float32), fill).reshape(T, to.slices, to.rows)
 
 
+def each(of: Callable[[Array, int], Array], axes: Any, arrays: Any) -> Any:
+    """``of`` each array that has rows, and their axis; the others as they are."""
+
+    def below(axis: int, tree: Any) -> Any:
+        return tree if axis == NO_ROWS else jax.tree.map(lambda a: of(a, axis), tree)
+
+    return jax.tree.map(below, axes, arrays)
+
+
+def in_launches(walk: Callable[..., Any], B: int, rows: int, axes: Any, out_axes: Any) -> Callable[..., Any]:
+    """``walk`` with so many of B rows at a time; what fills up the last ones is zero.
+
+    Blocks of two launches side by side would wait for each other, without room for all: in a loop, one
+    launch has ended before the next begins. And the loop has one kernel for all.
+    """
+    count = -(-B // rows)
+    if count == 1:
+        return walk
+
+    def filled(a: Array, axis: int) -> Array:
+        return jnp.pad(a, [(0, count * rows - B if n == axis else 0) for n in range(a.ndim)])
+
+    def joined(a: Array, axis: int) -> Array:
+        a = jnp.moveaxis(a, 0, axis)
+        a = a.reshape(*a.shape[:axis], count * rows, *a.shape[axis + 2 :])
+        return lax.slice_in_dim(a, 0, B, axis=axis)
+
+    def call(*args: Any) -> Any:
+        whole = each(filled, axes, args)
+
+        def launch(begin: Array) -> Any:
+            return walk(*each(lambda a, axis: lax.dynamic_slice_in_dim(a, begin, rows, axis), axes, whole))
+
+        return each(joined, out_axes, lax.map(launch, jnp.arange(0, count * rows, rows)))
+
+    return call
+
+
 def forward(kind: Kind, inputs: Inputs, save: bool, *, to: Plan | None = None, **how: Any) -> Walk:
     """The walk, as chosen, or by another plan ``to`` and with other options of the kernel's."""
+    (T, B), H = inputs.u.shape[:2], inputs.w_hh.shape[0]
+    to = to or planned(kind, T, B, H, inputs.u.dtype)
+    call = partial(forward_launch, kind, save=save, to=to, **how)
+    return in_launches(call, B, to.launch, *ROWS["forward"])(inputs)
+
+
+def forward_launch(kind: Kind, inputs: Inputs, *, save: bool, to: Plan, **how: Any) -> Walk:
+    """No more rows than a launch has room for."""
     u, w_hh, bias, carry, valid = inputs
-    (T, B), H = u.shape[:2], w_hh.shape[0]
-    to = to or planned(kind, T, B, H, u.dtype)
+    B, H = carry[0].shape
     if bias is None:
         bias = jnp.zeros(4 * H, jnp.float32)
     biases = of_gates(bias, to)[..., None]
@@ -103,9 +150,16 @@ def forward(kind: Kind, inputs: Inputs, save: bool, *, to: Plan | None = None, *
 
 def backward(kind: Kind, saved: Saved, wanted: Any, *, to: Plan | None = None, **how: Any) -> Tangents:
     """The walk back, likewise."""
+    T, B, H = saved.memory.shape
+    to = to or planned(kind, T, B, H, saved.w_hh.dtype)
+    call = partial(backward_launch, kind, to=to, **how)
+    return in_launches(call, B, to.launch, *ROWS["backward"])(saved, wanted)
+
+
+def backward_launch(kind: Kind, saved: Saved, wanted: Any, *, to: Plan, **how: Any) -> Tangents:
+    """The same of a launch."""
     w_hh, gates, memory, first, valid = saved
-    T, B, H = memory.shape
-    to = to or planned(kind, T, B, H, w_hh.dtype)
+    _, B, H = memory.shape
     zs, *carry = walk_back(
         kind,
         jnp.swapaxes(of_weights(w_hh, to), 1, 2),

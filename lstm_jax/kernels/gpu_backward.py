@@ -15,11 +15,13 @@ from lstm_jax.kernels.engine import type_like
 from lstm_jax.kernels.gpu_blocks import (
     barriers,
     chosen,
+    held_array,
     kernel,
     layout,
     meeting,
     multiply,
     operand,
+    runs,
     validity,
     where,
 )
@@ -50,7 +52,7 @@ def backward(
     ``exchange``: where blocks meet, in a cluster at a ``"barrier"``, in a grid at a ``"semaphore"``, or at
     a ``"barrier"``, which makes them a cluster after all.
     """
-    T, (blocks, U, R, slices) = gates.shape[0], plan[1:]
+    T, (blocks, U, R, slices) = gates.shape[0], plan[1:5]
     exchange = chosen(plan, exchange, WAYS)
     H, dtype, spread = plan.width, weights.dtype, layout(plan.rows)
     alone, in_grid = blocks == 1, plan.form == "grid"
@@ -102,7 +104,7 @@ def backward(
             for at, column in enumerate(kind.of_h):
                 store(z_s.at[pl.ds(at * U, U)], zs[column])
             plgpu.commit_smem()
-            multiply(weights_s, z_s, parts(n, k))
+            multiply(weights_s, z_s, parts(n, k), held)
             plgpu.commit_smem()  # also: all threads are here, done with z_s
             if meet:
                 meet.arrive(n)
@@ -112,10 +114,12 @@ def backward(
             kept = tuple(where(is_valid, a, b) for a, b in zip(by_itself, bars, strict=True))
             return fetch(n), kept, ahead
 
-        plgpu.copy_gmem_to_smem(weights_ref.at[k], weights_s, loaded)
-        if (filling := gate_rows - len(kind.of_h) * U) > 0:  # zero for as long as the walk lasts
+        shared = pl.ds(plan.held_back, H - plan.held_back)
+        plgpu.copy_gmem_to_smem(weights_ref.at[k, shared], weights_s, loaded)
+        held = [held_array(weights_ref.at[k, pl.ds(*run)]) for run in runs(0, plan.held_back, R)]
+        if (filling := plan.gate_rows - len(kind.of_h) * U) > 0:  # zero for as long as the walk lasts
             nothing = plgpu.layout_cast(jnp.zeros((filling, R), dtype), spread)
-            store(z_s.at[pl.ds(gate_rows - filling, filling)], nothing)
+            store(z_s.at[pl.ds(plan.gate_rows - filling, filling)], nothing)
             plgpu.commit_smem()
         plgpu.barrier_wait(loaded)
         received, kept, _ = lax.fori_loop(0, T, step, (zero, (zero,) * kind.count, inputs(T - 1)))
@@ -128,8 +132,10 @@ def backward(
 
     state = type_like(memory, (slices, H, R), jnp.float32)
     out = [type_like(memory, gates.shape, dtype), *[state] * kind.count]
-    gate_rows = weights.shape[-1]
-    scratch = [operand((H, gate_rows), dtype, R), operand((gate_rows, R), dtype, R)]
+    scratch = [
+        operand((H - plan.held_back, plan.gate_rows), dtype, R),
+        operand((plan.gate_rows, R), dtype, R),
+    ]
     if in_grid:  # the parts are the last result, or the first scratch
         out.append(type_like(memory, (2, slices, blocks, H, R), jnp.float32))
     else:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lstm_jax.kernels.engine import Engine, Inputs, Saved, Tangents, Walk, read, saved_of
+from lstm_jax.kernels.engine import NO_ROWS, ROWS, Engine, Inputs, Tangents, Walk, read, saved_of
 from lstm_jax.kernels.kinds import four, spread
 from lstm_jax.kernels.reference import REFERENCES, tangents
 from lstm_jax.notation import Array, state_dtype
@@ -42,16 +42,6 @@ class Which(NamedTuple):
     walk: str  # forward, tangents or backward
     save: bool = False  # forward: the gates, too
     structure: Any = None  # of the arguments
-
-
-#: Of each walk's arguments, the axis of the rows; NONE where there are no rows.
-NONE = -1
-SAVED_ROWS = Saved(w_hh=NONE, gates=1, memory=1, first=0, valid=1)
-ROWS: dict[str, tuple[Any, ...]] = {
-    "forward": (Inputs(u=1, w_hh=NONE, bias=NONE, carry=0, valid=1),),
-    "tangents": (SAVED_ROWS, Tangents(zs=1, carry=0)),
-    "backward": (SAVED_ROWS, 1),
-}
 
 
 def states_of(engine: Engine, inputs: Inputs) -> tuple[Array, ...]:
@@ -180,7 +170,7 @@ def _transpose(cotangents: Any, *leaves: Any, which: Which) -> list[Any]:
 def _axes(which: Which, leaves: Any) -> list[int]:
     """Of each argument, the axis of the rows."""
     args = _arguments(which, leaves)
-    found = jax.tree.map(lambda axis, tree: [axis] * len(jax.tree.leaves(tree)), ROWS[which.walk], args)
+    found = jax.tree.map(lambda axis, tree: [axis] * len(jax.tree.leaves(tree)), ROWS[which.walk][0], args)
     return jax.tree.leaves(found)
 
 
@@ -188,7 +178,7 @@ def _mapped(leaves: Any, dims: Any, *, which: Which) -> tuple[list[Any], list[in
     """The mapped axis becomes rows, with those that are there."""
     axes = _axes(which, leaves)
     mapped = [dim is not None for dim in dims]
-    if any(axis == NONE for axis, is_mapped in zip(axes, mapped, strict=True) if is_mapped):
+    if any(axis == NO_ROWS for axis, is_mapped in zip(axes, mapped, strict=True) if is_mapped):
         plain = REFERENCES[which.engine.kind]
         ins = [dim if is_mapped else None for dim, is_mapped in zip(dims, mapped, strict=True)]
         outs = jax.vmap(lambda *leaves: _run(plain, which, *_arguments(which, leaves)), ins)(*leaves)
@@ -196,7 +186,7 @@ def _mapped(leaves: Any, dims: Any, *, which: Which) -> tuple[list[Any], list[in
     size = next(a.shape[dim] for a, dim, is_mapped in zip(leaves, dims, mapped, strict=True) if is_mapped)
 
     def folded(a: Any, dim: Any, axis: int, is_mapped: bool) -> Array:
-        if axis == NONE:
+        if axis == NO_ROWS:
             return a
         if is_mapped:
             a = jnp.moveaxis(a, dim, axis)
