@@ -8,7 +8,11 @@ a detector of races; ``hopper_interpreter`` adds the shared memory of other bloc
 import contextlib
 import faulthandler
 import json
+import os
+import subprocess
+import sys
 from argparse import Namespace
+from pathlib import Path
 from unittest import mock
 
 import jax
@@ -258,7 +262,33 @@ FORMS = {
 def test_several_blocks(form):
     to, *ways = FORMS[form]
     with hopper_interpreter().clusters():
-        check(to, 3, to.slices * 16 - 5, 60, "bfloat16", ways=ways)
+        check(to, 3, to.slices * 16 - 5, to.width - 4, "bfloat16", ways=ways)
+
+
+#: As many blocks as a cluster can have, or a grid's in its place, with the units that a grid's have.
+BIG = {
+    "async": (Plan("cluster", 16, 16, 16, 1), "async", "barrier"),
+    "fence": (Plan("cluster", 8, 16, 16, 1), "fence", "barrier"),
+    "pieces": (Plan("grid", 16, 16, 16, 1, piece=64, held=64, held_back=64), "barrier", "barrier"),
+}
+
+
+def check_big(form):
+    to, *ways = BIG[form]
+    with hopper_interpreter().clusters():
+        check(to, 2, 11, to.width - 3, "bfloat16", ways=ways)
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.parametrize("form", BIG)
+def test_many_blocks(form):
+    """XLA has a thread for each processor, and each block that waits takes one: told of 32 processors."""
+    here = Path(__file__).parent
+    environment = os.environ | {"NPROC": "32", "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    script = f"import test_hopper; test_hopper.check_big({form!r})"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=300)
+    assert done.returncode == 0
 
 
 @interpreted
@@ -269,7 +299,16 @@ def test_several_blocks(form):
 def test_more_rows_and_steps(form, rows):
     to, *ways = FORMS[form]
     with hopper_interpreter().clusters():
-        check(to._replace(rows=rows, slices=2), 7, rows + 3, 64, "float16", ways=ways)
+        check(to._replace(rows=rows, slices=2), 7, rows + 3, to.width, "float16", ways=ways)
+
+
+@interpreted
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compiles")
+def test_a_grid_in_launches():
+    to, *ways = FORMS["grid"]
+    with hopper_interpreter().clusters():
+        check(to, 2, 37, to.width, "float16", ways=ways)
 
 
 @interpreted
@@ -288,7 +327,7 @@ def test_same_bits():
 def test_blocks_that_do_not_wait_are_found(form):
     """The interpreter sees what these tests are here for."""
     to, *ways = FORMS[form]
-    inputs, _ = problem(3, 2, 64, "bfloat16")
+    inputs, _ = problem(3, 2, to.width, "bfloat16")
     expected, interpreter = walk(inputs), hopper_interpreter()
     with interpreter.clusters(), mock.patch.object(gpu_blocks.Meeting, "wait", lambda self, n: None):
         try:
