@@ -24,7 +24,7 @@ import lstm_jax
 from benchmarks import hopper
 from lstm_jax.kernels import gpu, gpu_blocks, gpu_names, interpret
 from lstm_jax.kernels.engine import Inputs, Saved, States
-from lstm_jax.kernels.gpu_plan import HELD, ROOM, ROWS, SMS, Plan, plan, smem_bytes, units_of
+from lstm_jax.kernels.gpu_plan import HELD, ROOM, ROWS, SMS, Plan, grid, plan, smem_bytes, units_of
 
 SIXTEEN = ("bfloat16", "float16")
 EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
@@ -166,7 +166,9 @@ def test_a_plan_holds_what_it_promises(B, H):
         assert launches == 1 and not piece and not held and not held_back
         return
     assert blocks * slices <= SMS  # blocks that wait for each other
-    assert launches == 1 or launches == -(-B // (SMS // blocks * rows))
+    assert launches == -(-B // (SMS // blocks * rows))
+    assert launches == 1 or rows == 64 or grid(blocks, 2 * rows) is None
+    assert rows == 16 or -(-B // (rows // 2)) > SMS // blocks
     assert max(held, held_back) <= HELD[rows] and held % 64 == held_back % 64 == 0
     begins, counts = zip(*found.pieces, strict=True)
     assert begins == tuple(sum(counts[:n]) for n in range(len(counts))) and sum(counts) == found.width
@@ -197,6 +199,15 @@ def test_no_device_no_kernel():
     assert ("16 blocks" if gpu_names.INTERPRETER else "jax 0.12") in gpu.INTERPRETED.obstacle(*sizes)
 
 
+def test_a_device_with_room_takes_any_batch():
+    device = Namespace(compute_capability="9.0", device_kind="a Hopper GPU", core_count=SMS)
+    with mock.patch.object(jax, "devices", lambda: [device]):
+        assert gpu.ENGINE.obstacle(1, 700, 1024, jnp.dtype("float16")) is None
+        device.core_count = 114
+        assert "128 blocks" in gpu.ENGINE.obstacle(1, 64, 1024, jnp.dtype("float16"))
+        assert gpu.ENGINE.obstacle(1, 16, 1536, jnp.dtype("float16")) is None
+
+
 # --- layouts -------------------------------------------------------------------------------------
 
 TO = Plan("cluster", 2, 32, 16, 2)
@@ -219,6 +230,79 @@ def test_the_product_of_laid_out_weights():
     z = jnp.einsum("kgh,shr->skgr", gpu.of_weights(inputs.w_hh, TO).astype(jnp.float32), h)
     expected = inputs.h0.astype(jnp.float32) @ inputs.w_hh.astype(jnp.float32)
     assert np.allclose(gpu.from_gate_rows(z[None], 5, 50)[0], expected, atol=1e-5)
+
+
+# --- products of pieces, with a matrix unit and copies that take their time ------------------------
+
+
+class Memory:
+    """An array, and parts of it, as kernels name them."""
+
+    def __init__(self, array):
+        self.array, self.shape, self.at = array, array.shape, self
+
+    def __getitem__(self, index):
+        index = index if isinstance(index, tuple) else (index,)
+        return Memory(self.array[tuple(slice(*i) if isinstance(i, tuple) else i for i in index)])
+
+
+class Lazy:
+    """What the interpreter does at once: here products wait until they are waited for, and copies, too."""
+
+    def __init__(self, late):
+        self.late, self.products, self.copies, self.total = late, [], {0: [], 1: []}, None
+
+    def wgmma(self, acc, a, b):
+        self.products.append((a.array, b.array))
+
+    def wgmma_wait(self, left):
+        while len(self.products) > left:
+            a, b = self.products.pop(0)
+            self.total += a @ b
+
+    def copy(self, to, array, barrier):
+        self.copies[barrier].append((to, array))
+        if not self.late:
+            to[...] = array
+
+    def barrier_wait(self, barrier):
+        to, array = self.copies[barrier].pop(0)
+        if self.late:
+            to[...] = array
+
+    def run_scoped(self, body, shape):
+        self.total, unit = np.zeros(shape), self
+
+        class Accumulator:
+            def __getitem__(self, _):
+                unit.wgmma_wait(0)
+                return unit.total
+
+        return body(Accumulator())
+
+
+@pytest.mark.parametrize("late", [True, False])
+@pytest.mark.parametrize("counts", [[5], [3, 3, 3], [3, 3, 3, 2], [2, 2, 2, 2, 1]])
+def test_no_piece_is_overwritten_before_it_is_multiplied(counts, late):
+    rng, unit = np.random.default_rng(0), Lazy(late)
+    a, b = rng.normal(size=(4, sum(counts))), rng.normal(size=(sum(counts), 2))
+    begins = [sum(counts[:n]) for n in range(len(counts))]
+    columns = [Memory(a[:, at : at + count]) for at, count in zip(begins, counts, strict=True)]
+    parts = [[Memory(part.array[:, :1]), Memory(part.array[:, 1:])] for part in columns[:2]]
+    parts += [[part] for part in columns[2:]]  # the first ones in two, as where some are in registers
+    buffers, out = np.full((min(2, len(counts)), max(counts), 2), np.nan), []
+
+    def fetch(n):
+        at, count = begins[n], counts[n]
+        unit.copy(buffers[n % 2, :count], b[at : at + count], n % 2)
+
+    plgpu = {name: getattr(unit, name) for name in ("wgmma", "wgmma_wait", "barrier_wait")}
+    plgpu = Namespace(**plgpu, commit_smem=lambda: None, ACC=lambda shape, dtype: shape)
+    pl = Namespace(run_scoped=unit.run_scoped, ds=lambda at, count: (at, at + count))
+    with mock.patch.multiple(gpu_blocks, plgpu=plgpu, pl=pl, store=lambda _, value: out.append(value)):
+        barriers = Namespace(at={0: 0, 1: 1})
+        gpu_blocks.multiply_pieces(parts, Memory(buffers), None, fetch, barriers)
+    assert np.allclose(out[0], a @ b) and not any(unit.copies.values())
 
 
 # --- the kernels, interpreted --------------------------------------------------------------------
