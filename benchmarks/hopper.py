@@ -65,6 +65,18 @@ CHECKS = (
     sizes(100, 40, 1900),
     sizes(50, 128, 1024, "float16"),
     sizes(50, 200, 1024, masked=True),
+    *(
+        sizes(*case, cell="GRU", masked=masked)
+        for masked, case in (
+            (True, (7, 5, 64)),
+            (False, (10_000, 3, 100, "float16")),
+            (True, (50, 40, 250)),
+            (False, (300, 16, 512, "float16")),
+            (True, (100, 64, 768)),
+            (False, (50, 5, 1900, "float16")),
+            (True, (50, 200, 1024)),
+        )
+    ),
 )
 #: Cases that everybody is timed on, the most telling first.
 TIMED = (
@@ -81,6 +93,7 @@ KERNELS = (
     ),
     sizes(1024, 16, 128, blocks=1),
     *(sizes(1024, B, H) for H in (768, 1024) for B in (16, 64)),
+    *(sizes(1024, 16, H, cell="GRU") for H in (256, 512, 1024)),
 )
 #: Machine code alone.
 COMPILED = (
@@ -90,11 +103,12 @@ COMPILED = (
     sizes(5, 64, 1024, "float16"),
     sizes(5, 128, 1024),
     *(sizes(5, B, H) for H in (1536, 1900) for B in (16, 32)),
+    *(sizes(5, 20, H, cell="GRU", masked=True) for H in (64, 256, 512, 1024, 1900)),
 )
 SMOKE = (
     {"kind": "check", **sizes(2, 2, 8, masked=True), "interpret": True, "repeats": 1},
     {"kind": "time", **sizes(2, 2, 8), "interpret": True, "repeats": 1},
-    {"kind": "kernel", **sizes(2, 2, 8), "interpret": True, "repeats": 1},
+    {"kind": "kernel", **sizes(2, 2, 8, cell="GRU"), "interpret": True, "repeats": 1},
 )
 
 

@@ -82,7 +82,7 @@ def backward(
             """The own units' h̄: the sum of all blocks' parts."""
             if meet:
                 meet.wait(n)
-            return functools.reduce(operator.add, [own_of(parts(n, block), block) for block in range(blocks)])
+            return functools.reduce(operator.add, (own_of(parts(n, block), block) for block in range(blocks)))
 
         def own_of(parts: Any, block: int) -> Array:
             part = parts.at[own]

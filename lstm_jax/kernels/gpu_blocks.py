@@ -15,6 +15,10 @@ blocks, and the parts are read from there; in a grid, both pass through the main
 say the L2 cache. What is handed over has two buffers, taken in turns: who writes one has heard from
 all blocks that they read it, because none of them sends its next message before it has.
 
+Where a block of a grid has too little shared memory, a part of its weights is in registers, from which
+the matrix unit takes its first operand as well, and forward h comes in pieces: see ``gpu_plan``. What a
+grid has no room for at once goes in several launches: see :func:`lstm_jax.kernels.gpu.in_launches`.
+
 One warpgroup of each block does all of it. The compiler is told to add no synchronisation of its
 own: ``commit_smem``, for which all threads wait, stands wherever one thread reads or overwrites
 what another one wrote or reads.

@@ -21,8 +21,8 @@ ROWS = (16, 32, 64)
 
 #: Units whose h, and so whose weights, stay together: a multiple of what the matrix unit and swizzles take.
 TILE = 64
-#: Most pieces in which h may come: each waits for a copy.
-PIECES = 8
+#: Most pieces in which h may come: each waits for a copy, a good half microsecond by estimate.
+PIECES = 4
 #: For so many rows, most of H that a block may have in registers: 64 of its weights' columns (forward) or
 #: rows (backward) are 16 of the 255 registers of each of 128 threads. The rest is for states, inputs, sums.
 HELD = {16: 512, 32: 448, 64: 0}
@@ -122,6 +122,8 @@ def plan(T: int, B: int, H: int, dtype: Any, hear: int = 4, *, blocks: int | Non
 
     >>> plan(1024, 16, 512, "bfloat16")
     Plan(form='cluster', blocks=16, units=32, rows=16, slices=1, piece=0, held=0, held_back=0, hear=4)
+    >>> plan(1024, 64, 256, "float16")[:5]
+    ('cluster', 4, 64, 16, 4)
     >>> plan(1024, 64, 1024, "bfloat16")
     Plan(form='grid', blocks=64, units=16, rows=32, slices=2, piece=0, held=0, held_back=0, hear=4)
     >>> plan(1024, 16, 1900, "bfloat16")
@@ -167,7 +169,7 @@ def grid(blocks: int, rows: int, hear: int = 4) -> Plan | None:
     registers, which also save reads of shared memory: with 512 columns there, h is whole up to H 1792.
     Then pieces, three at the least, because two would fill two buffers with all of h, and of the weights
     those of the first piece in registers, or none: four pieces of 512 carry up to H 1984. With 32 rows the
-    end is H 1728, with 64 it is 1280.
+    end is H 1728, with 64 it is 1024.
 
     >>> grid(88, 16)
     Plan(form='grid', blocks=88, units=16, rows=16, slices=1, piece=0, held=0, held_back=0, hear=4)
@@ -175,8 +177,8 @@ def grid(blocks: int, rows: int, hear: int = 4) -> Plan | None:
     Plan(form='grid', blocks=112, units=16, rows=16, slices=1, piece=0, held=512, held_back=64, hear=4)
     >>> grid(124, 16)
     Plan(form='grid', blocks=124, units=16, rows=16, slices=1, piece=512, held=512, held_back=256, hear=4)
-    >>> [H for H in (1280, 1728, 1984) for rows in (16, 32, 64) if grid(H // 16, rows)]
-    [1280, 1280, 1280, 1728, 1728, 1984]
+    >>> [H for H in (1024, 1728, 1984) for rows in (16, 32, 64) if grid(H // 16, rows)]
+    [1024, 1024, 1024, 1728, 1728, 1984]
     """
     whole = Plan("grid", blocks, 16, rows, 1, hear=hear)
     tiles, held = whole.width // TILE, range(0, HELD[rows] + 1, TILE)
