@@ -59,9 +59,9 @@ def kind_of(job: dict[str, Any]) -> Kind:
 
 def plan_of(job: dict[str, Any]) -> Plan:
     """The job's plan: chosen, or with this many blocks."""
-    T, B, H, dtype = (job[name] for name in ("T", "B", "H", "dtype"))
+    B, H, dtype = (job[name] for name in ("B", "H", "dtype"))
     hear = len(kind_of(job).of_h)
-    found = plan(T, B, H, dtype, hear, blocks=job.get("blocks"))
+    found = plan(B, H, dtype, hear, blocks=job.get("blocks"))
     if job.get("form") == "grid" and found[0] != "grid":
         rows = 16
         blocks = job["blocks"]
@@ -206,7 +206,7 @@ def times(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     B, T, H, dtype = (job[name] for name in ("B", "T", "H", "dtype"))
     case, platform = Case(B, T, H, H), jax.default_backend()
     setting = Setting(platform, dtype)
-    found = plan(T, B, H, dtype)
+    found = plan(B, H, dtype)
     floor = FLOORS[found.form] if isinstance(found, Plan) else None
     entries = [(TORCH, setting), (by("fused", "lstm_jax fused"), setting), (SCAN, setting)]
     entries += [(CUDNN, Setting(platform, "float32", platform == "gpu"))]  # float32 alone

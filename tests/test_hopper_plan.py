@@ -20,7 +20,7 @@ from lstm_jax.kernels.kinds import KINDS, LSTM_KIND
 @pytest.mark.parametrize("B", [1, 16, 17, 64, 100, 700])
 @pytest.mark.parametrize("hear", [4, 3])
 def test_a_plan_holds_what_it_promises(hear, B, H):
-    found = plan(100, B, H, "float16", hear)
+    found = plan(B, H, "float16", hear)
     form, blocks, units, rows, slices, piece, held, held_back, _ = found
     assert max(smem_bytes(found)) <= ROOM
     assert H <= found.width and units % 16 == 0 and found.width % 64 == 0
@@ -52,8 +52,8 @@ def test_fewer_units_would_not_do():
 @pytest.mark.parametrize(
     ("sizes", "reason"),
     [
-        ((1, 1, 64, "float32"), "this is float32"),
-        ((1, 1, 1985, "float16"), "w_hh of H=1985 is too large"),
+        ((1, 64, "float32"), "this is float32"),
+        ((1, 1985, "float16"), "w_hh of H=1985 is too large"),
     ],
 )
 def test_reasons(sizes, reason):
@@ -67,13 +67,16 @@ def test_no_device_no_kernel():
     assert ("16 blocks" if gpu_names.INTERPRETER else "jax 0.12") in reason
 
 
-def test_a_device_with_room_takes_any_batch():
-    device = Namespace(compute_capability="9.0", device_kind="a Hopper GPU", core_count=SMS)
+def test_what_a_device_has_room_for():
+    device = Namespace(platform="gpu", compute_capability="9.0", device_kind="a GPU", core_count=SMS)
     with mock.patch.object(jax, "devices", lambda: [device]):
         assert gpu.ENGINES[LSTM_KIND].obstacle(1, 700, 1024, jnp.dtype("float16")) is None
-        device.core_count = 114
-        assert "128 blocks" in gpu.ENGINES[LSTM_KIND].obstacle(1, 64, 1024, jnp.dtype("float16"))
-        assert gpu.ENGINES[LSTM_KIND].obstacle(1, 16, 1536, jnp.dtype("float16")) is None
+        assert gpu.planned(LSTM_KIND, 64, 1024, "float16")[:5] == ("grid", 64, 16, 32, 2)
+        device.core_count = 114  # one slice at a time
+        assert gpu.planned(LSTM_KIND, 64, 1024, "float16")[:5] == ("grid", 64, 16, 64, 1)
+        assert gpu.planned(LSTM_KIND, 200, 1024, "float16").launch == 64
+        reason = gpu.ENGINES[LSTM_KIND].obstacle(1, 16, 1900, jnp.dtype("float16"))
+        assert "H=1900 takes 120 blocks" in reason and "114 at once" in reason
 
 
 # --- layouts -------------------------------------------------------------------------------------

@@ -120,8 +120,8 @@ def in_launches(walk: Callable[..., Any], B: int, rows: int, axes: Any, out_axes
 
 def forward(kind: Kind, inputs: Inputs, save: bool, *, to: Plan | None = None, **how: Any) -> Walk:
     """The walk, as chosen, or by another plan ``to`` and with other options of the kernel's."""
-    (T, B), H = inputs.u.shape[:2], inputs.w_hh.shape[0]
-    to = to or planned(kind, T, B, H, inputs.u.dtype)
+    B, H = inputs.u.shape[1], inputs.w_hh.shape[0]
+    to = to or planned(kind, B, H, inputs.u.dtype)
     call = partial(forward_launch, kind, save=save, to=to, **how)
     return in_launches(call, B, to.launch, *ROWS["forward"])(inputs)
 
@@ -150,8 +150,8 @@ def forward_launch(kind: Kind, inputs: Inputs, *, save: bool, to: Plan, **how: A
 
 def backward(kind: Kind, saved: Saved, wanted: Any, *, to: Plan | None = None, **how: Any) -> Tangents:
     """The walk back, likewise."""
-    T, B, H = saved.memory.shape
-    to = to or planned(kind, T, B, H, saved.w_hh.dtype)
+    _, B, H = saved.memory.shape
+    to = to or planned(kind, B, H, saved.w_hh.dtype)
     call = partial(backward_launch, kind, to=to, **how)
     return in_launches(call, B, to.launch, *ROWS["backward"])(saved, wanted)
 
@@ -175,9 +175,16 @@ def backward_launch(kind: Kind, saved: Saved, wanted: Any, *, to: Plan, **how: A
     return Tangents(from_gate_rows(zs, B, H), tuple(found))
 
 
-def planned(kind: Kind, T: int, B: int, H: int, dtype: Any) -> Plan:
+def plan_here(kind: Kind, B: int, H: int, dtype: Any) -> Plan | str:
+    """The plan for the device, where it is a GPU."""
+    device = jax.devices()[0]
+    there = {"sms": device.core_count} if device.platform == "gpu" else {}
+    return plan(B, H, dtype, len(kind.of_h), **there)
+
+
+def planned(kind: Kind, B: int, H: int, dtype: Any) -> Plan:
     """The plan of a walk whose obstacle was asked for."""
-    found = plan(T, B, H, dtype, len(kind.of_h))
+    found = plan_here(kind, B, H, dtype)
     assert isinstance(found, Plan), found
     return found
 
@@ -188,21 +195,15 @@ def obstacle(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
     capability = getattr(device, "compute_capability", None)
     if capability != "9.0":
         return f"the kernels are for Hopper GPUs (compute capability 9.0), and this is {device.device_kind}"
-    found = plan(T, B, H, dtype, len(kind.of_h))
-    if isinstance(found, str):
-        return found
-    if found.form == "grid" and found.blocks * found.slices > device.core_count:
-        return (
-            f"{found.blocks * found.slices} blocks wait for each other, and the GPU runs {device.core_count}"
-        )
-    return None
+    found = plan_here(kind, B, H, dtype)
+    return found if isinstance(found, str) else None
 
 
 def interpreted_obstacle(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
     """The same of the interpreter."""
     if gpu_names.INTERPRETER is None:
         return "Pallas interprets kernels for GPUs since jax 0.12"
-    found = plan(T, B, H, dtype, len(kind.of_h))
+    found = plan_here(kind, B, H, dtype)
     if isinstance(found, str):
         return found
     if found.blocks > 1:

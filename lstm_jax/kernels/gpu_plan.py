@@ -11,7 +11,7 @@ import jax.numpy as jnp
 SMEM = 227 * 1024
 #: What barriers and alignment leave of it.
 ROOM = SMEM - 2048
-#: Streaming multiprocessors; at the sizes here one block fills one.
+#: Streaming multiprocessors of an H100 SXM and an H200; at the sizes here one block fills one.
 SMS = 132
 #: Blocks of a cluster: more than 8 are allowed on Hopper, beyond what every device has to offer.
 CLUSTERS = (1, 2, 4, 8, 16)
@@ -111,26 +111,28 @@ def smem_bytes(to: Plan) -> tuple[int, int]:
     return weights + 2 * 2 * H * R + product, weights + z_bar + 2 * 4 * H * R
 
 
-def plan(T: int, B: int, H: int, dtype: Any, hear: int = 4, *, blocks: int | None = None) -> Plan | str:
+def plan(
+    B: int, H: int, dtype: Any, hear: int = 4, *, blocks: int | None = None, sms: int = SMS
+) -> Plan | str:
     """The layout of a walk, or the reason why there is none; ``hear`` columns of a unit hear h.
 
     A cluster where one holds the weights: the fewest blocks that do (or ``blocks`` of them), and the
     fewest rows with which all clusters find room at once, if any do; those that do not wait for
     their turn. Else the grid, whose blocks wait for each other, so that all must find room at once:
     again the fewest rows with which they do; if there are none, the most rows that fit, in several
-    launches of as many slices as there is room for.
+    launches of as many slices as ``sms`` multiprocessors have room for.
 
-    >>> plan(1024, 16, 512, "bfloat16")
+    >>> plan(16, 512, "bfloat16")
     Plan(form='cluster', blocks=16, units=32, rows=16, slices=1, piece=0, held=0, held_back=0, hear=4)
-    >>> plan(1024, 64, 256, "float16")[:5]
+    >>> plan(64, 256, "float16")[:5]
     ('cluster', 4, 64, 16, 4)
-    >>> plan(1024, 64, 1024, "bfloat16")
+    >>> plan(64, 1024, "bfloat16")
     Plan(form='grid', blocks=64, units=16, rows=32, slices=2, piece=0, held=0, held_back=0, hear=4)
-    >>> plan(1024, 16, 1900, "bfloat16")
+    >>> plan(16, 1900, "bfloat16")
     Plan(form='grid', blocks=120, units=16, rows=16, slices=1, piece=512, held=512, held_back=192, hear=4)
-    >>> plan(1024, 200, 1024, "bfloat16")  # two launches of 100 rows
+    >>> plan(200, 1024, "bfloat16")  # two launches of 100 rows
     Plan(form='grid', blocks=64, units=16, rows=64, slices=2, piece=256, held=0, held_back=0, hear=4)
-    >>> plan(1024, 16, 2000, "bfloat16")  # doctest: +NORMALIZE_WHITESPACE
+    >>> plan(16, 2000, "bfloat16")  # doctest: +NORMALIZE_WHITESPACE
     'w_hh of H=2000 is too large: with h, 262,144 bytes of it have to find room in each of 128 blocks, which
     have 230,400 in shared memory and 65,536 in registers'
     """
@@ -141,7 +143,7 @@ def plan(T: int, B: int, H: int, dtype: Any, hear: int = 4, *, blocks: int | Non
         clusters = [Plan("cluster", count, units_of(H, count), rows, 1, hear=hear) for rows in ROWS]
         fitting = [to for to in clusters if max(smem_bytes(to)) <= ROOM]
         if fitting:
-            to = roomy(fitting, B)
+            to = roomy(fitting, B, sms)
             return to._replace(slices=math.ceil(B / to.rows))
     # 16 units are the fewest there can be, so that each block's weights are the smallest.
     tiles = math.ceil(H / TILE)
@@ -152,14 +154,16 @@ def plan(T: int, B: int, H: int, dtype: Any, hear: int = 4, *, blocks: int | Non
             f"w_hh of H={H} is too large: with h, {weights:,} bytes of it have to find room in each of "
             f"{4 * tiles} blocks, which have {ROOM:,} in shared memory and {held:,} in registers"
         )
-    to = roomy(fitting, B)
-    launches = math.ceil(B / to.rows / (SMS // to.blocks))
+    if 4 * tiles > sms:
+        return f"H={H} takes {4 * tiles} blocks, which wait for each other, and the GPU runs {sms} at once"
+    to = roomy(fitting, B, sms)
+    launches = math.ceil(B / to.rows / (sms // to.blocks))
     return to._replace(slices=math.ceil(B / launches / to.rows))
 
 
-def roomy(fitting: list[Plan], B: int) -> Plan:
+def roomy(fitting: list[Plan], B: int, sms: int) -> Plan:
     """The fewest rows with which all slices find room at once, or else the most."""
-    return next((to for to in fitting if math.ceil(B / to.rows) * to.blocks <= SMS), fitting[-1])
+    return next((to for to in fitting if math.ceil(B / to.rows) * to.blocks <= sms), fitting[-1])
 
 
 def grid(blocks: int, rows: int, hear: int = 4) -> Plan | None:
