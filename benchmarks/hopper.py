@@ -33,7 +33,8 @@ def sizes(T: int, B: int, H: int, dtype: str = "bfloat16", **more: Any) -> Job:
     return {"T": T, "B": B, "H": H, "dtype": dtype, **more}
 
 
-#: Each form with each exchange; odd sizes, 1 to 200 rows, 1 to 10,000 steps.
+#: Each form with each exchange; odd sizes, 1 to 200 rows, 1 to 10,000 steps; weights in registers, h in
+#: pieces, more rows than one launch takes.
 CHECKS = (
     sizes(7, 5, 64),
     sizes(1, 1, 3, "float16"),
@@ -58,9 +59,30 @@ CHECKS = (
     sizes(100, 64, 1024),
     sizes(20, 1, 1400, masked=True),
     sizes(10_000, 2, 520),
+    sizes(100, 16, 1536),
+    sizes(50, 20, 1536, "float16", masked=True),
+    sizes(50, 5, 1900, "float16", masked=True),
+    sizes(100, 40, 1900),
+    sizes(50, 128, 1024, "float16"),
+    sizes(50, 200, 1024, masked=True),
+    *(
+        sizes(*case, cell="GRU", masked=masked)
+        for masked, case in (
+            (True, (7, 5, 64)),
+            (False, (10_000, 3, 100, "float16")),
+            (True, (50, 40, 250)),
+            (False, (300, 16, 512, "float16")),
+            (True, (100, 64, 768)),
+            (False, (50, 5, 1900, "float16")),
+            (True, (50, 200, 1024)),
+        )
+    ),
 )
 #: Cases that everybody is timed on, the most telling first.
-TIMED = tuple(sizes(1024, B, H, dtype) for H in (1024, 768, 512, 256) for B in (16, 64) for dtype in DTYPES)
+TIMED = (
+    *(sizes(1024, B, H, dtype) for H in (1024, 768, 512, 256) for B in (16, 64) for dtype in DTYPES),
+    *(sizes(1024, 16, 1536, dtype) for dtype in DTYPES),
+)
 #: The walks alone, with several ways to lay them out.
 KERNELS = (
     *(sizes(1024, 16, 512, exchange=(way, "barrier")) for way in ("async", "fence")),
@@ -71,13 +93,22 @@ KERNELS = (
     ),
     sizes(1024, 16, 128, blocks=1),
     *(sizes(1024, B, H) for H in (768, 1024) for B in (16, 64)),
+    *(sizes(1024, 16, H, cell="GRU") for H in (256, 512, 1024)),
 )
 #: Machine code alone.
-COMPILED = (sizes(5, 5, 64, masked=True), *CHECKS[4:12], sizes(5, 20, 768), sizes(5, 64, 1024, "float16"))
+COMPILED = (
+    sizes(5, 5, 64, masked=True),
+    *CHECKS[4:12],
+    sizes(5, 20, 768),
+    sizes(5, 64, 1024, "float16"),
+    sizes(5, 128, 1024),
+    *(sizes(5, B, H) for H in (1536, 1900) for B in (16, 32)),
+    *(sizes(5, 20, H, cell="GRU", masked=True) for H in (64, 256, 512, 1024, 1900)),
+)
 SMOKE = (
     {"kind": "check", **sizes(2, 2, 8, masked=True), "interpret": True, "repeats": 1},
     {"kind": "time", **sizes(2, 2, 8), "interpret": True, "repeats": 1},
-    {"kind": "kernel", **sizes(2, 2, 8), "interpret": True, "repeats": 1},
+    {"kind": "kernel", **sizes(2, 2, 8, cell="GRU"), "interpret": True, "repeats": 1},
 )
 
 

@@ -24,8 +24,10 @@ from benchmarks.contestants.scan import SCAN
 from benchmarks.contestants.torch_ import TORCH, algorithm
 from lstm_jax import LSTM, kernels, unroll
 from lstm_jax.kernels import gpu, gpu_names
-from lstm_jax.kernels.engine import REFERENCE, Inputs, Saved, States
+from lstm_jax.kernels.engine import Inputs, saved_of
 from lstm_jax.kernels.gpu_plan import Plan, plan, units_of
+from lstm_jax.kernels.kinds import KINDS, Kind
+from lstm_jax.kernels.reference import REFERENCES
 
 #: Roundings to the compute dtype by which a result may differ from float64's, of its largest number.
 ROUNDINGS = 16
@@ -50,14 +52,20 @@ def perform(job: dict[str, Any]) -> int:
 # --- correctness ---------------------------------------------------------------------------------
 
 
+def kind_of(job: dict[str, Any]) -> Kind:
+    """The job's cell."""
+    return next(kind for kind in KINDS if kind.name == job.get("cell", "LSTM"))
+
+
 def plan_of(job: dict[str, Any]) -> Plan:
     """The job's plan: chosen, or with this many blocks."""
-    T, B, H, dtype = (job[name] for name in ("T", "B", "H", "dtype"))
-    found = plan(T, B, H, dtype, blocks=job.get("blocks"))
+    B, H, dtype = (job[name] for name in ("B", "H", "dtype"))
+    hear = len(kind_of(job).of_h)
+    found = plan(B, H, dtype, hear, blocks=job.get("blocks"))
     if job.get("form") == "grid" and found[0] != "grid":
         rows = 16
         blocks = job["blocks"]
-        found = Plan("grid", blocks, units_of(H, blocks), rows, -(-B // rows))
+        found = Plan("grid", blocks, units_of(H, blocks), rows, -(-B // rows), hear=hear)
     if not isinstance(found, Plan):
         raise ValueError(found)
     return found
@@ -65,20 +73,21 @@ def plan_of(job: dict[str, Any]) -> Plan:
 
 def walks(job: dict[str, Any]) -> tuple[Plan, Callable[..., Any], Callable[..., Any]]:
     """The plan, and both walks compiled."""
-    to = plan_of(job)
+    to, kind = plan_of(job), kind_of(job)
     how: dict[str, Any] = {"to": to}
     if job.get("interpret"):
         how["interpret"] = gpu_names.interpreter()
     ahead, back = job.get("exchange", (None, None))
     return (
         to,
-        jax.jit(lambda inputs: gpu.forward(inputs, True, exchange=ahead, **how)),
-        jax.jit(lambda saved, wanted: gpu.backward(saved, wanted, exchange=back, **how)),
+        jax.jit(lambda inputs: gpu.forward(kind, inputs, True, exchange=ahead, **how)),
+        jax.jit(lambda saved, wanted: gpu.backward(kind, saved, wanted, exchange=back, **how)),
     )
 
 
-def draw(job: dict[str, Any], seed: int) -> tuple[Inputs, States]:
-    """Fresh inputs."""
+def draw(job: dict[str, Any], seed: int) -> tuple[Inputs, Any]:
+    """Fresh inputs of forward, and what backward is asked for."""
+    kind = kind_of(job)
     T, B, H, dtype = (job[name] for name in ("T", "B", "H", "dtype"))
     rng = np.random.default_rng(seed)
 
@@ -86,13 +95,14 @@ def draw(job: dict[str, Any], seed: int) -> tuple[Inputs, States]:
         return jnp.asarray(scale * rng.standard_normal(shape, np.float32), of)
 
     valid = jnp.asarray(rng.random((T, B)) < VALID) if job.get("masked") else None
-    u = normal(T, B, 4 * H)
+    u = normal(T, B, len(kind.of_x) * H)
     if valid is not None:
         u = jnp.where(valid[..., None], u, jnp.zeros_like(u))
-    w = normal(H, 4 * H, scale=H**-0.5)
-    state = {"of": "float32"}
-    inputs = Inputs(u, w, normal(4 * H, **state), jnp.tanh(normal(B, H)), normal(B, H, **state), valid)
-    return inputs, States(normal(T, B, H), normal(T, B, H, **state))
+    w = normal(H, len(kind.of_h) * H, scale=H**-0.5)
+    dtypes = (dtype, "float32")[: kind.count]
+    h, *rest = (normal(B, H, of=one) for one in dtypes)
+    inputs = Inputs(u, w, normal(4 * H, of="float32"), (jnp.tanh(h), *rest), valid)
+    return inputs, tuple(normal(T, B, H, of=one) for one in dtypes)
 
 
 def wide(tree: Any) -> Any:
@@ -109,8 +119,10 @@ def exact(call: Callable[..., Any], *args: Any) -> Any:
 def errors(found: Any, expected: Any) -> dict[str, float]:
     """The largest difference of each array, of its largest number (at least 1); not a number where one is."""
     return {
-        name: float(np.max(np.abs(np.asarray(a, np.float64) - b)) / max(1.0, np.max(np.abs(b))))
-        for name, a, b in zip(found._fields, found, expected, strict=True)
+        jax.tree_util.keystr(path): float(
+            np.max(np.abs(np.asarray(a, np.float64) - b)) / max(1.0, np.max(np.abs(b)))
+        )
+        for (path, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True)
     }
 
 
@@ -129,10 +141,11 @@ def check(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     seed = int.from_bytes(os.urandom(4))
     inputs, wanted = draw(job, seed)
     to, forward, backward = walks(job)
+    plain = REFERENCES[kind_of(job)]
     args: tuple[Any, ...] = (inputs,)
     for name, call, reference in (
-        ("forward", forward, lambda inputs: REFERENCE.forward(inputs, True)),
-        ("backward", backward, REFERENCE.backward),
+        ("forward", forward, lambda inputs: plain.forward(inputs, True)),
+        ("backward", backward, plain.backward),
     ):
         expected = exact(reference, *args)
         found = poisoned(call, *args)
@@ -140,9 +153,8 @@ def check(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
         same = True
         for _ in range(job.get("repeats", 2)):
             again = poisoned(call, *args)
-            same &= all(
-                np.array_equal(np.asarray(a), np.asarray(b)) for a, b in zip(found, again, strict=True)
-            )
+            pairs = zip(jax.tree.leaves(found), jax.tree.leaves(again), strict=True)
+            same &= all(np.array_equal(np.asarray(a), np.asarray(b)) for a, b in pairs)
         right = same and all(e < ROUNDINGS * EPS[job["dtype"]] for e in error.values())
         yield {
             "walk": name,
@@ -154,8 +166,8 @@ def check(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "right": right,
         }
         if name == "forward":
-            gates, cs = (jnp.asarray(a, jnp.float32) for a in (expected.gates, expected.cs))
-            args = Saved(inputs.w_hh, gates, cs, inputs.c0, inputs.valid), wanted
+            walked = jax.tree.map(lambda a, like: jnp.asarray(a, like.dtype), expected, found)
+            args = saved_of(inputs, walked), wanted
 
 
 # --- time ----------------------------------------------------------------------------------------
@@ -194,7 +206,7 @@ def times(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     B, T, H, dtype = (job[name] for name in ("B", "T", "H", "dtype"))
     case, platform = Case(B, T, H, H), jax.default_backend()
     setting = Setting(platform, dtype)
-    found = plan(T, B, H, dtype)
+    found = plan(B, H, dtype)
     floor = FLOORS[found.form] if isinstance(found, Plan) else None
     entries = [(TORCH, setting), (by("fused", "lstm_jax fused"), setting), (SCAN, setting)]
     entries += [(CUDNN, Setting(platform, "float32", platform == "gpu"))]  # float32 alone
@@ -229,8 +241,7 @@ def kernel_times(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The walks alone, without projections, with this plan and exchange."""
     inputs, wanted = draw(job, 0)
     to, forward, backward = walks(job)
-    walk = forward(inputs)
-    saved = Saved(inputs.w_hh, walk.gates, walk.cs, inputs.c0, inputs.valid)
+    saved = saved_of(inputs, forward(inputs))
     for name, call in (("forward", lambda: forward(inputs)), ("backward", lambda: backward(saved, wanted))):
         result = seconds(lambda call=call: jax.block_until_ready(call()), job.get("repeats", 20))
         floor = FLOORS[to.form]
@@ -262,15 +273,14 @@ def compiles(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     there = topologies.get_topology_desc("h100", "cuda", target_config=H100, topology="1x1x1")
     mesh = jax.sharding.Mesh(np.array(there.devices), ("device",))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    T, B, H = job["T"], job["B"], job["H"]
 
     def shapes(tree: Any) -> Any:
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), tree)
 
     inputs, wanted = (shapes(tree) for tree in draw(job, 0))
-    gates = jax.ShapeDtypeStruct((T, B, 4 * H), jnp.float32, sharding=sharding)
-    saved = Saved(inputs.w_hh, gates, wanted.cs, inputs.c0, inputs.valid)
     to, forward, backward = walks(job)
+    walked = jax.eval_shape(lambda inputs: REFERENCES[kind_of(job)].forward(inputs, True), inputs)
+    saved = saved_of(inputs, shapes(walked))
     for name, call, args in (("forward", forward, (inputs,)), ("backward", backward, (saved, wanted))):
         began = time.perf_counter()
         call.lower(*args).compile()

@@ -14,7 +14,7 @@ import jax
 
 from lstm_jax.fused import plan_of
 from lstm_jax.loop import one_step
-from lstm_jax.notation import Carry, Params, event_ndim
+from lstm_jax.notation import Carry, Params, event_ndim, state_dtype
 from lstm_jax.schedule import size_in_bytes
 
 
@@ -90,10 +90,12 @@ def _of_parallel(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -
 
 
 def _of_pallas(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tuple[int, int]:
-    """The projected inputs; then the gates and both states of all steps, and the gradient of z."""
+    """The projected inputs, what is carried beside h; then h, four gates and the gradient of z as well."""
     u = size_in_bytes(jax.eval_shape(cell.project, params, xs))
-    h, c = (size_in_bytes(state) * steps for state in carry)
-    return u + c, 2 * u + 5 * c + h
+    h, *rest = (size_in_bytes(state) * steps for state in jax.tree.leaves(carry))
+    dtype = jax.tree.leaves(carry)[0].dtype
+    gate = h // dtype.itemsize * state_dtype(dtype).itemsize
+    return u + sum(rest), u + sum(rest) + h + 4 * gate + 4 * h
 
 
 def _size(count: int) -> str:

@@ -12,6 +12,7 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax._src.pallas.mosaic_gpu import core
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call, jaxpr_interpret
 from jax.experimental.pallas import mosaic_gpu as plgpu
@@ -56,6 +57,26 @@ def async_store_smem(value, ref, barrier, *, cluster_idx, cluster_dim, optimized
     plgpu.barrier_arrive(plgpu.cluster_ref(barrier, {cluster_dim: jnp.int32(cluster_idx)}))
 
 
+@gpu_callbacks.fail_on_exception
+def wgmma(*, plain=gpu_callbacks.wgmma, **options):
+    """The product, whose first operand may also be an array in registers, instead of a buffer's key."""
+    a = options["a_allocation_key_as_array"]
+    if a.ndim == 1:
+        return plain(**options)
+    memory, thread = gpu_callbacks._get_shared_memory(), options["thread"]
+    info = gpu_callbacks.memory.GPULoggingInfo(options["mesh_location"], thread, options["source_info"])
+
+    def place(name):
+        key = gpu_callbacks.HostAllocationKey.from_array(options[f"{name}_allocation_key_as_array"])
+        transforms = gpu_callbacks._remove_noop_transforms(options[f"{name}_transforms"])
+        return key, memory.access(key, jax.tree.map(int, transforms))
+
+    b, acc = (memory.get_buffer_content(*place(name), thread, logging_info=info)[0] for name in ("b", "acc"))
+    total = acc + np.matmul(a, b, dtype=acc.dtype)
+    memory.store_buffer_content(*place("acc"), total, thread, logging_info=info)
+    return options["token"]
+
+
 def patient(access, seconds=60):
     """An access that waits for another block's buffers to be there: a GPU's clusters begin as one.
 
@@ -83,6 +104,7 @@ def clusters():
         (jaxpr_interpret, "_get_barrier_allocation_key_from_inval", barrier_key),
         (plgpu, "async_store_smem", async_store_smem),
     ]
+    changes += [(gpu_callbacks, "wgmma", wgmma)]
     accesses = "_get", "_swap", "_barrier_arrive"
     changes += [(gpu_callbacks, name, patient(getattr(gpu_callbacks, name))) for name in accesses]
     with contextlib.ExitStack() as stack:

@@ -41,7 +41,7 @@ INSIDE = {
     "scan": "scan",
     "fused": "custom_jvp_call",
     "parallel": "associative_scan|slice",
-    "pallas": "lstm_walk",
+    "pallas": "kernel_walk",
     "cudnn": "rnn_fwd",
 }
 SITUATIONS = {
@@ -49,16 +49,25 @@ SITUATIONS = {
     "lengths": {"lengths": [T, 3, 0, 1]},
     "reverse": {"lengths": [2, T, 0, 5], "reverse": True},
     "bfloat16": {"dtype": "bfloat16"},
+    "gru": {"kind": GRU, "lengths": [2, T, 0, 5], "reverse": True},
 }
 #: What an implementation declines wherever it runs.
-DECLINES = {("cudnn", "bfloat16"): "computes in float32 alone"}
+DECLINES = {
+    ("cudnn", "bfloat16"): "computes in float32 alone",
+    ("cudnn", "gru"): "GRU",
+    ("parallel", "gru"): "GRU",
+}
 DEVICES = {"gpu": "GPU", "tpu": "TPU"}
 
 NAMES = [row.name for row in implementations()]
 
 
-def made(name, dtype="float32", lengths=None, **options):
-    kind, same = CELLS.get(name, (LSTM, oracle.Cell(oracle.lstm, oracle.two_zeros)))
+def made(name, dtype="float32", lengths=None, kind=LSTM, **options):
+    same = oracle.Cell(oracle.lstm, oracle.two_zeros)
+    if kind is GRU:
+        same = oracle.Cell(oracle.gru_reset_after, oracle.zeros)
+    else:
+        kind, same = CELLS.get(name, (kind, same))
     if lengths is not None:
         options["lengths"] = np.array(lengths)
     return problem(kind(D, H, dtype=dtype), same, dtype, **options)

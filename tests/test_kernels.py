@@ -20,8 +20,11 @@ from jax.test_util import check_grads
 from members import BY_NAME, assert_same, problem, values_and_gradients
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, Bidirectional, Stack, kernels
-from lstm_jax.kernels import engine as engines, tpu
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, Stack, kernels
+from lstm_jax.kernels import reference as plain, tpu
+from lstm_jax.kernels.engine import Engine, Inputs, saved_of
+from lstm_jax.kernels.kinds import GRU_KIND, KINDS, LSTM_KIND
+from lstm_jax.kernels.reference import REFERENCES
 
 D, H = members.D, members.H
 QUICK = pytest.mark.usefixtures("quick_compiles")
@@ -63,6 +66,8 @@ CASES = {
     "own carry": ("lstm", {}, {}, False),
     "learned carry": ("lstm_learned", {}, {}, False),
     "no bias": ("lstm_no_bias", {}, {"reverse": True}, True),
+    "GRU": ("gru", {}, {"reverse": True}, False),
+    "GRU without bias": ("gru_no_bias", {}, {"checkpoint": 3}, True),
     "windows": ("lstm", {}, {"checkpoint": 3}, True),
     "windows in reverse": ("lstm", {}, {"checkpoint": "sqrt", "reverse": True}, True),
     "no batch axis": ("lstm", {"batch": ()}, {"reverse": True}, True),
@@ -114,18 +119,22 @@ def test_networks_of_cells():
 # --- around the kernels: transforms -------------------------------------------------------------
 
 
-def small(seed=0, shape=(4, 2)):
+#: For which all that follows is asked.
+BOTH = pytest.mark.parametrize("kind", [LSTM, GRU], ids=["LSTM", "GRU"])
+
+
+def small(kind, seed=0, shape=(4, 2)):
     """A cell, and float64 parameters, inputs and carry."""
-    cell = LSTM(D, H, param_dtype="float64")
+    cell = kind(D, H, param_dtype="float64")
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(lambda: cell.initial_carry(shape[1:]))
     return cell, *members.random_like(rng, (shapes, jnp.zeros((*shape, D)), carry))
 
 
-def compared(transform, *args, **options):
+def compared(transform, kind, *args, **options):
     """Both ways, compiled together."""
-    cell = LSTM(D, H, param_dtype="float64")
+    cell = kind(D, H, param_dtype="float64")
     ours, others = (
         partial(transform, partial(unrolled, name, cell, **options)) for name in ("pallas", "fused")
     )
@@ -137,8 +146,9 @@ def compared(transform, *args, **options):
 @pytest.mark.parametrize(
     "checkpoint", [None, pytest.param(3, marks=pytest.mark.slow)], ids=["whole", "windows"]
 )
-def test_both_modes_to_second_order_agree_with_finite_differences(checkpoint):
-    cell, *args = small()
+@BOTH
+def test_both_modes_to_second_order_agree_with_finite_differences(kind, checkpoint):
+    cell, *args = small(kind)
     options = {"lengths": np.array([3, 4], np.int32), "reverse": True, "checkpoint": checkpoint}
     run = jax.jit(partial(unrolled, "pallas", cell, return_carries=True, **options))
     check_grads(run, args, order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5, eps=1e-5)
@@ -150,10 +160,11 @@ def loss_of(f):
 
 @DOUBLE
 @pytest.mark.usefixtures("reference")
-def test_second_derivatives():
+@BOTH
+def test_second_derivatives(kind):
     """Forward over reverse, reverse over reverse, and third order along one direction."""
-    _, *args = small()
-    along = small(seed=1)[1:]
+    _, *args = small(kind)
+    along = small(kind, seed=1)[1:]
 
     def transform(f, args, along):
         gradient = jax.grad(loss_of(f), argnums=(0, 1, 2))
@@ -162,24 +173,25 @@ def test_second_derivatives():
         third = jax.jvp(lambda *args: jax.jvp(gradient, args, along)[1], args, along)[1]
         return forward, reverse, third
 
-    compared(transform, tuple(args), tuple(along))
+    compared(transform, kind, tuple(args), tuple(along))
 
 
 @DOUBLE
 @pytest.mark.usefixtures("reference")
 def test_hessian_and_remat():
-    _, params, xs, carry = small(shape=(3, 1))
+    _, params, xs, carry = small(GRU, shape=(3, 1))
 
     def transform(f, xs):
         loss = jax.checkpoint(lambda xs: loss_of(f)(params, xs, carry))
         return jax.hessian(loss)(xs)
 
-    compared(transform, xs)
+    compared(transform, GRU, xs)
 
 
 #: Which of parameters, inputs, carry and lengths are mapped.
 MAPPED = {
     "data": (None, 1, 1, 0),
+    "data of a GRU": (None, 1, 1, 0),
     "inputs alone": (None, 0, None, None),
     "lengths alone": (None, None, None, 0),
     "an ensemble": (0, None, None, None),
@@ -188,7 +200,7 @@ MAPPED = {
 }
 
 
-DAILY = "data", "an ensemble"
+DAILY = "data of a GRU", "an ensemble"
 
 
 @DOUBLE
@@ -198,7 +210,8 @@ DAILY = "data", "an ensemble"
 )
 def test_vmap_before_and_after_derivatives(case):
     mapped = *some, of_lengths = MAPPED[case]
-    _, *args = small()
+    kind = GRU if case.endswith("GRU") else LSTM
+    _, *args = small(kind)
     lengths = np.array([3, 1], np.int32)
 
     def copies(axis, tree):
@@ -212,7 +225,7 @@ def test_vmap_before_and_after_derivatives(case):
         params = params._replace(bias=copies(0, params.bias))
     else:
         params = copies(some[0], params)
-    args = params, copies(some[1], xs), tuple(copies(some[2], a) for a in carry)
+    args = params, copies(some[1], xs), jax.tree.map(partial(copies, some[2]), carry)
     lengths = lengths if of_lengths is None else np.stack([lengths, lengths[::-1], lengths * 0 + 4])
 
     def transform(run, *args):
@@ -230,7 +243,7 @@ def test_vmap_before_and_after_derivatives(case):
             tangent(*args, *along),
         )
 
-    compared(transform, *args, lengths)
+    compared(transform, kind, *args, lengths)
 
 
 class Watched:
@@ -238,25 +251,25 @@ class Watched:
 
     def __init__(self):
         self.calls = []
-        self.engine = engines.Engine("watched", self.obstacle, self.forward, self.backward)
+        self.engine = Engine(LSTM_KIND, "watched", self.obstacle, self.forward, self.backward)
 
     def obstacle(self, T, B, H, dtype):
         return "too many rows" if B > 50 else None
 
     def forward(self, inputs, save):
         self.calls.append(("forward", inputs.u.shape, save))
-        return engines.forward(inputs, save)
+        return REFERENCES[LSTM_KIND].forward(inputs, save)
 
     def backward(self, saved, wanted):
         self.calls.append(("backward", saved.gates.shape))
-        return engines.backward(saved, wanted)
+        return REFERENCES[LSTM_KIND].backward(saved, wanted)
 
 
 @pytest.fixture
 def watched(monkeypatch, request):
     """What is compiled is found by the platform's name: each test has its own."""
     watched, name = Watched(), request.node.name
-    monkeypatch.setitem(sys.modules, name, SimpleNamespace(INTERPRETED=watched.engine))
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(INTERPRETED={LSTM_KIND: watched.engine}))
     monkeypatch.setitem(kernels.MODULES, name, name)
     with kernels.interpret(name):
         yield watched.calls
@@ -295,7 +308,7 @@ def test_the_weights_gradient_is_one_product_after_the_loop():
     with kernels.interpret("reference"):
         program = jax.make_jaxpr(jax.grad(lambda p: unrolled("pallas", cell, p, xs)[1].sum()))(params)
     walks = [
-        eqn.params["which"].walk for eqn in equations(program.jaxpr) if eqn.primitive.name == "lstm_walk"
+        eqn.params["which"].walk for eqn in equations(program.jaxpr) if eqn.primitive.name == "kernel_walk"
     ]
     assert walks == ["forward", "backward"]
 
@@ -334,7 +347,7 @@ def test_inside_shard_map_each_device_runs_its_own(platform):
 # --- the TPU kernels, as functions of arrays ----------------------------------------------------
 
 
-def drawn(T, B, H, dtype, *, masked, biased):
+def drawn(kind, T, B, H, dtype, *, masked, biased):
     """What forward and backward read, the latter beside what forward saves."""
     rng = np.random.default_rng(0)
 
@@ -342,15 +355,15 @@ def drawn(T, B, H, dtype, *, masked, biased):
         return jnp.asarray(rng.normal(size=shape) * scale, jnp.float32)
 
     valid = jnp.asarray(rng.random((T, B)) < 0.7) if masked else None
-    inputs = engines.Inputs(
-        normal(T, B, 4 * H).astype(dtype),
-        normal(H, 4 * H, scale=0.6 / H**0.5).astype(dtype),
+    dtypes = (dtype, "float32")[: kind.count]
+    inputs = Inputs(
+        normal(T, B, len(kind.of_x) * H).astype(dtype),
+        normal(H, len(kind.of_h) * H, scale=0.6 / H**0.5).astype(dtype),
         normal(4 * H) if biased else None,
-        normal(B, H).astype(dtype),
-        normal(B, H),
+        tuple(normal(B, H).astype(one) for one in dtypes),
         valid,
     )
-    return inputs, engines.States(normal(T, B, H).astype(dtype), normal(T, B, H))
+    return inputs, tuple(normal(T, B, H).astype(one) for one in dtypes)
 
 
 def in_float64(tree):
@@ -370,28 +383,37 @@ SHAPES = {
 
 @QUICK
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("case", daily(SHAPES, "blocks that do not divide B", "bfloat16"))
-def test_tpu_kernels_against_the_reference_in_float64(case, monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "case"),
+    [
+        pytest.param(kind, case, id=f"{kind.name}, {case}", marks=() if daily else pytest.mark.slow)
+        for kind in KINDS
+        for case in SHAPES
+        for daily in [(kind.name, case) in {("LSTM", "blocks that do not divide B"), ("GRU", "bfloat16")}]
+    ],
+)
+def test_tpu_kernels_against_the_reference_in_float64(kind, case, monkeypatch):
     T, B, H, dtype, masked, biased, rows, chunk = SHAPES[case]
     monkeypatch.setattr(tpu, "blocks", lambda *sizes: tpu.Blocks(rows, chunk))
-    check_kernels(tpu.INTERPRETED, drawn(T, B, H, dtype, masked=masked, biased=biased), dtype)
+    check_kernels(tpu.INTERPRETED[kind], drawn(kind, T, B, H, dtype, masked=masked, biased=biased), dtype)
 
 
 def check_kernels(engine, given, dtype):
-    inputs, wanted = given
+    (inputs, wanted), plain = given, REFERENCES[engine.kind]
     ours = jax.jit(engine.forward, static_argnums=1)(inputs, True)
-    expected = jax.jit(engines.forward, static_argnums=1)(in_float64(inputs), True)
+    expected = jax.jit(plain.forward, static_argnums=1)(in_float64(inputs), True)
     close = partial(assert_near, tolerance=2e-5 if dtype == "float32" else 0.04)
     close(ours, expected)
-    for a, b in zip(engine.forward(inputs, False)[:2], ours[:2], strict=True):
+    for a, b in zip(engine.forward(inputs, False).states, ours.states, strict=True):
         np.testing.assert_array_equal(a, b)
-    saved = engines.Saved(inputs.w_hh, ours.gates, ours.cs, inputs.c0, inputs.valid)
-    states = jax.jit(engine.backward)(saved, wanted)
-    close(states, jax.jit(engines.backward)(*in_float64((saved, wanted))))
-    kinds = [str(a.dtype) for a in (*ours, *states)]
-    assert kinds == [dtype, "float32", "float32", dtype, dtype, "float32"]
+    saved = saved_of(inputs, ours)
+    found = jax.jit(engine.backward)(saved, wanted)
+    close(found, jax.jit(plain.backward)(*in_float64((saved, wanted))))
+    of_states = [dtype, "float32"][: engine.kind.count]
+    assert [str(a.dtype) for a in jax.tree.leaves(ours)] == [*of_states, "float32"]
+    assert [str(a.dtype) for a in jax.tree.leaves(found)] == [dtype, *of_states]
     if inputs.valid is not None:
-        assert np.all(np.asarray(states.zs)[~np.asarray(inputs.valid)] == 0)
+        assert np.all(np.asarray(found.zs)[~np.asarray(inputs.valid)] == 0)
 
 
 def assert_near(left, right, *, tolerance):
@@ -406,27 +428,32 @@ def test_tpu_kernels_in_the_simulator(monkeypatch):
     """Pallas' simulator of a TPU: unwritten memory is NaN, reads out of bounds and races are errors."""
     monkeypatch.setattr(tpu, "CHUNK", 2)
     how = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-    forward, backward = (partial(f, interpret=how) for f in (tpu.forward, tpu.backward))
-    inputs, wanted = drawn(3, 2, 5, "float32", masked=True, biased=True)
-    expected = engines.forward(inputs, True)
+    forward, backward = (partial(f, LSTM_KIND, interpret=how) for f in (tpu.forward, tpu.backward))
+    inputs, wanted = drawn(LSTM_KIND, 3, 2, 5, "float32", masked=True, biased=True)
+    expected = plain.forward(LSTM_KIND, inputs, True)
     assert_near(jax.jit(forward, static_argnums=1)(inputs, True), expected, tolerance=1e-6)
-    saved = engines.Saved(inputs.w_hh, expected.gates, expected.cs, inputs.c0, inputs.valid)
-    assert_near(jax.jit(backward)(saved, wanted), engines.backward(saved, wanted), tolerance=1e-6)
+    saved = saved_of(inputs, expected)
+    assert_near(jax.jit(backward)(saved, wanted), plain.backward(LSTM_KIND, saved, wanted), tolerance=1e-6)
+
+
+def shapes_of(kind, *sizes, **options):
+    """What forward reads, and what backward does."""
+    inputs, wanted = jax.eval_shape(lambda: drawn(kind, *sizes, **options))
+    walk = jax.eval_shape(partial(plain.forward, kind, save=True), inputs)
+    return inputs, saved_of(inputs, walk), wanted
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-def test_tpu_kernels_lower_without_a_device(dtype, masked):
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_tpu_kernels_lower_without_a_device(kind, dtype, masked):
     """What Pallas cannot make a TPU's program of is found without a TPU."""
-    given = drawn(40, 20, 200, dtype, masked=masked, biased=True)
-    inputs, wanted = jax.eval_shape(lambda: given)
-    walk = jax.eval_shape(partial(engines.forward, save=True), inputs)
-    saved = engines.Saved(inputs.w_hh, walk.gates, walk.cs, inputs.c0, inputs.valid)
+    inputs, saved, wanted = shapes_of(kind, 40, 20, 200, dtype, masked=masked, biased=True)
     calls = {
-        "save": (partial(tpu.forward, save=True), inputs),
-        "plain": (partial(tpu.forward, save=False), inputs),
+        "save": (partial(tpu.forward, kind, save=True), inputs),
+        "plain": (partial(tpu.forward, kind, save=False), inputs),
+        "backward": (partial(tpu.backward, kind), saved, wanted),
     }
-    calls["backward"] = tpu.backward, saved, wanted
     device = AbstractMesh((), (), abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
     for f, *args in calls.values():
         with jax.sharding.use_abstract_mesh(device):
@@ -442,9 +469,9 @@ PRECISIONS = {"bfloat16": "DEFAULT", "high": "HIGHEST", "highest": "HIGHEST"}
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("asked", PRECISIONS)
 def test_tpu_kernels_lower_in_any_precision(asked, dtype):
-    inputs = jax.eval_shape(lambda: drawn(4, 8, 128, dtype, masked=False, biased=True))[0]
+    inputs, *_ = shapes_of(LSTM_KIND, 4, 8, 128, dtype, masked=False, biased=True)
     with jax.default_matmul_precision(asked):
-        traced = jax.jit(partial(tpu.forward, save=False)).trace(inputs)
+        traced = jax.jit(partial(tpu.forward, LSTM_KIND, save=False)).trace(inputs)
         assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
     (kernel,) = (
         eqn.params["jaxpr"] for eqn in equations(traced.jaxpr.jaxpr) if eqn.primitive.name == "pallas_call"
@@ -457,10 +484,13 @@ def test_tpu_kernels_lower_in_any_precision(asked, dtype):
 @pytest.mark.usefixtures("x64")
 def test_tpu_kernels_hold_nothing_of_64_bits():
     """Of which Mosaic knows nothing, also where x64 is on."""
-    inputs, wanted = drawn(9, 20, 5, "float32", masked=True, biased=True)
-    walk = jax.eval_shape(partial(engines.forward, save=True), inputs)
-    saved = engines.Saved(inputs.w_hh, walk.gates, walk.cs, inputs.c0, inputs.valid)
-    for f, *args in ((partial(tpu.forward, save=True), inputs), (tpu.backward, saved, wanted)):
+    kind = GRU_KIND
+    inputs, saved, wanted = shapes_of(kind, 9, 20, 5, "float32", masked=True, biased=True)
+    calls = (
+        (partial(tpu.forward, kind, save=True), inputs),
+        (partial(tpu.backward, kind), saved, wanted),
+    )
+    for f, *args in calls:
         (call,) = (
             eqn for eqn in equations(jax.make_jaxpr(f)(*args).jaxpr) if eqn.primitive.name == "pallas_call"
         )
@@ -473,25 +503,26 @@ def test_tpu_kernels_hold_nothing_of_64_bits():
 # --- the TPU kernels under unroll ---------------------------------------------------------------
 
 
-def by_oracle(given, reverse):
+def by_oracle(cell, given, reverse):
     params, xs, carry = jax.tree.map(
         lambda a: np.asarray(a, np.float64), (given.params, given.xs, given.carry)
     )
-    result = oracle.unroll(members.ORACLE_LSTM, params, xs, carry, reverse=reverse, **given.flags)
+    result = oracle.unroll(cell, params, xs, carry, reverse=reverse, **given.flags)
     return result.carry, (result.ys, result.carries)
 
 
 @QUICK
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_tpu_kernels_against_the_oracle(reverse, monkeypatch):
+@pytest.mark.parametrize(("name", "reverse"), [("lstm", False), ("gru", True)])
+def test_tpu_kernels_against_the_oracle(name, reverse, monkeypatch):
     """Values, and the slope of a loss along a random direction, from differences of the oracle's."""
     monkeypatch.setattr(tpu, "CHUNK", 3)
-    given = without_resets(problem(BY_NAME["lstm"], dtype=np.float32))
+    given = without_resets(problem(BY_NAME[name], dtype=np.float32))
+    by = partial(by_oracle, {"lstm": members.ORACLE_LSTM, "gru": members.ORACLE_GRU}[name])
     options = {"return_carries": True, "reverse": reverse, "implementation": "pallas", **given.flags}
     arguments = given.params, given.xs, given.carry
     out, gradients = values_and_gradients(given.network, *arguments, **options)
-    assert_near(out, by_oracle(given, reverse), tolerance=1e-6)
+    assert_near(out, by(given, reverse), tolerance=1e-6)
 
     rng = np.random.default_rng(1)
     along = members.random_like(rng, arguments)
@@ -499,9 +530,7 @@ def test_tpu_kernels_against_the_oracle(reverse, monkeypatch):
 
     def loss(step):
         moved = jax.tree.map(lambda a, d: np.asarray(a, np.float64) + step * d, arguments, along)
-        leaves = jax.tree.leaves(
-            by_oracle(given._replace(params=moved[0], xs=moved[1], carry=moved[2]), reverse)
-        )
+        leaves = jax.tree.leaves(by(given._replace(params=moved[0], xs=moved[1], carry=moved[2]), reverse))
         return sum(np.sum(np.cos(np.arange(a.size) + i).reshape(a.shape) * a) for i, a in enumerate(leaves))
 
     slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
@@ -513,10 +542,11 @@ def test_tpu_kernels_against_the_oracle(reverse, monkeypatch):
 @QUICK
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_tpu_kernels_of_a_whole_layer(dtype, monkeypatch):
+@BOTH
+def test_tpu_kernels_of_a_whole_layer(kind, dtype, monkeypatch):
     """Every gradient of a layer with windows and lengths, beside the scan's."""
     monkeypatch.setattr(tpu, "CHUNK", 4)
-    cell = LSTM(20, 130, dtype=dtype, learn_initial_carry=True)
+    cell = kind(20, 130, dtype=dtype, learn_initial_carry=True)
     params = cell.init(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (11, 18, 20))
     lengths = jnp.arange(18) % 12
@@ -544,14 +574,22 @@ def plan(cell=CELL, xs=XS, **options):
 
 
 REFUSED = {
-    "cell": (lambda: plan(GRU(D, H)), "the kernels are for LSTM, and this is GRU"),
-    "options": (lambda: plan(LSTM(D, H, peepholes=True, clip=3.0)), "the LSTM without peepholes, clip"),
-    "heads": (lambda: plan(LSTM(D, H, heads=2)), "the LSTM without heads"),
+    "cell": (lambda: plan(RNN(D, H)), "the kernels are for LSTM and GRU, and this is RNN"),
+    "options": (
+        lambda: plan(LSTM(D, H, peepholes=True, clip=3.0)),
+        "the LSTM without peepholes=True, clip=3.0",
+    ),
+    "heads": (lambda: plan(GRU(D, H, heads=2)), "the GRU without heads=2"),
+    "reset before": (lambda: plan(GRU(D, H, reset_after=False)), "the GRU without reset_after=False"),
     "resets": (lambda: plan(resets=jax.ShapeDtypeStruct((5, 3), bool)), "no kernel knows resets"),
     "truncate": (lambda: plan(truncate=2), "no kernel knows truncate"),
     "carry": (
         lambda: plan(LSTM(D, H, dtype="bfloat16"), carry=(jnp.zeros((3, H), "bfloat16"),) * 2),
         "dtypes bfloat16, bfloat16, where a kernel has bfloat16, float32",
+    ),
+    "carry of a GRU": (
+        lambda: plan(GRU(D, H, dtype="bfloat16"), carry=jnp.zeros((3, H), "float32")),
+        "the carry h has dtype float32, where a kernel has bfloat16",
     ),
     "dtype": (lambda: plan(LSTM(D, H, dtype="float16")), "in float32 or bfloat16, and this is float16"),
     "VMEM": (lambda: plan(LSTM(D, 2000)), "2000 units in float32 need 69.3 MiB of VMEM"),
@@ -601,8 +639,17 @@ def test_explain_names_the_kernel():
     with kernels.interpret("tpu"):
         told = plan(lengths=[5, 3, 1], checkpoint=2)
         assert "TPU kernel, interpreted" in told.layers[0].reason
-    assert told.implementation == "pallas" and told.layers[0].memory.gradients > 0
+    assert told.implementation == "pallas"
     assert plan_of_auto() == "fused"  # not taken before it has been measured
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_the_expected_memory_counts_what_is_kept():
+    of_gate = 5 * 3 * H * 4  # bytes of an array of all steps, rows and units
+    u, c = 4, 1
+    assert plan().layers[0].memory == (of_gate * (u + c), of_gate * (u + c + 1 + 4 + 4))  # h, gates, z̄
+    u = 3
+    assert plan(GRU(D, H)).layers[0].memory == (of_gate * u, of_gate * (u + 1 + 4 + 4))
 
 
 def plan_of_auto():
@@ -621,5 +668,11 @@ def test_vmem_counts_what_lies_there():
         need = tpu.vmem_bytes(rows, units, dtype, chunk)
         assert need > blocks + weights
         assert need - blocks - weights == rows * units * 4 * 20  # h and c, and what a step keeps
+        # Of a GRU three columns of W, h where c was, and nothing wanted of c.
+        streamed = {"gates": 16, "h": e, "wanted h": e, "z": 4 * e}
+        blocks = 2 * chunk * rows * (units * sum(streamed.values()) + 128 * 4)
+        weights = units * 3 * units * e
+        found = tpu.vmem_bytes(rows, units, dtype, chunk, GRU_KIND)
+        assert found - blocks - weights == rows * units * 4 * 20
     assert tpu.blocks(100, 64, 256, "float32") == (64, 8)  # chunks are halved first
     assert tpu.blocks(100, 64, 700, "float32").rows == 32  # then blocks

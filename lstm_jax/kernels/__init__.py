@@ -11,28 +11,58 @@ inside which each device runs a kernel on its own rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax.carries import is_explicit
-from lstm_jax.cells.lstm import LSTM
+from lstm_jax.cells.gru import GRU, GRUParams
+from lstm_jax.cells.lstm import LSTM, LSTMParams
 from lstm_jax.cells.lstm_form import LSTMForm
 from lstm_jax.checks import check_choice
-from lstm_jax.kernels.engine import REFERENCE, Engine, Inputs
+from lstm_jax.kernels.engine import Engine, Inputs
+from lstm_jax.kernels.kinds import GRU_KIND, LSTM_KIND, Kind
 from lstm_jax.kernels.recurrence import states_of
+from lstm_jax.kernels.reference import REFERENCES
 from lstm_jax.loop import Flags, Walked, blank
 from lstm_jax.notation import Array, Carry, Params, state_dtype
 
-#: Where the engines live, by the platform as JAX calls it. Each module has ENGINE, for the device, and
-#: INTERPRETED, the same kernels for Pallas' interpreter.
+#: Where the engines live, by the platform as JAX calls it. Each module has ENGINES for the device, by the
+#: kind of the cell, and INTERPRETED, the same kernels for Pallas' interpreter.
 MODULES = {"tpu": "lstm_jax.kernels.tpu", "gpu": "lstm_jax.kernels.gpu"}
 
-#: What makes an LSTM another one than the kernels know.
-OPTIONS = ("proj_size", "peepholes", "heads", *LSTMForm._fields)
+
+def _lstm_bias(params: LSTMParams) -> Array | None:
+    return params.bias
+
+
+def _gru_bias(params: GRUParams) -> Array | None:
+    """Of r, z, the candidate's part that hears h, and the one that hears the input."""
+    if params.bias is None and params.bias_hn is None:
+        return None
+    H = params.w_hh.shape[-2]
+    rzn, q = params.bias, params.bias_hn
+    rzn = jnp.zeros(3 * H, params.w_hh.dtype) if rzn is None else rzn
+    q = jnp.zeros(H, rzn.dtype) if q is None else q
+    return jnp.concatenate([rzn[: 2 * H], q.astype(rzn.dtype), rzn[2 * H :]])
+
+
+class Known(NamedTuple):
+    """A cell that kernels know."""
+
+    kind: Kind
+    options: tuple[str, ...]  # that make it another
+    bias: Callable[[Any], Array | None]  # (4H,) of its parameters
+
+
+KNOWN: dict[type, Known] = {
+    LSTM: Known(LSTM_KIND, ("proj_size", "peepholes", "heads", *LSTMForm._fields), _lstm_bias),
+    GRU: Known(GRU_KIND, ("heads", "reset_after"), _gru_bias),
+}
 
 _interpreted = jax.make_user_context(None)
 
@@ -62,16 +92,16 @@ def interpret(platform: str) -> AbstractContextManager[None]:
     return _interpreted(platform)
 
 
-def engine_here() -> Engine | str:
+def engine_here(kind: Kind) -> Engine | str:
     """The engine for the device that JAX computes on, or why there is none."""
     told = _interpreted.value
     if told == "reference":
-        return REFERENCE
+        return REFERENCES[kind]
     if told is not None:
-        return import_module(MODULES[told]).INTERPRETED
+        return import_module(MODULES[told]).INTERPRETED[kind]
     platform = jax.default_backend()
     if platform in MODULES:
-        return import_module(MODULES[platform]).ENGINE
+        return import_module(MODULES[platform]).ENGINES[kind]
     return (
         "no TPU or Hopper GPU here (`with lstm_jax.kernels.interpret(platform)` runs the kernels of one in "
         "an interpreter)"
@@ -80,19 +110,23 @@ def engine_here() -> Engine | str:
 
 def engine_name() -> str:
     """For ``explain``."""
-    found = engine_here()
+    found = engine_here(LSTM_KIND)
     return found if isinstance(found, str) else found.name
 
 
 def pallas_obstacle(cell: Any, params: Params, carry: Carry, xs: Any, flags: Flags) -> str | None:
     """Why no kernel can take this cell, these options or shapes, or None."""
     name = type(cell).__name__
-    if type(cell) is not LSTM:
-        return f"the kernels are for LSTM, and this is {name}"
-    plain = LSTM(cell.input_size, cell.hidden_size)
-    changed = [name for name in OPTIONS if getattr(cell, name) != getattr(plain, name)]
+    if type(cell) not in KNOWN:
+        return f"the kernels are for {' and '.join(kind.__name__ for kind in KNOWN)}, and this is {name}"
+    known, plain = KNOWN[type(cell)], type(cell)(cell.input_size, cell.hidden_size)
+    changed = [
+        f"{option}={getattr(cell, option)!r}"
+        for option in known.options
+        if getattr(cell, option) != getattr(plain, option)
+    ]
     if changed:
-        return f"the kernels are for the LSTM without {', '.join(changed)}"
+        return f"the kernels are for the {name} without {', '.join(changed)}"
     if flags.restart is not None:
         return "no kernel knows resets"
     if flags.cut is not None:
@@ -101,13 +135,14 @@ def pallas_obstacle(cell: Any, params: Params, carry: Carry, xs: Any, flags: Fla
     sizes = u.shape
     if not all(isinstance(n, int) for n in sizes):
         return "a kernel is made for sizes that are known when tracing"
-    dtypes = [str(a.dtype) for a in carry]
-    wanted = [str(u.dtype), str(state_dtype(u.dtype))]
+    dtypes = [str(a.dtype) for a in jax.tree.leaves(carry)]
+    wanted = [str(u.dtype), str(state_dtype(u.dtype))][: known.kind.count]
     if dtypes != wanted:
-        return f"the carry (h, c) has dtypes {', '.join(dtypes)}, where a kernel has {', '.join(wanted)}"
+        states = "(h, c) has dtypes" if known.kind.count == 2 else "h has dtype"
+        return f"the carry {states} {', '.join(dtypes)}, where a kernel has {', '.join(wanted)}"
     if is_explicit(u):
         return "no kernel takes what lies on an explicit mesh (inside shard_map, each device runs its own)"
-    found = engine_here()
+    found = engine_here(known.kind)
     if isinstance(found, str):
         return found
     T, *batch, _ = sizes
@@ -115,7 +150,7 @@ def pallas_obstacle(cell: Any, params: Params, carry: Carry, xs: Any, flags: Fla
 
 
 def pallas_walk(
-    cell: LSTM,
+    cell: Any,
     params: Params,
     initial: Carry,
     carry: Carry,
@@ -126,8 +161,9 @@ def pallas_walk(
     reverse: bool,
     carries: bool,
 ) -> Walked:
-    """:func:`lstm_jax.loop.walk` of an LSTM by a kernel; nothing restarts, and ``key`` is of no use to it."""
-    found = engine_here()
+    """:func:`lstm_jax.loop.walk` of a cell by a kernel; nothing restarts, and ``key`` is of no use to it."""
+    known = KNOWN[type(cell)]
+    found = engine_here(known.kind)
     assert isinstance(found, Engine), found  # pallas_obstacle has been asked
     valid = flags.valid
     if reverse:  # of what a step has, the inputs are the least
@@ -139,19 +175,21 @@ def pallas_walk(
     def folded(a: Array, rows_at: int) -> Array:
         return a.reshape(*a.shape[:rows_at], rows, *a.shape[rows_at + len(batch) :])
 
+    bias = known.bias(params)
+    first, structure = jax.tree.flatten(carry)
     inputs = Inputs(
         folded(u, 1),
         params.w_hh.astype(u.dtype),
-        None if params.bias is None else params.bias.astype(state_dtype(u.dtype)),
-        folded(carry[0], 0),
-        folded(carry[1], 0),
+        None if bias is None else bias.astype(state_dtype(u.dtype)),
+        tuple(folded(a, 0) for a in first),
         None if flags.valid is None else folded(flags.valid, 1),
     )
-    hs, cs = states_of(found if T * rows else REFERENCE, inputs)
-    states: Any = tuple(a.reshape(T, *batch, a.shape[-1]) for a in (hs, cs))
+    walked = states_of(found if T * rows else REFERENCES[known.kind], inputs)
+    walked = tuple(a.reshape(T, *batch, a.shape[-1]) for a in walked)
     if T > 0:
-        carry = tuple(a[-1] for a in states)
+        carry = jax.tree.unflatten(structure, [a[-1] for a in walked])
     if reverse:
-        states = tuple(jnp.flip(a, 0) for a in states)
-    ys = states[0] if valid is None else blank(valid, states[0])
+        walked = tuple(jnp.flip(a, 0) for a in walked)
+    states = jax.tree.unflatten(structure, walked)
+    ys = walked[0] if valid is None else blank(valid, walked[0])
     return Walked(carry, ys, states if carries else None, None)

@@ -1,21 +1,25 @@
 """The engine for Hopper GPUs: arrays laid out for the kernels, and back.
 
 A kernel sees units before rows, the units of a block together, and whole slices of the batch. What
-fills them up is zero: such a unit's gates are ½, ½, 0, ½, so that its c and h stay 0.
+fills them up is zero: such a unit's gates are ½, ½, 0, ½ (a GRU's ½, ½, 0, 0), so that its states stay 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax.kernels import gpu_names
-from lstm_jax.kernels.engine import Engine, Inputs, Saved, States, Tangents, Walk
+from lstm_jax.kernels.engine import NO_ROWS, ROWS, Engine, Inputs, Saved, Tangents, Walk
 from lstm_jax.kernels.gpu_backward import backward as walk_back
 from lstm_jax.kernels.gpu_forward import forward as walk
 from lstm_jax.kernels.gpu_plan import Plan, plan
+from lstm_jax.kernels.kinds import KINDS, Kind
 from lstm_jax.notation import Array
 
 
@@ -39,17 +43,17 @@ def of_blocks(a: Array, to: Plan) -> Array:
     return jnp.pad(a, [(0, 0)] * len(lead) + [(0, to.width - H)]).reshape(*lead, to.blocks, to.units)
 
 
-def of_gates(a: Array, to: Plan) -> Array:
-    """(..., 4H) as (..., blocks, 4U)."""
-    a = of_blocks(a.reshape(*a.shape[:-1], 4, a.shape[-1] // 4), to)
-    return jnp.swapaxes(a, -3, -2).reshape(*a.shape[:-3], to.blocks, 4 * to.units)
+def of_gates(a: Array, to: Plan, count: int = 4) -> Array:
+    """(..., X H) as (..., blocks, X U); X columns of a unit are there."""
+    a = of_blocks(a.reshape(*a.shape[:-1], count, a.shape[-1] // count), to)
+    return jnp.swapaxes(a, -3, -2).reshape(*a.shape[:-3], to.blocks, count * to.units)
 
 
-def of_gate_rows(a: Array, to: Plan) -> Array:
-    """(T, B, 4H) as (T, slices, blocks, 4U, R)."""
+def of_gate_rows(a: Array, to: Plan, count: int = 4) -> Array:
+    """(T, B, X H) as (T, slices, blocks, X U, R)."""
     T, B, wide = a.shape
     a = jnp.pad(a, [(0, 0), (0, to.slices * to.rows - B), (0, 0)]).reshape(T, to.slices, to.rows, wide)
-    return jnp.moveaxis(of_gates(a, to), 2, -1)
+    return jnp.moveaxis(of_gates(a, to, count), 2, -1)
 
 
 def from_gate_rows(a: Array, B: int, H: int) -> Array:
@@ -60,9 +64,11 @@ def from_gate_rows(a: Array, B: int, H: int) -> Array:
 
 
 def of_weights(w_hh: Array, to: Plan) -> Array:
-    """(H, 4H) as (blocks, 4U, H)."""
+    """(H, X H) as (blocks, G, H): X U rows, filled up for the matrix unit."""
+    assert w_hh.shape[1] == to.hear * w_hh.shape[0], (w_hh.shape, to)
     w = jnp.pad(w_hh, [(0, to.width - w_hh.shape[0]), (0, 0)])
-    return of_gates(w, to).transpose(1, 2, 0)
+    w = of_gates(w, to, to.hear).transpose(1, 2, 0)
+    return jnp.pad(w, [(0, 0), (0, to.gate_rows - w.shape[1]), (0, 0)])
 
 
 def of_rows(valid: Array | None, to: Plan) -> Array | None:
@@ -74,85 +80,135 @@ def of_rows(valid: Array | None, to: Plan) -> Array | None:
     return jnp.pad(valid.astype(jnp.float32), fill).reshape(T, to.slices, to.rows)
 
 
-def forward(inputs: Inputs, save: bool, *, to: Plan | None = None, **how: Any) -> Walk:
+def each(of: Callable[[Array, int], Array], axes: Any, arrays: Any) -> Any:
+    """``of`` each array that has rows, and their axis; the others as they are."""
+
+    def below(axis: int, tree: Any) -> Any:
+        return tree if axis == NO_ROWS else jax.tree.map(lambda a: of(a, axis), tree)
+
+    return jax.tree.map(below, axes, arrays)
+
+
+def in_launches(walk: Callable[..., Any], B: int, rows: int, axes: Any, out_axes: Any) -> Callable[..., Any]:
+    """``walk`` with so many of B rows at a time; what fills up the last ones is zero.
+
+    Blocks of two launches side by side would wait for each other, without room for all: in a loop, one
+    launch has ended before the next begins. And the loop has one kernel for all.
+    """
+    count = -(-B // rows)
+    if count == 1:
+        return walk
+
+    def filled(a: Array, axis: int) -> Array:
+        return jnp.pad(a, [(0, count * rows - B if n == axis else 0) for n in range(a.ndim)])
+
+    def joined(a: Array, axis: int) -> Array:
+        a = jnp.moveaxis(a, 0, axis)
+        a = a.reshape(*a.shape[:axis], count * rows, *a.shape[axis + 2 :])
+        return lax.slice_in_dim(a, 0, B, axis=axis)
+
+    def call(*args: Any) -> Any:
+        whole = each(filled, axes, args)
+
+        def launch(begin: Array) -> Any:
+            return walk(*each(lambda a, axis: lax.dynamic_slice_in_dim(a, begin, rows, axis), axes, whole))
+
+        return each(joined, out_axes, lax.map(launch, jnp.arange(0, count * rows, rows)))
+
+    return call
+
+
+def forward(kind: Kind, inputs: Inputs, save: bool, *, to: Plan | None = None, **how: Any) -> Walk:
     """The walk, as chosen, or by another plan ``to`` and with other options of the kernel's."""
-    u, w_hh, bias, h0, c0, valid = inputs
-    (T, B), H = u.shape[:2], h0.shape[-1]
-    to = to or planned(T, B, H, u.dtype)
+    B, H = inputs.u.shape[1], inputs.w_hh.shape[0]
+    to = to or planned(kind, B, H, inputs.u.dtype)
+    call = partial(forward_launch, kind, save=save, to=to, **how)
+    return in_launches(call, B, to.launch, *ROWS["forward"])(inputs)
+
+
+def forward_launch(kind: Kind, inputs: Inputs, *, save: bool, to: Plan, **how: Any) -> Walk:
+    """No more rows than a launch has room for."""
+    u, w_hh, bias, carry, valid = inputs
+    B, H = carry[0].shape
     if bias is None:
         bias = jnp.zeros(4 * H, jnp.float32)
     biases = of_gates(bias, to)[..., None]
     outs = walk(
-        of_gate_rows(u, to),
+        kind,
+        of_gate_rows(u, to, len(kind.of_x)),
         of_weights(w_hh, to),
         jnp.broadcast_to(biases, (*biases.shape[:-1], to.rows)),
-        of_units(h0, to),
-        of_units(c0, to).reshape(to.slices, to.blocks, to.units, to.rows),
+        tuple(of_units(a, to) for a in carry),
         of_rows(valid, to),
         to,
         save=save,
         **how,
     )
-    hs, cs = (from_units(a, B, H) for a in outs[:2])
-    return Walk(hs, cs, from_gate_rows(outs[2], B, H) if save else None)
+    states = tuple(from_units(a, B, H) for a in outs[: kind.count])
+    return Walk(states, from_gate_rows(outs[-1], B, H) if save else None)
 
 
-def backward(saved: Saved, wanted: States, *, to: Plan | None = None, **how: Any) -> Tangents:
+def backward(kind: Kind, saved: Saved, wanted: Any, *, to: Plan | None = None, **how: Any) -> Tangents:
     """The walk back, likewise."""
-    w_hh, gates, cs, c0, valid = saved
-    T, B, H = cs.shape
-    to = to or planned(T, B, H, w_hh.dtype)
-    zs, h0_bar, c0_bar = walk_back(
+    _, B, H = saved.memory.shape
+    to = to or planned(kind, B, H, saved.w_hh.dtype)
+    call = partial(backward_launch, kind, to=to, **how)
+    return in_launches(call, B, to.launch, *ROWS["backward"])(saved, wanted)
+
+
+def backward_launch(kind: Kind, saved: Saved, wanted: Any, *, to: Plan, **how: Any) -> Tangents:
+    """The same of a launch."""
+    w_hh, gates, memory, first, valid = saved
+    _, B, H = memory.shape
+    zs, *carry = walk_back(
+        kind,
         jnp.swapaxes(of_weights(w_hh, to), 1, 2),
         of_gate_rows(gates, to),
-        of_units(cs, to),
-        of_units(c0, to),
+        of_units(memory, to),
+        of_units(first, to),
         of_rows(valid, to),
-        of_units(wanted.hs, to),
-        of_units(wanted.cs, to),
+        tuple(of_units(a, to) for a in wanted),
         to,
         **how,
     )
-    h0_bar, c0_bar = (from_units(a, B, H) for a in (h0_bar, c0_bar))
-    return Tangents(from_gate_rows(zs, B, H), h0_bar.astype(w_hh.dtype), c0_bar)
+    found = (from_units(a, B, H).astype(like.dtype) for a, like in zip(carry, wanted, strict=True))
+    return Tangents(from_gate_rows(zs, B, H), tuple(found))
 
 
-def planned(T: int, B: int, H: int, dtype: Any) -> Plan:
+def plan_here(kind: Kind, B: int, H: int, dtype: Any) -> Plan | str:
+    """The plan for the device, where it is a GPU."""
+    device = jax.devices()[0]
+    there = {"sms": device.core_count} if device.platform == "gpu" else {}
+    return plan(B, H, dtype, len(kind.of_h), **there)
+
+
+def planned(kind: Kind, B: int, H: int, dtype: Any) -> Plan:
     """The plan of a walk whose obstacle was asked for."""
-    found = plan(T, B, H, dtype)
+    found = plan_here(kind, B, H, dtype)
     assert isinstance(found, Plan), found
     return found
 
 
-def obstacle(T: int, B: int, H: int, dtype: Any) -> str | None:
+def obstacle(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
     """Why the device's kernels cannot take these sizes, or the device is none for them."""
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", None)
     if capability != "9.0":
         return f"the kernels are for Hopper GPUs (compute capability 9.0), and this is {device.device_kind}"
-    found = plan(T, B, H, dtype)
-    if isinstance(found, str):
-        return found
-    if found.form == "grid" and found.blocks * found.slices > device.core_count:
-        return (
-            f"{found.blocks * found.slices} blocks wait for each other, and the GPU runs {device.core_count}"
-        )
-    return None
+    found = plan_here(kind, B, H, dtype)
+    return found if isinstance(found, str) else None
 
 
-def interpreted_obstacle(T: int, B: int, H: int, dtype: Any) -> str | None:
+def interpreted_obstacle(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
     """The same of the interpreter."""
     if gpu_names.INTERPRETER is None:
         return "Pallas interprets kernels for GPUs since jax 0.12"
-    found = plan(T, B, H, dtype)
+    found = plan_here(kind, B, H, dtype)
     if isinstance(found, str):
         return found
     if found.blocks > 1:
         return f"H={H} needs {found.blocks} blocks, and Pallas' interpreter knows no memory that blocks share"
     return None
-
-
-ENGINE = Engine("Mosaic GPU", obstacle, forward, backward)
 
 
 def interpreted(walk: Any) -> Any:
@@ -164,10 +220,18 @@ def interpreted(walk: Any) -> Any:
     return call
 
 
-INTERPRETED = Engine(
-    "Mosaic GPU, interpreted",
-    interpreted_obstacle,
-    interpreted(forward),
-    interpreted(backward),
-    effectful=True,  # its threads go through callbacks
-)
+ENGINES = {
+    kind: Engine(kind, "Mosaic GPU", partial(obstacle, kind), partial(forward, kind), partial(backward, kind))
+    for kind in KINDS
+}
+INTERPRETED = {
+    kind: Engine(
+        kind,
+        "Mosaic GPU, interpreted",
+        partial(interpreted_obstacle, kind),
+        interpreted(partial(forward, kind)),
+        interpreted(partial(backward, kind)),
+        effectful=True,  # its threads go through callbacks
+    )
+    for kind in KINDS
+}

@@ -15,6 +15,10 @@ blocks, and the parts are read from there; in a grid, both pass through the main
 say the L2 cache. What is handed over has two buffers, taken in turns: who writes one has heard from
 all blocks that they read it, because none of them sends its next message before it has.
 
+Where a block of a grid has too little shared memory, a part of its weights is in registers, from which
+the matrix unit takes its first operand as well, and forward h comes in pieces: see ``gpu_plan``. What a
+grid has no room for at once goes in several launches: see :func:`lstm_jax.kernels.gpu.in_launches`.
+
 One warpgroup of each block does all of it. The compiler is told to add no synchronisation of its
 own: ``commit_smem``, for which all threads wait, stands wherever one thread reads or overwrites
 what another one wrote or reads.
@@ -58,21 +62,57 @@ def operand(shape: tuple[int, ...], dtype: Any, rows: int) -> Any:
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
-def multiply(a: Any, b: Any, out: Any) -> None:
-    """out = a b, as many rows at a time as the registers hold."""
-    (M, _), rows = a.shape, b.shape[-1]
+def runs(begin: int, end: int, rows: int) -> list[tuple[int, int]]:
+    """As many rows of a product at a time as its accumulator holds: where they begin, and their count."""
     most = max(64, ACCUMULATED // rows)
+    return [(at, min(most, end - at)) for at in range(begin, end, most)]
 
-    for at in range(0, M, most):
-        count = min(most, M - at)
-        part = a.at[pl.ds(at, count)]
+
+def multiply(a: Any, b: Any, out: Any, held: Sequence[Array] = ()) -> None:
+    """out = a b, some rows at a time. The first rows of a may be in registers instead: ``held``."""
+    rows, done = b.shape[-1], 0
+    for part in *held, *(a.at[pl.ds(*run)] for run in runs(0, a.shape[0], rows)):
 
         def product(acc: Any, part: Any = part) -> Array:
             plgpu.wgmma(acc, part, b)
             return acc[...]
 
-        value = pl.run_scoped(product, plgpu.ACC((count, rows), jnp.float32))
-        store(out.at[pl.ds(at, count)], value)
+        count = part.shape[0]
+        store(out.at[pl.ds(done, count)], pl.run_scoped(product, plgpu.ACC((count, rows), jnp.float32)))
+        done += count
+
+
+def multiply_pieces(
+    parts: Sequence[Sequence[Any]], b: Any, out: Any, fetch: Callable[[int], None], fetched: Any
+) -> None:
+    """out = a b, where b comes in pieces, into its two buffers in turns.
+
+    ``parts``: for each piece its columns of a, side by side, in registers or in shared memory. While a
+    piece is multiplied, ``fetch`` has begun to copy the next one; ``fetched`` has a barrier for each buffer.
+    """
+    M, rows = parts[0][0].shape[0], b.shape[-1]
+
+    def product(acc: Any) -> Array:
+        for n, columns in enumerate(parts):
+            plgpu.barrier_wait(fetched.at[n % 2])
+            done = 0
+            for part in columns:
+                plgpu.wgmma(acc, part, b.at[n % 2, pl.ds(done, part.shape[1])])
+                done += part.shape[1]
+            if 0 < n < len(parts) - 1:  # the piece before has been multiplied: its buffer is free
+                plgpu.wgmma_wait(len(columns))
+                plgpu.commit_smem()
+                fetch(n + 1)
+        return acc[...]
+
+    for n in range(min(2, len(parts))):
+        fetch(n)
+    store(out, pl.run_scoped(product, plgpu.ACC((M, rows), jnp.float32)))
+
+
+def held_array(ref: Any) -> Array:
+    """A part of the weights as the matrix unit takes it from registers."""
+    return load(ref, plgpu.Layout.WGMMA)
 
 
 class Meeting(NamedTuple):

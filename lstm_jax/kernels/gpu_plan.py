@@ -9,14 +9,23 @@ import jax.numpy as jnp
 
 #: Bytes of shared memory that one block can have on a Hopper GPU: 227 KiB.
 SMEM = 227 * 1024
-#: Of these, what barriers and alignment may take.
-SPARE = 2048
-#: Streaming multiprocessors; at the sizes here one block fills one.
+#: What barriers and alignment leave of it.
+ROOM = SMEM - 2048
+#: Streaming multiprocessors of an H100 SXM and an H200; at the sizes here one block fills one.
 SMS = 132
 #: Blocks of a cluster: more than 8 are allowed on Hopper, beyond what every device has to offer.
 CLUSTERS = (1, 2, 4, 8, 16)
 #: Rows of the batch that one cluster takes: columns of a matrix product, and of its swizzle.
 ROWS = (16, 32, 64)
+
+
+#: Units whose h, and so whose weights, stay together: a multiple of what the matrix unit and swizzles take.
+TILE = 64
+#: Most pieces in which h may come: each waits for a copy, a good half microsecond by estimate.
+PIECES = 4
+#: For so many rows, most of H that a block may have in registers: 64 of its weights' columns (forward) or
+#: rows (backward) are 16 of the 255 registers of each of 128 threads. The rest is for states, inputs, sums.
+HELD = {16: 512, 32: 448, 64: 0}
 
 
 class Plan(NamedTuple):
@@ -26,12 +35,32 @@ class Plan(NamedTuple):
     blocks: int  # that share the units of one slice of the batch
     units: int  # of each block
     rows: int  # of the batch, in each slice
-    slices: int  # of the batch, which know nothing of each other
+    slices: int  # of the batch, in each launch; they know nothing of each other
+    piece: int = 0  # grid, forward: units whose h comes at a time; 0: all
+    held: int = 0  # grid, forward: of the H columns of a block's weights, those in registers
+    held_back: int = 0  # grid, backward: of the H rows, those in registers
+    hear: int = 4  # columns of a unit that hear h; of a GRU 3
 
     @property
     def width(self) -> int:
         """H with the units that fill up the last block."""
         return self.blocks * self.units
+
+    @property
+    def gate_rows(self) -> int:
+        """Rows of a block's weights: the columns of its units, filled up to the 64 of the matrix unit."""
+        return 64 * math.ceil(self.hear * self.units / 64)
+
+    @property
+    def launch(self) -> int:
+        """Rows of the batch that one launch takes."""
+        return self.slices * self.rows
+
+    @property
+    def pieces(self) -> list[tuple[int, int]]:
+        """Where each piece of h begins, and its units."""
+        piece = self.piece or self.width
+        return [(at, min(piece, self.width - at)) for at in range(0, self.width, piece)]
 
 
 def units_of(H: int, blocks: int) -> int:
@@ -44,71 +73,122 @@ def units_of(H: int, blocks: int) -> int:
     return step * math.ceil(H / blocks / step)
 
 
-def smem_bytes(form: str, blocks: int, units: int, rows: int) -> int:
-    """Bytes of shared memory of one block, in the walk that needs more.
+def smem_bytes(to: Plan) -> tuple[int, int]:
+    """Bytes of shared memory of one block, forward and backward.
 
-    With U units a block, H = U blocks, R rows; 2 bytes an element of weights, h and z̄, 4 of sums::
+    With U units a block, G rows of gates (4U; for a GRU 3U, filled up to a multiple of 64), H = U blocks,
+    R rows of the batch; 2 bytes an element of weights, h and z̄, 4 of sums. In a cluster::
 
-        weights    2 · 4U · H      in both
-        forward    2 · 2 · H · R   h, in two buffers (grid: one)
-                   4 · 4U · R      the product, on its way from the matrix unit's layout to the gates'
-        backward   2 · 4U · R      z̄
-                   2 · 4 · H · R   the block's part of h̄, in two buffers (grid: in the main memory)
+        weights    2 · G · H       in both
+        forward    2 · 2 · H · R   h, in two buffers
+                   4 · G · R       the product, on its way from the matrix unit's layout to the gates'
+        backward   2 · G · R       z̄
+                   2 · 4 · H · R   the block's part of h̄, in two buffers
+
+    In a grid, where h comes from the main memory and the parts go there::
+
+        forward    2 · G · (H - held)         weights
+                   2 · H · R, or 4 · P · R    h, whole, or in pieces of P units by way of two buffers
+                   4 · G · R                  the product
+        backward   2 · G · (H - held_back)    weights
+                   2 · G · R                  z̄
 
     H 512 over 16 blocks with 16 rows: 131,072 + 69,632 = 200,704 bytes of 232,448. H 1024 over 64:
-    131,072 + 36,864.
+    131,072 + 36,864. H 1920 over 120, 512 columns in registers, 512 units a piece: 180,224 + 36,864.
 
-    >>> smem_bytes("cluster", 16, 32, 16), smem_bytes("grid", 64, 16, 16)
-    (200704, 167936)
+    >>> smem_bytes(Plan("cluster", 16, 32, 16, 1)), smem_bytes(Plan("grid", 64, 16, 16, 1))
+    ((172032, 200704), (167936, 133120))
+    >>> smem_bytes(Plan("grid", 120, 16, 16, 1, piece=512, held=512, held_back=192))
+    (217088, 223232)
     """
-    H, buffers = units * blocks, 1 if form == "grid" else 2
-    forward = buffers * 2 * H * rows + 4 * 4 * units * rows
-    backward = 2 * 4 * units * rows + (0 if form == "grid" else 2 * 4 * H * rows)
-    return 2 * 4 * units * H + max(forward, backward)
+    H, G, R = to.width, to.gate_rows, to.rows
+    product, z_bar = 4 * G * R, 2 * G * R
+    if to.form == "grid":
+        h = 4 * to.piece * R if to.piece else 2 * H * R
+        forward = 2 * G * (H - to.held) + h + product
+        return forward, 2 * G * (H - to.held_back) + z_bar
+    weights = 2 * G * H
+    return weights + 2 * 2 * H * R + product, weights + z_bar + 2 * 4 * H * R
 
 
-def plan(T: int, B: int, H: int, dtype: Any, *, blocks: int | None = None) -> Plan | str:
-    """The layout of a walk, or the reason why there is none.
+def plan(
+    B: int, H: int, dtype: Any, hear: int = 4, *, blocks: int | None = None, sms: int = SMS
+) -> Plan | str:
+    """The layout of a walk, or the reason why there is none; ``hear`` columns of a unit hear h.
 
     A cluster where one holds the weights: the fewest blocks that do (or ``blocks`` of them), and the
     fewest rows with which all clusters find room at once, if any do; those that do not wait for
-    their turn. Else the grid, whose blocks wait for each other, so that all must find room at once.
+    their turn. Else the grid, whose blocks wait for each other, so that all must find room at once:
+    again the fewest rows with which they do; if there are none, the most rows that fit, in several
+    launches of as many slices as ``sms`` multiprocessors have room for.
 
-    >>> plan(1024, 16, 512, "bfloat16")
-    Plan(form='cluster', blocks=16, units=32, rows=16, slices=1)
-    >>> plan(1024, 64, 256, "float16")
-    Plan(form='cluster', blocks=4, units=64, rows=16, slices=4)
-    >>> plan(1024, 64, 1024, "bfloat16")
-    Plan(form='grid', blocks=64, units=16, rows=32, slices=2)
-    >>> plan(1024, 16, 2048, "bfloat16")
-    'w_hh of H=2048 is too large: with h, it takes 331,776 bytes of each of 128 blocks, which have 230,400'
+    >>> plan(16, 512, "bfloat16")
+    Plan(form='cluster', blocks=16, units=32, rows=16, slices=1, piece=0, held=0, held_back=0, hear=4)
+    >>> plan(64, 256, "float16")[:5]
+    ('cluster', 4, 64, 16, 4)
+    >>> plan(64, 1024, "bfloat16")
+    Plan(form='grid', blocks=64, units=16, rows=32, slices=2, piece=0, held=0, held_back=0, hear=4)
+    >>> plan(16, 1900, "bfloat16")
+    Plan(form='grid', blocks=120, units=16, rows=16, slices=1, piece=512, held=512, held_back=192, hear=4)
+    >>> plan(200, 1024, "bfloat16")  # two launches of 100 rows
+    Plan(form='grid', blocks=64, units=16, rows=64, slices=2, piece=256, held=0, held_back=0, hear=4)
+    >>> plan(16, 2000, "bfloat16")  # doctest: +NORMALIZE_WHITESPACE
+    'w_hh of H=2000 is too large: with h, 262,144 bytes of it have to find room in each of 128 blocks, which
+    have 230,400 in shared memory and 65,536 in registers'
     """
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.dtype("bfloat16"), jnp.dtype("float16")):
         return f"Hopper's matrix unit multiplies bfloat16 and float16, and this is {dtype.name}"
     for count in CLUSTERS if blocks is None else (blocks,):
-        units = units_of(H, count)
-        fitting = fitting_rows("cluster", count, units)
+        clusters = [Plan("cluster", count, units_of(H, count), rows, 1, hear=hear) for rows in ROWS]
+        fitting = [to for to in clusters if max(smem_bytes(to)) <= ROOM]
         if fitting:
-            at_once = [rows for rows in fitting if math.ceil(B / rows) * count <= SMS]
-            rows = (at_once or fitting[-1:])[0]
-            return Plan("cluster", count, units, rows, math.ceil(B / rows))
-    units = 16  # the fewest there can be, so that each block's weights are the smallest
-    count = 4 * math.ceil(H / 64)
-    fitting = fitting_rows("grid", count, units)
+            to = roomy(fitting, B, sms)
+            return to._replace(slices=math.ceil(B / to.rows))
+    # 16 units are the fewest there can be, so that each block's weights are the smallest.
+    tiles = math.ceil(H / TILE)
+    fitting = [found for rows in ROWS if (found := grid(4 * tiles, rows, hear)) is not None]
     if not fitting:
-        needs = smem_bytes("grid", count, units, ROWS[0])
+        weights, held = 2 * TILE * TILE * tiles, 2 * TILE * HELD[ROWS[0]]
         return (
-            f"w_hh of H={H} is too large: with h, it takes {needs:,} bytes of each of {count} blocks, "
-            f"which have {SMEM - SPARE:,}"
+            f"w_hh of H={H} is too large: with h, {weights:,} bytes of it have to find room in each of "
+            f"{4 * tiles} blocks, which have {ROOM:,} in shared memory and {held:,} in registers"
         )
-    at_once = [rows for rows in fitting if math.ceil(B / rows) * count <= SMS]
-    if not at_once:
-        most = SMS // count * fitting[-1]
-        return f"with H={H} the device has room for {most} rows of the batch at once, and B={B}"
-    return Plan("grid", count, units, at_once[0], math.ceil(B / at_once[0]))
+    if 4 * tiles > sms:
+        return f"H={H} takes {4 * tiles} blocks, which wait for each other, and the GPU runs {sms} at once"
+    to = roomy(fitting, B, sms)
+    launches = math.ceil(B / to.rows / (sms // to.blocks))
+    return to._replace(slices=math.ceil(B / launches / to.rows))
 
 
-def fitting_rows(form: str, blocks: int, units: int) -> list[int]:
-    """With how many rows a block has enough shared memory."""
-    return [rows for rows in ROWS if smem_bytes(form, blocks, units, rows) <= SMEM - SPARE]
+def roomy(fitting: list[Plan], B: int, sms: int) -> Plan:
+    """The fewest rows with which all slices find room at once, or else the most."""
+    return next((to for to in fitting if math.ceil(B / to.rows) * to.blocks <= sms), fitting[-1])
+
+
+def grid(blocks: int, rows: int, hear: int = 4) -> Plan | None:
+    """A slice of so many rows: with the fewest pieces, and then the fewest registers, that make it fit.
+
+    With 16 rows, 128 H bytes of weights and 32 H of h find room as they are up to H 1408. Then come
+    registers, which also save reads of shared memory: with 512 columns there, h is whole up to H 1792.
+    Then pieces, three at the least, because two would fill two buffers with all of h, and of the weights
+    those of the first piece in registers, or none: four pieces of 512 carry up to H 1984. With 32 rows the
+    end is H 1728, with 64 it is 1024.
+
+    >>> grid(88, 16)
+    Plan(form='grid', blocks=88, units=16, rows=16, slices=1, piece=0, held=0, held_back=0, hear=4)
+    >>> grid(112, 16)
+    Plan(form='grid', blocks=112, units=16, rows=16, slices=1, piece=0, held=512, held_back=64, hear=4)
+    >>> grid(124, 16)
+    Plan(form='grid', blocks=124, units=16, rows=16, slices=1, piece=512, held=512, held_back=256, hear=4)
+    >>> [H for H in (1024, 1728, 1984) for rows in (16, 32, 64) if grid(H // 16, rows)]
+    [1024, 1024, 1024, 1728, 1728, 1984]
+    """
+    whole = Plan("grid", blocks, 16, rows, 1, hear=hear)
+    tiles, held = whole.width // TILE, range(0, HELD[rows] + 1, TILE)
+    pieces = [TILE * math.ceil(tiles / count) for count in range(3, PIECES + 1)]
+    forward = [(0, n) for n in held] + [(piece, n) for piece in pieces for n in (0, piece) if n in held]
+    layouts = (whole._replace(piece=piece, held=n) for piece, n in forward)
+    found = next((to for to in layouts if smem_bytes(to)[0] <= ROOM), None)
+    back = next((n for n in held if smem_bytes(whole._replace(held_back=n))[1] <= ROOM), None)
+    return None if found is None or back is None else found._replace(held_back=back)

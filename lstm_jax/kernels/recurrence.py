@@ -6,9 +6,9 @@ One private primitive stands for three walks over T steps:
     tangents   e_t, dh_0, dc_0      ->  dh_t, dc_t         linear, given what forward saved
     backward   h̄_t, c̄_t             ->  z̄_t, h̄_0, c̄_0      the transpose of ``tangents``
 
-where e_t = du_t + h_{t-1} dW + db is all that parameters and inputs bring to dz_t. It is computed
-for all steps at once, outside, as in :mod:`lstm_jax.fused`: its transpose, one product after the
-loop, is the weights' gradient. So
+(a GRU has no c), where e_t = du_t + h_{t-1} dW + db is all that parameters and inputs bring to dz_t.
+It is computed for all steps at once, outside, as in :mod:`lstm_jax.fused`: its transpose, one product
+after the loop, is the weights' gradient. So
 
 - the derivative of ``forward`` is a ``forward`` that saves, then ``tangents``;
 - ``tangents`` and ``backward`` are each other's transpose, each is its own derivative in what it is
@@ -29,9 +29,10 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lstm_jax.cells.lstm import gates_tangent
-from lstm_jax.kernels.engine import REFERENCE, Engine, Inputs, Saved, States, Tangents, four, read, tangents
-from lstm_jax.notation import Array
+from lstm_jax.kernels.engine import NO_ROWS, ROWS, Engine, Inputs, Tangents, Walk, read, saved_of
+from lstm_jax.kernels.kinds import four, spread
+from lstm_jax.kernels.reference import REFERENCES, tangents
+from lstm_jax.notation import Array, state_dtype
 
 
 class Which(NamedTuple):
@@ -43,41 +44,31 @@ class Which(NamedTuple):
     structure: Any = None  # of the arguments
 
 
-#: Of each walk's arguments, the axis of the rows; NONE where there are no rows.
-NONE = -1
-SAVED_ROWS = Saved(w_hh=NONE, gates=1, cs=1, c0=0, valid=1)
-ROWS = {
-    "forward": (Inputs(u=1, w_hh=NONE, bias=NONE, h0=0, c0=0, valid=1),),
-    "tangents": (SAVED_ROWS, Tangents(zs=1, h0=0, c0=0)),
-    "backward": (SAVED_ROWS, States(hs=1, cs=1)),
-}
-OUT_ROWS = {"forward": (1, 1, 1), "tangents": (1, 1), "backward": (1, 0, 0)}
-
-
-def states_of(engine: Engine, inputs: Inputs) -> tuple[Array, Array]:
-    """h_t and c_t after each step, (T, B, H) each."""
-    hs, cs = _bind(Which(engine, "forward"), inputs)
-    return hs, cs
+def states_of(engine: Engine, inputs: Inputs) -> tuple[Array, ...]:
+    """The states after each step, (T, B, H) each."""
+    return tuple(_bind(Which(engine, "forward"), inputs))
 
 
 def _bind(which: Which, *args: Any) -> list[Any]:
     leaves, structure = jax.tree.flatten(args)
-    return lstm_walk_p.bind(*leaves, which=which._replace(structure=structure))
+    return kernel_walk_p.bind(*leaves, which=which._replace(structure=structure))
 
 
 def _run(engine: Engine, which: Which, *args: Any) -> list[Any]:
     """The walk itself. With vmap's, there may be more rows than an engine takes: then it is plain JAX."""
     if engine.obstacle(*_sizes(args[0])) is not None:
-        engine = REFERENCE
+        engine = REFERENCES[engine.kind]
     if which.walk == "forward":
         return jax.tree.leaves(engine.forward(args[0], which.save))
-    return list((tangents if which.walk == "tangents" else engine.backward)(*args))
+    if which.walk == "tangents":
+        return list(tangents(engine.kind, *args))
+    return jax.tree.leaves(engine.backward(*args))
 
 
 def _sizes(first: Any) -> tuple[int, int, int, Any]:
     """T, B, H and the compute dtype."""
-    T, B, columns = (first.u if isinstance(first, Inputs) else first.gates).shape
-    return T, B, columns // 4, first.w_hh.dtype
+    T, B, _ = (first.u if isinstance(first, Inputs) else first.gates).shape
+    return T, B, first.w_hh.shape[-2], first.w_hh.dtype
 
 
 def _arguments(which: Which, leaves: Any) -> Any:
@@ -96,17 +87,17 @@ def _types(*leaves: Any, which: Which) -> tuple[list[Any], Any]:
     return _results(which, *_arguments(which, leaves)), effects
 
 
-def _results(which: Which, first: Any, *_: Any) -> list[Any]:
+def _results(which: Which, first: Any, *rest: Any) -> list[Any]:
     if which.walk == "forward":
-        h0, c0 = first.h0, first.c0
         # Inside shard_map, the carry differs between devices as anything that it meets.
-        u = first.u.update(manual_axis_type=c0.manual_axis_type)
-        states = [u.update(shape=(*u.shape[:-1], h0.shape[-1]), dtype=like.dtype) for like in (h0, c0)]
-        return [*states, u.update(dtype=c0.dtype)] if which.save else states
-    compute = first.w_hh.dtype
+        u, h0 = first.u, first.carry[0]
+        u = u.update(manual_axis_type=h0.manual_axis_type)
+        states = [u.update(shape=(*u.shape[:-1], a.shape[-1]), dtype=a.dtype) for a in first.carry]
+        gates = u.update(shape=(*u.shape[:-1], 4 * h0.shape[-1]), dtype=state_dtype(u.dtype))
+        return [*states, gates] if which.save else states
     if which.walk == "tangents":
-        return [first.cs.update(dtype=compute), first.cs]
-    return [first.gates.update(dtype=compute), first.c0.update(dtype=compute), first.c0]
+        return [first.memory.update(dtype=a.dtype) for a in rest[0].carry]
+    return [first.gates.update(dtype=first.w_hh.dtype), *(first.first.update(dtype=a.dtype) for a in rest[0])]
 
 
 def _derivative(leaves: Any, dleaves: Any, *, which: Which) -> tuple[list[Any], list[Any]]:
@@ -115,13 +106,14 @@ def _derivative(leaves: Any, dleaves: Any, *, which: Which) -> tuple[list[Any], 
         return _forward_derivative(which, args[0], dargs[0])
     (saved, along), (dsaved, dalong) = args, dargs
     terms = []
-    if any(map(_moves, dalong)):
-        terms.append(_bind(which, saved, type(along)(*map(ad.instantiate_zeros, dalong))))
-    moving = [name for name in ("w_hh", "gates", "cs", "c0") if _moves(getattr(dsaved, name))]
+    if any(map(_moves, _leaves(dalong))):
+        terms.append(_bind(which, saved, _instantiated(dalong)))
+    moving = [name for name in ("w_hh", "gates", "memory", "first") if _moves(getattr(dsaved, name))]
     if moving:
 
         def of_saved(*moved: Array) -> list[Array]:
-            return _run(REFERENCE, which, saved._replace(**dict(zip(moving, moved, strict=True))), along)
+            given = saved._replace(**dict(zip(moving, moved, strict=True)))
+            return _run(REFERENCES[which.engine.kind], which, given, along)
 
         at, d = ([getattr(tree, name) for name in moving] for tree in (saved, dsaved))
         terms.append(jax.jvp(of_saved, at, d)[1])
@@ -129,56 +121,72 @@ def _derivative(leaves: Any, dleaves: Any, *, which: Which) -> tuple[list[Any], 
 
 
 def _forward_derivative(which: Which, inputs: Inputs, d: Inputs) -> tuple[list[Any], list[Any]]:
-    hs, cs, gates = outs = _bind(which._replace(save=True), inputs)
-    w_hh, reads = inputs.w_hh, read(inputs.h0, hs)
-    compute = w_hh.dtype
-    e = ad.instantiate_zeros(d.u)
+    kind = which.engine.kind
+    outs = _bind(which._replace(save=True), inputs)
+    *states, gates = outs
+    w_hh, reads = inputs.w_hh, read(inputs.carry[0], states[0])
+    e = spread(ad.instantiate_zeros(d.u), kind.of_x)
     if _moves(d.w_hh):  # summed in float32 or wider; so is the weights' gradient, its transpose
-        e = e + jnp.matmul(reads, d.w_hh, preferred_element_type=compute)
+        of_w = jnp.matmul(reads, d.w_hh, preferred_element_type=w_hh.dtype)
+        e = e + spread(of_w, kind.of_h)
     if d.bias is not None and _moves(d.bias):  # widened first, so that its gradient is a wide sum
-        e = e + jnp.broadcast_to(d.bias[None, None], e.shape).astype(compute)
-    along = Tangents(e, ad.instantiate_zeros(d.h0), ad.instantiate_zeros(d.c0))
-    saved = Saved(w_hh, gates, cs, inputs.c0, inputs.valid)
+        e = e + jnp.broadcast_to(d.bias[None, None], e.shape).astype(e.dtype)
+    along = Tangents(e, _instantiated(d.carry))
+    saved = saved_of(inputs, Walk(states, gates))
     douts = _bind(Which(which.engine, "tangents"), saved, along)
     if not which.save:
-        return outs[:2], douts
-    dz = e.astype(gates.dtype) + jnp.matmul(
-        read(along.h0, douts[0]), w_hh, preferred_element_type=gates.dtype
-    )
-    return outs, [*douts, jnp.concatenate(gates_tangent(four(gates), dz), axis=-1)]
+        return states, douts
+    dheard = jnp.matmul(read(along.carry[0], douts[0]), w_hh, preferred_element_type=gates.dtype)
+    dz = e.astype(gates.dtype) + spread(dheard, kind.of_h)
+    return outs, [*douts, jnp.concatenate(kind.activate_tangent(four(gates), four(dz)), axis=-1)]
 
 
 def _moves(tangent: Any) -> bool:
     return not isinstance(tangent, ad.Zero)
 
 
+def _leaves(tree: Any) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=lambda a: isinstance(a, ad.Zero))
+
+
+def _instantiated(tree: Any) -> Any:
+    return jax.tree.map(ad.instantiate_zeros, tree, is_leaf=lambda a: isinstance(a, ad.Zero))
+
+
 def _transpose(cotangents: Any, *leaves: Any, which: Which) -> list[Any]:
     """Linear in the second argument, whose leaves come last."""
     saved, along = _arguments(which, leaves)
-    turned, kind = ("backward", States) if which.walk == "tangents" else ("tangents", Tangents)
-    outs = _bind(Which(which.engine, turned), saved, kind(*map(ad.instantiate_zeros, cotangents)))
-    outs = [out if ad.is_undefined_primal(a) else None for out, a in zip(outs, along, strict=True)]
+    cotangents = [ad.instantiate_zeros(one) for one in cotangents]
+    if which.walk == "tangents":
+        turned, wanted = "backward", tuple(cotangents)
+    else:
+        turned, wanted = "tangents", Tangents(cotangents[0], tuple(cotangents[1:]))
+    outs = _bind(Which(which.engine, turned), saved, wanted)
+    places = jax.tree.leaves(along, is_leaf=ad.is_undefined_primal)
+    outs = [out if ad.is_undefined_primal(a) else None for out, a in zip(outs, places, strict=True)]
     return [None] * (len(leaves) - len(outs)) + outs
+
+
+def _axes(which: Which, leaves: Any) -> list[int]:
+    """Of each argument, the axis of the rows."""
+    args = _arguments(which, leaves)
+    found = jax.tree.map(lambda axis, tree: [axis] * len(jax.tree.leaves(tree)), ROWS[which.walk][0], args)
+    return jax.tree.leaves(found)
 
 
 def _mapped(leaves: Any, dims: Any, *, which: Which) -> tuple[list[Any], list[int]]:
     """The mapped axis becomes rows, with those that are there."""
-    args = _arguments(which, leaves)
-    axes = [
-        axis
-        for arg, rows in zip(args, ROWS[which.walk], strict=True)
-        for a, axis in zip(arg, rows, strict=True)
-        if a is not None
-    ]
+    axes = _axes(which, leaves)
     mapped = [dim is not None for dim in dims]
-    if any(axis == NONE for axis, is_mapped in zip(axes, mapped, strict=True) if is_mapped):
+    if any(axis == NO_ROWS for axis, is_mapped in zip(axes, mapped, strict=True) if is_mapped):
+        plain = REFERENCES[which.engine.kind]
         ins = [dim if is_mapped else None for dim, is_mapped in zip(dims, mapped, strict=True)]
-        outs = jax.vmap(lambda *leaves: _run(REFERENCE, which, *_arguments(which, leaves)), ins)(*leaves)
+        outs = jax.vmap(lambda *leaves: _run(plain, which, *_arguments(which, leaves)), ins)(*leaves)
         return outs, [0] * len(outs)
     size = next(a.shape[dim] for a, dim, is_mapped in zip(leaves, dims, mapped, strict=True) if is_mapped)
 
     def folded(a: Any, dim: Any, axis: int, is_mapped: bool) -> Array:
-        if axis == NONE:
+        if axis == NO_ROWS:
             return a
         if is_mapped:
             a = jnp.moveaxis(a, dim, axis)
@@ -189,16 +197,16 @@ def _mapped(leaves: Any, dims: Any, *, which: Which) -> tuple[list[Any], list[in
     def unfolded(a: Array, axis: int) -> Array:
         return a.reshape(*a.shape[:axis], size, a.shape[axis] // size, *a.shape[axis + 1 :])
 
-    outs = lstm_walk_p.bind(*map(folded, leaves, dims, axes, mapped), which=which)
-    out_axes = list(OUT_ROWS[which.walk][: len(outs)])
+    outs = kernel_walk_p.bind(*map(folded, leaves, dims, axes, mapped), which=which)
+    out_axes = [1, *[0 if which.walk == "backward" else 1] * (len(outs) - 1)]
     return list(map(unfolded, outs, out_axes)), out_axes
 
 
-lstm_walk_p = Primitive("lstm_walk")
-lstm_walk_p.multiple_results = True
-lstm_walk_p.def_impl(_implementation)
-lstm_walk_p.def_effectful_abstract_eval(_types)
-mlir.register_lowering(lstm_walk_p, mlir.lower_fun(_implementation, multiple_results=True))
-ad.primitive_jvps[lstm_walk_p] = _derivative
-ad.primitive_transposes[lstm_walk_p] = _transpose
-batching.primitive_batchers[lstm_walk_p] = _mapped
+kernel_walk_p = Primitive("kernel_walk")
+kernel_walk_p.multiple_results = True
+kernel_walk_p.def_impl(_implementation)
+kernel_walk_p.def_effectful_abstract_eval(_types)
+mlir.register_lowering(kernel_walk_p, mlir.lower_fun(_implementation, multiple_results=True))
+ad.primitive_jvps[kernel_walk_p] = _derivative
+ad.primitive_transposes[kernel_walk_p] = _transpose
+batching.primitive_batchers[kernel_walk_p] = _mapped

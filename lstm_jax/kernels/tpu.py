@@ -1,8 +1,8 @@
-"""The LSTM's two walks as Pallas kernels for TPUs.
+"""The two walks as Pallas kernels for TPUs.
 
 A TPU walks the grid of a kernel in order, and what one cell of the grid leaves in scratch memory the
 next one finds there. So the grid (blocks of rows, chunks of time) is the time loop: W lies in VMEM
-from the first cell to the last, h and c stay in scratch, and while one chunk is computed the next
+from the first cell to the last, the states stay in scratch, and while one chunk is computed the next
 one's inputs are copied in and the last one's outputs out. The backward walk takes the chunks from the
 last to the first. Units are filled up to whole lanes of 128 with units whose weights are 0, and which
 stay 0; rows and steps behind the last one are neither read by others nor written.
@@ -23,9 +23,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from lstm_jax.cells.common import sigmoid
-from lstm_jax.cells.lstm import pointwise_tangent
-from lstm_jax.kernels.engine import Engine, Inputs, Saved, States, Tangents, Walk, four, type_like
+from lstm_jax.kernels.engine import Engine, Inputs, Saved, Tangents, Walk, type_like
+from lstm_jax.kernels.kinds import KINDS, LSTM_KIND, Kind, four, parts
 from lstm_jax.notation import Array, DType
 from lstm_jax.schedule import MiB
 
@@ -48,8 +47,8 @@ class Blocks(NamedTuple):
     chunk: int  # steps of a chunk
 
 
-def vmem_bytes(rows: int, H: int, dtype: DType, chunk: int) -> int:
-    r"""VMEM that backward needs, in bytes; forward streams 4 bytes a unit less.
+def vmem_bytes(rows: int, H: int, dtype: DType, chunk: int, kind: Kind = LSTM_KIND) -> int:
+    r"""VMEM that backward needs, in bytes; forward streams no more.
 
     Let :math:`H_p` be the units filled up to a multiple of 128, R the rows filled up to a multiple of 16, and
     e the bytes of one number of the compute dtype. For each step and row, there stream in and out
@@ -59,14 +58,16 @@ def vmem_bytes(rows: int, H: int, dtype: DType, chunk: int) -> int:
     bytes, a flag taking a row of 128 lanes. Of a streamed block there are two buffers: one is computed
     with while the other is copied. Beside them lie W once, :math:`4 e H_p^2`, and 20 times a state of the
     rows, :math:`4 R H_p`: c_0, its cotangent and c before the chunk in two buffers each, h and c in scratch,
-    and three times the gates for what a step keeps for a while.
+    and three times the gates for what a step keeps for a while. A GRU has three columns in W, and h in the
+    place of c: e bytes where c has 4, and no :math:`\bar c_t`.
 
     >>> vmem_bytes(16, 512, jnp.bfloat16, 8) // 1024  # kB
     7168
     """
     H, R, e = _up(H, LANES), _up(rows, TILE), jnp.dtype(dtype).itemsize
-    streamed = (24 + 5 * e) * H + 4 * LANES
-    return 2 * chunk * R * streamed + 4 * e * H * H + 4 * R * H * (6 + 2 + 12)
+    of_states = e + 8 if kind.count == 2 else 2 * e
+    streamed = (16 + of_states + 4 * e) * H + 4 * LANES
+    return 2 * chunk * R * streamed + len(kind.of_h) * e * H * H + 4 * R * H * (6 + 2 + 12)
 
 
 def vmem() -> int:
@@ -76,12 +77,12 @@ def vmem() -> int:
     return max(VMEM, pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4)
 
 
-def blocks(T: int, B: int, H: int, dtype: DType) -> Blocks | None:
+def blocks(T: int, B: int, H: int, dtype: DType, kind: Kind = LSTM_KIND) -> Blocks | None:
     """The largest blocks of rows, and then the longest chunks, for which the VMEM is enough."""
     rows, parts, enough = B, 1, vmem()
     while True:
         chunk = min(CHUNK, T)
-        while chunk and vmem_bytes(rows, H, dtype, chunk) > enough:
+        while chunk and vmem_bytes(rows, H, dtype, chunk, kind) > enough:
             chunk //= 2
         if chunk:
             return Blocks(rows, chunk)
@@ -91,12 +92,12 @@ def blocks(T: int, B: int, H: int, dtype: DType) -> Blocks | None:
         rows = _up(pl.cdiv(B, parts), TILE)
 
 
-def obstacle(T: int, B: int, H: int, dtype: DType) -> str | None:
+def obstacle(kind: Kind, T: int, B: int, H: int, dtype: DType) -> str | None:
     """Why these kernels cannot take such a walk, or None."""
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"the TPU kernel computes in float32 or bfloat16, and this is {jnp.dtype(dtype)}"
-    if T * B and blocks(T, B, H, dtype) is None:
-        least = vmem_bytes(min(B, TILE), H, dtype, 1)
+    if T * B and blocks(T, B, H, dtype, kind) is None:
+        least = vmem_bytes(min(B, TILE), H, dtype, 1, kind)
         return (
             f"{H} units in {jnp.dtype(dtype)} need {least / MiB:.1f} MiB of VMEM, W lying there whole, and "
             f"{vmem() / MiB:.0f} MiB are there"
@@ -107,59 +108,56 @@ def obstacle(T: int, B: int, H: int, dtype: DType) -> str | None:
 # --- forward ------------------------------------------------------------------------------------
 
 
-def forward(inputs: Inputs, save: bool, *, interpret: Any = False) -> Walk:
-    """:func:`lstm_jax.kernels.engine.forward` by a kernel."""
-    T, (B, H) = len(inputs.u), inputs.h0.shape
-    cut = blocks(T, B, H, inputs.u.dtype)
+def forward(kind: Kind, inputs: Inputs, save: bool, *, interpret: Any = False) -> Walk:
+    """:func:`lstm_jax.kernels.reference.forward` by a kernel."""
+    T, (B, H) = len(inputs.u), inputs.carry[0].shape
+    cut = blocks(T, B, H, inputs.u.dtype, kind)
     assert cut is not None  # obstacle has been asked
     ins = Inputs(
-        _wide(inputs.u, 4),
-        _wide(_tall(inputs.w_hh), 4),
+        _wide(inputs.u, len(kind.of_x)),
+        _wide(_tall(inputs.w_hh), len(kind.of_h)),
         None if inputs.bias is None else _wide(inputs.bias[None], 4),
-        _wide(inputs.h0),
-        _wide(inputs.c0),
+        tuple(map(_wide, inputs.carry)),
         None if inputs.valid is None else inputs.valid[..., None].astype(jnp.int32),
     )
     spec = _Specs(cut, lambda i: i)
-    step, row = spec.steps, spec.rows
-    in_specs = Inputs(
-        step(ins.u), _whole(ins.w_hh), _whole(ins.bias), row(ins.h0), row(ins.c0), step(ins.valid)
-    )
-    wide = ins.h0.shape[-1]
-    like = partial(type_like, inputs.c0)
+    step = spec.steps
+    first = tuple(map(spec.rows, ins.carry))
+    in_specs = Inputs(step(ins.u), _whole(ins.w_hh), _whole(ins.bias), first, step(ins.valid))
+    wide = ins.carry[0].shape[-1]
+    like = partial(type_like, inputs.carry[0])
     outs = Walk(
-        like((T, B, wide), inputs.u.dtype),
-        like((T, B, wide), STATE),
+        tuple(like((T, B, wide), a.dtype) for a in ins.carry),
         like((T, B, 4 * wide), STATE) if save else None,
     )
-    states = [pltpu.VMEM((cut.rows, wide), dtype) for dtype in (inputs.u.dtype, STATE)]
-    kernel = partial(_forward_kernel, T, cut.chunk)
+    states = [pltpu.VMEM((cut.rows, wide), a.dtype) for a in ins.carry]
+    kernel = partial(_forward_kernel, kind, T, cut.chunk)
     walked = _call(kernel, cut, (T, B), (ins, in_specs), (outs, jax.tree.map(step, outs)), states, interpret)
     gates = None if walked.gates is None else _narrow(walked.gates, H, 4)
-    return Walk(_narrow(walked.hs, H), _narrow(walked.cs, H), gates)
+    return Walk(tuple(_narrow(a, H) for a in walked.states), gates)
 
 
-def _forward_kernel(T: int, chunk: int, ins: Inputs, outs: Walk, h: Any, c: Any) -> None:
+def _forward_kernel(kind: Kind, T: int, chunk: int, ins: Inputs, outs: Walk, *states: Any) -> None:
     index = pl.program_id(1)
 
     @pl.when(index == 0)
     def _begin() -> None:
-        h[...] = ins.h0[...]
-        c[...] = ins.c0[...]
+        for state, first in zip(states, ins.carry, strict=True):
+            state[...] = first[...]
 
     def step(t: Any, _: None) -> None:
-        z = ins.u[t].astype(STATE) + _product(h[...], ins.w_hh[...], 0)
+        heard = _product(states[0][...], ins.w_hh[...], 0)
+        terms = [parts(ins.u[t].astype(STATE), kind.of_x), parts(heard, kind.of_h)]
         if ins.bias is not None:
-            z += jnp.broadcast_to(ins.bias[...], z.shape)
-        i, f, g, o = four(z)
-        i, f, g, o = gates = sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
-        c_t = f * c[...] + i * g
-        h_t = (o * jnp.tanh(c_t)).astype(h.dtype)
-        if ins.valid is not None:
-            valid = jnp.broadcast_to(ins.valid[t], c_t.shape) != 0
-            c_t, h_t = jnp.where(valid, c_t, c[...]), jnp.where(valid, h_t, h[...])
-        outs.hs[t] = h[...] = h_t
-        outs.cs[t] = c[...] = c_t
+            bias = jnp.broadcast_to(ins.bias[...], (heard.shape[0], ins.bias.shape[-1]))
+            terms.append(parts(bias, range(4)))
+        gates = kind.activate(kind.total(*terms))
+        new = kind.update(gates, states[-1][...].astype(STATE))
+        for state, a, out in zip(states, new, outs.states, strict=True):
+            a = a.astype(state.dtype)
+            if ins.valid is not None:
+                a = jnp.where(jnp.broadcast_to(ins.valid[t], a.shape) != 0, a, state[...])
+            out[t] = state[...] = a
         if outs.gates is not None:
             outs.gates[t] = jnp.concatenate(gates, axis=-1)
 
@@ -173,77 +171,77 @@ class _Backward(NamedTuple):
     """What the backward kernel reads."""
 
     saved: Saved
-    c_before: Any  # c_t of the step before the chunk
-    wanted: States
+    before: Any  # the memory after the step before the chunk
+    wanted: Any
 
 
-def backward(saved: Saved, wanted: States, *, interpret: Any = False) -> Tangents:
-    """:func:`lstm_jax.kernels.engine.backward` by a kernel."""
-    (T, B, H), compute = saved.cs.shape, saved.w_hh.dtype
-    cut = blocks(T, B, H, compute)
+def backward(kind: Kind, saved: Saved, wanted: Any, *, interpret: Any = False) -> Tangents:
+    """:func:`lstm_jax.kernels.reference.backward` by a kernel."""
+    (T, B, H), compute = saved.memory.shape, saved.w_hh.dtype
+    cut = blocks(T, B, H, compute, kind)
     assert cut is not None
     last = pl.cdiv(T, cut.chunk) - 1
     spec = _Specs(cut, lambda i: last - i)
     step, row = spec.steps, spec.rows
-    cs = _wide(saved.cs)
+    memory = _wide(saved.memory)
     valid = None if saved.valid is None else saved.valid[..., None].astype(jnp.int32)
-    saved = Saved(_wide(_tall(saved.w_hh), 4), _wide(saved.gates, 4), cs, _wide(saved.c0), valid)
-    ins = _Backward(saved, cs, States(*map(_wide, wanted)))
-    wide = cs.shape[-1]
+    weights = _wide(_tall(saved.w_hh), len(kind.of_h))
+    saved = Saved(weights, _wide(saved.gates, 4), memory, _wide(saved.first), valid)
+    ins = _Backward(saved, memory, tuple(map(_wide, wanted)))
+    wide = memory.shape[-1]
     before = pl.BlockSpec(
         (1, cut.rows, wide), lambda b, i: (jnp.maximum((last - i) * cut.chunk - 1, 0), b, ZERO)
     )
     in_specs = _Backward(
-        Saved(_whole(saved.w_hh), step(saved.gates), step(cs), row(saved.c0), step(valid)),
+        Saved(_whole(saved.w_hh), step(saved.gates), step(memory), row(saved.first), step(valid)),
         before,
-        States(*map(step, ins.wanted)),
+        tuple(map(step, ins.wanted)),
     )
-    like = partial(type_like, saved.cs)
-    outs = Tangents(like((T, B, 4 * wide), compute), like((B, wide), compute), like((B, wide), STATE))
-    out_specs = Tangents(step(outs.zs), row(outs.h0), row(outs.c0))
-    states = [pltpu.VMEM((cut.rows, wide), STATE)] * 2
-    kernel = partial(_backward_kernel, T, cut.chunk)
+    like = partial(type_like, saved.memory)
+    outs = Tangents(like((T, B, 4 * wide), compute), tuple(like((B, wide), a.dtype) for a in wanted))
+    out_specs = Tangents(step(outs.zs), tuple(map(row, outs.carry)))
+    states = [pltpu.VMEM((cut.rows, wide), STATE) for _ in wanted]
+    kernel = partial(_backward_kernel, kind, T, cut.chunk)
     d = _call(kernel, cut, (T, B), (ins, in_specs), (outs, out_specs), states, interpret)
-    return Tangents(_narrow(d.zs, H, 4), _narrow(d.h0, H), _narrow(d.c0, H))
+    return Tangents(_narrow(d.zs, H, 4), tuple(_narrow(a, H) for a in d.carry))
 
 
-def _backward_kernel(T: int, chunk: int, ins: _Backward, outs: Tangents, dh: Any, dc: Any) -> None:
-    (w_hh, gates, cs, c0, valid), c_before, wanted = ins
+def _backward_kernel(kind: Kind, T: int, chunk: int, ins: _Backward, outs: Tangents, *bars: Any) -> None:
+    (w_hh, gates, memory, first, valid), before_chunk, wanted = ins
     last = pl.num_programs(1) - 1
     index = last - pl.program_id(1)
 
     @pl.when(index == last)
     def _begin() -> None:
-        dh[...] = jnp.zeros_like(dh)
-        dc[...] = jnp.zeros_like(dc)
+        for bar in bars:
+            bar[...] = jnp.zeros_like(bar)
 
     steps = jnp.minimum(chunk, T - index * chunk)
 
     def step(count: Any, _: None) -> None:
         t = steps - 1 - count
-        dh_t, dc_t = dh[...] + wanted.hs[t].astype(STATE), dc[...] + wanted.cs[t]
-        c = jnp.where(t > 0, cs[jnp.maximum(t - 1, 0)], jnp.where(index > 0, c_before[0], c0[...]))
-        # What is linear in (dc, dz), at any point of the right type.
-        of_step = partial(pointwise_tangent, four(gates[t]), c, jnp.tanh(cs[t]))
-        dc_new, dz = jax.linear_transpose(of_step, c, gates[t])((dh_t, dc_t))
-        if valid is not None:
-            there = jnp.broadcast_to(valid[t], dz.shape) != 0
-            dz = jnp.where(there, dz, jnp.zeros_like(dz))
-        dz = dz.astype(w_hh.dtype)
-        dh_new = _product(dz, w_hh[...], 1)
-        if valid is not None:
-            there = jnp.broadcast_to(valid[t], dc_t.shape) != 0
-            dh_new, dc_new = jnp.where(there, dh_new, dh_t), jnp.where(there, dc_new, dc_t)
-        outs.zs[t] = dz
-        dh[...] = dh_new
-        dc[...] = dc_new
+        asked = tuple(bar[...] + a[t].astype(STATE) for bar, a in zip(bars, wanted, strict=True))
+        before = jnp.where(index > 0, before_chunk[0], first[...])
+        before = jnp.where(t > 0, memory[jnp.maximum(t - 1, 0)], before).astype(STATE)
+        zs, of_memory = kind.cotangent(four(gates[t]), before, memory[t].astype(STATE), asked)
+        z = jnp.concatenate(zs, axis=-1)
+        there = None if valid is None else jnp.broadcast_to(valid[t], z.shape) != 0
+        if there is not None:
+            z = jnp.where(there, z, jnp.zeros_like(z))
+        z = z.astype(w_hh.dtype)
+        outs.zs[t] = z
+        units = before.shape[-1]
+        of_h = _product(z[:, : len(kind.of_h) * units], w_hh[...], 1)
+        new = (of_h, of_memory) if kind.count == 2 else (of_h + of_memory,)
+        for bar, a, old in zip(bars, new, asked, strict=True):
+            bar[...] = a if there is None else jnp.where(there[:, :units], a, old)
 
     lax.fori_loop(0, steps, step, None)
 
     @pl.when(index == 0)
     def _end() -> None:
-        outs.h0[...] = dh[...].astype(outs.h0.dtype)
-        outs.c0[...] = dc[...]
+        for out, bar in zip(outs.carry, bars, strict=True):
+            out[...] = bar[...].astype(out.dtype)
 
 
 # --- blocks -------------------------------------------------------------------------------------
@@ -338,9 +336,13 @@ def _narrow(a: Any, size: int, parts: int = 1) -> Any:
     return a.reshape(*a.shape[:-1], parts, -1)[..., :size].reshape(*a.shape[:-1], parts * size)
 
 
-ENGINE = Engine("TPU kernel", obstacle, forward, backward)
+def _engine(kind: Kind, name: str, **how: Any) -> Engine:
+    return Engine(
+        kind, name, partial(obstacle, kind), partial(forward, kind, **how), partial(backward, kind, **how)
+    )
+
+
+ENGINES = {kind: _engine(kind, "TPU kernel") for kind in KINDS}
 #: By the interpreter that is a program of XLA's: unlike Pallas' simulator of a TPU, it has no side effects,
 #: which derivatives, vmap and remat would stumble over.
-INTERPRETED = Engine(
-    "TPU kernel, interpreted", obstacle, partial(forward, interpret=True), partial(backward, interpret=True)
-)
+INTERPRETED = {kind: _engine(kind, "TPU kernel, interpreted", interpret=True) for kind in KINDS}
