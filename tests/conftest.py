@@ -5,8 +5,11 @@ import os
 # Before jax makes its devices. Appended, so that what the caller asks for stays.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
+import contextlib
 import gc
+import importlib
 import itertools
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -54,6 +57,21 @@ def as_users_have_it():
         yield
 
 
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.fixture(scope="module")
+def program(request, as_users_have_it):
+    """The program of examples/ that the test file calls PROGRAM."""
+    if request.module.PROGRAM in ("forecast", "music"):
+        pytest.importorskip("orbax.checkpoint", reason="the programs' checkpoints need orbax-checkpoint")
+    sys.path.insert(0, str(EXAMPLES))
+    try:
+        yield importlib.import_module(request.module.PROGRAM)
+    finally:
+        sys.path.remove(str(EXAMPLES))
+
+
 @pytest.fixture
 def x64():
     """Float64 for one test: ``pytestmark = pytest.mark.usefixtures("x64")`` for a whole file."""
@@ -61,10 +79,26 @@ def x64():
         yield
 
 
-@pytest.fixture
-def quick_compiles():
-    """For tests of many small programs whose speed does not matter: compiling takes most of the time."""
+@contextlib.contextmanager
+def hardly_optimized():
+    """For many small programs whose speed does not matter: compiling takes most of the time."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def quick_compiles():
+    """Of one test."""
+    with hardly_optimized():
+        yield
+
+
+@pytest.fixture(scope="module")
+def all_quick():
+    """Of all tests of a file, and of what it makes once."""
+    with hardly_optimized():
+        yield

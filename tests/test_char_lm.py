@@ -1,9 +1,7 @@
 """The character model of examples/: its evaluation, its baselines, what it writes, what it refuses."""
 
-import importlib
 import json
 import math
-import sys
 from pathlib import Path
 
 import jax
@@ -14,7 +12,7 @@ import safetensors.numpy
 
 import lstm_jax
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+PROGRAM = "char_lm"
 TINY = "--hidden 8 --layers 2 --window 10 --batch 4 --lr 0.02 --length 30".split()
 FILES = {"config.json", "gates.png", "learning_curve.png", "metrics.jsonl", "weights.safetensors"}
 
@@ -23,12 +21,8 @@ pytestmark = pytest.mark.usefixtures("as_users_have_it")
 
 
 @pytest.fixture(scope="module")
-def char_lm(as_users_have_it):
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        yield importlib.import_module("char_lm")
-    finally:
-        sys.path.remove(str(EXAMPLES))
+def char_lm(program):
+    return program
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +13,11 @@ import safetensors.numpy
 
 import lstm_jax
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+PROGRAM = "digits"
 TINY = "--hidden 6 --batch 8 --steps 60 --lr 0.05 --dropout 0".split()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def as_users_have_it():
-    """A program runs under JAX's own settings, and optax needs them. Its speed does not matter here."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="module")
-def program(as_users_have_it):
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        yield importlib.import_module("digits")
-    finally:
-        sys.path.remove(str(EXAMPLES))
+pytestmark = pytest.mark.usefixtures("as_users_have_it", "all_quick")
 
 
 @pytest.fixture(scope="module")

@@ -4,14 +4,13 @@ import csv
 import importlib
 import json
 import sys
-from pathlib import Path
 from statistics import NormalDist
 
 import jax
 import numpy as np
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+PROGRAM = "forecast"
 TINY = "--members 2 --hidden 3 --batch 2 --horizon 3 --steps 25".split()
 FILES = {
     "config.json", "forecast.csv", "forecast.png", "learning_curve.png", "metrics.jsonl", "result.json",
@@ -19,16 +18,6 @@ FILES = {
 }  # fmt: skip
 
 pytestmark = pytest.mark.usefixtures("as_users_have_it", "quick_compiles")
-
-
-@pytest.fixture(scope="module")
-def program(as_users_have_it):
-    pytest.importorskip("orbax.checkpoint", reason="the programs' checkpoints need orbax-checkpoint")
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        yield importlib.import_module("forecast")
-    finally:
-        sys.path.remove(str(EXAMPLES))
 
 
 def made_up(program, n=60, period=4, **options):

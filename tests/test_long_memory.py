@@ -1,11 +1,9 @@
 """examples/long_memory.py: its problems, the gradient's reach, what it writes, and what it refuses."""
 
 import dataclasses
-import importlib
 import json
 import math
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +13,11 @@ from jax.flatten_util import ravel_pytree
 
 import lstm_jax
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+PROGRAM = "long_memory"
 TINY = "--hidden 4 --batch 4 --steps 100 --seeds 2 --problems order --cells rnn --lags 12,10,11".split()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def as_users_have_it():
-    """A program runs under JAX's own settings, and optax needs them. Its speed does not matter here."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture(scope="module")
-def program(as_users_have_it):
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        yield importlib.import_module("long_memory")
-    finally:
-        sys.path.remove(str(EXAMPLES))
+pytestmark = pytest.mark.usefixtures("as_users_have_it", "all_quick")
 
 
 def drawn(program, name, lag=20, batch=64):

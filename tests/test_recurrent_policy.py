@@ -23,11 +23,7 @@ TINY = "--cell rnn --corridor 2 --hidden 4 --batch 4 --window 16".split()
 FILES = "config.json corridors.json learning_curve.png memory.png metrics.jsonl weights.safetensors".split()
 
 
-@pytest.fixture(autouse=True)
-def as_users_have_it(quick_compiles):
-    """A program runs under JAX's own settings, and optax needs them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("as_users_have_it", "quick_compiles")
 
 
 # --- the maze --------------------------------------------------------------------------------------
