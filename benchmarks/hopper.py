@@ -34,7 +34,7 @@ def sizes(T: int, B: int, H: int, dtype: str = "bfloat16", **more: Any) -> Job:
 
 
 #: Each form with each exchange; odd sizes, 1 to 200 rows, 1 to 10,000 steps; weights in registers, h in
-#: pieces, more rows than one launch takes.
+#: pieces, more rows than one launch takes; two walks in one program, which together find no room.
 CHECKS = (
     sizes(7, 5, 64),
     sizes(1, 1, 3, "float16"),
@@ -65,6 +65,8 @@ CHECKS = (
     sizes(100, 40, 1900),
     sizes(50, 128, 1024, "float16"),
     sizes(50, 200, 1024, masked=True),
+    sizes(50, 20, 1024, pair=True),
+    sizes(50, 16, 1536, "float16", pair=True),
     *(
         sizes(*case, cell="GRU", masked=masked)
         for masked, case in (
@@ -106,7 +108,7 @@ COMPILED = (
     *(sizes(5, 20, H, cell="GRU", masked=True) for H in (64, 256, 512, 1024, 1900)),
 )
 SMOKE = (
-    {"kind": "check", **sizes(2, 2, 8, masked=True), "interpret": True, "repeats": 1},
+    {"kind": "check", **sizes(2, 2, 8, masked=True, pair=True), "interpret": True, "repeats": 1},
     {"kind": "time", **sizes(2, 2, 8), "interpret": True, "repeats": 1},
     {"kind": "kernel", **sizes(2, 2, 8, cell="GRU"), "interpret": True, "repeats": 1},
 )

@@ -24,7 +24,7 @@ from benchmarks.contestants.scan import SCAN
 from benchmarks.contestants.torch_ import TORCH, algorithm
 from lstm_jax import LSTM, kernels, unroll
 from lstm_jax.kernels import gpu, gpu_names
-from lstm_jax.kernels.engine import Inputs, saved_of
+from lstm_jax.kernels.engine import ROWS, Inputs, Saved, Tangents, Walk, saved_of
 from lstm_jax.kernels.gpu_plan import Plan, plan, units_of
 from lstm_jax.kernels.kinds import KINDS, Kind
 from lstm_jax.kernels.reference import REFERENCES
@@ -78,11 +78,33 @@ def walks(job: dict[str, Any]) -> tuple[Plan, Callable[..., Any], Callable[..., 
     if job.get("interpret"):
         how["interpret"] = gpu_names.interpreter()
     ahead, back = job.get("exchange", (None, None))
-    return (
-        to,
-        jax.jit(lambda inputs: gpu.forward(kind, inputs, True, exchange=ahead, **how)),
-        jax.jit(lambda saved, wanted: gpu.backward(kind, saved, wanted, exchange=back, **how)),
-    )
+
+    def forward(inputs: Inputs) -> Walk:
+        return gpu.forward(kind, inputs, True, exchange=ahead, **how)
+
+    def backward(saved: Saved, wanted: Any) -> Tangents:
+        return gpu.backward(kind, saved, wanted, exchange=back, **how)
+
+    if job.get("pair"):
+        return to, jax.jit(pair(forward, *ROWS["forward"])), jax.jit(pair(backward, *ROWS["backward"]))
+    return to, jax.jit(forward), jax.jit(backward)
+
+
+def pair(walk: Callable[..., Any], axes: Any, out_axes: Any) -> Callable[..., Any]:
+    """Two walks in one program that know nothing of each other, as two directions do.
+
+    Were they run side by side, blocks of both would wait for blocks that find no room. The second has the
+    rows in another order; where it gives anything else, the result is not a number.
+    """
+
+    def both(*args: Any) -> Any:
+        def moved(by: int, axes: Any, arrays: Any) -> Any:
+            return gpu.each(lambda a, axis: jnp.roll(a, by, axis), axes, arrays)
+
+        first, second = walk(*args), moved(-1, out_axes, walk(*moved(1, axes, args)))
+        return jax.tree.map(lambda a, b: jnp.where(a == b, a, jnp.full_like(a, jnp.nan)), first, second)
+
+    return both
 
 
 def draw(job: dict[str, Any], seed: int) -> tuple[Inputs, Any]:
