@@ -34,8 +34,10 @@ from lstm_jax.implementations import AUTO, COLUMNS, IMPLEMENTATIONS, NAMED
 
 #: Each on the cell it is there for; all others on the LSTM.
 CELLS = {"parallel": (MinGRU, oracle_minimal.MIN_GRU)}
-#: What lets one run on a machine that is not its own: an interpreter.
-SETTINGS = {"pallas": lambda: kernels.interpret("tpu")} if jax.default_backend() == "cpu" else {}
+#: Whose kernels "pallas" runs: the machine's own or, on a CPU, those of each device in its interpreter.
+PLATFORMS = tuple(kernels.MODULES) if jax.default_backend() == "cpu" else (jax.default_backend(),)
+#: In which dtype, where it is not float32.
+DTYPES = {("pallas", "gpu"): "bfloat16"}
 #: What a program of each has inside, so that it is known which one ran.
 INSIDE = {
     "scan": "scan",
@@ -60,6 +62,11 @@ DECLINES = {
 DEVICES = {"gpu": "GPU", "tpu": "TPU"}
 
 NAMES = [row.name for row in implementations()]
+RUNS = [
+    pytest.param(name, platform, id=name if platform is None else f"{name} of a {platform.upper()}")
+    for name in NAMES
+    for platform in (PLATFORMS if name == "pallas" else (None,))
+]
 
 
 def made(name, dtype="float32", lengths=None, kind=LSTM, **options):
@@ -86,13 +93,16 @@ def test_what_is_expected_where():
 
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("situation", SITUATIONS)
-@pytest.mark.parametrize("name", NAMES)
-def test_values_and_gradients_are_the_oracles(name, situation, request):
+@pytest.mark.parametrize(("name", "platform"), RUNS)
+def test_values_and_gradients_are_the_oracles(name, platform, situation, request):
     device = request.config.getoption("device")
     assert device in (None, jax.default_backend()), f"jax runs on {jax.default_backend()}"
-    given = made(name, **SITUATIONS[situation])
+    options = {"dtype": DTYPES.get((name, platform), "float32")} | SITUATIONS[situation]
+    given = made(name, **options)
     call = given.params, given.xs, given.carry
-    with SETTINGS.get(name, contextlib.nullcontext)(), jax.default_matmul_precision("highest"):
+    elsewhere = platform not in (None, jax.default_backend())
+    setting = kernels.interpret(platform) if elsewhere else contextlib.nullcontext()
+    with setting, jax.default_matmul_precision("highest"):
         try:
             plan = explain(given.network, *call, implementation=name, **given.options)
         except ValueError as error:
@@ -107,7 +117,7 @@ def test_values_and_gradients_are_the_oracles(name, situation, request):
             return unroll(given.network, params, xs, carry, implementation=name, **given.options)
 
         assert re.search(INSIDE[name], str(jax.make_jaxpr(run)(*call)))
-        assert_agrees(given, name, atol=0.03 if situation == "bfloat16" else 2e-5)
+        assert_agrees(given, name, atol=2e-5 if options["dtype"] == "float32" else 0.03)
 
 
 # --- the table ----------------------------------------------------------------------------------
