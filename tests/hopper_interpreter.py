@@ -57,8 +57,7 @@ def async_store_smem(value, ref, barrier, *, cluster_idx, cluster_dim, optimized
     plgpu.barrier_arrive(plgpu.cluster_ref(barrier, {cluster_dim: jnp.int32(cluster_idx)}))
 
 
-@gpu_callbacks.fail_on_exception
-def wgmma(*, plain=gpu_callbacks.wgmma, **options):
+def wgmma(*, plain, **options):
     """The product, whose first operand may also be an array in registers, instead of a buffer's key."""
     a = options["a_allocation_key_as_array"]
     if a.ndim == 1:
@@ -104,7 +103,8 @@ def clusters():
         (jaxpr_interpret, "_get_barrier_allocation_key_from_inval", barrier_key),
         (plgpu, "async_store_smem", async_store_smem),
     ]
-    changes += [(gpu_callbacks, "wgmma", wgmma)]
+    product = functools.partial(wgmma, plain=gpu_callbacks.wgmma)
+    changes += [(gpu_callbacks, "wgmma", gpu_callbacks.fail_on_exception(product))]
     accesses = "_get", "_swap", "_barrier_arrive"
     changes += [(gpu_callbacks, name, patient(getattr(gpu_callbacks, name))) for name in accesses]
     with contextlib.ExitStack() as stack:
