@@ -63,6 +63,9 @@ CHECKS = (
     sizes(50, 20, 1536, "float16", masked=True),
     sizes(50, 5, 1900, "float16", masked=True),
     sizes(100, 40, 1900),
+    sizes(50, 20, 1728),
+    sizes(50, 16, 1792, "float16"),
+    sizes(50, 16, 1984, masked=True),
     sizes(50, 128, 1024, "float16"),
     sizes(50, 200, 1024, masked=True),
     sizes(50, 20, 1024, pair=True),
@@ -105,6 +108,7 @@ COMPILED = (
     sizes(5, 64, 1024, "float16"),
     sizes(5, 128, 1024),
     *(sizes(5, B, H) for H in (1536, 1900) for B in (16, 32)),
+    *(sizes(5, B, H) for B, H in ((20, 1728), (16, 1792), (16, 1984))),
     *(sizes(5, 20, H, cell="GRU", masked=True) for H in (64, 256, 512, 1024, 1900)),
 )
 SMOKE = (

@@ -25,8 +25,8 @@ from benchmarks.contestants.torch_ import TORCH, algorithm
 from lstm_jax import LSTM, kernels, unroll
 from lstm_jax.kernels import gpu, gpu_names
 from lstm_jax.kernels.engine import ROWS, Inputs, Saved, Tangents, Walk, saved_of
-from lstm_jax.kernels.gpu_plan import Plan, plan, units_of
-from lstm_jax.kernels.kinds import KINDS, Kind
+from lstm_jax.kernels.gpu_plan import Plan, units_of
+from lstm_jax.kernels.kinds import KINDS, LSTM_KIND, Kind
 from lstm_jax.kernels.reference import REFERENCES
 
 #: Roundings to the compute dtype by which a result may differ from float64's, of its largest number.
@@ -42,8 +42,11 @@ def perform(job: dict[str, Any]) -> int:
     """One job; 1 where it found a fault."""
     kinds: dict[str, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]]
     kinds = {"check": check, "time": times, "kernel": kernel_times, "compile": compiles}
-    failed = 0
-    for result in kinds[job["kind"]](job):
+    failed, call = 0, kinds[job["kind"]]
+    if call is not times and isinstance(reason := plan_of(job), str):
+        print(json.dumps({"walk": "both", "declined": reason}))
+        return failed
+    for result in call(job):
         failed |= result.get("right") is False
         print(json.dumps(result), flush=True)
     return failed
@@ -57,23 +60,20 @@ def kind_of(job: dict[str, Any]) -> Kind:
     return next(kind for kind in KINDS if kind.name == job.get("cell", "LSTM"))
 
 
-def plan_of(job: dict[str, Any]) -> Plan:
-    """The job's plan: chosen, or with this many blocks."""
+def plan_of(job: dict[str, Any]) -> Plan | str:
+    """The job's plan for this device: chosen, or with this many blocks; or why there is none."""
     B, H, dtype = (job[name] for name in ("B", "H", "dtype"))
-    hear = len(kind_of(job).of_h)
-    found = plan(B, H, dtype, hear, blocks=job.get("blocks"))
-    if job.get("form") == "grid" and found[0] != "grid":
-        rows = 16
-        blocks = job["blocks"]
-        found = Plan("grid", blocks, units_of(H, blocks), rows, -(-B // rows), hear=hear)
-    if not isinstance(found, Plan):
-        raise ValueError(found)
-    return found
+    if job.get("form") == "grid":
+        rows, blocks = 16, job["blocks"]
+        hear = len(kind_of(job).of_h)
+        return Plan("grid", blocks, units_of(H, blocks), rows, -(-B // rows), hear=hear)
+    return gpu.plan_here(kind_of(job), B, H, dtype, blocks=job.get("blocks"))
 
 
 def walks(job: dict[str, Any]) -> tuple[Plan, Callable[..., Any], Callable[..., Any]]:
     """The plan, and both walks compiled."""
     to, kind = plan_of(job), kind_of(job)
+    assert isinstance(to, Plan), to  # perform has asked
     how: dict[str, Any] = {"to": to}
     if job.get("interpret"):
         how["interpret"] = gpu_names.interpreter()
@@ -228,7 +228,7 @@ def times(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     B, T, H, dtype = (job[name] for name in ("B", "T", "H", "dtype"))
     case, platform = Case(B, T, H, H), jax.default_backend()
     setting = Setting(platform, dtype)
-    found = plan(B, H, dtype)
+    found = gpu.plan_here(LSTM_KIND, B, H, dtype)
     floor = FLOORS[found.form] if isinstance(found, Plan) else None
     entries = [(TORCH, setting), (by("fused", "lstm_jax fused"), setting), (SCAN, setting)]
     entries += [(CUDNN, Setting(platform, "float32", platform == "gpu"))]  # float32 alone

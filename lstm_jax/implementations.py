@@ -118,7 +118,8 @@ ROWS = (
         devices="TPUs, NVIDIA Hopper GPUs",
         dtypes="on TPUs float32 and bfloat16, on GPUs bfloat16 and float16",
         cells="LSTM without options; GRU (reset_after=True) without heads",
-        declines="resets, truncate; unknown sizes; explicit meshes (each device runs its own in shard_map)",
+        declines="resets, truncate; weights larger than the chip holds; unknown sizes; explicit meshes (each "
+        "device runs its own in shard_map)",
         transforms="all; under vmap over weights it is plain JAX",
         auto="never: compiled for both devices, measured on neither",
         obstacle=pallas_obstacle,

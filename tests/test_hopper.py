@@ -140,8 +140,11 @@ FORMS = {
     "async": (Plan("cluster", 2, 32, 16, 1), "async", "barrier"),
     "fence": (Plan("cluster", 2, 32, 16, 2), "fence", "barrier"),
     "grid": (Plan("grid", 4, 16, 16, 1), "barrier", "barrier"),
-    # h in three pieces, the last one shorter; weights in registers: all of the first piece, half of the next
-    "pieces": (Plan("grid", 2, 160, 16, 1, piece=128, held=192, held_back=192), "barrier", "barrier"),
+    # some of the weights in registers, h whole; h in three pieces, the last one shorter, with and without the
+    # weights of the first one in registers
+    "registers": (Plan("grid", 2, 96, 16, 1, held=128, held_back=64), "barrier", "barrier"),
+    "pieces": (Plan("grid", 2, 160, 16, 1, piece=128), "barrier", "barrier"),
+    "both": (Plan("grid", 2, 160, 16, 1, piece=128, held=128, held_back=192), "barrier", "barrier"),
 }
 
 
@@ -289,6 +292,19 @@ def test_lowers_for_cuda(kind, B, H, dtype, way):
         lowered(backward, saved_of(inputs, walked), wanted),
     ):
         assert "mosaic_gpu" in text
+
+
+@pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize("H", [64, 250, 768])
+def test_lowers_where_x64_is_on(H):
+    """Mosaic's indices have 32 bits."""
+    given = problem(GRU_KIND, 3, 20, H, "bfloat16")
+    inputs, wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), given)
+    walked = jax.eval_shape(partial(REFERENCES[GRU_KIND].forward, save=True), inputs)
+    ways = ("async", "fence") if H == 250 else (None,)
+    for way in ways:
+        assert "mosaic_gpu" in lowered(partial(gpu.forward, GRU_KIND, save=True, exchange=way), inputs)
+    assert "mosaic_gpu" in lowered(partial(gpu.backward, GRU_KIND), saved_of(inputs, walked), wanted)
 
 
 # --- the benchmark -------------------------------------------------------------------------------

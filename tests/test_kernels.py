@@ -89,6 +89,18 @@ def test_values_and_gradients_are_those_of_the_scan(case):
     assert_same(solve(implementation="pallas"), solve(implementation="scan"))
 
 
+@QUICK
+@pytest.mark.usefixtures("reference")
+@pytest.mark.parametrize("bias", [None, "bfloat16"])
+def test_a_gru_keeps_each_bias_as_it_is(bias):
+    """Also where only one is there, or they differ in dtype."""
+    cell = GRU(D, H, dtype="float32", use_bias=bias is not None)
+    params = cell.init(jax.random.key(0))
+    rzn = None if bias is None else jnp.full(3 * H, 0.25, bias)
+    params = params._replace(bias=rzn, bias_hn=jnp.full(H, 1 / 3), w_hh=params.w_hh.astype("bfloat16"))
+    assert_same(*(unrolled(name, cell, params, jnp.ones((4, 2, D))) for name in ("pallas", "scan")))
+
+
 @DOUBLE
 @pytest.mark.usefixtures("reference")
 def test_no_steps():
@@ -323,17 +335,17 @@ def equations(jaxpr):
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
-@pytest.mark.parametrize("platform", ["reference", "tpu"])
+@pytest.mark.parametrize(("platform", "kind"), [("reference", GRU), ("tpu", LSTM)])
 @QUICK
-def test_inside_shard_map_each_device_runs_its_own(platform):
-    cell = LSTM(D, H)
+def test_inside_shard_map_each_device_runs_its_own(platform, kind):
+    cell = kind(D, H)
     params = cell.init(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (3, 8, D))
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
 
     def loss(name, params, xs):
-        (_, c), ys = unrolled(name, cell, params, xs, lengths=jnp.full(xs.shape[1], 2))
-        return jax.lax.psum(jnp.sum(jnp.sin(ys)) + jnp.sum(c**2), "data")
+        out = unrolled(name, cell, params, xs, lengths=jnp.full(xs.shape[1], 2))
+        return jax.lax.psum(sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(out)), "data")
 
     def gradient(name):
         f = jax.grad(partial(loss, name), argnums=(0, 1))

@@ -29,26 +29,25 @@ from lstm_jax.kernels.kinds import GRU_KIND, LSTM_KIND, Kind
 from lstm_jax.kernels.recurrence import states_of
 from lstm_jax.kernels.reference import REFERENCES
 from lstm_jax.loop import Flags, Walked, blank
-from lstm_jax.notation import Array, Carry, Params, state_dtype
+from lstm_jax.notation import Array, Carry, DType, Params, state_dtype
 
 #: Where the engines live, by the platform as JAX calls it. Each module has ENGINES for the device, by the
 #: kind of the cell, and INTERPRETED, the same kernels for Pallas' interpreter.
 MODULES = {"tpu": "lstm_jax.kernels.tpu", "gpu": "lstm_jax.kernels.gpu"}
 
 
-def _lstm_bias(params: LSTMParams) -> Array | None:
-    return params.bias
+def _lstm_bias(params: LSTMParams, dtype: DType) -> Array | None:
+    return None if params.bias is None else params.bias.astype(dtype)
 
 
-def _gru_bias(params: GRUParams) -> Array | None:
+def _gru_bias(params: GRUParams, dtype: DType) -> Array | None:
     """Of r, z, the candidate's part that hears h, and the one that hears the input."""
     if params.bias is None and params.bias_hn is None:
         return None
     H = params.w_hh.shape[-2]
-    rzn, q = params.bias, params.bias_hn
-    rzn = jnp.zeros(3 * H, params.w_hh.dtype) if rzn is None else rzn
-    q = jnp.zeros(H, rzn.dtype) if q is None else q
-    return jnp.concatenate([rzn[: 2 * H], q.astype(rzn.dtype), rzn[2 * H :]])
+    rzn = jnp.zeros(3 * H, dtype) if params.bias is None else params.bias.astype(dtype)
+    q = jnp.zeros(H, dtype) if params.bias_hn is None else params.bias_hn.astype(dtype)
+    return jnp.concatenate([rzn[: 2 * H], q, rzn[2 * H :]])
 
 
 class Known(NamedTuple):
@@ -56,7 +55,7 @@ class Known(NamedTuple):
 
     kind: Kind
     options: tuple[str, ...]  # that make it another
-    bias: Callable[[Any], Array | None]  # (4H,) of its parameters
+    bias: Callable[[Any, DType], Array | None]  # (4H,) of its parameters, in a dtype
 
 
 KNOWN: dict[type, Known] = {
@@ -72,7 +71,8 @@ def interpret(platform: str) -> AbstractContextManager[None]:
 
     For tests, on a machine without the device: Pallas interprets them, with memory that nobody wrote
     being NaN. ``"reference"`` takes plain JAX in place of a kernel: everything around the kernels is
-    as it is with them. Functions jitted inside and outside are compiled apart.
+    as it is with them. Functions jitted inside and outside are compiled apart. The interpreter of
+    ``"gpu"`` has side effects, which JAX does not differentiate under remat (``checkpoint``).
 
     Args:
         platform: ``"tpu"``, ``"gpu"`` (since jax 0.12) or ``"reference"``.
@@ -175,12 +175,11 @@ def pallas_walk(
     def folded(a: Array, rows_at: int) -> Array:
         return a.reshape(*a.shape[:rows_at], rows, *a.shape[rows_at + len(batch) :])
 
-    bias = known.bias(params)
     first, structure = jax.tree.flatten(carry)
     inputs = Inputs(
         folded(u, 1),
         params.w_hh.astype(u.dtype),
-        None if bias is None else bias.astype(state_dtype(u.dtype)),
+        known.bias(params, state_dtype(u.dtype)),
         tuple(folded(a, 0) for a in first),
         None if flags.valid is None else folded(flags.valid, 1),
     )

@@ -175,11 +175,11 @@ def backward_launch(kind: Kind, saved: Saved, wanted: Any, *, to: Plan, **how: A
     return Tangents(from_gate_rows(zs, B, H), tuple(found))
 
 
-def plan_here(kind: Kind, B: int, H: int, dtype: Any) -> Plan | str:
+def plan_here(kind: Kind, B: int, H: int, dtype: Any, **options: Any) -> Plan | str:
     """The plan for the device, where it is a GPU."""
     device = jax.devices()[0]
     there = {"sms": device.core_count} if device.platform == "gpu" else {}
-    return plan(B, H, dtype, len(kind.of_h), **there)
+    return plan(B, H, dtype, len(kind.of_h), **there, **options)
 
 
 def planned(kind: Kind, B: int, H: int, dtype: Any) -> Plan:

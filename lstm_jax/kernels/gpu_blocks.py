@@ -198,4 +198,4 @@ def validity(valid_ref: Any, at: tuple[Any, ...], units: int, spread: Any) -> Ar
 def others(block: Any, count: int) -> Iterator[Any]:
     """All blocks, beginning with the own one, so that not all turn to the same one at once."""
     for n in range(count):
-        yield lax.rem(block + n, count)
+        yield lax.rem(block + n, jnp.int32(count))

@@ -130,16 +130,17 @@ def plan(
     Plan(form='grid', blocks=64, units=16, rows=32, slices=2, piece=0, held=0, held_back=0, hear=4)
     >>> plan(16, 1900, "bfloat16")
     Plan(form='grid', blocks=120, units=16, rows=16, slices=1, piece=512, held=512, held_back=192, hear=4)
-    >>> plan(200, 1024, "bfloat16")  # two launches of 100 rows
+    >>> plan(200, 1024, "bfloat16")  # two launches, of 128 and 72 rows
     Plan(form='grid', blocks=64, units=16, rows=64, slices=2, piece=256, held=0, held_back=0, hear=4)
     >>> plan(16, 2000, "bfloat16")  # doctest: +NORMALIZE_WHITESPACE
-    'w_hh of H=2000 is too large: with h, 262,144 bytes of it have to find room in each of 128 blocks, which
-    have 230,400 in shared memory and 65,536 in registers'
+    "H=2000 is too large: a block's part of w_hh takes 262,144 bytes and leaves no room for h; the kernels
+    end at H=1984"
     """
     dtype = jnp.dtype(dtype)
     if dtype not in (jnp.dtype("bfloat16"), jnp.dtype("float16")):
         return f"Hopper's matrix unit multiplies bfloat16 and float16, and this is {dtype.name}"
-    for count in CLUSTERS if blocks is None else (blocks,):
+    B = max(B, 1)
+    for count in [count for count in CLUSTERS if count <= sms] if blocks is None else [blocks]:
         clusters = [Plan("cluster", count, units_of(H, count), rows, 1, hear=hear) for rows in ROWS]
         fitting = [to for to in clusters if max(smem_bytes(to)) <= ROOM]
         if fitting:
@@ -149,10 +150,11 @@ def plan(
     tiles = math.ceil(H / TILE)
     fitting = [found for rows in ROWS if (found := grid(4 * tiles, rows, hear)) is not None]
     if not fitting:
-        weights, held = 2 * TILE * TILE * tiles, 2 * TILE * HELD[ROWS[0]]
+        most = next(n for n in range(tiles, 0, -1) if grid(4 * n, ROWS[0], hear) is not None)
+        weights = 2 * TILE * TILE * tiles
         return (
-            f"w_hh of H={H} is too large: with h, {weights:,} bytes of it have to find room in each of "
-            f"{4 * tiles} blocks, which have {ROOM:,} in shared memory and {held:,} in registers"
+            f"H={H} is too large: a block's part of w_hh takes {weights:,} bytes and leaves no room for h; "
+            f"the kernels end at H={TILE * most}"
         )
     if 4 * tiles > sms:
         return f"H={H} takes {4 * tiles} blocks, which wait for each other, and the GPU runs {sms} at once"
