@@ -131,8 +131,10 @@ def test_networks_of_cells():
 # --- around the kernels: transforms -------------------------------------------------------------
 
 
-#: For which all that follows is asked.
-BOTH = pytest.mark.parametrize("kind", [LSTM, GRU], ids=["LSTM", "GRU"])
+def mostly(one):
+    """Asked of both cells; of the other one by ``make test-slow``."""
+    other = pytest.param(*{LSTM, GRU} - {one}, marks=pytest.mark.slow)
+    return pytest.mark.parametrize("kind", [one, other], ids=lambda kind: kind.__name__)
 
 
 def small(kind, seed=0, shape=(4, 2)):
@@ -158,7 +160,7 @@ def compared(transform, kind, *args, **options):
 @pytest.mark.parametrize(
     "checkpoint", [None, pytest.param(3, marks=pytest.mark.slow)], ids=["whole", "windows"]
 )
-@BOTH
+@mostly(GRU)
 def test_both_modes_to_second_order_agree_with_finite_differences(kind, checkpoint):
     cell, *args = small(kind)
     options = {"lengths": np.array([3, 4], np.int32), "reverse": True, "checkpoint": checkpoint}
@@ -172,7 +174,7 @@ def loss_of(f):
 
 @DOUBLE
 @pytest.mark.usefixtures("reference")
-@BOTH
+@mostly(LSTM)
 def test_second_derivatives(kind):
     """Forward over reverse, reverse over reverse, and third order along one direction."""
     _, *args = small(kind)
@@ -554,7 +556,7 @@ def test_tpu_kernels_against_the_oracle(name, reverse, monkeypatch):
 @QUICK
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@BOTH
+@mostly(LSTM)
 def test_tpu_kernels_of_a_whole_layer(kind, dtype, monkeypatch):
     """Every gradient of a layer with windows and lengths, beside the scan's."""
     monkeypatch.setattr(tpu, "CHUNK", 4)
