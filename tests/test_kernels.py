@@ -419,7 +419,9 @@ def check_kernels(engine, given, dtype):
     close = partial(assert_near, tolerance=2e-5 if dtype == "float32" else 0.04)
     close(ours, expected)
     for a, b in zip(engine.forward(inputs, False).states, ours.states, strict=True):
-        np.testing.assert_array_equal(a, b)
+        # Another program, which may round a number the other way.
+        a, b, rounding = np.float64(a), np.float64(b), float(jnp.finfo(b.dtype).eps)
+        np.testing.assert_allclose(a, b, rtol=2 * rounding, atol=2e-6)
     saved = saved_of(inputs, ours)
     found = jax.jit(engine.backward)(saved, wanted)
     close(found, jax.jit(plain.backward)(*in_float64((saved, wanted))))
