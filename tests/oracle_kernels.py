@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.kernels.engine import Inputs, Saved, Tangents, Walk
+from lstm_jax.kernels.engine import Inputs, Tangents, Walk, saved_of
 
 
 def sigmoid(z):
@@ -102,4 +102,4 @@ def saved_for(inputs, walked):
     """What backward reads, of this oracle's results."""
     memory = jnp.asarray(walked.states[-1], inputs.carry[-1].dtype)
     gates = jnp.asarray(walked.gates, jnp.float32)
-    return Saved(inputs.w_hh, gates, memory, inputs.carry[-1], inputs.valid)
+    return saved_of(inputs, Walk((memory,), gates))
