@@ -1,0 +1,320 @@
+"""Break the core in one place at a time; for each break, some test has to fail.
+
+Each mutant replaces one piece of text in one file of a copy of the repository and runs the tests that
+guard it. A mutant that survives means that the tests have lost something:
+
+    python tools/mutants.py             # all of them, two at a time: about a quarter of an hour
+    python tools/mutants.py --only gru  # those whose name contains this
+
+When the code around a mutant changes, change its text here as well: a text that does not occur exactly
+once in its file is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("lstm_jax", "tests", "benchmarks", "examples", "README.md", "pyproject.toml", "CHANGELOG.md")
+
+ORACLE = "tests/test_oracle.py"
+CONTRACT = "tests/test_laws.py"
+TRANSFORMS = "tests/test_transforms.py"
+
+
+class Mutant(NamedTuple):
+    """One break: a file, its text before and after, and arguments of pytest for the tests that notice."""
+
+    name: str
+    path: str
+    before: str
+    after: str
+    tests: str
+
+
+MUTANTS = (
+    # The cells' equations.
+    Mutant(
+        "lstm_forget_gate_reads_new_state",
+        "lstm_jax/cells/lstm.py",
+        "    i, f, g, o = gates_of(z)\n    c_t = f * c + i * g\n    return o * jnp.tanh(c_t), c_t",
+        "    i, f, g, o = gates_of(z)\n    c_t = f * c + (1 - f) * g\n    return o * jnp.tanh(c_t), c_t",
+        f"{ORACLE} -k lstm",
+    ),
+    Mutant(
+        "lstm_gate_order",
+        "lstm_jax/cells/lstm.py",
+        "i, f, g, o = jnp.split(jnp.tanh(z * common.over(halves, z)), 4, axis=-1)",
+        "f, i, g, o = jnp.split(jnp.tanh(z * common.over(halves, z)), 4, axis=-1)",
+        f"{ORACLE} -k lstm",
+    ),
+    Mutant(
+        "lstm_output_gate_slope",
+        "lstm_jax/cells/lstm.py",
+        "shown * o * (1 - o) * dz_o",
+        "shown * o * dz_o",
+        f"{CONTRACT} -k lstm",
+    ),
+    Mutant(
+        "lstm_cell_state_tangent",
+        "lstm_jax/cells/lstm.py",
+        "return d_o + o * (1 - shown * shown) * dc_t, dc_t",
+        "return d_o + o * dc_t, dc_t",
+        f"{CONTRACT} -k lstm",
+    ),
+    Mutant(
+        "lstm_forget_bias",
+        "lstm_jax/cells/lstm.py",
+        'at = form.gates.find("i" if self.coupled else "f")',
+        'at = form.gates.find("i")',
+        "tests/test_init.py",
+    ),
+    Mutant(
+        "lstm_peephole_of_output_gate",
+        "lstm_jax/cells/lstm_form.py",
+        'o = gate("o", c_t)',
+        'o = gate("o", c)',
+        f"{ORACLE} -k peepholes",
+    ),
+    Mutant(
+        "lstm_coupled_gate",
+        "lstm_jax/cells/lstm_form.py",
+        "f = 1 - i if form.coupled",
+        "f = i if form.coupled",
+        f"{ORACLE} -k coupled",
+    ),
+    Mutant(
+        "gru_update_sign",
+        "lstm_jax/cells/gru.py",
+        "h_t = ((1 - z) * n + z * h.astype(z.dtype)).astype(h.dtype)",
+        "h_t = (z * n + (1 - z) * h.astype(z.dtype)).astype(h.dtype)",
+        f"{ORACLE} -k gru",
+    ),
+    Mutant(
+        "gru_second_bias",
+        "lstm_jax/cells/gru.py",
+        "common.add_bias(r_n, params.bias_hn))",
+        "r_n)",
+        f"{ORACLE} -k gru",
+    ),
+    Mutant(
+        "gru_reset_before_product",
+        "lstm_jax/cells/gru.py",
+        "common.hear(r * h.astype(r.dtype), w_n, 1, u.dtype)",
+        "common.hear(h.astype(r.dtype), w_n, 1, u.dtype)",
+        f"{ORACLE} -k reset_before",
+    ),
+    Mutant(
+        "rnn_bias",
+        "lstm_jax/cells/rnn.py",
+        "    return common.add_bias(z, params.bias)",
+        "    return z",
+        f"{ORACLE} -k rnn",
+    ),
+    Mutant(
+        "slstm_normaliser",
+        "lstm_jax/cells/slstm.py",
+        "n_t = f * n.astype(dtype) + i",
+        "n_t = n.astype(dtype) + i",
+        f"{ORACLE} -k slstm",
+    ),
+    Mutant(
+        "mlstm_key_scale",
+        "lstm_jax/cells/mlstm.py",
+        "k = k / math.sqrt(k.shape[-1])",
+        "k = k / k.shape[-1]",
+        f"{ORACLE} -k mlstm",
+    ),
+    # The time contract.
+    Mutant(
+        "invalid_step_changes_carry",
+        "lstm_jax/loop.py",
+        "            new = select(here.valid, new, carry)\n",
+        "",
+        f"{CONTRACT} -k lstm",
+    ),
+    Mutant(
+        "invalid_output_not_zero",
+        "lstm_jax/loop.py",
+        "            y = blank(here.valid, y)\n",
+        "            pass\n",
+        f"{CONTRACT} -k lstm",
+    ),
+    Mutant(
+        "reset_at_invalid_step",
+        "lstm_jax/loop.py",
+        "told = resets if valid is None else resets & valid",
+        "told = resets",
+        f"{CONTRACT} -k lstm",
+    ),
+    Mutant(
+        "reset_in_reverse_not_shifted",
+        "lstm_jax/loop.py",
+        "    if not reverse or resets.shape[0] == 0:",
+        "    if True:",
+        f"{CONTRACT} -k lstm",
+    ),
+    Mutant(
+        "invalid_step_restarts",
+        "lstm_jax/loop.py",
+        "            new = select(here.valid, new, carry)",
+        "            new = select(here.valid, new, read)",
+        f"{CONTRACT} -k lstm",
+    ),
+    Mutant(
+        "padding_reaches_gradients",
+        "lstm_jax/unroll.py",
+        "        xs = blank(valid, xs)",
+        "        xs = xs",
+        f"{CONTRACT} -k lstm",
+    ),
+    Mutant(
+        "length_off_by_one",
+        "lstm_jax/unroll.py",
+        "(T, *batch), 0) < lengths[None]",
+        "(T, *batch), 0) <= lengths[None]",
+        f"{CONTRACT} -k lstm",
+    ),
+    Mutant(
+        "truncation_off_by_one",
+        "lstm_jax/loop.py",
+        "return ((start + t) % period == 0) & (start + t > 0)",
+        "return ((start + t + 1) % period == 0) & (start + t > 0)",
+        f"{CONTRACT} {TRANSFORMS} -k truncat",
+    ),
+    Mutant(
+        "window_remainder_order",
+        "lstm_jax/loop.py",
+        "    if rest and reverse:\n",
+        "    if rest and not reverse and False:\n",
+        f"{CONTRACT} -k lstm",
+    ),
+    Mutant(
+        "noise_by_relative_time",
+        "lstm_jax/unroll.py",
+        "flags._replace(time=times.start + jnp.arange(T, dtype=jnp.int32))",
+        "flags._replace(time=jnp.arange(T, dtype=jnp.int32))",
+        "tests/test_regularization.py",
+    ),
+    # The fused scan.
+    Mutant(
+        "fused_restart_tangent",
+        "lstm_jax/fused.py",
+        "        step,\n        dinitial,\n        dcarry,\n",
+        "        step,\n        jax.tree.map(jnp.zeros_like, dinitial),\n        dcarry,\n",
+        f"{CONTRACT} -k learned",
+    ),
+    Mutant(
+        "fused_truncation_of_tangents",
+        "lstm_jax/fused.py",
+        "        sever=jnp.zeros_like,\n",
+        "",
+        f"{CONTRACT} {TRANSFORMS} -k truncat",
+    ),
+    Mutant(
+        "fused_second_derivative",
+        "lstm_jax/fused.py",
+        "    dzs = add(es, _recur_tangent(cell, params, jax.tree.map(jnp.zeros_like, us), dwalked.saved))",
+        "    dzs = es",
+        TRANSFORMS,
+    ),
+    Mutant(
+        "fused_takes_what_is_not_affine",
+        "lstm_jax/fused.py",
+        '    if _bends(lambda params, u, carry: cell.recur(params, carry, u), params, u, carry):',
+        "    if False:",
+        "tests/test_explain.py tests/test_transforms.py tests/test_laws.py",
+    ),
+    Mutant(
+        "associative_restart",
+        "lstm_jax/parallel.py",
+        "anew, reads = anew | restart, jnp.where(restart, initial[None].astype(dtype), reads)",
+        "reads = jnp.where(restart, initial[None].astype(dtype), reads)",
+        "tests/test_parallel.py",
+    ),
+    # Networks, regularisers, carries.
+    Mutant(
+        "stack_dropout_scale",
+        "lstm_jax/stack.py",
+        "return jnp.where(kept, ys / jnp.asarray(keep, ys.dtype), jnp.zeros((), ys.dtype))",
+        "return jnp.where(kept, ys, jnp.zeros((), ys.dtype))",
+        "tests/test_regularization.py tests/test_properties.py tests/test_laws.py -k dropout",
+    ),
+    Mutant(
+        "bidirectional_backward_not_flipped_back",
+        "lstm_jax/bidirectional.py",
+        "Unrolled(both.carry[i], flip(both.ys[i], reverse), flip(carries[i], reverse))",
+        "Unrolled(both.carry[i], both.ys[i], flip(carries[i], reverse))",
+        f"{ORACLE} -k bidirectional",
+    ),
+    Mutant(
+        "zoneout_expectation",
+        "lstm_jax/regularization.py",
+        "return (rate * old + (1 - rate) * new).astype(new.dtype)",
+        "return new",
+        f"{ORACLE} -k zoneout",
+    ),
+    Mutant(
+        "low_precision_carry",
+        "lstm_jax/notation.py",
+        "    return promote(dtype, jnp.float32)",
+        "    return promote(dtype)",
+        "tests/test_laws.py tests/test_oracle.py -k 'float16 or bfloat16 or low'",
+    ),
+    Mutant(
+        "sharded_units_not_gathered",
+        "lstm_jax/sharding.py",
+        "h = jax.lax.all_gather(h, self.axis, axis=h.ndim - 1, tiled=True)",
+        "h = jax.lax.all_gather(h[::-1], self.axis, axis=h.ndim - 1, tiled=True)",
+        "tests/test_shard.py",
+    ),
+)
+
+
+def survives(mutant: Mutant) -> str | None:
+    """Why the mutant counts as alive, or None where a test failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in COPIED:
+            source = ROOT / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, Path(folder, name))
+        path = Path(folder, mutant.path)
+        text = path.read_text()
+        if text.count(mutant.before) != 1:
+            return f"its text occurs {text.count(mutant.before)} times in {mutant.path}"
+        path.write_text(text.replace(mutant.before, mutant.after))
+        command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider -m 'not peers and not slow' {mutant.tests}"
+        environment = os.environ | {"PYTHONPATH": folder, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode == 1 and " failed" in done.stdout:
+            return None
+        last = done.stdout.strip().splitlines()[-1:] or [done.stderr[-300:]]
+        return f"pytest ended with {done.returncode}: {last[0]}"
+
+
+def main() -> None:
+    """Run the mutants; exit with 1 if one survives."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="mutants whose name contains this")
+    parser.add_argument("--jobs", type=int, default=2, help="how many run at a time")
+    args = parser.parse_args()
+    chosen = [mutant for mutant in MUTANTS if args.only in mutant.name]
+    alive = 0
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for mutant, reason in zip(chosen, pool.map(survives, chosen), strict=True):
+            print(f"{mutant.name}: {'caught' if reason is None else 'SURVIVED, ' + reason}", flush=True)
+            alive += reason is not None
+    print(f"{len(chosen) - alive} of {len(chosen)} mutants caught")
+    sys.exit(alive > 0)
+
+
+if __name__ == "__main__":
+    main()
