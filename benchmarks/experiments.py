@@ -25,7 +25,7 @@ from benchmarks.cases import Case, Setting, make_network, precision
 from benchmarks.measure import farthest, tolerance
 from benchmarks.sheet import Sheet
 from benchmarks.timing import sample
-from lstm_jax import schedule
+from lstm_jax.unrolling import tiling
 
 #: The first with all ideas, the others with the steps of a body alone.
 CASES, QUICK_CASES = (Case(16, 1024, 768, 768), Case(64, 1024, 1024, 1024)), (Case(2, 6, 3, 4),)
@@ -106,7 +106,7 @@ def measured(idea: Idea, setting: Setting, reference: Any, rounds: int) -> tuple
     programs = {"forward": idea.function, "forward+backward": jax.grad(loss, (0, 1))}
     values: dict[str, Any] = {}
     results: dict[str, Any] = {}
-    before, schedule.UNROLL = schedule.UNROLL, idea.unroll
+    before, tiling.UNROLL = tiling.UNROLL, idea.unroll
     try:
         for mode, function in programs.items():
             jax.clear_caches()
@@ -118,7 +118,7 @@ def measured(idea: Idea, setting: Setting, reference: Any, rounds: int) -> tuple
             times = sorted(sample(call, 1) for _ in range(rounds))
             values[f"{mode} ms"] = times[len(times) // 2] * 1e3
     finally:
-        schedule.UNROLL = before
+        tiling.UNROLL = before
         jax.clear_caches()
     distance, where = farthest(results, reference or results)
     if not distance <= tolerance(setting):

@@ -22,12 +22,13 @@ from benchmarks.contestants.contestant import Contestant, Form, build_jax, never
 from benchmarks.contestants.cudnn import CUDNN
 from benchmarks.contestants.scan import SCAN
 from benchmarks.contestants.torch_ import TORCH, algorithm
-from lstm_jax import LSTM, kernels, unroll
-from lstm_jax.kernels import gpu, gpu_names
-from lstm_jax.kernels.engine import ROWS, Inputs, Saved, Tangents, Walk, saved_of
-from lstm_jax.kernels.gpu_plan import Plan, units_of
-from lstm_jax.kernels.kinds import KINDS, LSTM_KIND, Kind
-from lstm_jax.kernels.reference import REFERENCES
+from lstm_jax import LSTM, unroll
+from lstm_jax.experimental import hopper, hopper_names
+from lstm_jax.experimental.hopper_plan import Plan, units_of
+from lstm_jax.unrolling.kernels import select
+from lstm_jax.unrolling.kernels.engine import ROWS, Inputs, Saved, Tangents, Walk, saved_of
+from lstm_jax.unrolling.kernels.formulas import KINDS, LSTM_KIND, Kind
+from lstm_jax.unrolling.kernels.reference import REFERENCES
 
 #: Roundings to the compute dtype by which a result may differ from float64's, of its largest number.
 ROUNDINGS = 16
@@ -67,7 +68,7 @@ def plan_of(job: dict[str, Any]) -> Plan | str:
         rows, blocks = 16, job["blocks"]
         hear = len(kind_of(job).of_h)
         return Plan("grid", blocks, units_of(H, blocks), rows, -(-B // rows), hear=hear)
-    return gpu.plan_here(kind_of(job), B, H, dtype, blocks=job.get("blocks"))
+    return hopper.plan_here(kind_of(job), B, H, dtype, blocks=job.get("blocks"))
 
 
 def walks(job: dict[str, Any]) -> tuple[Plan, Callable[..., Any], Callable[..., Any]]:
@@ -76,14 +77,14 @@ def walks(job: dict[str, Any]) -> tuple[Plan, Callable[..., Any], Callable[..., 
     assert isinstance(to, Plan), to  # perform has asked
     how: dict[str, Any] = {"to": to}
     if job.get("interpret"):
-        how["interpret"] = gpu_names.interpreter()
+        how["interpret"] = hopper_names.interpreter()
     ahead, back = job.get("exchange", (None, None))
 
     def forward(inputs: Inputs) -> Walk:
-        return gpu.forward(kind, inputs, True, exchange=ahead, **how)
+        return hopper.forward(kind, inputs, True, exchange=ahead, **how)
 
     def backward(saved: Saved, wanted: Any) -> Tangents:
-        return gpu.backward(kind, saved, wanted, exchange=back, **how)
+        return hopper.backward(kind, saved, wanted, exchange=back, **how)
 
     if job.get("pair"):
         return to, jax.jit(pair(forward, *ROWS["forward"])), jax.jit(pair(backward, *ROWS["backward"]))
@@ -99,7 +100,7 @@ def pair(walk: Callable[..., Any], axes: Any, out_axes: Any) -> Callable[..., An
 
     def both(*args: Any) -> Any:
         def moved(by: int, axes: Any, arrays: Any) -> Any:
-            return gpu.each(lambda a, axis: jnp.roll(a, by, axis), axes, arrays)
+            return hopper.each(lambda a, axis: jnp.roll(a, by, axis), axes, arrays)
 
         first, second = walk(*args), moved(-1, out_axes, walk(*moved(1, axes, args)))
         return jax.tree.map(lambda a, b: jnp.where(a == b, a, jnp.full_like(a, jnp.nan)), first, second)
@@ -228,7 +229,7 @@ def times(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     B, T, H, dtype = (job[name] for name in ("B", "T", "H", "dtype"))
     case, platform = Case(B, T, H, H), jax.default_backend()
     setting = Setting(platform, dtype)
-    found = gpu.plan_here(LSTM_KIND, B, H, dtype)
+    found = hopper.plan_here(LSTM_KIND, B, H, dtype)
     floor = FLOORS[found.form] if isinstance(found, Plan) else None
     entries = [(TORCH, setting), (by("fused", "lstm_jax fused"), setting), (SCAN, setting)]
     entries += [(CUDNN, Setting(platform, "float32", platform == "gpu"))]  # float32 alone
@@ -239,7 +240,7 @@ def times(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
             reason = who.absent() or who.declines(case, mode, how)
             if reason is None:
                 try:
-                    with kernels.interpret("gpu") if job.get("interpret") else jax.enable_x64(False):
+                    with select.interpret("gpu") if job.get("interpret") else jax.enable_x64(False):
                         built = who.build(case, make_problem(case, how), mode, how)
                         result |= seconds(built.call, job.get("repeats", 20))
                     result["us_a_step"] = result["median_s"] / T * 1e6

@@ -12,7 +12,7 @@ from benchmarks import report
 from benchmarks.cases import Setting
 from benchmarks.sheet import Sheet
 
-FILES = ("tests/test_implementations.py", "tests/test_cudnn.py")
+FILES = ("tests/unrolling/test_registry.py", "tests/unrolling/test_cudnn.py")
 
 
 class Recorder:

@@ -15,16 +15,19 @@ Where to look: ``lstm_jax/cells`` for the equations, ``unroll.py`` for what happ
 ``stack.py`` and ``bidirectional.py`` for networks, ``regularization.py`` for cells around cells.
 """
 
-from lstm_jax.bidirectional import (
-    Bidirectional as Bidirectional,
-    BidirectionalParams as BidirectionalParams,
+from lstm_jax.cells._base import (
+    Cell as Cell,
+    NoisyCell as NoisyCell,
+    ParallelCell as ParallelCell,
+    SplitCell as SplitCell,
 )
+from lstm_jax.cells._peer_init import keras_init as keras_init, torch_init as torch_init
 from lstm_jax.cells.conv_lstm import (
     ConvLSTM as ConvLSTM,
     ConvLSTMParams as ConvLSTMParams,
     conv_lstm_step as conv_lstm_step,
 )
-from lstm_jax.cells.greff import (
+from lstm_jax.cells.full_gate_lstm import (
     FullGateLSTM as FullGateLSTM,
     FullGateLSTMParams as FullGateLSTMParams,
     full_gate_lstm_step as full_gate_lstm_step,
@@ -32,7 +35,7 @@ from lstm_jax.cells.greff import (
 )
 from lstm_jax.cells.gru import GRU as GRU, GRUParams as GRUParams, gru_step as gru_step
 from lstm_jax.cells.indrnn import IndRNN as IndRNN, IndRNNParams as IndRNNParams, indrnn_step as indrnn_step
-from lstm_jax.cells.leaky import (
+from lstm_jax.cells.leaky_rnn import (
     LeakyRNN as LeakyRNN,
     LeakyRNNParams as LeakyRNNParams,
     leaky_rnn_step as leaky_rnn_step,
@@ -57,36 +60,30 @@ from lstm_jax.cells.mlstm import MLSTM as MLSTM, MLSTMParams as MLSTMParams, mls
 from lstm_jax.cells.readout import Readout as Readout, ReadoutParams as ReadoutParams
 from lstm_jax.cells.rnn import RNN as RNN, RNNParams as RNNParams, rnn_step as rnn_step
 from lstm_jax.cells.slstm import SLSTM as SLSTM, SLSTMParams as SLSTMParams, slstm_step as slstm_step
-from lstm_jax.explain import LayerPlan as LayerPlan, Plan as Plan, explain as explain
-from lstm_jax.implementations import (
-    Implementation as Implementation,
-    implementations as implementations,
+from lstm_jax.networks.bidirectional import (
+    Bidirectional as Bidirectional,
+    BidirectionalParams as BidirectionalParams,
 )
-from lstm_jax.initialization import keras_init as keras_init, torch_init as torch_init
-from lstm_jax.notation import (
-    Cell as Cell,
-    NoisyCell as NoisyCell,
-    ParallelCell as ParallelCell,
-    SplitCell as SplitCell,
+from lstm_jax.networks.stack import Stack as Stack
+from lstm_jax.regularizers.dropout import (
+    CandidateDropout as CandidateDropout,
+    VariationalDropout as VariationalDropout,
 )
-from lstm_jax.penalties import (
+from lstm_jax.regularizers.penalties import (
     activation_regularization as activation_regularization,
     temporal_activation_regularization as temporal_activation_regularization,
 )
-from lstm_jax.regularization import (
-    CandidateDropout as CandidateDropout,
-    VariationalDropout as VariationalDropout,
-    WeightDrop as WeightDrop,
-    Zoneout as Zoneout,
-)
-from lstm_jax.shard import (
+from lstm_jax.regularizers.weight_drop import WeightDrop as WeightDrop
+from lstm_jax.regularizers.zoneout import Zoneout as Zoneout
+from lstm_jax.sharding.cell import Sharded as Sharded
+from lstm_jax.sharding.network import (
     Communication as Communication,
     communication as communication,
     shard as shard,
     shardings as shardings,
 )
-from lstm_jax.sharding import Sharded as Sharded
-from lstm_jax.stack import Stack as Stack
-from lstm_jax.unroll import unroll as unroll
+from lstm_jax.unrolling.api import unroll as unroll
+from lstm_jax.unrolling.explanation import LayerPlan as LayerPlan, Plan as Plan, explain as explain
+from lstm_jax.unrolling.registry import Implementation as Implementation, implementations as implementations
 
 __version__ = "0.1.0"

@@ -33,10 +33,11 @@ except ImportError as error:
     raise ImportError('lstm_jax.nnx needs Flax: pip install "lstm_jax[flax]"', name="flax") from error
 
 import lstm_jax
-from lstm_jax.arguments import check_network
-from lstm_jax.batch_major import check_quiet, initial, is_random, layers, named, step, walk
-from lstm_jax.checks import refuse
-from lstm_jax.notation import Array, Carry, Params, event_ndim
+from lstm_jax._errors import refuse
+from lstm_jax._flax import check_quiet, initial, is_random, layers, named, step, walk
+from lstm_jax._types import Array, Carry, Params
+from lstm_jax.cells._base import event_ndim
+from lstm_jax.unrolling.validation import check_network
 
 
 class Parameters(nnx.Module):

@@ -32,7 +32,7 @@ hypothesis.settings.load_profile("everyday")
 
 
 def pytest_addoption(parser):
-    """With it, what belongs on that device and cannot run is a failure (test_implementations.py)."""
+    """With it, what belongs on that device and cannot run is a failure (unrolling/test_registry.py)."""
     parser.addoption("--device", choices=("gpu", "tpu"), help="the device that tests are expected to find")
 
 

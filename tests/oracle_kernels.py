@@ -1,9 +1,9 @@
-"""What the walks of :mod:`lstm_jax.kernels.engine` compute, in NumPy's float64, and problems for them."""
+"""What the walks of ``kernels.engine`` compute, in NumPy's float64, and problems for them."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.kernels.engine import Inputs, Tangents, Walk, saved_of
+from lstm_jax.unrolling.kernels.engine import Inputs, Tangents, Walk, saved_of
 
 
 def sigmoid(z):

@@ -9,7 +9,7 @@ import pytest
 
 import lstm_jax
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+README = (Path(__file__).parents[1] / "README.md").read_text()
 #: Sizes of which no two formulas agree by chance; n divides H.
 SIZES = {"D": 5, "H": 12, "P": 7, "n": 3, "C": 4, "F": 6, "k": 15, "K": 11}
 

@@ -191,7 +191,10 @@ def compare(before, after):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Write a record, or compare two."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--compare", action="store_true", help="compare two files instead of writing one")
     parser.add_argument("--only", default="", help="programs whose name contains this")
     parser.add_argument("files", nargs="+", type=Path)

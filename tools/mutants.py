@@ -25,9 +25,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 COPIED = ("lstm_jax", "tests", "benchmarks", "examples", "README.md", "pyproject.toml", "CHANGELOG.md")
 
-ORACLE = "tests/test_oracle.py"
-CONTRACT = "tests/test_laws.py"
-TRANSFORMS = "tests/test_transforms.py"
+ORACLE = "tests/unrolling/test_oracle.py"
+CONTRACT = "tests/unrolling/test_time_contract.py"
+TRANSFORMS = "tests/unrolling/test_transforms.py"
 
 
 class Mutant(NamedTuple):
@@ -52,8 +52,8 @@ MUTANTS = (
     Mutant(
         "lstm_gate_order",
         "lstm_jax/cells/lstm.py",
-        "i, f, g, o = jnp.split(jnp.tanh(z * common.over(halves, z)), 4, axis=-1)",
-        "f, i, g, o = jnp.split(jnp.tanh(z * common.over(halves, z)), 4, axis=-1)",
+        "i, f, g, o = jnp.split(jnp.tanh(z * _linear.over(halves, z)), 4, axis=-1)",
+        "f, i, g, o = jnp.split(jnp.tanh(z * _linear.over(halves, z)), 4, axis=-1)",
         f"{ORACLE} -k lstm",
     ),
     Mutant(
@@ -75,7 +75,7 @@ MUTANTS = (
         "lstm_jax/cells/lstm.py",
         'at = form.gates.find("i" if self.coupled else "f")',
         'at = form.gates.find("i")',
-        "tests/test_init.py",
+        "tests/cells/test_init.py",
     ),
     Mutant(
         "lstm_peephole_of_output_gate",
@@ -101,21 +101,21 @@ MUTANTS = (
     Mutant(
         "gru_second_bias",
         "lstm_jax/cells/gru.py",
-        "common.add_bias(r_n, params.bias_hn))",
+        "_linear.add_bias(r_n, params.bias_hn))",
         "r_n)",
         f"{ORACLE} -k gru",
     ),
     Mutant(
         "gru_reset_before_product",
         "lstm_jax/cells/gru.py",
-        "common.hear(r * h.astype(r.dtype), w_n, 1, u.dtype)",
-        "common.hear(h.astype(r.dtype), w_n, 1, u.dtype)",
+        "_linear.hear(r * h.astype(r.dtype), w_n, 1, u.dtype)",
+        "_linear.hear(h.astype(r.dtype), w_n, 1, u.dtype)",
         f"{ORACLE} -k reset_before",
     ),
     Mutant(
         "rnn_bias",
         "lstm_jax/cells/rnn.py",
-        "    return common.add_bias(z, params.bias)",
+        "    return _linear.add_bias(z, params.bias)",
         "    return z",
         f"{ORACLE} -k rnn",
     ),
@@ -136,145 +136,138 @@ MUTANTS = (
     # The time contract.
     Mutant(
         "invalid_step_changes_carry",
-        "lstm_jax/loop.py",
+        "lstm_jax/unrolling/steps.py",
         "            new = select(here.valid, new, carry)\n",
         "",
         f"{CONTRACT} -k lstm",
     ),
     Mutant(
         "invalid_output_not_zero",
-        "lstm_jax/loop.py",
+        "lstm_jax/unrolling/steps.py",
         "            y = blank(here.valid, y)\n",
         "            pass\n",
         f"{CONTRACT} -k lstm",
     ),
     Mutant(
         "reset_at_invalid_step",
-        "lstm_jax/loop.py",
+        "lstm_jax/unrolling/steps.py",
         "told = resets if valid is None else resets & valid",
         "told = resets",
-        f"{CONTRACT} -k lstm",
+        "tests/unrolling/test_associative.py",
     ),
     Mutant(
         "reset_in_reverse_not_shifted",
-        "lstm_jax/loop.py",
+        "lstm_jax/unrolling/steps.py",
         "    if not reverse or resets.shape[0] == 0:",
         "    if True:",
         f"{CONTRACT} -k lstm",
     ),
     Mutant(
-        "invalid_step_restarts",
-        "lstm_jax/loop.py",
-        "            new = select(here.valid, new, carry)",
-        "            new = select(here.valid, new, read)",
-        f"{CONTRACT} -k lstm",
-    ),
-    Mutant(
         "padding_reaches_gradients",
-        "lstm_jax/unroll.py",
+        "lstm_jax/unrolling/run.py",
         "        xs = blank(valid, xs)",
         "        xs = xs",
         f"{CONTRACT} -k lstm",
     ),
     Mutant(
         "length_off_by_one",
-        "lstm_jax/unroll.py",
+        "lstm_jax/unrolling/steps.py",
         "(T, *batch), 0) < lengths[None]",
         "(T, *batch), 0) <= lengths[None]",
         f"{CONTRACT} -k lstm",
     ),
     Mutant(
         "truncation_off_by_one",
-        "lstm_jax/loop.py",
+        "lstm_jax/unrolling/steps.py",
         "return ((start + t) % period == 0) & (start + t > 0)",
         "return ((start + t + 1) % period == 0) & (start + t > 0)",
         f"{CONTRACT} {TRANSFORMS} -k truncat",
     ),
     Mutant(
         "window_remainder_order",
-        "lstm_jax/loop.py",
+        "lstm_jax/unrolling/windows.py",
         "    if rest and reverse:\n",
         "    if rest and not reverse and False:\n",
         f"{CONTRACT} -k lstm",
     ),
     Mutant(
         "noise_by_relative_time",
-        "lstm_jax/unroll.py",
+        "lstm_jax/unrolling/run.py",
         "flags._replace(time=times.start + jnp.arange(T, dtype=jnp.int32))",
         "flags._replace(time=jnp.arange(T, dtype=jnp.int32))",
-        "tests/test_regularization.py",
+        "tests/regularizers/test_regularizers.py",
     ),
     # The fused scan.
     Mutant(
         "fused_restart_tangent",
-        "lstm_jax/fused.py",
+        "lstm_jax/unrolling/fused_scan.py",
         "        step,\n        dinitial,\n        dcarry,\n",
         "        step,\n        jax.tree.map(jnp.zeros_like, dinitial),\n        dcarry,\n",
         f"{CONTRACT} -k learned",
     ),
     Mutant(
         "fused_truncation_of_tangents",
-        "lstm_jax/fused.py",
+        "lstm_jax/unrolling/fused_scan.py",
         "        sever=jnp.zeros_like,\n",
         "",
         f"{CONTRACT} {TRANSFORMS} -k truncat",
     ),
     Mutant(
         "fused_second_derivative",
-        "lstm_jax/fused.py",
+        "lstm_jax/unrolling/fused_scan.py",
         "    dzs = add(es, _recur_tangent(cell, params, jax.tree.map(jnp.zeros_like, us), dwalked.saved))",
         "    dzs = es",
         TRANSFORMS,
     ),
     Mutant(
         "fused_takes_what_is_not_affine",
-        "lstm_jax/fused.py",
-        '    if _bends(lambda params, u, carry: cell.recur(params, carry, u), params, u, carry):',
+        "lstm_jax/unrolling/fused_scan.py",
+        "    if _bends(lambda params, u, carry: cell.recur(params, carry, u), params, u, carry):",
         "    if False:",
-        "tests/test_explain.py tests/test_transforms.py tests/test_laws.py",
+        f"tests/unrolling/test_explain.py {TRANSFORMS} {CONTRACT}",
     ),
     Mutant(
         "associative_restart",
-        "lstm_jax/parallel.py",
+        "lstm_jax/unrolling/associative.py",
         "anew, reads = anew | restart, jnp.where(restart, initial[None].astype(dtype), reads)",
         "reads = jnp.where(restart, initial[None].astype(dtype), reads)",
-        "tests/test_parallel.py",
+        "tests/unrolling/test_associative.py",
     ),
     # Networks, regularisers, carries.
     Mutant(
         "stack_dropout_scale",
-        "lstm_jax/stack.py",
+        "lstm_jax/networks/stack.py",
         "return jnp.where(kept, ys / jnp.asarray(keep, ys.dtype), jnp.zeros((), ys.dtype))",
         "return jnp.where(kept, ys, jnp.zeros((), ys.dtype))",
-        "tests/test_regularization.py tests/test_properties.py tests/test_laws.py -k dropout",
+        f"tests/regularizers {CONTRACT} -k dropout",
     ),
     Mutant(
         "bidirectional_backward_not_flipped_back",
-        "lstm_jax/bidirectional.py",
+        "lstm_jax/networks/bidirectional.py",
         "Unrolled(both.carry[i], flip(both.ys[i], reverse), flip(carries[i], reverse))",
         "Unrolled(both.carry[i], both.ys[i], flip(carries[i], reverse))",
         f"{ORACLE} -k bidirectional",
     ),
     Mutant(
         "zoneout_expectation",
-        "lstm_jax/regularization.py",
+        "lstm_jax/regularizers/zoneout.py",
         "return (rate * old + (1 - rate) * new).astype(new.dtype)",
         "return new",
         f"{ORACLE} -k zoneout",
     ),
     Mutant(
         "low_precision_carry",
-        "lstm_jax/notation.py",
+        "lstm_jax/_types.py",
         "    return promote(dtype, jnp.float32)",
         "    return promote(dtype)",
-        "tests/test_laws.py tests/test_oracle.py -k 'float16 or bfloat16 or low'",
+        f"{CONTRACT} {ORACLE} -k 'float16 or bfloat16 or low'",
     ),
     Mutant(
         "sharded_units_not_gathered",
-        "lstm_jax/sharding.py",
+        "lstm_jax/sharding/cell.py",
         "h = jax.lax.all_gather(h, self.axis, axis=h.ndim - 1, tiled=True)",
         "h = jax.lax.all_gather(h[::-1], self.axis, axis=h.ndim - 1, tiled=True)",
-        "tests/test_shard.py",
+        "tests/sharding/test_network.py",
     ),
 )
 
@@ -291,9 +284,13 @@ def survives(mutant: Mutant) -> str | None:
         if text.count(mutant.before) != 1:
             return f"its text occurs {text.count(mutant.before)} times in {mutant.path}"
         path.write_text(text.replace(mutant.before, mutant.after))
-        command = f"{sys.executable} -m pytest -x -q -p no:cacheprovider -m 'not peers and not slow' {mutant.tests}"
+        command = (
+            f"{sys.executable} -m pytest -x -q -p no:cacheprovider -m 'not peers and not slow' {mutant.tests}"
+        )
         environment = os.environ | {"PYTHONPATH": folder, "JAX_PLATFORMS": "cpu"}
-        done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            command, shell=True, cwd=folder, env=environment, capture_output=True, text=True
+        )
         if done.returncode == 1 and " failed" in done.stdout:
             return None
         last = done.stdout.strip().splitlines()[-1:] or [done.stderr[-300:]]
@@ -302,7 +299,9 @@ def survives(mutant: Mutant) -> str | None:
 
 def main() -> None:
     """Run the mutants; exit with 1 if one survives."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="mutants whose name contains this")
     parser.add_argument("--jobs", type=int, default=2, help="how many run at a time")
     args = parser.parse_args()

@@ -1,1 +1,1 @@
-"""The cells, one file each: equations, mathematics, hyperparameters."""
+"""Recurrent cells, one file each: equations, step, hyperparameters."""

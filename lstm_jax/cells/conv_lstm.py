@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax.cells import common
+from lstm_jax._errors import check_choice, check_float, check_key, check_size, refuse
+from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
+from lstm_jax.cells import _checks, _init, _linear
 from lstm_jax.cells.lstm import LSTMCarry, _lean_pointwise, _pointwise, _update
-from lstm_jax.checks import check_choice, check_float, check_key, check_size, refuse
-from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
 
 PADDINGS = ("SAME", "VALID")
 
@@ -123,7 +123,7 @@ def _recur(params: ConvLSTMParams, carry: LSTMCarry, u: Array) -> Array:
     h, _ = carry
     ones = (1,) * (params.w_hh.ndim - 2)
     z = u.astype(state_dtype(u.dtype)) + _convolve(h, params.w_hh, ones, "SAME", u.dtype)
-    return common.add_bias(z, params.bias)
+    return _linear.add_bias(z, params.bias)
 
 
 @dataclass(frozen=True)
@@ -186,14 +186,14 @@ class ConvLSTM:
     use_bias: bool = True
     forget_bias: float = 1.0
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = common.GLOROT_UNIFORM
-    w_hh_init: Initializer = common.ORTHOGONAL
-    bias_init: Initializer = common.ZEROS
+    w_ih_init: Initializer = _init.GLOROT_UNIFORM
+    w_hh_init: Initializer = _init.ORTHOGONAL
+    bias_init: Initializer = _init.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        common.normalise(self, "features")
+        _checks.normalise(self, "features")
         shape = _each_axis("ConvLSTM", "input_shape", self.input_shape, None)
         if not 2 <= len(shape) <= 4:
             refuse(
@@ -245,11 +245,11 @@ class ConvLSTM:
         check_key("ConvLSTM.init", key)
         k_ih, k_hh, k_bias = jax.random.split(key, 3)
         C, F, dtype = self.input_size, self.features, self.param_dtype
-        w_ih = common.init_gates(self.w_ih_init, k_ih, (*self.kernel_size, C, F), 4, dtype)
-        w_hh = common.init_gates(self.w_hh_init, k_hh, (*self.kernel_size, F, F), 4, dtype)
+        w_ih = _init.init_gates(self.w_ih_init, k_ih, (*self.kernel_size, C, F), 4, dtype)
+        w_hh = _init.init_gates(self.w_hh_init, k_hh, (*self.kernel_size, F, F), 4, dtype)
         bias = None
         if self.use_bias:
-            bias = common.init_gates(self.bias_init, k_bias, (F,), 4, dtype)
+            bias = _init.init_gates(self.bias_init, k_bias, (F,), 4, dtype)
             bias = bias.at[F : 2 * F].add(self.forget_bias)
         initial = (jnp.zeros(F, dtype),) * 2 if self.learn_initial_carry else None
         return ConvLSTMParams(w_ih, w_hh, bias, initial)
@@ -258,12 +258,12 @@ class ConvLSTM:
         self, batch_shape: Sequence[int] = (), params: ConvLSTMParams | None = None
     ) -> LSTMCarry:
         """``(h_0, c_0)``, each (*batch_shape, *space, F): zeros, or what was learned."""
-        common.check_batch_shape(self, batch_shape)
-        h, c = common.learned_initial(self, params) or (None, None)
-        dtype = common.compute_dtype(self, params)
-        c_dtype = promote(state_dtype(dtype), common.weights_dtype(self, params))
+        _checks.check_batch_shape(self, batch_shape)
+        h, c = _init.learned_initial(self, params) or (None, None)
+        dtype = _init.compute_dtype(self, params)
+        c_dtype = promote(state_dtype(dtype), _init.weights_dtype(self, params))
         shape = (*batch_shape, *self.output_shape[:-1])
-        return common.initial_state(self, shape, h, dtype), common.initial_state(self, shape, c, c_dtype)
+        return _init.initial_state(self, shape, h, dtype), _init.initial_state(self, shape, c, c_dtype)
 
     def step(self, params: ConvLSTMParams, carry: LSTMCarry, x: Array) -> tuple[LSTMCarry, Array]:
         """:func:`conv_lstm_step` in the cell's ``dtype``, with its strides and padding."""
@@ -274,8 +274,8 @@ class ConvLSTM:
     def project(self, params: ConvLSTMParams, x: Array) -> Array:
         """x * W: (..., *space, 4F)."""
         _check_weights("ConvLSTM", params, (self.kernel_size, self.input_size, self.features))
-        common.check_bias(self, params)
-        common.check_initial(self, params)
+        _checks.check_bias(self, params)
+        _checks.check_initial(self, params)
         check_float("ConvLSTM", "x", x)
         if tuple(x.shape[-self.event_ndim :]) != self.input_shape:
             refuse(
@@ -329,7 +329,7 @@ def _space_out(
 
 def _check_weights(owner: str, params: Any, sizes: tuple[tuple[int, ...], int, int] | None = None) -> None:
     """w_ih (*kernel, C, 4F), w_hh (*kernel, F, 4F), bias (4F,) agree, with each other or with ``sizes``."""
-    common.check_fields(owner, params)
+    _checks.check_fields(owner, params)
     given = {name: getattr(params, name) for name in ("w_ih", "w_hh", "bias")}
     if given["bias"] is None:
         del given["bias"]

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells import common
-from lstm_jax.checks import check_float, refuse
-from lstm_jax.notation import Array, DType, Initializer, exportable, state_dtype
+from lstm_jax._errors import check_float, refuse
+from lstm_jax._types import Array, DType, Initializer, exportable, state_dtype
+from lstm_jax.cells import _checks, _init, _linear
 
 
 @exportable
@@ -70,8 +70,8 @@ def gru_step(params: GRUParams, carry: Array, x: Array, *, reset_after: bool = T
     >>> h.shape
     (4, 2)
     """
-    heads, H, _ = common.blocks_of(getattr(params, "w_hh", None))
-    common.check_step("gru_step", params, "h", carry, x, 3, common.blocks(heads), H)
+    heads, H, _ = _linear.blocks_of(getattr(params, "w_hh", None))
+    _checks.check_step("gru_step", params, "h", carry, x, 3, _linear.blocks(heads), H)
     _check_bias_hn("gru_step", params, reset_after)
     recur = _recur if reset_after else _recur_reset_before
     return _update(carry, recur(params, carry, _project(params, x, None)))
@@ -79,28 +79,28 @@ def gru_step(params: GRUParams, carry: Array, x: Array, *, reset_after: bool = T
 
 def _project(params: GRUParams, x: Array, dtype: DType | None) -> Array:
     """x W: (..., 3H)."""
-    return common.affine(x, params.w_ih, None, dtype)
+    return _linear.affine(x, params.w_ih, None, dtype)
 
 
 def _recur(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
     """The two parts of the candidate stay apart, because the reset gate comes between them."""
     H = u.shape[-1] // 3  # not h's: over devices, h is of all units and u of some
-    u_rz, u_n = _cut(common.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * H)
-    r_rz, r_n = _cut(common.hear(h, params.w_hh, 3, u.dtype), 2 * H)
-    return GRUPreactivation(u_rz + r_rz, u_n, common.add_bias(r_n, params.bias_hn))
+    u_rz, u_n = _cut(_linear.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * H)
+    r_rz, r_n = _cut(_linear.hear(h, params.w_hh, 3, u.dtype), 2 * H)
+    return GRUPreactivation(u_rz + r_rz, u_n, _linear.add_bias(r_n, params.bias_hn))
 
 
 def _recur_reset_before(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
     """Two products, one after the other; not affine in h."""
     w_rz, w_n = _cut(params.w_hh, 2 * params.w_hh.shape[-1] // 3)
-    u_rz, u_n = _cut(common.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * h.shape[-1])
-    rz = u_rz + common.hear(h, w_rz, 2, u.dtype)
-    r, _ = jnp.split(common.sigmoid(rz), 2, axis=-1)
-    return GRUPreactivation(rz, u_n + common.hear(r * h.astype(r.dtype), w_n, 1, u.dtype), None)
+    u_rz, u_n = _cut(_linear.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * h.shape[-1])
+    rz = u_rz + _linear.hear(h, w_rz, 2, u.dtype)
+    r, _ = jnp.split(_linear.sigmoid(rz), 2, axis=-1)
+    return GRUPreactivation(rz, u_n + _linear.hear(r * h.astype(r.dtype), w_n, 1, u.dtype), None)
 
 
 def _update(h: Array, pre: GRUPreactivation, candidate: Array | None = None) -> tuple[Array, Array]:
-    r, z = jnp.split(common.sigmoid(pre.rz), 2, axis=-1)
+    r, z = jnp.split(_linear.sigmoid(pre.rz), 2, axis=-1)
     n = jnp.tanh(pre.n_x if pre.n_h is None else pre.n_x + r * pre.n_h)
     if candidate is not None:
         n = n * candidate.astype(n.dtype)
@@ -123,7 +123,7 @@ def _check_bias_hn(owner: str, params: GRUParams, reset_after: bool) -> None:
             "Add bias_hn to the last H entries of bias, or use reset_after=True.",
         )
     check_float(owner, "bias_hn", bias_hn)
-    _, H, _ = common.blocks_of(params.w_hh)
+    _, H, _ = _linear.blocks_of(params.w_hh)
     if tuple(bias_hn.shape) != (H,):
         refuse(
             f"{owner} got bias_hn of shape {tuple(bias_hn.shape)}",
@@ -168,17 +168,17 @@ class GRU:
     heads: int = 1
     use_bias: bool = True
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = common.GLOROT_UNIFORM
-    w_hh_init: Initializer = common.ORTHOGONAL
-    bias_init: Initializer = common.ZEROS
+    w_ih_init: Initializer = _init.GLOROT_UNIFORM
+    w_hh_init: Initializer = _init.ORTHOGONAL
+    bias_init: Initializer = _init.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     takes_candidate = True  # of update, for CandidateDropout
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "hidden_size", "heads")
-        common.check_heads("GRU", self.heads, {"hidden_size": self.hidden_size})
+        _checks.normalise(self, "input_size", "hidden_size", "heads")
+        _checks.check_heads("GRU", self.heads, {"hidden_size": self.hidden_size})
 
     @property
     def output_size(self) -> int:
@@ -194,24 +194,24 @@ class GRU:
     def init(self, key: Array) -> GRUParams:
         """Fresh parameters from one PRNG key."""
         H, dtype = self.hidden_size, self.param_dtype
-        w_ih, w_hh, bias = common.init_weights(self, key, 3, common.blocks(self.heads))
+        w_ih, w_hh, bias = _init.init_weights(self, key, 3, _linear.blocks(self.heads))
         second = self.use_bias and self.reset_after
         bias_hn = self.bias_init(jax.random.fold_in(key, 3), (H,), dtype) if second else None
         return GRUParams(w_ih, w_hh, bias, bias_hn, jnp.zeros(H, dtype) if self.learn_initial_carry else None)
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: GRUParams | None = None) -> Array:
         """h_0, (*batch_shape, H): zeros, or what was learned."""
-        learned = common.learned_initial(self, params)
-        return common.initial_state(self, batch_shape, learned, common.compute_dtype(self, params))
+        learned = _init.learned_initial(self, params)
+        return _init.initial_state(self, batch_shape, learned, _init.compute_dtype(self, params))
 
     def step(self, params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
         """:func:`gru_step` in the cell's ``dtype``."""
-        common.check_carry("GRU.step", "h", carry, x, self.hidden_size)
+        _checks.check_carry("GRU.step", "h", carry, x, self.hidden_size)
         return _update(carry, self.recur(params, carry, self.project(params, x)))
 
     def project(self, params: GRUParams, x: Array) -> Array:
         """x W: (..., 3H)."""
-        common.check_cell(self, params, x, 3, common.blocks(self.heads))
+        _checks.check_cell(self, params, x, 3, _linear.blocks(self.heads))
         _check_bias_hn("GRU", params, self.reset_after)
         return _project(params, x, self.dtype)
 

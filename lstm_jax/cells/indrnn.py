@@ -9,10 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells import common
+from lstm_jax._errors import check_function
+from lstm_jax._types import Array, DType, Initializer, exportable, state_dtype
+from lstm_jax.cells import _checks, _init, _linear
 from lstm_jax.cells.rnn import Activation
-from lstm_jax.checks import check_function
-from lstm_jax.notation import Array, DType, Initializer, exportable, state_dtype
 
 UNIT_UNIFORM: Initializer = jax.nn.initializers.uniform(1.0)
 
@@ -55,8 +55,8 @@ def indrnn_step(
     >>> h.shape
     (4, 2)
     """
-    common.check_step("indrnn_step", params, "h", carry, x, gates=1, recurrent=_diagonal)
-    return _update(activation, carry, _recur(params, carry, common.affine(x, params.w_ih, None)))
+    _checks.check_step("indrnn_step", params, "h", carry, x, gates=1, recurrent=_diagonal)
+    return _update(activation, carry, _recur(params, carry, _linear.affine(x, params.w_ih, None)))
 
 
 def _diagonal(H: int) -> tuple[int, ...]:
@@ -65,8 +65,8 @@ def _diagonal(H: int) -> tuple[int, ...]:
 
 def _recur(params: IndRNNParams, h: Array, u: Array) -> Array:
     z = u.astype(state_dtype(u.dtype))
-    z = z + common.over(params.w_hh.astype(z.dtype), z) * h.astype(z.dtype)
-    return common.add_bias(z, params.bias)
+    z = z + _linear.over(params.w_hh.astype(z.dtype), z) * h.astype(z.dtype)
+    return _linear.add_bias(z, params.bias)
 
 
 def _update(activation: Activation, h: Array, z: Array) -> tuple[Array, Array]:
@@ -107,14 +107,14 @@ class IndRNN:
     activation: Activation = jax.nn.relu
     use_bias: bool = True
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = common.GLOROT_UNIFORM
+    w_ih_init: Initializer = _init.GLOROT_UNIFORM
     w_hh_init: Initializer = UNIT_UNIFORM
-    bias_init: Initializer = common.ZEROS
+    bias_init: Initializer = _init.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "hidden_size")
+        _checks.normalise(self, "input_size", "hidden_size")
         check_function("IndRNN", "activation", self.activation)
 
     @property
@@ -124,24 +124,24 @@ class IndRNN:
 
     def init(self, key: Array) -> IndRNNParams:
         """Fresh parameters from one PRNG key."""
-        weights = common.init_weights(self, key, gates=1, recurrent=_diagonal)
+        weights = _init.init_weights(self, key, gates=1, recurrent=_diagonal)
         initial = jnp.zeros(self.hidden_size, self.param_dtype) if self.learn_initial_carry else None
         return IndRNNParams(*weights, initial)
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: IndRNNParams | None = None) -> Array:
         """h_0, (*batch_shape, H): zeros, or what was learned."""
-        learned = common.learned_initial(self, params)
-        return common.initial_state(self, batch_shape, learned, common.compute_dtype(self, params))
+        learned = _init.learned_initial(self, params)
+        return _init.initial_state(self, batch_shape, learned, _init.compute_dtype(self, params))
 
     def step(self, params: IndRNNParams, carry: Array, x: Array) -> tuple[Array, Array]:
         """:func:`indrnn_step` in the cell's ``dtype``."""
-        common.check_carry("IndRNN.step", "h", carry, x, self.hidden_size)
+        _checks.check_carry("IndRNN.step", "h", carry, x, self.hidden_size)
         return _update(self.activation, carry, _recur(params, carry, self.project(params, x)))
 
     def project(self, params: IndRNNParams, x: Array) -> Array:
         """x W: (..., H)."""
-        common.check_cell(self, params, x, gates=1, recurrent=_diagonal)
-        return common.affine(x, params.w_ih, None, self.dtype)
+        _checks.check_cell(self, params, x, gates=1, recurrent=_diagonal)
+        return _linear.affine(x, params.w_ih, None, self.dtype)
 
     def recur(self, params: IndRNNParams, carry: Array, u: Array) -> Array:
         """u + w_hh * h + b: (..., H); no product of matrices."""

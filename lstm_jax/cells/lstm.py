@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.cells import common
+from lstm_jax._errors import check_size, refuse
+from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
+from lstm_jax.cells import _checks, _init, _linear
 from lstm_jax.cells.lstm_form import (
     LAYER_NORMS,
     LSTMForm,
@@ -20,8 +22,6 @@ from lstm_jax.cells.lstm_form import (
     checked,
     inside,
 )
-from lstm_jax.checks import check_size, refuse
-from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
 
 
 @exportable
@@ -145,10 +145,10 @@ def lstm_gates(params: LSTMParams, carry: LSTMCarry, x: Array, **options: Any) -
 
 def _project(form: LSTMForm, params: LSTMParams, x: Array, dtype: DType | None) -> Array:
     """x W: (..., 4H), all that needs no carry. The bias costs less in ``_recur``, on the way."""
-    u = common.affine(x, params.w_ih, None, dtype)
+    u = _linear.affine(x, params.w_ih, None, dtype)
     if form.layer_norm is None or params.norm is None:
         return u
-    return common.layer_norm(u, params.norm.x, LAYER_NORMS[form.layer_norm]).astype(u.dtype)
+    return _linear.layer_norm(u, params.norm.x, LAYER_NORMS[form.layer_norm]).astype(u.dtype)
 
 
 def _recur(form: LSTMForm, params: LSTMParams, carry: LSTMCarry, u: Array) -> Any:
@@ -157,18 +157,18 @@ def _recur(form: LSTMForm, params: LSTMParams, carry: LSTMCarry, u: Array) -> An
     With layer normalisation u + b and h R stay apart: the mean over h R is taken in ``_update``.
     """
     h, _ = carry
-    heard = common.hear(h, params.w_hh, len(form.gates), u.dtype)
+    heard = _linear.hear(h, params.w_hh, len(form.gates), u.dtype)
     u = u.astype(state_dtype(u.dtype))
     if form.layer_norm is None:
-        return common.add_bias(u + heard, params.bias)
-    return common.add_bias(u, params.bias), heard
+        return _linear.add_bias(u + heard, params.bias)
+    return _linear.add_bias(u, params.bias), heard
 
 
 @jax.custom_jvp
 def gates_of(z: Array) -> LSTMGates:
     """One tanh serves all four, because sigmoid(z) = tanh(z / 2) / 2 + 1 / 2."""
     halves = np.repeat(np.array([0.5, 0.5, 1, 0.5], z.dtype), z.shape[-1] // 4)
-    i, f, g, o = jnp.split(jnp.tanh(z * common.over(halves, z)), 4, axis=-1)
+    i, f, g, o = jnp.split(jnp.tanh(z * _linear.over(halves, z)), 4, axis=-1)
     return LSTMGates(0.5 * i + 0.5, 0.5 * f + 0.5, g, 0.5 * o + 0.5)
 
 
@@ -241,14 +241,14 @@ def _added(form: LSTMForm, params: LSTMParams, z: Any) -> Array:
     if form.layer_norm is None or params.norm is None:
         return z
     u, heard = z
-    return u + common.layer_norm(heard, params.norm.h, LAYER_NORMS[form.layer_norm])
+    return u + _linear.layer_norm(heard, params.norm.h, LAYER_NORMS[form.layer_norm])
 
 
 def _emit(params: LSTMParams, raw: tuple[LSTMCarry, Array]) -> tuple[LSTMCarry, Array]:
     """The projection of h, where there is one."""
     (h, c), _ = raw
     if params.w_hr is not None:
-        h = common.product(h, params.w_hr, h.dtype).astype(h.dtype)
+        h = _linear.product(h, params.w_hr, h.dtype).astype(h.dtype)
     return (h, c), h
 
 
@@ -309,16 +309,16 @@ class LSTM:
     use_bias: bool = True
     forget_bias: float = 1.0
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = common.GLOROT_UNIFORM
-    w_hh_init: Initializer = common.ORTHOGONAL
-    bias_init: Initializer = common.ZEROS
+    w_ih_init: Initializer = _init.GLOROT_UNIFORM
+    w_hh_init: Initializer = _init.ORTHOGONAL
+    bias_init: Initializer = _init.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     takes_candidate = True  # of update, for CandidateDropout
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "hidden_size", "heads")
+        _checks.normalise(self, "input_size", "hidden_size", "heads")
         sizes = {"hidden_size": self.hidden_size}
         if self.proj_size is not None:
             check_size("LSTM", "proj_size", self.proj_size)
@@ -330,7 +330,7 @@ class LSTM:
                     "Choose a smaller proj_size, or None.",
                 )
             sizes["proj_size"] = self.proj_size
-        common.check_heads("LSTM", self.heads, sizes)
+        _checks.check_heads("LSTM", self.heads, sizes)
         for name, value in checked("LSTM", self._form)._asdict().items():
             object.__setattr__(self, name, value)
 
@@ -345,13 +345,13 @@ class LSTM:
 
     @property
     def _blocks(self) -> Any:
-        return common.blocks(self.heads, self.proj_size)
+        return _linear.blocks(self.heads, self.proj_size)
 
     def init(self, key: Array) -> LSTMParams:
         """Fresh parameters from one PRNG key."""
         H, P, dtype = self.hidden_size, self.output_size, self.param_dtype
         form = self._form
-        w_ih, w_hh, bias = common.init_weights(self, key, len(form.gates), self._blocks)
+        w_ih, w_hh, bias = _init.init_weights(self, key, len(form.gates), self._blocks)
         remember = -self.forget_bias if self.coupled else self.forget_bias
         at = form.gates.find("i" if self.coupled else "f")
         if bias is not None and at >= 0:
@@ -370,23 +370,23 @@ class LSTM:
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: LSTMParams | None = None) -> LSTMCarry:
         """``(h_0, c_0)``, (*batch_shape, H) each, h_0 (*batch_shape, P): zeros, or what was learned."""
-        h, c = common.learned_initial(self, params) or (None, None)
-        dtype = common.compute_dtype(self, params)
-        c_dtype = promote(state_dtype(dtype), common.weights_dtype(self, params))
+        h, c = _init.learned_initial(self, params) or (None, None)
+        dtype = _init.compute_dtype(self, params)
+        c_dtype = promote(state_dtype(dtype), _init.weights_dtype(self, params))
         return (
-            common.initial_state(self, batch_shape, h, dtype, row=(self.output_size,)),
-            common.initial_state(self, batch_shape, c, c_dtype),
+            _init.initial_state(self, batch_shape, h, dtype, row=(self.output_size,)),
+            _init.initial_state(self, batch_shape, c, c_dtype),
         )
 
     def step(self, params: LSTMParams, carry: LSTMCarry, x: Array) -> tuple[LSTMCarry, Array]:
         """:func:`lstm_step` in the cell's ``dtype``, with its options."""
-        common.check_carry("LSTM.step", "h, c", carry, x, (self.output_size, self.hidden_size))
+        _checks.check_carry("LSTM.step", "h, c", carry, x, (self.output_size, self.hidden_size))
         z = self.recur(params, carry, self.project(params, x))
         return _emit(params, _update_in(self._form, _pointwise, params, carry, z))
 
     def project(self, params: LSTMParams, x: Array) -> Array:
         """x W: (..., 4H)."""
-        common.check_cell(self, params, x, len(self._form.gates), self._blocks)
+        _checks.check_cell(self, params, x, len(self._form.gates), self._blocks)
         wants = {
             "peepholes": self.peepholes,
             "w_hr": self.proj_size is not None,

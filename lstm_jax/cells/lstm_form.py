@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells import common
-from lstm_jax.checks import check_choice, check_float, is_number, refuse
-from lstm_jax.notation import Array, exportable
+from lstm_jax._errors import check_choice, check_float, is_number, refuse
+from lstm_jax._types import Array, exportable
+from lstm_jax.cells import _checks, _linear
 
 #: What Greff et al. (2017) take away, and the gate that then has no weights.
 ABLATIONS: dict[str, str] = {
@@ -106,8 +106,8 @@ def inside(form: LSTMForm, params: Any, c: Array, z: Array, candidate: Array | N
     def gate(name: str, seen: Array) -> Array:
         if name not in own:
             return jnp.ones_like(c)
-        look = common.over(looks[name], c) * seen if looks else 0
-        return common.sigmoid(clipped(own[name] + look, form.clip))
+        look = _linear.over(looks[name], c) * seen if looks else 0
+        return _linear.sigmoid(clipped(own[name] + look, form.clip))
 
     i = gate("i", c)
     f = 1 - i if form.coupled else gate("f", c)
@@ -129,8 +129,8 @@ def inside(form: LSTMForm, params: Any, c: Array, z: Array, candidate: Array | N
 
 def normalised(form: LSTMForm, norm: LSTMNorm, c: Array) -> Array:
     """The cell state, layer-normalised."""
-    normal = common.layer_norm(c, norm.c, LAYER_NORMS[form.layer_norm or ""])
-    return normal + common.over(norm.c_offset.astype(normal.dtype), normal)
+    normal = _linear.layer_norm(c, norm.c, LAYER_NORMS[form.layer_norm or ""])
+    return normal + _linear.over(norm.c_offset.astype(normal.dtype), normal)
 
 
 def clipped(z: Array, limit: float | None) -> Array:
@@ -143,15 +143,15 @@ def clipped(z: Array, limit: float | None) -> Array:
 
 def check_step(owner: str, params: Any, form: LSTMForm, carry: Any, x: Any) -> None:
     """The arguments of a free function fit each other."""
-    common.check_fields(owner, params)
-    heads, P, columns = common.blocks_of(params.w_hh)
+    _checks.check_fields(owner, params)
+    heads, P, columns = _linear.blocks_of(params.w_hh)
     H = P if getattr(params, "w_hr", None) is None else columns // len(form.gates)
-    sizes = common.first_axis(params.w_ih), H
-    common.check_weights(owner, params, len(form.gates), sizes, common.blocks(heads, P))
+    sizes = _linear.first_axis(params.w_ih), H
+    _checks.check_weights(owner, params, len(form.gates), sizes, _linear.blocks(heads, P))
     wants = {"peepholes": None, "w_hr": None, "norm": form.layer_norm is not None}
     check_options(owner, params, form, wants, H, P)
-    common.check_input(owner, x, sizes[0])
-    common.check_carry(owner, "h, c", carry, x, (P, H))
+    _checks.check_input(owner, x, sizes[0])
+    _checks.check_carry(owner, "h, c", carry, x, (P, H))
 
 
 def check_options(owner: str, params: Any, form: LSTMForm, wants: Any, H: int, P: int) -> None:

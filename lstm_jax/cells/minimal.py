@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells import common
-from lstm_jax.checks import check_float, check_key, refuse
-from lstm_jax.notation import Array, DType, Initializer, exportable, state_dtype
+from lstm_jax._errors import check_float, check_key, refuse
+from lstm_jax._types import Array, DType, Initializer, exportable, state_dtype
+from lstm_jax.cells import _checks, _init, _linear
 
 
 @exportable
@@ -103,16 +103,16 @@ def min_lstm_step(params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array,
 
 def _project(params: Any, x: Array, dtype: DType | None) -> Array:
     """x W: (..., 2H) or (..., 3H)."""
-    return common.affine(x, params.w_ih, None, dtype)
+    return _linear.affine(x, params.w_ih, None, dtype)
 
 
 def _preactivation(params: Any, u: Array) -> Array:
-    return common.add_bias(u.astype(state_dtype(u.dtype)), params.bias)
+    return _linear.add_bias(u.astype(state_dtype(u.dtype)), params.bias)
 
 
 def _min_gru(h: Array, pre: Array) -> tuple[Array, Array]:
     gate, candidate = jnp.split(pre, 2, axis=-1)
-    return _blend(h, common.sigmoid(gate), _positive(candidate))
+    return _blend(h, _linear.sigmoid(gate), _positive(candidate))
 
 
 def _min_lstm(h: Array, pre: Array) -> tuple[Array, Array]:
@@ -131,7 +131,7 @@ def _share(f: Array, i: Array) -> Array:
 
 
 def _positive(a: Array) -> Array:
-    return jnp.where(a >= 0, a + 0.5, common.sigmoid(a))
+    return jnp.where(a >= 0, a + 0.5, _linear.sigmoid(a))
 
 
 def _blend(h: Array, share: Array, candidate: Array) -> tuple[Array, Array]:
@@ -144,14 +144,14 @@ def _coefficients(gate: Array, candidate: Array) -> tuple[Array, Array]:
     return -jax.nn.softplus(gate), jax.nn.sigmoid(gate) * candidate
 
 
-def _init(cell: Any, key: Array, gates: int) -> tuple[Array, Array | None, Array | None]:
+def _init_parts(cell: Any, key: Array, gates: int) -> tuple[Array, Array | None, Array | None]:
     """``(w_ih, bias, initial)``, gate by gate."""
     check_key(f"{type(cell).__name__}.init", key)
     k_ih, k_bias = jax.random.split(key)
     D, H, dtype = cell.input_size, cell.hidden_size, cell.param_dtype
     return (
-        common.init_gates(cell.w_ih_init, k_ih, (D, H), gates, dtype),
-        common.init_gates(cell.bias_init, k_bias, (H,), gates, dtype) if cell.use_bias else None,
+        _init.init_gates(cell.w_ih_init, k_ih, (D, H), gates, dtype),
+        _init.init_gates(cell.bias_init, k_bias, (H,), gates, dtype) if cell.use_bias else None,
         jnp.zeros(H, dtype) if cell.learn_initial_carry else None,
     )
 
@@ -160,17 +160,17 @@ def _check_step(owner: str, params: Any, carry: Any, x: Any, gates: int) -> None
     """The arguments of a free step function fit each other."""
     _check_weights(owner, params, gates)
     D, columns = params.w_ih.shape
-    common.check_input(owner, x, D)
-    common.check_carry(owner, "h", carry, x, columns // gates)
+    _checks.check_input(owner, x, D)
+    _checks.check_carry(owner, "h", carry, x, columns // gates)
 
 
 def _check_cell(cell: Any, params: Any, x: Any, gates: int) -> None:
     """Parameters and input fit the cell's hyperparameters."""
     owner = type(cell).__name__
     _check_weights(owner, params, gates, (cell.input_size, cell.hidden_size))
-    common.check_bias(cell, params)
-    common.check_initial(cell, params)
-    common.check_input(owner, x, cell.input_size)
+    _checks.check_bias(cell, params)
+    _checks.check_initial(cell, params)
+    _checks.check_input(owner, x, cell.input_size)
 
 
 def _check_weights(owner: str, params: Any, gates: int, sizes: tuple[int, int] | None = None) -> None:
@@ -231,13 +231,13 @@ class MinGRU:
     _: KW_ONLY
     use_bias: bool = True
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = common.GLOROT_UNIFORM
-    bias_init: Initializer = common.ZEROS
+    w_ih_init: Initializer = _init.GLOROT_UNIFORM
+    bias_init: Initializer = _init.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "hidden_size")
+        _checks.normalise(self, "input_size", "hidden_size")
 
     @property
     def output_size(self) -> int:
@@ -246,16 +246,16 @@ class MinGRU:
 
     def init(self, key: Array) -> MinGRUParams:
         """Fresh parameters from one PRNG key."""
-        return MinGRUParams(*_init(self, key, gates=2))
+        return MinGRUParams(*_init_parts(self, key, gates=2))
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: MinGRUParams | None = None) -> Array:
         """h_0, (*batch_shape, H): zeros, or what was learned."""
-        learned = common.learned_initial(self, params)
-        return common.initial_state(self, batch_shape, learned, common.compute_dtype(self, params))
+        learned = _init.learned_initial(self, params)
+        return _init.initial_state(self, batch_shape, learned, _init.compute_dtype(self, params))
 
     def step(self, params: MinGRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
         """:func:`min_gru_step` in the cell's ``dtype``."""
-        common.check_carry("MinGRU.step", "h", carry, x, self.hidden_size)
+        _checks.check_carry("MinGRU.step", "h", carry, x, self.hidden_size)
         return self.update(params, carry, self.recur(params, carry, self.project(params, x)))
 
     def project(self, params: MinGRUParams, x: Array) -> Array:
@@ -311,13 +311,13 @@ class MinLSTM:
     use_bias: bool = True
     forget_bias: float = 1.0
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = common.GLOROT_UNIFORM
-    bias_init: Initializer = common.ZEROS
+    w_ih_init: Initializer = _init.GLOROT_UNIFORM
+    bias_init: Initializer = _init.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "hidden_size")
+        _checks.normalise(self, "input_size", "hidden_size")
 
     @property
     def output_size(self) -> int:
@@ -326,19 +326,19 @@ class MinLSTM:
 
     def init(self, key: Array) -> MinLSTMParams:
         """Fresh parameters from one PRNG key."""
-        w_ih, bias, initial = _init(self, key, gates=3)
+        w_ih, bias, initial = _init_parts(self, key, gates=3)
         if bias is not None:
             bias = bias.at[: self.hidden_size].add(self.forget_bias)
         return MinLSTMParams(w_ih, bias, initial)
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: MinLSTMParams | None = None) -> Array:
         """h_0, (*batch_shape, H): zeros, or what was learned."""
-        learned = common.learned_initial(self, params)
-        return common.initial_state(self, batch_shape, learned, common.compute_dtype(self, params))
+        learned = _init.learned_initial(self, params)
+        return _init.initial_state(self, batch_shape, learned, _init.compute_dtype(self, params))
 
     def step(self, params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array, Array]:
         """:func:`min_lstm_step` in the cell's ``dtype``."""
-        common.check_carry("MinLSTM.step", "h", carry, x, self.hidden_size)
+        _checks.check_carry("MinLSTM.step", "h", carry, x, self.hidden_size)
         return self.update(params, carry, self.recur(params, carry, self.project(params, x)))
 
     def project(self, params: MinLSTMParams, x: Array) -> Array:

@@ -10,10 +10,10 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells import common
+from lstm_jax._errors import check_choice, check_float, check_key, refuse
+from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
+from lstm_jax.cells import _checks, _init, _linear
 from lstm_jax.cells.slstm import FORGET_GATES, NOTHING_YET, exponential_gates
-from lstm_jax.checks import check_choice, check_float, check_key, refuse
-from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
 
 #: exp(-m) is held at exp(-40) or more, whose inverse square (in the derivative) float32 can hold.
 LEAST = 40.0
@@ -87,11 +87,11 @@ def mlstm_step(
     ((2, 2, 2), (2, 2), (2,), (4,))
     """
     _check_fields("mlstm_step", params)
-    D = common.first_axis(params.w_ih)
+    D = _linear.first_axis(params.w_ih)
     H, heads = _last_axis(params.w_ih) // 4, _last_axis(params.w_gates) // 2
     _check_params("mlstm_step", params, D, H, heads)
-    common.check_heads("mlstm_step", heads, {"hidden_size": H})
-    common.check_input("mlstm_step", x, D)
+    _checks.check_heads("mlstm_step", heads, {"hidden_size": H})
+    _checks.check_input("mlstm_step", x, D)
     _check_carry("mlstm_step", carry, x, H, heads)
     check_choice("mlstm_step", "forget_gate", forget_gate, FORGET_GATES)
     return _update(forget_gate, carry, _project(params, x, None))
@@ -99,9 +99,9 @@ def mlstm_step(
 
 def _project(params: MLSTMParams, x: Array, dtype: DType | None) -> MLSTMPreactivation:
     """All products of the step; the gates' own are not rounded to ``dtype``, since they are exponents."""
-    qkvo = common.affine(x, params.w_ih, params.bias, dtype)
-    gates = common.product(x, params.w_gates, qkvo.dtype)
-    return MLSTMPreactivation(qkvo, common.add_bias(gates, params.bias_gates))
+    qkvo = _linear.affine(x, params.w_ih, params.bias, dtype)
+    gates = _linear.product(x, params.w_gates, qkvo.dtype)
+    return MLSTMPreactivation(qkvo, _linear.add_bias(gates, params.bias_gates))
 
 
 def _update(forget_gate: str, carry: MLSTMCarry, z: MLSTMPreactivation) -> tuple[MLSTMCarry, Array]:
@@ -118,7 +118,7 @@ def _update(forget_gate: str, carry: MLSTMCarry, z: MLSTMPreactivation) -> tuple
     scale = jnp.exp(jnp.minimum(m_t, 0))
     found = scale * jnp.sum(C * q[..., None, :], axis=-1)
     weight = scale * jnp.abs(jnp.sum(n * q, axis=-1, keepdims=True))
-    h = common.sigmoid(o) * (found / jnp.maximum(weight, jnp.exp(-jnp.clip(m_t, 0, LEAST))))
+    h = _linear.sigmoid(o) * (found / jnp.maximum(weight, jnp.exp(-jnp.clip(m_t, 0, LEAST))))
     new = C.astype(carry[0].dtype), n.astype(carry[1].dtype), m.astype(carry[2].dtype)
     *rows, columns = z.qkvo.shape
     return new, h.reshape(*rows, columns // 4).astype(z.qkvo.dtype)
@@ -130,7 +130,7 @@ def _last_axis(a: Array) -> int:
 
 
 def _check_fields(owner: str, params: MLSTMParams) -> None:
-    common.check_fields(owner, params, MLSTMParams._fields)
+    _checks.check_fields(owner, params, MLSTMParams._fields)
     if (params.bias is None) != (params.bias_gates is None):
         refuse(
             f"{owner} got one of bias and bias_gates without the other",
@@ -215,15 +215,15 @@ class MLSTM:
     forget_gate: str = "sigmoid"
     use_bias: bool = True
     forget_bias: float = 1.0
-    w_ih_init: Initializer = common.GLOROT_UNIFORM
-    w_gates_init: Initializer = common.GLOROT_UNIFORM
-    bias_init: Initializer = common.ZEROS
+    w_ih_init: Initializer = _init.GLOROT_UNIFORM
+    w_gates_init: Initializer = _init.GLOROT_UNIFORM
+    bias_init: Initializer = _init.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "hidden_size", "heads")
-        common.check_heads("MLSTM", self.heads, {"hidden_size": self.hidden_size})
+        _checks.normalise(self, "input_size", "hidden_size", "heads")
+        _checks.check_heads("MLSTM", self.heads, {"hidden_size": self.hidden_size})
         check_choice("MLSTM", "forget_gate", self.forget_gate, FORGET_GATES)
 
     @property
@@ -236,25 +236,25 @@ class MLSTM:
         check_key("MLSTM.init", key)
         keys = jax.random.split(key, 4)
         D, H, heads, dtype = self.input_size, self.hidden_size, self.heads, self.param_dtype
-        w_ih = common.init_gates(self.w_ih_init, keys[0], (D, H), 4, dtype)
-        w_gates = common.init_gates(self.w_gates_init, keys[1], (D, heads), 2, dtype)
+        w_ih = _init.init_gates(self.w_ih_init, keys[0], (D, H), 4, dtype)
+        w_gates = _init.init_gates(self.w_gates_init, keys[1], (D, heads), 2, dtype)
         if not self.use_bias:
             return MLSTMParams(w_ih, w_gates)
-        bias = common.init_gates(self.bias_init, keys[2], (H,), 4, dtype)
-        bias_gates = common.init_gates(self.bias_init, keys[3], (heads,), 2, dtype)
+        bias = _init.init_gates(self.bias_init, keys[2], (H,), 4, dtype)
+        bias_gates = _init.init_gates(self.bias_init, keys[3], (heads,), 2, dtype)
         return MLSTMParams(w_ih, w_gates, bias, bias_gates.at[heads:].add(self.forget_bias))
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: MLSTMParams | None = None) -> MLSTMCarry:
         """``(C_0, n_0, m_0)``: zeros, and m_0 = -2^100."""
         if params is not None:
             _check_fields("MLSTM.initial_carry", params)
-        weights = common.weights_dtype(self, params)
+        weights = _init.weights_dtype(self, params)
         dtype = promote(state_dtype(weights if self.dtype is None else self.dtype), weights)
         heads, d = self.heads, self.hidden_size // self.heads
         return (
-            common.initial_state(self, batch_shape, None, dtype, row=(heads, d, d)),
-            common.initial_state(self, batch_shape, None, dtype, row=(heads, d)),
-            common.initial_state(self, batch_shape, None, dtype, row=(heads,), fill=NOTHING_YET),
+            _init.initial_state(self, batch_shape, None, dtype, row=(heads, d, d)),
+            _init.initial_state(self, batch_shape, None, dtype, row=(heads, d)),
+            _init.initial_state(self, batch_shape, None, dtype, row=(heads,), fill=NOTHING_YET),
         )
 
     def step(self, params: MLSTMParams, carry: MLSTMCarry, x: Array) -> tuple[MLSTMCarry, Array]:
@@ -273,7 +273,7 @@ class MLSTM:
                 "biases exactly where use_bias=True",
                 "Build the cell with the use_bias of its parameters, or make parameters with cell.init(key).",
             )
-        common.check_input("MLSTM", x, self.input_size)
+        _checks.check_input("MLSTM", x, self.input_size)
         return _project(params, x, self.dtype)
 
     def recur(self, params: MLSTMParams, carry: MLSTMCarry, u: MLSTMPreactivation) -> MLSTMPreactivation:

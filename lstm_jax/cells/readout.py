@@ -9,9 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells import common
-from lstm_jax.checks import check_function, check_key, refuse
-from lstm_jax.notation import Array, DType, Initializer, exportable
+from lstm_jax._errors import check_function, check_key, refuse
+from lstm_jax._types import Array, DType, Initializer, exportable
+from lstm_jax.cells import _checks, _init, _linear
 
 
 @exportable
@@ -57,13 +57,13 @@ class Readout:
     _: KW_ONLY
     activation: Callable[[Array], Array] = identity
     use_bias: bool = True
-    w_init: Initializer = common.GLOROT_UNIFORM
-    bias_init: Initializer = common.ZEROS
+    w_init: Initializer = _init.GLOROT_UNIFORM
+    bias_init: Initializer = _init.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "output_size")
+        _checks.normalise(self, "input_size", "output_size")
         check_function("Readout", "activation", self.activation)
 
     def init(self, key: Array) -> ReadoutParams:
@@ -77,7 +77,7 @@ class Readout:
 
     def __call__(self, params: ReadoutParams, h: Array) -> Array:
         """g(h V + b): (..., H) -> (..., O)."""
-        common.check_input("Readout", h, self.input_size)
+        _checks.check_input("Readout", h, self.input_size)
         expected = {"w": (self.input_size, self.output_size), "bias": (self.output_size,)}
         if not self.use_bias:
             del expected["bias"]
@@ -90,7 +90,7 @@ class Readout:
                     f"{name} of shape {shape}",
                     "Make them with init(key).",
                 )
-        return self.activation(common.affine(h, params.w, params.bias, self.dtype))
+        return self.activation(_linear.affine(h, params.w, params.bias, self.dtype))
 
     def initial_carry(
         self, batch_shape: Sequence[int] = (), params: ReadoutParams | None = None

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from lstm_jax.cells import common
-from lstm_jax.checks import check_function
-from lstm_jax.notation import Array, DType, Initializer, exportable, state_dtype
+from lstm_jax._errors import check_function
+from lstm_jax._types import Array, DType, Initializer, exportable, state_dtype
+from lstm_jax.cells import _checks, _init, _linear
 
 Activation = Callable[[Array], Array]
 
@@ -54,18 +54,18 @@ def rnn_step(
     >>> h.shape
     (4, 2)
     """
-    heads, H, _ = common.blocks_of(getattr(params, "w_hh", None))
-    common.check_step("rnn_step", params, "h", carry, x, 1, common.blocks(heads), H)
+    heads, H, _ = _linear.blocks_of(getattr(params, "w_hh", None))
+    _checks.check_step("rnn_step", params, "h", carry, x, 1, _linear.blocks(heads), H)
     return _update(activation, carry, _recur(params, carry, _project(params, x, None)))
 
 
 def _project(params: RNNParams, x: Array, dtype: DType | None) -> Array:
-    return common.affine(x, params.w_ih, None, dtype)
+    return _linear.affine(x, params.w_ih, None, dtype)
 
 
 def _recur(params: RNNParams, h: Array, u: Array) -> Array:
-    z = u.astype(state_dtype(u.dtype)) + common.hear(h, params.w_hh, 1, u.dtype)
-    return common.add_bias(z, params.bias)
+    z = u.astype(state_dtype(u.dtype)) + _linear.hear(h, params.w_hh, 1, u.dtype)
+    return _linear.add_bias(z, params.bias)
 
 
 def _update(activation: Activation, h: Array, z: Array) -> tuple[Array, Array]:
@@ -107,15 +107,15 @@ class RNN:
     heads: int = 1
     use_bias: bool = True
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = common.GLOROT_UNIFORM
-    w_hh_init: Initializer = common.ORTHOGONAL
-    bias_init: Initializer = common.ZEROS
+    w_ih_init: Initializer = _init.GLOROT_UNIFORM
+    w_hh_init: Initializer = _init.ORTHOGONAL
+    bias_init: Initializer = _init.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "hidden_size", "heads")
-        common.check_heads("RNN", self.heads, {"hidden_size": self.hidden_size})
+        _checks.normalise(self, "input_size", "hidden_size", "heads")
+        _checks.check_heads("RNN", self.heads, {"hidden_size": self.hidden_size})
         check_function("RNN", "activation", self.activation)
 
     @property
@@ -125,24 +125,24 @@ class RNN:
 
     def init(self, key: Array) -> RNNParams:
         """Fresh parameters from one PRNG key."""
-        weights = common.init_weights(self, key, 1, common.blocks(self.heads))
+        weights = _init.init_weights(self, key, 1, _linear.blocks(self.heads))
         return RNNParams(
             *weights, jnp.zeros(self.hidden_size, self.param_dtype) if self.learn_initial_carry else None
         )
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: RNNParams | None = None) -> Array:
         """h_0, (*batch_shape, H): zeros, or what was learned."""
-        learned = common.learned_initial(self, params)
-        return common.initial_state(self, batch_shape, learned, common.compute_dtype(self, params))
+        learned = _init.learned_initial(self, params)
+        return _init.initial_state(self, batch_shape, learned, _init.compute_dtype(self, params))
 
     def step(self, params: RNNParams, carry: Array, x: Array) -> tuple[Array, Array]:
         """:func:`rnn_step` in the cell's ``dtype``."""
-        common.check_carry("RNN.step", "h", carry, x, self.hidden_size)
+        _checks.check_carry("RNN.step", "h", carry, x, self.hidden_size)
         return _update(self.activation, carry, _recur(params, carry, self.project(params, x)))
 
     def project(self, params: RNNParams, x: Array) -> Array:
         """x W: (..., H)."""
-        common.check_cell(self, params, x, 1, common.blocks(self.heads))
+        _checks.check_cell(self, params, x, 1, _linear.blocks(self.heads))
         return _project(params, x, self.dtype)
 
     def recur(self, params: RNNParams, carry: Array, u: Array) -> Array:

@@ -9,9 +9,9 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from lstm_jax.cells import common
-from lstm_jax.checks import check_choice
-from lstm_jax.notation import Array, DType, Initializer, exportable, promote, state_dtype
+from lstm_jax._errors import check_choice
+from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
+from lstm_jax.cells import _checks, _init, _linear
 
 #: m_0, which any pre-activation exceeds: a power of two, and so the same number in every dtype that
 #: reaches as far (in float16 it is minus infinity, which serves as well).
@@ -74,17 +74,17 @@ def slstm_step(
     >>> y.shape, n.tolist()
     ((4,), [1.0, 1.0, 1.0, 1.0])
     """
-    heads, H, _ = common.blocks_of(getattr(params, "w_hh", None))
-    common.check_step("slstm_step", params, "h, c, n, m", carry, x, 4, common.blocks(heads), H)
+    heads, H, _ = _linear.blocks_of(getattr(params, "w_hh", None))
+    _checks.check_step("slstm_step", params, "h, c, n, m", carry, x, 4, _linear.blocks(heads), H)
     check_choice("slstm_step", "forget_gate", forget_gate, FORGET_GATES)
-    u = common.affine(x, params.w_ih, None)
+    u = _linear.affine(x, params.w_ih, None)
     return _update(forget_gate, carry, _recur(params, carry, u))
 
 
 def _recur(params: SLSTMParams, carry: SLSTMCarry, u: Array) -> Array:
     """u + h R + b: (..., 4H), the four pre-activations side by side."""
-    z = u.astype(state_dtype(u.dtype)) + common.hear(carry[0], params.w_hh, 4, u.dtype)
-    return common.add_bias(z, params.bias)
+    z = u.astype(state_dtype(u.dtype)) + _linear.hear(carry[0], params.w_hh, 4, u.dtype)
+    return _linear.add_bias(z, params.bias)
 
 
 def exponential_gates(forget_gate: str, i: Array, f: Array, m: Array) -> tuple[Array, Array, Array]:
@@ -101,7 +101,7 @@ def _update(forget_gate: str, carry: SLSTMCarry, z: Array) -> tuple[SLSTMCarry, 
     i, f, m_t = exponential_gates(forget_gate, i, f, m.astype(dtype))
     c_t = f * c.astype(dtype) + i * jnp.tanh(z)
     n_t = f * n.astype(dtype) + i
-    h_t = (common.sigmoid(o) * (c_t / n_t)).astype(h.dtype)
+    h_t = (_linear.sigmoid(o) * (c_t / n_t)).astype(h.dtype)
     return (h_t, c_t.astype(c.dtype), n_t.astype(n.dtype), m_t.astype(m.dtype)), h_t
 
 
@@ -146,15 +146,15 @@ class SLSTM:
     use_bias: bool = True
     forget_bias: float = 1.0
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = common.GLOROT_UNIFORM
-    w_hh_init: Initializer = common.ORTHOGONAL
-    bias_init: Initializer = common.ZEROS
+    w_ih_init: Initializer = _init.GLOROT_UNIFORM
+    w_hh_init: Initializer = _init.ORTHOGONAL
+    bias_init: Initializer = _init.ZEROS
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        common.normalise(self, "input_size", "hidden_size", "heads")
-        common.check_heads("SLSTM", self.heads, {"hidden_size": self.hidden_size})
+        _checks.normalise(self, "input_size", "hidden_size", "heads")
+        _checks.check_heads("SLSTM", self.heads, {"hidden_size": self.hidden_size})
         check_choice("SLSTM", "forget_gate", self.forget_gate, FORGET_GATES)
 
     @property
@@ -165,32 +165,32 @@ class SLSTM:
     def init(self, key: Array) -> SLSTMParams:
         """Fresh parameters from one PRNG key."""
         H, dtype = self.hidden_size, self.param_dtype
-        w_ih, w_hh, bias = common.init_weights(self, key, 4, common.blocks(self.heads))
+        w_ih, w_hh, bias = _init.init_weights(self, key, 4, _linear.blocks(self.heads))
         if bias is not None:
             bias = bias.at[H : 2 * H].add(self.forget_bias)
         return SLSTMParams(w_ih, w_hh, bias, jnp.zeros(H, dtype) if self.learn_initial_carry else None)
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: SLSTMParams | None = None) -> SLSTMCarry:
         """``(h_0, c_0, n_0, m_0)``, each (*batch_shape, H): zeros, but for a learned h_0 and m_0 = -2^100."""
-        learned = common.learned_initial(self, params)
-        dtype = common.compute_dtype(self, params)
-        wide = promote(state_dtype(dtype), common.weights_dtype(self, params))
+        learned = _init.learned_initial(self, params)
+        dtype = _init.compute_dtype(self, params)
+        wide = promote(state_dtype(dtype), _init.weights_dtype(self, params))
         return (
-            common.initial_state(self, batch_shape, learned, dtype),
-            common.initial_state(self, batch_shape, None, wide),
-            common.initial_state(self, batch_shape, None, wide),
-            common.initial_state(self, batch_shape, None, wide, fill=NOTHING_YET),
+            _init.initial_state(self, batch_shape, learned, dtype),
+            _init.initial_state(self, batch_shape, None, wide),
+            _init.initial_state(self, batch_shape, None, wide),
+            _init.initial_state(self, batch_shape, None, wide, fill=NOTHING_YET),
         )
 
     def step(self, params: SLSTMParams, carry: SLSTMCarry, x: Array) -> tuple[SLSTMCarry, Array]:
         """:func:`slstm_step` in the cell's ``dtype``."""
-        common.check_carry("SLSTM.step", "h, c, n, m", carry, x, self.hidden_size)
+        _checks.check_carry("SLSTM.step", "h, c, n, m", carry, x, self.hidden_size)
         return self.update(params, carry, _recur(params, carry, self.project(params, x)))
 
     def project(self, params: SLSTMParams, x: Array) -> Array:
         """x W: (..., 4H)."""
-        common.check_cell(self, params, x, 4, common.blocks(self.heads))
-        return common.affine(x, params.w_ih, None, self.dtype)
+        _checks.check_cell(self, params, x, 4, _linear.blocks(self.heads))
+        return _linear.affine(x, params.w_ih, None, self.dtype)
 
     def recur(self, params: SLSTMParams, carry: SLSTMCarry, u: Array) -> Array:
         """u + h R + b: (..., 4H)."""

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax import LSTM
-from lstm_jax.checks import check_float, check_size, refuse
-from lstm_jax.cudnn import flat_shapes
-from lstm_jax.interop.networks import taken_apart
+from lstm_jax._errors import check_float, check_size, refuse
+from lstm_jax._types import DType
+from lstm_jax.interop._networks import taken_apart
 from lstm_jax.interop.torch import from_torch, to_torch
-from lstm_jax.notation import DType
+from lstm_jax.unrolling.cudnn import flat_shapes
 
 
 def from_cudnn(

@@ -7,10 +7,10 @@ from functools import partial
 from typing import Any
 
 import lstm_jax
-from lstm_jax.checks import check_tuple, refuse
-from lstm_jax.interop.entries import Entries
-from lstm_jax.interop.layouts import each, params_of, refuse_shapes, size_of, zeros
-from lstm_jax.interop.representable import fields_of, refuse_kind, refuse_options
+from lstm_jax._errors import check_tuple, refuse
+from lstm_jax.interop._entries import Entries
+from lstm_jax.interop._layouts import each, params_of, refuse_shapes, size_of, zeros
+from lstm_jax.interop._representable import fields_of, refuse_kind, refuse_options
 
 KINDS = ("LSTM", "GRU", "Stack")
 

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax.checks import refuse
+from lstm_jax._errors import refuse
 
 _SAFE = """\
 import torch, safetensors.torch

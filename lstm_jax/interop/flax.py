@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import lstm_jax
-from lstm_jax.checks import check_choice, check_tuple, refuse
-from lstm_jax.interop.convolutions import conv_lstm, two_convolutions
-from lstm_jax.interop.entries import Entries
-from lstm_jax.interop.layouts import apart, each, params_of, refuse_shapes, size_of, together, zeros
-from lstm_jax.interop.networks import ACTIVATIONS
-from lstm_jax.interop.representable import fields_of, refuse_kind, refuse_options
+from lstm_jax._errors import check_choice, check_tuple, refuse
+from lstm_jax.interop._convolutions import conv_lstm, two_convolutions
+from lstm_jax.interop._entries import Entries
+from lstm_jax.interop._layouts import apart, each, params_of, refuse_shapes, size_of, together, zeros
+from lstm_jax.interop._networks import ACTIVATIONS
+from lstm_jax.interop._representable import fields_of, refuse_kind, refuse_options
 
 KINDS = ("LSTM", "GRU", "RNN", "ConvLSTM", "Stack", "Bidirectional")
 

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 
 import lstm_jax
-from lstm_jax.checks import check_tuple, refuse
-from lstm_jax.interop.convolutions import conv_lstm, two_convolutions
-from lstm_jax.interop.entries import Entries
-from lstm_jax.interop.layouts import (
+from lstm_jax._errors import check_tuple, refuse
+from lstm_jax.interop._convolutions import conv_lstm, two_convolutions
+from lstm_jax.interop._entries import Entries
+from lstm_jax.interop._layouts import (
     apart,
     each,
     params_of,
@@ -24,7 +24,7 @@ from lstm_jax.interop.layouts import (
     together,
     zeros,
 )
-from lstm_jax.interop.representable import fields_of, refuse_kind, refuse_options
+from lstm_jax.interop._representable import fields_of, refuse_kind, refuse_options
 
 KINDS = ("LSTM", "GRU(reset_after=False)", "RNN(activation=jax.nn.relu)", "ConvLSTM", "Stack")
 

@@ -18,11 +18,11 @@ from lstm_jax import (
     LSTMParams,
     RNNParams,
 )
-from lstm_jax.checks import refuse
-from lstm_jax.interop.arrays import cast, common_dtype, join, ours, parts, silent, theirs
-from lstm_jax.interop.entries import Entries
-from lstm_jax.interop.networks import GATES, activation_of, stacked, taken_apart
-from lstm_jax.notation import DType
+from lstm_jax._errors import refuse
+from lstm_jax._types import DType
+from lstm_jax.interop._arrays import cast, common_dtype, join, ours, parts, silent, theirs
+from lstm_jax.interop._entries import Entries
+from lstm_jax.interop._networks import GATES, activation_of, stacked, taken_apart
 
 #: Keras' ``merge_mode``, and what it is called here.
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product"}

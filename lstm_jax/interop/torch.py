@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, BidirectionalParams, GRUParams, LSTMParams, RNNParams
-from lstm_jax.checks import refuse
-from lstm_jax.interop.arrays import cast, common_dtype, join, ours, parts, silent, theirs
-from lstm_jax.interop.entries import Entries
-from lstm_jax.interop.networks import ACTIVATIONS, GATES, activation_of, stacked, taken_apart
-from lstm_jax.notation import DType
+from lstm_jax._errors import refuse
+from lstm_jax._types import DType
+from lstm_jax.interop._arrays import cast, common_dtype, join, ours, parts, silent, theirs
+from lstm_jax.interop._entries import Entries
+from lstm_jax.interop._networks import ACTIVATIONS, GATES, activation_of, stacked, taken_apart
 
 _NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(\d+)(_reverse)?)?")
 

@@ -26,7 +26,7 @@ from flax_cases import (
 from members import MEMBERS
 
 import lstm_jax
-from lstm_jax.batch_major import is_random
+from lstm_jax._flax import is_random
 
 nnx = pytest.importorskip("flax.nnx", reason="modules for Flax NNX")
 import lstm_jax.nnx as modules  # noqa: E402

@@ -17,13 +17,7 @@ runtime = pytest.importorskip("onnxruntime", reason="runs ONNX's models")
 from onnx import helper, numpy_helper  # noqa: E402
 
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack, unroll  # noqa: E402
-from lstm_jax.interop.onnx import (  # noqa: E402
-    OnnxActivation,
-    from_onnx,
-    from_onnx_node,
-    save_onnx,
-    to_onnx,
-)
+from lstm_jax.interop.onnx import OnnxActivation, from_onnx, from_onnx_node, save_onnx, to_onnx  # noqa: E402
 
 pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compiles")]
 

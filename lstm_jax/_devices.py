@@ -1,0 +1,23 @@
+"""Questions about devices, meshes and where an array lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+
+def alone() -> bool:
+    """Whether there is one CPU device and no other: then no array can be spread over devices."""
+    return jax.device_count() == 1 and jax.default_backend() == "cpu"
+
+
+def _varying(aval: Any) -> frozenset[Any]:
+    kind = getattr(aval, "manual_axis_type", None)
+    return frozenset() if kind is None else frozenset(kind.varying)
+
+
+def is_explicit(aval: Any) -> bool:
+    """Whether a type says how an array lies on an explicit mesh."""
+    mesh = getattr(aval.sharding, "mesh", None)
+    return mesh is not None and jax.sharding.AxisType.Explicit in getattr(mesh, "axis_types", ())

@@ -1,0 +1,129 @@
+"""Errors in one form: what came, what was expected, how to mend it.
+
+All of them are ``ValueError`` and are raised while tracing, from shapes and dtypes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax._types import is_float
+
+
+def refuse(came: str, expected: str, mend: str) -> NoReturn:
+    """Raise ``ValueError`` in the library's form."""
+    raise ValueError(f"{came}; expected {expected}. {mend}")
+
+
+def check_size(owner: str, name: str, value: Any, *, least: int = 1) -> None:
+    """A whole number, ``least`` or more."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        refuse(
+            f"{owner} got {name}={value!r}",
+            f"a whole number, {least} or more",
+            f"Give {name} as a Python int.",
+        )
+
+
+def is_number(value: Any) -> bool:
+    """A Python or NumPy number; True is none."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+
+
+def check_choice(owner: str, name: str, value: Any, choices: Sequence[Any]) -> None:
+    """One of a few names."""
+    if value not in choices:
+        refuse(
+            f"{owner} got {name}={value!r}", f"one of {', '.join(map(repr, choices))}", "Choose one of these."
+        )
+
+
+def normalised_dtype(owner: str, name: str, value: Any) -> np.dtype:
+    """``np.dtype(value)``, so that ``jnp.float32`` and ``"float32"`` are one hyperparameter."""
+    try:
+        dtype = np.dtype(value)
+    except TypeError:
+        refuse(
+            f"{owner} got {name}={value!r}",
+            "a floating dtype",
+            'Give jnp.float32, jnp.bfloat16 or "float32".',
+        )
+    if not is_float(dtype):
+        refuse(
+            f"{owner} got {name}={dtype.name}",
+            "a floating dtype",
+            f"Give {name}=jnp.float32 or another float.",
+        )
+    return dtype
+
+
+def check_key(owner: str, key: Any) -> None:
+    """One PRNG key: a typed scalar key, or an old-style ``uint32`` one."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        if key.shape == ():
+            return
+        refuse(
+            f"{owner} got an array of keys of shape {key.shape}", "one key", "Use jax.vmap to map over keys."
+        )
+    if dtype == np.uint32 and len(key.shape) == 1 and key.shape[0] in (2, 4):
+        return
+    came = f"key={key!r}" if dtype is None else f"a key of dtype {dtype} and shape {key.shape}"
+    refuse(f"{owner} got {came}", "one PRNG key", "Make one with jax.random.key(0).")
+
+
+def check_float(owner: str, name: str, value: Any) -> None:
+    """An array of floats; whole numbers are symbols, and a cell reads vectors."""
+    if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        refuse(f"{owner} got {name} of type {type(value).__name__}", "an array", f"Use jnp.asarray({name}).")
+    if not is_float(value.dtype):
+        refuse(
+            f"{owner} got {name} of dtype {value.dtype}",
+            "a floating dtype",
+            f"Embed or one-hot {name} first (jax.nn.one_hot), or cast it with .astype(jnp.float32).",
+        )
+
+
+def check_function(owner: str, name: str, value: Any) -> None:
+    """Something that can be called and hashed."""
+    if not callable(value):
+        refuse(
+            f"{owner} got {name}={value!r}",
+            "a function",
+            f"Give {name}=jnp.tanh, or another function of an array.",
+        )
+
+
+def check_member(owner: str, cell: Any) -> None:
+    """An object with the three methods of a cell."""
+    needed = ("init", "initial_carry", "step")
+    missing = [name for name in needed if not callable(getattr(cell, name, None))]
+    if missing or isinstance(cell, type):
+        refuse(
+            f"{owner} got {cell!r}" + (f" without {', '.join(missing)}" if missing else ""),
+            "a cell: an object with init, initial_carry and step",
+            "Give for instance lstm_jax.LSTM(input_size, hidden_size).",
+        )
+
+
+def check_tuple(owner: str, params: Any, count: int, what: str = "parameters") -> None:
+    """One entry for each member of a network."""
+    if not isinstance(params, (tuple, list)) or len(params) != count:
+        came = (
+            f"{len(params)} entries" if isinstance(params, (tuple, list)) else f"type {type(params).__name__}"
+        )
+        refuse(
+            f"{owner} got {what} of {came}", f"a tuple of {count}, one a member", "Make it with init(key)."
+        )
+
+
+def check_structure(owner: str, carry: Any, like: Any, whose: str, mend: str) -> None:
+    """Two carries are trees of one shape."""
+    came, wanted = (jax.tree.structure(tree) for tree in (carry, like))
+    if str(came) != str(wanted):
+        refuse(f"{owner} got or returned a carry of structure {came}", f"{whose}, {wanted}", mend)

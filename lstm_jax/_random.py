@@ -1,0 +1,69 @@
+"""Noise by one rule: an explicit key, the absolute time index, the same values in every implementation.
+
+A layer's key serves its draws at step t as ``fold_in(key, t)``, and what is random once a sequence
+as ``fold_in(key, ONCE)``. Nothing is drawn without a key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lstm_jax._types import Array, Carry, Params, state_dtype
+
+#: No step has this index.
+ONCE = np.uint32(2**32 - 1)
+
+
+def steady(key: Array) -> Array:
+    """The key, or one made of it whose numbers are the same drawn one by one and under ``vmap``.
+
+    The ``rbg`` generators draw other numbers for many keys at once than for each of them.
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not typed and key.shape[-1] == 4:
+        key = jax.random.wrap_key_data(key, impl="rbg")
+    elif not typed or str(jax.random.key_impl(key)) == "threefry2x32":
+        return key
+    return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
+
+
+def is_noisy(cell: Any) -> bool:
+    """Whether the cell draws anything: see :class:`lstm_jax.NoisyCell`."""
+    return hasattr(cell, "draw") or hasattr(cell, "perturb")
+
+
+def perturbed(cell: Any, params: Params, key: Array | None, carry: Carry, x: Any) -> Params:
+    """The parameters for one sequence."""
+    if key is None or not hasattr(cell, "perturb"):
+        return params
+    return cell.perturb(params, jax.random.fold_in(key, ONCE), carry, x)
+
+
+def draws(cell: Any, key: Array | None, times: Any, carry: Carry) -> Any:
+    """The noise of the steps ``times`` (T,), with time as the leading axis; None where there is none."""
+    if key is None or times is None:
+        return None
+    return jax.vmap(lambda t: cell.draw(jax.random.fold_in(key, t), carry))(times)
+
+
+def bernoulli(key: Array, share: float, like: Any) -> Array:
+    """True in about ``share`` of the entries of a mask for ``like``."""
+    return _placed(jax.random.bernoulli(key, share, like.shape), like)
+
+
+def normal(key: Array, like: Any) -> Array:
+    """Standard normal numbers for ``like``, in float32 or wider."""
+    return _placed(jax.random.normal(key, like.shape, state_dtype(like.dtype)), like)
+
+
+def _placed(drawn: Array, like: Any) -> Array:
+    """Spread over an explicit mesh as ``like`` is."""
+    sharding = getattr(jax.typeof(like) if isinstance(like, jax.Array) else like, "sharding", None)
+    mesh = getattr(sharding, "mesh", None)
+    if mesh is None or jax.sharding.AxisType.Explicit not in getattr(mesh, "axis_types", ()):
+        return drawn
+    return jax.sharding.reshard(drawn, sharding)

@@ -1,0 +1,64 @@
+"""Array types and dtypes that the whole library uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+Array: TypeAlias = jax.Array
+
+
+#: Any pytree of arrays. A cell's own ``NamedTuple`` in practice.
+Params: TypeAlias = Any
+
+
+#: Any pytree of arrays whose leading axes are the batch axes.
+Carry: TypeAlias = Any
+
+
+#: What ``jax.nn.initializers`` returns: ``f(key, shape, dtype) -> array``.
+Initializer: TypeAlias = Callable[..., Array]
+
+
+#: Anything ``np.dtype`` understands.
+DType: TypeAlias = Any
+
+
+Tuple = TypeVar("Tuple", bound=type)
+
+
+def exportable(cls: Tuple) -> Tuple:
+    """Let :func:`jax.export.export` write functions that take or return this ``NamedTuple``."""
+    export.register_namedtuple_serialization(cls, serialized_name=f"lstm_jax.{cls.__name__}")
+    return cls
+
+
+def promote(*dtypes: DType) -> np.dtype:
+    """The smallest dtype that holds all of ``dtypes``; bfloat16 and float16 meet in float32.
+
+    >>> str(promote(jnp.bfloat16, jnp.float32))
+    'float32'
+    """
+    result = np.dtype(dtypes[0])
+    for dtype in dtypes[1:]:
+        result = np.promote_types(result, np.dtype(dtype))
+    return result
+
+
+def state_dtype(dtype: DType) -> np.dtype:
+    """The dtype in which sums are kept: float32, or wider where ``dtype`` is.
+
+    >>> str(state_dtype(jnp.bfloat16)), str(state_dtype(jnp.float64))
+    ('float32', 'float64')
+    """
+    return promote(dtype, jnp.float32)
+
+
+def is_float(dtype: DType) -> bool:
+    """Whether ``dtype`` is a real floating type, bfloat16 included."""
+    return bool(jnp.issubdtype(dtype, jnp.floating))

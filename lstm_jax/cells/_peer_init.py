@@ -1,0 +1,117 @@
+"""Other libraries' default initial values, by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax._errors import check_key, refuse
+from lstm_jax._types import Array, Params
+from lstm_jax.cells._init import GLOROT_UNIFORM, ORTHOGONAL
+from lstm_jax.cells.gru import GRUParams
+from lstm_jax.cells.lstm import LSTMParams
+from lstm_jax.cells.readout import ReadoutParams
+from lstm_jax.cells.rnn import RNNParams
+
+
+def torch_init(network: Any, key: Array) -> Params:
+    r"""Parameters as PyTorch draws them, for a cell or a composition.
+
+    Every weight and each of PyTorch's two biases is uniform in :math:`\pm 1/\sqrt{H}`; ``bias`` is
+    the sum of the two. A read-out is PyTorch's ``Linear``: uniform in :math:`\pm 1/\sqrt{fan_{in}}`.
+    There is no forget bias. (Source: ``torch.nn.RNNBase.reset_parameters``, ``torch.nn.Linear``.)
+
+    Args:
+        network: a cell or composition of this library.
+        key: one PRNG key.
+
+    Returns:
+        What ``network.init(key)`` returns, with other values.
+
+    Raises:
+        ValueError: the parameters are not those of RNN, LSTM, GRU or Readout.
+
+    >>> import lstm_jax
+    >>> params = torch_init(lstm_jax.LSTM(3, 4), jax.random.key(0))
+    >>> bool(jnp.all(jnp.abs(params.w_hh) <= 0.5)), bool(jnp.all(jnp.abs(params.bias) <= 1.0))
+    (True, True)
+    """
+    return _redrawn("torch_init", _torch_values, network, key)
+
+
+def keras_init(network: Any, key: Array) -> Params:
+    """Parameters as Keras draws them, for a cell or a composition.
+
+    ``w_ih`` is Glorot-uniform and ``w_hh`` orthogonal, each as one matrix over all gates (this
+    library's own ``init`` draws gate by gate); biases are zero, the forget gate's of an LSTM 1; a
+    read-out is Glorot-uniform. (Source: ``keras.layers.LSTM``'s default arguments.)
+
+    Args:
+        network: a cell or composition of this library.
+        key: one PRNG key.
+
+    Returns:
+        What ``network.init(key)`` returns, with other values.
+
+    Raises:
+        ValueError: the parameters are not those of RNN, LSTM, GRU or Readout.
+
+    >>> import lstm_jax
+    >>> params = keras_init(lstm_jax.LSTM(3, 2), jax.random.key(0))
+    >>> params.bias.tolist()
+    [0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    """
+    return _redrawn("keras_init", _keras_values, network, key)
+
+
+def _redrawn(owner: str, values: Any, network: Any, key: Array) -> Params:
+    check_key(owner, key)
+    known = (RNNParams, LSTMParams, GRUParams, ReadoutParams)
+    params = network.init(key)
+    sets, structure = jax.tree.flatten(params, is_leaf=lambda node: isinstance(node, known))
+    for node in sets:
+        if not isinstance(node, known):
+            refuse(
+                f"{owner} got a network with parameters of type {type(node).__name__}",
+                "a network of RNN, LSTM, GRU and Readout",
+                "Initialise the other cells with their own init.",
+            )
+    keys = jax.random.split(key, len(sets))
+    return jax.tree.unflatten(structure, [values(node, k) for node, k in zip(sets, keys, strict=True)])
+
+
+def _torch_values(params: Any, key: Array) -> Any:
+    fan = params.w.shape[0] if isinstance(params, ReadoutParams) else params.w_hh.shape[0]
+
+    def uniform(value: Array, salt: int) -> Array:
+        k = jax.random.fold_in(key, salt)
+        return jax.random.uniform(k, value.shape, value.dtype, -(fan**-0.5), fan**-0.5)
+
+    names = [name for name in params._fields if name != "initial" and getattr(params, name) is not None]
+    drawn = {name: uniform(getattr(params, name), salt) for salt, name in enumerate(names)}
+    if "bias" in drawn and not isinstance(params, ReadoutParams):
+        second = uniform(params.bias, len(names))
+        if isinstance(params, GRUParams) and params.bias_hn is not None:
+            second = second.at[2 * fan :].set(0)  # the candidate's second bias is bias_hn
+        drawn["bias"] = drawn["bias"] + second
+    return params._replace(**drawn)
+
+
+def _keras_values(params: Any, key: Array) -> Any:
+    k_in, k_recurrent = jax.random.split(key)
+    if isinstance(params, ReadoutParams):
+        drawn = {"w": GLOROT_UNIFORM(k_in, params.w.shape, params.w.dtype)}
+    else:
+        drawn = {
+            "w_ih": GLOROT_UNIFORM(k_in, params.w_ih.shape, params.w_ih.dtype),
+            "w_hh": ORTHOGONAL(k_recurrent, params.w_hh.shape, params.w_hh.dtype),
+        }
+    for name in ("bias", "bias_hn"):
+        if getattr(params, name, None) is not None:
+            drawn[name] = jnp.zeros_like(getattr(params, name))
+    if isinstance(params, LSTMParams) and params.bias is not None:
+        H = params.w_hh.shape[0]
+        drawn["bias"] = drawn["bias"].at[H : 2 * H].set(1)
+    return params._replace(**drawn)

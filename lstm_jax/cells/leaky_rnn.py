@@ -1,0 +1,353 @@
+"""The leaky (continuous-time) recurrent network of computational neuroscience, next to its equations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax._errors import check_choice, check_float, check_function, is_number, refuse
+from lstm_jax._random import normal
+from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
+from lstm_jax.cells import _checks, _init, _linear
+from lstm_jax.cells.rnn import Activation
+
+FORMS = ("current", "rate")
+INTEGRATIONS = ("euler", "exponential")
+
+
+@exportable
+class LeakyRNNParams(NamedTuple):
+    """Parameters of a :class:`LeakyRNN`."""
+
+    w_ih: Array  # (D, H)
+    w_hh: Array  # (H, H)
+    bias: Array | None = None  # (H,)
+    log_tau: Array | None = None  # learned: the logarithm of each unit's time constant, (H,)
+    initial: Array | None = None  # learned v_0 (form "rate": r_0), (H,)
+
+
+#: ``(v, r)``, each (*batch, H); of the form "rate", r alone.
+LeakyRNNCarry: TypeAlias = tuple[Array, Array] | Array
+
+
+def leaky_rnn_step(
+    params: LeakyRNNParams,
+    carry: LeakyRNNCarry,
+    x: Array,
+    noise: Array | None = None,
+    *,
+    tau: float = 100.0,
+    dt: float = 20.0,
+    sigma: float = 0.0,
+    form: str = "current",
+    integration: str = "euler",
+    activation: Activation = jnp.tanh,
+) -> tuple[LeakyRNNCarry, Array]:
+    r"""One step of the leaky recurrent network, in one of its two published forms.
+
+    With ``form="current"`` (Song, Yang & Wang 2016) what leaks is the current v, and what the network says
+    and hears of itself are the rates r = f(v):
+
+    .. math::
+        v_t &= (1 - \alpha) v_{t-1} + \alpha (x_t W + r_{t-1} R + b) + \sqrt{2 \alpha} \sigma \xi_t \\
+        r_t &= f(v_t)
+
+    With ``form="rate"`` (Yang, Joglekar, Song, Newsome & Wang 2019) the rates themselves leak:
+
+    .. math:: r_t = (1 - \alpha) r_{t-1} + \alpha f(x_t W + r_{t-1} R + b + \sqrt{2 / \alpha} \sigma \xi_t)
+
+    W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias``, f is ``activation``,
+    :math:`\xi_t` is ``noise``: independent standard normal numbers. Both are steps of length dt of a
+    differential equation with time constant tau,
+
+    .. math:: \tau \dot{v} = -v + x W + f(v) R + b + \sqrt{2 \tau} \sigma \xi(t)
+
+    (and likewise for r). How much of the old state a step forgets is :math:`\alpha = dt / \tau` of
+    Euler's method, as published, or :math:`\alpha = 1 - e^{-dt / \tau}`, which is exact for the leak
+    if the rest stands still during a step. Left alone under noise, v has the variance
+    :math:`2 \sigma^2 / (2 - \alpha)`: in short steps :math:`\sigma^2`.
+
+    Args:
+        params: ``LeakyRNNParams`` with w_ih (D, H), w_hh (H, H), bias (H,) or None, log_tau (H,) or None.
+        carry: ``(v, r)``, each (*batch, H); with ``form="rate"``, r alone.
+        x: the input of this step, (*batch, D).
+        noise: standard normal numbers, (*batch, H); None: no noise.
+        tau: time constant, in the unit of ``dt``: milliseconds by convention. Not looked at where
+            ``params.log_tau`` has learned ones.
+        dt: time from one step to the next.
+        sigma: the noise's strength.
+        form: ``"current"`` or ``"rate"``.
+        integration: ``"euler"``, which wants dt <= tau, or ``"exponential"``, which learned time
+            constants need.
+        activation: f; published are ``jax.nn.relu``, ``jax.nn.softplus`` and ``jnp.tanh``.
+
+    Returns:
+        ``((v, r), r)``, or ``(r, r)`` with ``form="rate"``, in the dtypes that the carry had.
+
+    Raises:
+        ValueError: a shape or dtype does not fit, or a number is out of range.
+
+    >>> cell = LeakyRNN(input_size=3, hidden_size=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> (v, r), y = leaky_rnn_step(params, cell.initial_carry((4,)), jnp.ones((4, 3)))
+    >>> y.shape
+    (4, 2)
+    """
+    owner = "leaky_rnn_step"
+    learned = _log_tau(params)
+    _check_dynamics(owner, form, integration, tau, dt, "sigma", sigma, learned is not None)
+    _checks.check_step(owner, params, _states(form), carry, x, gates=1)
+    _check_log_tau(owner, learned, params.w_hh.shape[0])
+    alpha = _alpha(integration, tau, dt, learned)
+    u = _linear.affine(x, params.w_ih, None)
+    return _update(owner, form, activation, alpha, sigma, carry, _recur(form, params, carry, u), noise)
+
+
+def _states(form: str) -> str:
+    return "v, r" if form == "current" else "r"
+
+
+def _log_tau(params: Any) -> Array | None:
+    return getattr(params, "log_tau", None)
+
+
+def _alpha(integration: str, tau: float, dt: float, log_tau: Array | None) -> Any:
+    """The share of the old state that a step forgets: a number, or one for each unit."""
+    if log_tau is not None:
+        return -jnp.expm1(-dt * jnp.exp(-log_tau.astype(state_dtype(log_tau.dtype))))
+    return dt / tau if integration == "euler" else -math.expm1(-dt / tau)
+
+
+def _recur(form: str, params: LeakyRNNParams, carry: Any, u: Array) -> Array:
+    r = carry[1] if form == "current" else carry
+    z = u.astype(state_dtype(u.dtype)) + _linear.product(r, params.w_hh, u.dtype)
+    return _linear.add_bias(z, params.bias)
+
+
+def _update(
+    owner: str,
+    form: str,
+    activation: Activation,
+    alpha: Any,
+    sigma: float,
+    carry: Any,
+    z: Array,
+    noise: Array | None,
+) -> tuple[LeakyRNNCarry, Array]:
+    """The leak, the noise and f; the state that leaks is kept in its dtype and computed in z's, or wider."""
+    state = carry[0] if form == "current" else carry
+    dtype = promote(z.dtype, state.dtype)
+    old, z = state.astype(dtype), z.astype(dtype)
+    if not isinstance(alpha, float):
+        alpha = _linear.over(alpha.astype(dtype), z)
+    kick = None
+    if noise is not None and sigma:
+        _check_noise(owner, noise, state)
+        kick = sigma * noise.astype(dtype)
+    if form == "rate":
+        z = z if kick is None else z + (2 / alpha) ** 0.5 * kick
+        r_t = ((1 - alpha) * old + alpha * activation(z)).astype(state.dtype)
+        return r_t, r_t
+    v_t = (1 - alpha) * old + alpha * z
+    v_t = v_t if kick is None else v_t + (2 * alpha) ** 0.5 * kick
+    r_t = activation(v_t).astype(carry[1].dtype)
+    return (v_t.astype(state.dtype), r_t), r_t
+
+
+@dataclass(frozen=True)
+class LeakyRNN:
+    r"""Hyperparameters of a leaky recurrent network; :func:`leaky_rnn_step` has the equations.
+
+    In the form "current" the carry is (v, r), though r = f(v) could be had from v alone: what the
+    recurrent product reads then stands in the carry as it is, and the fast path can take the cell. A carry
+    of one's own making should hold both, r = f(v); ``initial_carry`` does.
+
+    Noise comes only where it is drawn: :func:`lstm_jax.unroll` draws it at every step if it is given a
+    key. By hand it is ``cell.step(params, carry, x, cell.draw(key, carry))``.
+
+    Args:
+        input_size: D, features of one input.
+        hidden_size: H, units.
+        tau: time constant of all units, in the unit of ``dt``: milliseconds by convention.
+        dt: time from one step to the next. With :math:`dt = \tau` and Euler's method nothing of the
+            old state is left, and the cell is an :class:`lstm_jax.RNN`.
+        learn_tau: keep a time constant for each unit among the parameters, as its logarithm (so that it
+            stays positive), beginning at ``tau``. It needs ``integration="exponential"``, whose
+            :math:`\alpha` lies in (0, 1) whatever is learned.
+        integration: ``"euler"``, as published, :math:`\alpha = dt / \tau`, or ``"exponential"``,
+            :math:`\alpha = 1 - e^{-dt / \tau}`.
+        form: ``"current"`` (Song et al. 2016) or ``"rate"`` (Yang et al. 2019).
+        noise: :math:`\sigma`, the noise's strength; 0 switches it off.
+        activation: f; functions compare by identity, so give a named one rather than a lambda.
+        use_bias: whether there is a b.
+        learn_initial_carry: keep v_0 (in the form "rate" r_0) among the parameters instead of zeros.
+        w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``, called with shape
+            (D, H), (H, H) and (H,).
+        param_dtype: dtype of the parameters.
+        dtype: dtype of the matrix products, of r and of the outputs. None: what parameters and
+            inputs promote to. v, sums and f are float32 or wider; the r of the form "rate", which
+            leaks itself, is rounded at every step, so prefer "current" under bfloat16 or float16.
+
+    Raises:
+        ValueError: a size is not a positive whole number, tau or dt not positive, dt > tau in Euler's
+            method, noise below 0, another form or integration, learned tau with Euler's method, or a
+            dtype not floating.
+
+    >>> cell = LeakyRNN(input_size=3, hidden_size=2, tau=50.0, dt=10.0, form="rate", noise=0.1)
+    >>> params = cell.init(jax.random.key(0))
+    >>> r = cell.initial_carry((4,))
+    >>> quiet, _ = cell.step(params, r, jnp.ones((4, 3)))
+    >>> noisy, _ = cell.step(params, r, jnp.ones((4, 3)), cell.draw(jax.random.key(1), r))
+    >>> bool(jnp.all(quiet != noisy))
+    True
+    """
+
+    input_size: int
+    hidden_size: int
+    _: KW_ONLY
+    tau: float = 100.0
+    dt: float = 20.0
+    learn_tau: bool = False
+    integration: str = "euler"
+    form: str = "current"
+    noise: float = 0.0
+    activation: Activation = jnp.tanh
+    use_bias: bool = True
+    learn_initial_carry: bool = False
+    w_ih_init: Initializer = _init.GLOROT_UNIFORM
+    w_hh_init: Initializer = _init.ORTHOGONAL
+    bias_init: Initializer = _init.ZEROS
+    param_dtype: DType = jnp.float32
+    dtype: DType | None = None
+
+    def __post_init__(self) -> None:
+        _checks.normalise(self, "input_size", "hidden_size")
+        check_function("LeakyRNN", "activation", self.activation)
+        _check_dynamics(
+            "LeakyRNN", self.form, self.integration, self.tau, self.dt, "noise", self.noise, self.learn_tau
+        )
+        for name in ("tau", "dt", "noise"):
+            object.__setattr__(self, name, float(getattr(self, name)))
+
+    @property
+    def output_size(self) -> int:
+        """Features of one output: H."""
+        return self.hidden_size
+
+    def init(self, key: Array) -> LeakyRNNParams:
+        """Fresh parameters from one PRNG key."""
+        weights = _init.init_weights(self, key, gates=1)
+        H, dtype = self.hidden_size, self.param_dtype
+        return LeakyRNNParams(
+            *weights,
+            jnp.full(H, math.log(self.tau), dtype) if self.learn_tau else None,
+            jnp.zeros(H, dtype) if self.learn_initial_carry else None,
+        )
+
+    def initial_carry(
+        self, batch_shape: Sequence[int] = (), params: LeakyRNNParams | None = None
+    ) -> LeakyRNNCarry:
+        """``(v_0, f(v_0))``, or r_0 of the form "rate", each (*batch_shape, H): from zeros, or learned."""
+        learned = _init.learned_initial(self, params)
+        dtype = _init.compute_dtype(self, params)
+        if self.form == "rate":
+            return _init.initial_state(self, batch_shape, learned, dtype)
+        v_dtype = promote(state_dtype(dtype), _init.weights_dtype(self, params))
+        v = _init.initial_state(self, batch_shape, learned, v_dtype)
+        return v, self.activation(v).astype(dtype)
+
+    def draw(self, key: Array, carry: LeakyRNNCarry) -> Array | None:
+        """One step's noise: standard normal numbers in the shape of the state; None where noise=0."""
+        return normal(key, jax.tree.leaves(carry)[0]) if self.noise else None
+
+    def step(
+        self, params: LeakyRNNParams, carry: LeakyRNNCarry, x: Array, noise: Array | None = None
+    ) -> tuple[LeakyRNNCarry, Array]:
+        """:func:`leaky_rnn_step` in the cell's ``dtype``; without ``noise`` there is none."""
+        _checks.check_carry("LeakyRNN.step", _states(self.form), carry, x, self.hidden_size)
+        return self.update(params, carry, self.recur(params, carry, self.project(params, x)), noise)
+
+    def project(self, params: LeakyRNNParams, x: Array) -> Array:
+        """x W: (..., H)."""
+        _checks.check_cell(self, params, x, gates=1)
+        learned = _log_tau(params)
+        if (learned is not None) != self.learn_tau:
+            refuse(
+                f"LeakyRNN got {'no' if learned is None else 'a'} log_tau with learn_tau={self.learn_tau}",
+                "a log_tau exactly where learn_tau=True",
+                "Make parameters with cell.init(key), or mend them: params._replace(log_tau=...).",
+            )
+        _check_log_tau("LeakyRNN", learned, self.hidden_size)
+        return _linear.affine(x, params.w_ih, None, self.dtype)
+
+    def recur(self, params: LeakyRNNParams, carry: LeakyRNNCarry, u: Array) -> Array:
+        """u + r R + b: (..., H)."""
+        return _recur(self.form, params, carry, u)
+
+    def update(
+        self, params: LeakyRNNParams, carry: LeakyRNNCarry, z: Array, noise: Array | None = None
+    ) -> tuple[LeakyRNNCarry, Array]:
+        """The leak, the noise and f."""
+        alpha = _alpha(self.integration, self.tau, self.dt, _log_tau(params))
+        return _update("LeakyRNN", self.form, self.activation, alpha, self.noise, carry, z, noise)
+
+
+# --- checks -------------------------------------------------------------------------------------
+
+
+def _check_dynamics(
+    owner: str, form: str, integration: str, tau: Any, dt: Any, strength: str, sigma: Any, learned: bool
+) -> None:
+    """Time constants and noise for which the equations mean something."""
+    check_choice(owner, "form", form, FORMS)
+    check_choice(owner, "integration", integration, INTEGRATIONS)
+    for name, value in (("tau", tau), ("dt", dt)):
+        if not is_number(value) or not 0 < value < math.inf:
+            refuse(
+                f"{owner} got {name}={value!r}", "a time above 0", "Give both in one unit, milliseconds say."
+            )
+    if not is_number(sigma) or not 0 <= sigma < math.inf:
+        refuse(f"{owner} got {strength}={sigma!r}", "a number, 0 or more", "0 switches the noise off.")
+    if integration == "exponential":
+        return
+    if learned:
+        refuse(
+            f"{owner} got learned time constants with integration='euler'",
+            "integration='exponential', for which every positive tau is long enough",
+            "Give integration='exponential', or a fixed tau.",
+        )
+    if dt > tau:
+        refuse(
+            f"{owner} got dt={dt!r} and tau={tau!r} with integration='euler'",
+            "dt <= tau: a longer step forgets more than there is",
+            "Take shorter steps, or integration='exponential'.",
+        )
+
+
+def _check_log_tau(owner: str, log_tau: Any, units: int) -> None:
+    """One float for each unit."""
+    if log_tau is None:
+        return
+    check_float(owner, "log_tau", log_tau)
+    if tuple(log_tau.shape) != (units,):
+        refuse(
+            f"{owner} got log_tau of shape {tuple(log_tau.shape)}",
+            f"shape ({units},), one time constant for each unit",
+            "Make parameters with cell.init(key).",
+        )
+
+
+def _check_noise(owner: str, noise: Any, state: Any) -> None:
+    """Floats in the shape of the state."""
+    check_float(owner, "noise", noise)
+    if tuple(noise.shape) != tuple(state.shape):
+        refuse(
+            f"{owner} got noise of shape {tuple(noise.shape)}",
+            f"that of the state, {tuple(state.shape)}",
+            "Draw it with cell.draw(key, carry).",
+        )

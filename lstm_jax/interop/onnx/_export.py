@@ -1,0 +1,323 @@
+"""A network as a model of ONNX's own recurrent nodes: first a plan without onnx, then the graph."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lstm_jax._errors import check_tuple, refuse
+from lstm_jax.cells.readout import Readout
+from lstm_jax.interop.files import write_whole
+from lstm_jax.interop.onnx._graph import Final, Graph, Value, require_onnx
+from lstm_jax.interop.onnx._nodes import READOUTS, TRANSPARENT, Node, OnnxActivation, node_of
+from lstm_jax.networks.bidirectional import Bidirectional
+from lstm_jax.networks.stack import Stack
+
+
+class Dense(NamedTuple):
+    """A read-out."""
+
+    w: np.ndarray
+    bias: np.ndarray | None
+    activation: str  # an operator, or nothing
+
+
+class Chain(NamedTuple):
+    """A stack."""
+
+    layers: tuple[Any, ...]
+    residual: bool
+    skip: bool
+
+
+class Both(NamedTuple):
+    """Both directions."""
+
+    forward: Any
+    backward: Any
+    merge: str
+
+
+def to_onnx(
+    network: Any,
+    params: Any,
+    *,
+    lengths: bool = False,
+    carry: bool = False,
+    reverse: bool = False,
+    name: str = "lstm_jax",
+) -> Any:
+    """The network as a model that computes what ``unroll(network, params, xs)`` does.
+
+    Cells become nodes of ONNX's operators RNN, LSTM and GRU (https://onnx.ai/onnx/operators/), a
+    :class:`lstm_jax.Bidirectional` one node for both directions. T and B are free, 0 among them.
+
+    ============================  =================  ==================================================
+    Inputs
+    ============================  =================  ==================================================
+    ``xs``                        (T, B, D) float32
+    ``lengths``, if asked for     (B,) int32         steps t >= lengths are invalid; clipped to [0, T]
+    ``h_0``, ``c_0``, likewise    (B, H) float32     the initial carry; c_0 of LSTMs alone
+    **Outputs**
+    ``ys``                        (T, B, O) float32  zero at invalid steps
+    ``h_T``, ``c_T``              (B, H) float32     the final carry
+    ============================  =================  ==================================================
+
+    In a composition the carry's names say where they belong: ``layer1_`` in a stack (layers are
+    counted from 0, a read-out has no carry), ``forward_`` and ``backward_`` in a Bidirectional; so
+    ``layer1_backward_c_0``. Without ``carry`` the network begins with zeros, or with what it learned.
+
+    Evaluation is what is exported: dropout between layers, VariationalDropout, WeightDrop and
+    CandidateDropout do nothing without a key. Heads become one matrix, zero but for their blocks.
+    Refused is what ONNX's nodes cannot represent: other cells, ``proj_size``, ``layer_norm``,
+    ``cell_clip``, ``ablation``, Zoneout, functions that ONNX lacks, parameters other than float32.
+
+    The nodes themselves never see an empty sequence, an empty batch or a row of length 0. The
+    specification has no word for them; onnxruntime 1.32 returns zeros as the final carry of such rows,
+    and ends the process at some empty batches. The graph puts in a step and a row, and takes them out.
+
+    Args:
+        network: RNN, LSTM, GRU, in Stack and Bidirectional, with Readout.
+        params: its parameters.
+        lengths: whether there is an input ``lengths``.
+        carry: whether the initial carry is an input.
+        reverse: walk from the last valid step to the first, as ``unroll(..., reverse=True)``.
+        name: the graph's.
+
+    Returns:
+        ``onnx.ModelProto``, opset 14 in IR version 7, which passes ``onnx.checker``; its metadata has
+        ``lstm_jax_version``.
+
+    Raises:
+        ValueError: ONNX cannot represent the network; nothing is written then.
+        ImportError: onnx is not installed (extra ``onnx``).
+    """
+    planned = plan(network, params)
+    width = int(network.input_size)
+    onnx = require_onnx("to_onnx")
+    graph = Graph(onnx)
+    x = graph.begin(width, lengths)
+    y, finals = _walk(graph, planned, x, "", carry, reverse)
+    graph.end(y, finals)
+    model = graph.model(name, f"{network!r} unrolled{' in reverse' if reverse else ''} by lstm_jax")
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def save_onnx(path: str | os.PathLike[str], network: Any, params: Any, **options: Any) -> None:
+    """:func:`to_onnx` into a file, which is written whole or not at all.
+
+    Args:
+        path: where to; a file that is there is replaced.
+        network: as in ``to_onnx``.
+        params: likewise.
+        options: likewise.
+
+    Raises:
+        ValueError: ONNX cannot represent the network.
+        ImportError: onnx is not installed (extra ``onnx``).
+    """
+    write_whole(Path(path), to_onnx(network, params, **options).SerializeToString())
+
+
+# --- the plan -----------------------------------------------------------------------------------
+
+
+def plan(network: Any, params: Any, path: str = "") -> Any:
+    """What is to be written, with all weights in ONNX's layouts; whatever cannot be is refused here."""
+    if isinstance(network, Stack):
+        check_tuple("to_onnx", params, len(network.layers))
+        layers = zip(network.layers, params, strict=True)
+        planned = (plan(layer, p, f"{path}layer{index}_") for index, (layer, p) in enumerate(layers))
+        return Chain(tuple(planned), network.residual, network.skip)
+    if isinstance(network, Bidirectional):
+        check_tuple("to_onnx", params, 2)
+        ways = zip(("forward_", "backward_"), params, strict=True)
+        forward, backward = (plan(network.cell, p, path + way) for way, p in ways)
+        return Both(forward, backward, network.merge)
+    if isinstance(network, Readout):
+        return _plan_readout(network, params, path)
+    if isinstance(network, TRANSPARENT):
+        return plan(network.cell, params, path)
+    return node_of(network, params, path)
+
+
+def _plan_readout(readout: Readout, params: Any, path: str) -> Dense:
+    at = f" at {path.rstrip('_')}" if path else ""
+    found = [name for known, name in READOUTS if readout.activation is known]
+    if not found:
+        known = ", ".join(name or "the identity" for _, name in READOUTS)
+        refuse(
+            f"to_onnx got Readout(activation={readout.activation!r}){at}",
+            f"one of {known}",
+            "Export the read-out without its activation, and apply it outside.",
+        )
+    shapes: dict[str, tuple[int, ...]] = {"w": (readout.input_size, readout.output_size)}
+    shapes |= {"bias": (readout.output_size,)} if readout.use_bias else {}
+    for name, shape in shapes.items():
+        value = np.asarray(getattr(params, name, None))
+        if value.shape != shape or value.dtype != np.float32:
+            refuse(
+                f"to_onnx got {name} of shape {value.shape} and dtype {value.dtype}{at}",
+                f"{shape} and float32",
+                "Make them with init(key), or cast them.",
+            )
+    if readout.dtype not in (None, np.dtype("float32")):
+        refuse(f"to_onnx got Readout(dtype={readout.dtype}){at}", "float32", "Leave dtype away.")
+    bias = None if params.bias is None else np.asarray(params.bias)
+    return Dense(np.asarray(params.w), bias, found[0])
+
+
+# --- the graph ----------------------------------------------------------------------------------
+
+
+def _walk(
+    graph: Graph, planned: Any, x: Value, path: str, carry: bool, reverse: bool
+) -> tuple[Value, list[Final]]:
+    """Write one layer or network: its outputs, zero at invalid steps, and its final carries."""
+    if isinstance(planned, Chain):
+        return _walk_chain(graph, planned, x, path, carry, reverse)
+    if isinstance(planned, Both):
+        return _walk_both(graph, planned, x, path, carry, reverse)
+    if isinstance(planned, Dense):
+        return _readout(graph, planned, x, path), []
+    (y,), finals = _recur(graph, [(planned, path)], x, path, carry, "reverse" if reverse else "forward")
+    return y, finals
+
+
+def _walk_chain(
+    graph: Graph, planned: Chain, x: Value, path: str, carry: bool, reverse: bool
+) -> tuple[Value, list[Final]]:
+    y, finals = x, []
+    for index, layer in enumerate(planned.layers):
+        below = y
+        if index > 0 and planned.skip:
+            y = Value(graph.op("Concat", y.name, x.name, axis=-1), y.width + x.width)
+        y, more = _walk(graph, layer, y, f"{path}layer{index}_", carry, reverse)
+        finals += more
+        if index > 0 and planned.residual:
+            y = Value(graph.op("Add", y.name, below.name), y.width)
+    return y, finals
+
+
+def _walk_both(
+    graph: Graph, planned: Both, x: Value, path: str, carry: bool, reverse: bool
+) -> tuple[Value, list[Final]]:
+    ways = [(planned.forward, f"{path}forward_"), (planned.backward, f"{path}backward_")]
+    if isinstance(planned.forward, Node):
+        ys, finals = _recur(graph, ways, x, path, carry, "bidirectional", swap=reverse)
+    else:
+        walked = [
+            _walk(graph, way, x, name, carry, turned)
+            for (way, name), turned in zip(ways, (reverse, not reverse), strict=True)
+        ]
+        ys, finals = [y for y, _ in walked], [final for _, more in walked for final in more]
+    a, b = ys
+    if planned.merge == "concat":
+        return Value(graph.op("Concat", a.name, b.name, axis=-1), a.width + b.width), finals
+    merged = graph.op("Mul" if planned.merge == "product" else "Add", a.name, b.name)
+    if planned.merge == "mean":
+        merged = graph.op("Div", merged, graph.constant("two", np.array(2, np.float32)))
+    return Value(merged, a.width), finals
+
+
+def _readout(graph: Graph, planned: Dense, x: Value, path: str) -> Value:
+    y = graph.op("MatMul", x.name, graph.constant(f"{path}w", planned.w))
+    if planned.bias is not None:
+        y = graph.op("Add", y, graph.constant(f"{path}b", planned.bias))
+    if planned.activation:
+        last: dict[str, Any] = {"axis": -1} if "Softmax" in planned.activation else {}
+        y = graph.op(planned.activation, y, **last)
+    return Value(graph.blank(y), planned.w.shape[1])
+
+
+def _recur(
+    graph: Graph,
+    ways: list[tuple[Node, str]],
+    x: Value,
+    path: str,
+    carry: bool,
+    direction: str,
+    swap: bool = False,
+) -> tuple[list[Value], list[Final]]:
+    """One recurrent node, for one direction or both; ``swap``: the second of ours is ONNX's forward one."""
+    nodes = [node for node, _ in ways]
+    order = [1, 0] if swap else list(range(len(ways)))
+    first, H = nodes[0], nodes[0].hidden_size
+    states = ("h", "c") if first.op == "LSTM" else ("h",)
+    begun = [{state: _initial(graph, node, name, state, carry) for state in states} for node, name in ways]
+
+    def stacked(field: str) -> str:
+        values = [getattr(nodes[index], field) for index in order]
+        if all(value is None for value in values):
+            return ""
+        whole = [np.zeros_like(next(v for v in values if v is not None)) if v is None else v for v in values]
+        return graph.constant(path + field, np.stack(whole))
+
+    def initial(state: str) -> str:
+        each = [begun[index][state] for index in order]
+        if each[0] == graph.zero:
+            return ""
+        each = [graph.op("Unsqueeze", name, graph.ints(0)) for name in each]
+        return each[0] if len(each) == 1 else graph.op("Concat", *each, axis=0)
+
+    inputs = [x.name, stacked("W"), stacked("R"), stacked("B"), graph.lengths, *map(initial, states)]
+    if first.op == "LSTM":
+        inputs.append(stacked("P"))
+    while not inputs[-1]:
+        inputs.pop()
+    outputs = [f"{path}{name}" for name in ("Y", "Y_h", "Y_c")[: 1 + len(states)]]
+    graph.ops(first.op, inputs, outputs, direction=direction, **_attributes(nodes, order))
+    ys, finals = [], []
+    for y in _apart(graph, outputs[0], 1, order):
+        ys.append(Value(graph.blank(y), H))
+    ends = {s: _apart(graph, out, 0, order) for s, out in zip(states, outputs[1:], strict=True)}
+    for index, (_, name) in enumerate(ways):
+        for state in states:
+            mended = graph.op("Where", graph.absent, begun[index][state], ends[state][index])
+            finals.append(Final(f"{name}{state}_T", mended, H))
+    return ys, finals
+
+
+def _initial(graph: Graph, node: Node, path: str, state: str, carry: bool) -> str:
+    """The initial state (B, H) by name; the scalar zero where there is none."""
+    if carry:
+        given = graph.input(f"{path}{state}_0", ("B", node.hidden_size))
+        pads = graph.op("Concat", graph.ints(0, 0), graph.more_rows, graph.ints(0), axis=0)
+        return graph.op("Pad", given, pads, graph.zero)
+    if node.initial is None:
+        return graph.zero
+    learned = graph.constant(f"{path}{state}_learned", node.initial["hc".index(state)][None])
+    shape = graph.op("Concat", graph.rows, graph.ints(node.hidden_size), axis=0)
+    return graph.op("Expand", learned, shape)
+
+
+def _attributes(nodes: list[Node], order: list[int]) -> dict[str, Any]:
+    """What is not at its default."""
+    first = nodes[0]
+    found: dict[str, Any] = {"hidden_size": first.hidden_size}
+    if first.clip is not None:
+        found["clip"] = first.clip
+    if first.input_forget:
+        found["input_forget"] = 1
+    if first.linear_before_reset:
+        found["linear_before_reset"] = 1
+    if first.activations is not None and first.activations != (OnnxActivation("Tanh"),):
+        each = [activation for index in order for activation in nodes[index].activations or ()]
+        found["activations"] = [activation.name for activation in each]
+        for number in ("alpha", "beta"):
+            numbers = [getattr(a, number) for a in each if getattr(a, number) is not None]
+            if numbers:
+                found[f"activation_{number}"] = numbers
+    return found
+
+
+def _apart(graph: Graph, name: str, axis: int, order: list[int]) -> list[str]:
+    """The directions of an output, in our order."""
+    parts = [name]
+    if len(order) > 1:
+        parts = graph.ops("Split", [name], [f"{name}_{way}" for way in ("first", "second")], axis=axis)
+    return [graph.op("Squeeze", parts[index], graph.ints(axis)) for index in order]

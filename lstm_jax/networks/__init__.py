@@ -1,0 +1,1 @@
+"""Networks of cells: stacks, and both directions of time."""

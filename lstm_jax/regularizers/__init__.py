@@ -1,0 +1,1 @@
+"""Regularisers: cells that wrap a cell, and penalties for a loss."""

@@ -1,0 +1,79 @@
+"""Dropout of recurrent weights."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
+
+import jax
+
+from lstm_jax._errors import refuse
+from lstm_jax._random import bernoulli
+from lstm_jax._types import Array, Carry, Params
+from lstm_jax.regularizers._wrapper import (
+    Masked,
+    Wrapper,
+    check_inside,
+    check_share,
+    if_inner,
+    kept,
+    unmasked,
+)
+
+
+@dataclass(frozen=True)
+class WeightDrop(Wrapper):
+    r"""Dropout of recurrent weights (DropConnect: Wan et al. 2013; on R, AWD-LSTM: Merity et al. 2018).
+
+    .. math:: R' = m \odot R / (1 - rate)
+
+    One mask for all steps and all rows. Without a key R is whole.
+
+    Args:
+        cell: a cell whose parameters have these fields.
+        rate: share of the weights that is dropped.
+        weights: the fields of the parameters.
+
+    Raises:
+        ValueError: the rate is not in [0, 1); or, when it is run, the parameters have no such field.
+
+    >>> import jax, jax.numpy as jnp, lstm_jax
+    >>> cell = WeightDrop(lstm_jax.LSTM(3, 8), 0.5)
+    >>> params = cell.init(jax.random.key(0))
+    >>> carry, ys = lstm_jax.unroll(cell, params, jnp.ones((5, 4, 3)), key=jax.random.key(1))
+    >>> ys.shape
+    (5, 4, 8)
+    """
+
+    cell: Any
+    rate: float
+    _: KW_ONLY
+    weights: tuple[str, ...] = ("w_hh",)
+
+    def __post_init__(self) -> None:
+        check_inside("WeightDrop", self.cell)
+        check_share(self, "rate")
+        if isinstance(self.weights, str) or not all(isinstance(name, str) for name in self.weights):
+            refuse(f"WeightDrop got weights={self.weights!r}", "a tuple of names", 'Write weights=("w_hh",).')
+        object.__setattr__(self, "weights", tuple(self.weights))
+
+    def perturb(self, params: Params, key: Array, carry: Carry, x: Array) -> Masked:
+        """The weights that are left, for one sequence."""
+        k_inner, *keys = jax.random.split(key, 1 + len(self.weights))
+        left = {}
+        for name, k in zip(self.weights, keys, strict=True):
+            value = getattr(params, name, None)
+            if value is None:
+                refuse(
+                    f"WeightDrop got weights={self.weights!r} and parameters of type "
+                    f"{type(params).__name__} without {name}",
+                    f"names among {', '.join(getattr(params, '_fields', ())) or 'the fields'}",
+                    "Name the weights of the cell inside.",
+                )
+            left[name] = kept(bernoulli(k, 1 - self.rate, value), value, self.rate)
+        return Wrapper.perturb(self, params._replace(**left), k_inner, carry, x)
+
+    @if_inner
+    def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
+        """Those of the cell inside (:class:`lstm_jax.ParallelCell`), by the weights that are left."""
+        return self.cell.coefficients(unmasked(params)[0], x)

@@ -1,0 +1,121 @@
+"""Zoneout: units keep their last value at random."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lstm_jax._errors import is_number, refuse
+from lstm_jax._random import bernoulli
+from lstm_jax._types import Array, Carry, Params
+from lstm_jax.regularizers._wrapper import (
+    Noise,
+    Wrapper,
+    check_inside,
+    if_inner,
+)
+
+
+@dataclass(frozen=True)
+class Zoneout(Wrapper):
+    r"""Units keep their last value at random (Krueger et al. 2017).
+
+    .. math:: s_t = m_t \odot s_{t-1} + (1 - m_t) \odot \tilde{s}_t
+
+    for each state s, with a fresh m_t at every step, 1 with probability ``rate``. Without a key m_t is
+    its expectation, the rate. The output is what zoneout leaves of the state that the cell shows.
+
+    Args:
+        cell: any cell.
+        rates: the share of the units that keep their value: one number for every state, or one for
+            each in the order of the carry, for an LSTM (h, c). 1 keeps a state for good.
+
+    Raises:
+        ValueError: a rate is not in [0, 1]; or, when it is run, the carry has another number of states.
+
+    >>> import jax, jax.numpy as jnp, lstm_jax
+    >>> cell = Zoneout(lstm_jax.LSTM(3, 8), rates=(0.05, 0.5))
+    >>> params = cell.init(jax.random.key(0))
+    >>> carry, ys = lstm_jax.unroll(cell, params, jnp.ones((5, 4, 3)), key=jax.random.key(1))
+    >>> (h, c) = Zoneout(lstm_jax.LSTM(3, 8), rates=1.0).step(params, carry, jnp.ones((4, 3)))[0]
+    >>> bool(jnp.all(h == carry[0]) & jnp.all(c == carry[1]))
+    True
+    """
+
+    cell: Any
+    rates: float | tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        check_inside("Zoneout", self.cell)
+        many = isinstance(self.rates, (tuple, list))
+        rates: tuple[Any, ...] = tuple(self.rates) if many else (self.rates,)  # type: ignore[arg-type]
+        if not rates or not all(is_number(rate) and 0 <= rate <= 1 for rate in rates):
+            refuse(
+                f"Zoneout got rates={self.rates!r}",
+                "a share in [0, 1], or a tuple of one for each state",
+                "0 switches it off; an LSTM's states are (h, c).",
+            )
+        rates = tuple(map(float, rates))
+        object.__setattr__(self, "rates", rates if many else rates[0])
+
+    def declines(self) -> str | None:
+        """Why the fast path cannot take this cell, or None."""
+        if hasattr(self.cell, "emit"):
+            return "Zoneout comes after the product that the state goes through when it is emitted"
+        return Wrapper.declines(self)
+
+    def each(self, key: Array, carry: Carry) -> list[Array | None]:
+        """Which units keep their value, for each state that has a rate."""
+        leaves, rates = jax.tree.leaves(carry), self._rates(carry)
+        keys = jax.random.split(key, len(leaves))
+        drawn = zip(keys, leaves, rates, strict=True)
+        return [bernoulli(k, rate, leaf) if rate else None for k, leaf, rate in drawn]
+
+    def step(self, params: Params, carry: Carry, x: Array, noise: Noise | None = None) -> tuple[Carry, Array]:
+        """One step, of which every state keeps a part."""
+        new, y = Wrapper.step(self, params, carry, x, noise)
+        return self._zoned(carry, new, y, noise)
+
+    @if_inner
+    def update(
+        self,
+        params: Params,
+        carry: Carry,
+        z: Any,
+        noise: Noise | None = None,
+        *,
+        candidate: Array | None = None,
+    ) -> tuple[Carry, Array]:
+        """The new carry, of which every state keeps a part, and the output."""
+        new, y = Wrapper.update(self, params, carry, z, noise, candidate=candidate)
+        return self._zoned(carry, new, y, noise)
+
+    def _zoned(self, old: Carry, new: Carry, y: Array, noise: Noise | None) -> tuple[Carry, Array]:
+        olds, (news, structure) = jax.tree.leaves(old), jax.tree.flatten(new)
+        masks = [None] * len(news) if noise is None else noise.own
+        zoned = list(map(_zone, olds, news, masks, self._rates(new)))
+        shown = [state for state, leaf in zip(zoned, news, strict=True) if leaf is y]
+        return jax.tree.unflatten(structure, zoned), shown[0] if shown else y
+
+    def _rates(self, carry: Carry) -> tuple[float, ...]:
+        count = len(jax.tree.leaves(carry))
+        if not isinstance(self.rates, tuple):
+            return (self.rates,) * count
+        if len(self.rates) != count:
+            refuse(
+                f"Zoneout got {len(self.rates)} rates for a carry of {count} states",
+                "one for each, or one number for all",
+                f"Give a tuple of {count}: the rates of {type(self.cell).__name__}'s states, in their order.",
+            )
+        return self.rates
+
+
+def _zone(old: Array, new: Array, mask: Array | None, rate: float) -> Array:
+    if not rate or not jnp.issubdtype(new.dtype, jnp.floating):
+        return new
+    if mask is not None:
+        return jnp.where(mask, old, new)
+    return (rate * old + (1 - rate) * new).astype(new.dtype)

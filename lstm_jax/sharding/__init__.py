@@ -1,0 +1,1 @@
+"""Cells and networks over the devices of a mesh."""

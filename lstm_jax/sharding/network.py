@@ -1,0 +1,161 @@
+"""Networks of sharded cells: making them, placing their parameters, and what they send.
+
+:mod:`lstm_jax.sharding` has one cell over a mesh.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+from lstm_jax._errors import check_tuple, refuse
+from lstm_jax._types import Params
+from lstm_jax.cells import _init
+from lstm_jax.networks.bidirectional import Bidirectional
+from lstm_jax.networks.stack import Stack
+from lstm_jax.sharding.cell import Sharded, Share
+
+
+def shard(network: Any, mesh: Mesh, *, data: str | None = "data", model: str = "model") -> Any:
+    """The network with every cell and read-out :class:`Sharded`: same parameters, same values.
+
+    Args:
+        network: a cell, a :class:`lstm_jax.Readout`, or a :class:`lstm_jax.Stack` or
+            :class:`lstm_jax.Bidirectional` of them.
+        mesh, data, model: see :class:`Sharded`.
+
+    Raises:
+        ValueError: a layer cannot be spread; the message says why and what to do.
+
+    >>> import lstm_jax
+    >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
+    >>> network = lstm_jax.Stack((lstm_jax.LSTM(3, 8), lstm_jax.Readout(8, 10)))
+    >>> params = network.init(jax.random.key(0))  # or from a checkpoint, or from another library
+    >>> network = shard(network, mesh)
+    >>> params = jax.device_put(params, shardings(network, params))
+    >>> carry, ys = lstm_jax.unroll(network, params, jax.numpy.ones((5, 4, 3)))
+    >>> ys.shape
+    (5, 4, 10)
+    """
+    if isinstance(network, Sharded):
+        return network
+    if isinstance(network, Stack):
+        layers = tuple(shard(layer, mesh, data=data, model=model) for layer in network.layers)
+        return replace(network, layers=layers)
+    if isinstance(network, Bidirectional):
+        return replace(network, cell=shard(network.cell, mesh, data=data, model=model))
+    return Sharded(network, mesh, data=data, model=model)
+
+
+def layers_of(network: Any, params: Params) -> list[tuple[Any, Params]]:
+    """The cells of a network beside their parameters, in the order of the parameters' leaves."""
+    if isinstance(network, Stack):
+        check_tuple("Stack", params, len(network.layers))
+        pairs = zip(network.layers, params, strict=True)
+    elif isinstance(network, Bidirectional):
+        check_tuple("Bidirectional", params, 2)
+        pairs = zip((network.cell, network.cell), params, strict=True)
+    else:
+        return [(network, params)]
+    return [layer for pair in pairs for layer in layers_of(*pair)]
+
+
+def shardings(network: Any, params: Params) -> Any:
+    """Where the parameters of a sharded network lie: a tree of ``NamedSharding`` in their structure.
+
+    For ``jax.device_put``, for ``in_shardings`` and ``out_shardings`` of ``jax.jit``, for restoring a
+    checkpoint. The arrays keep their shapes. Layers that are whole lie on every device.
+
+    Args:
+        network: what :func:`shard` returned, or any network with a :class:`Sharded` layer.
+        params: its parameters, or their shapes (``jax.eval_shape(network.init, key)``).
+
+    Raises:
+        ValueError: no layer of the network is sharded.
+
+    >>> import lstm_jax
+    >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
+    >>> network = shard(lstm_jax.LSTM(3, 8), mesh)
+    >>> shardings(network, jax.eval_shape(network.init, jax.random.key(0))).w_hh.spec == P("model")
+    True
+    """
+    layers = layers_of(network, params)
+    mesh = _sharded(network, layers)[0][0].mesh
+    leaves = []
+    for cell, own in layers:
+        if isinstance(cell, Sharded):
+            leaves += jax.tree.leaves(cell.shardings(own))
+        else:
+            leaves += [NamedSharding(mesh, P()) for _ in jax.tree.leaves(own)]
+    return jax.tree.unflatten(jax.tree.structure(params), leaves)
+
+
+def _sharded(network: Any, layers: list[tuple[Any, Params]]) -> list[tuple[Sharded, Params]]:
+    found = [(cell, own) for cell, own in layers if isinstance(cell, Sharded)]
+    if not found:
+        refuse(
+            f"got a {type(network).__name__} without a Sharded layer",
+            "a network that knows its mesh",
+            "Make one with lstm_jax.shard(network, mesh).",
+        )
+    return found
+
+
+# --- what it costs ------------------------------------------------------------------------------
+
+
+class Communication(NamedTuple):
+    """Bytes that reach each device, of what the loops and the sum of gradients send."""
+
+    forward: int  # at one step of time, in the forward loops of all layers
+    backward: int  # at one step of time, in the backward loops
+    gradients: int  # once a training step: the gradients of the parameters, summed over the rows
+
+
+def communication(network: Any, params: Params, batch: int) -> Communication:
+    r"""What passes between the devices of a sharded network.
+
+    At each step every device needs the h of B/d rows, of which it has one part in m:
+
+    .. math:: \text{forward} = \text{backward} = \frac{m-1}{m} \cdot \frac{B}{d} \cdot H \cdot \text{itemsize}
+
+    for each layer and direction of time whose units hear each other; backward the same bytes go the
+    other way, as sums. When the loops are over, each device sums the gradients of its part of the
+    parameters, G bytes, with the d - 1 others that have it, of which a ring hands on each byte twice:
+
+    .. math:: \text{gradients} = 2 \, \frac{d-1}{d} \, G
+
+    Beside these, once a call and with nobody waiting inside a loop: the gather of all h for the
+    gradient of R, T times ``forward``; between layers the gather of what a layer reads, and the sum of
+    its gradient; and the parameters' own way to their units and back, G (m-1)/m each
+    (:meth:`Sharded.shardings`).
+
+    Args:
+        network: what :func:`shard` returned.
+        params: its parameters, or their shapes.
+        batch: B, rows on all devices together.
+
+    Raises:
+        ValueError: no layer of the network is sharded.
+
+    >>> import lstm_jax
+    >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
+    >>> network = shard(lstm_jax.LSTM(3, 8), mesh)
+    >>> communication(network, jax.eval_shape(network.init, jax.random.key(0)), batch=4)
+    Communication(forward=0, backward=0, gradients=0)
+    """
+    layers = layers_of(network, params)
+    exchanged = summed = 0
+    first, _ = _sharded(network, layers)[0]
+    d = 1 if first.data is None else first.mesh.shape[first.data]
+    for cell, own in layers:
+        m = cell.parts if isinstance(cell, Sharded) else 1
+        for a in jax.tree.leaves(own):
+            summed += a.size * a.dtype.itemsize // m
+        if isinstance(cell, Sharded) and isinstance(cell.share, Share):
+            h = _init.compute_dtype(cell.cell, own).itemsize * cell.output_size
+            exchanged += batch // d * h * (m - 1) // m
+    return Communication(exchanged, exchanged, 2 * (d - 1) * summed // d)

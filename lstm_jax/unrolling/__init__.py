@@ -1,0 +1,1 @@
+"""Running a cell or a network over time: ``unroll`` and its implementations."""

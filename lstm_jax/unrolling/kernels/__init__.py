@@ -1,0 +1,1 @@
+"""The primitive and the engine interface that whole-sequence kernels share."""

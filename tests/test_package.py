@@ -1,0 +1,255 @@
+"""The shape of the house: imports in one direction, few dependencies, everything public explained."""
+
+import ast
+import inspect
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import jax
+import pytest
+
+import lstm_jax
+
+PACKAGE = Path(lstm_jax.__file__).parent
+ROOT = PACKAGE.parent
+
+#: A module imports modules of its own row or of rows above it, never of rows below. A package stands for all
+#: its modules, but for those that have a row of their own.
+LAYERS = [
+    {"_types"},
+    {"_errors", "_devices", "_random"},
+    {"cells"},
+    {"unrolling"},
+    {"regularizers", "networks"},
+    {"unrolling.explanation", "unrolling.api", "sharding", "experimental"},
+    {"regularizers.penalties"},
+    {""},  # lstm_jax itself
+    {"_flax", "interop"},
+    {"nnx", "linen"},
+]
+#: What these modules need beside jax and numpy; without it they say so when imported.
+EXTRAS = {"lstm_jax.nnx": "flax", "lstm_jax.linen": "flax"}
+MODULES = sorted(
+    path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for path in PACKAGE.rglob("*.py")
+)
+
+
+def layer(module):
+    """The row of ``cells.lstm``, say."""
+    package = "" if module == "__init__" else module.split(".")[0]
+    for name in (module, package):
+        for index, names in enumerate(LAYERS):
+            if name in names:
+                return index
+    raise AssertionError(f"lstm_jax/{package} is in no row of LAYERS")
+
+
+def imports(module):
+    """Modules of the library that ``module`` imports, wherever in it the import stands."""
+    path = PACKAGE / (module.replace(".", "/") + ".py")
+    here = ("lstm_jax." + module).split(".")
+    known = {"lstm_jax." + name.removesuffix(".__init__") for name in MODULES}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(here[: -node.level]) if node.level else ""
+            source = ".".join(filter(None, [base, node.module]))
+            names = []
+            for alias in node.names:  # ``from package import module`` imports the module
+                inner = f"{source}.{alias.name}"
+                names.append(inner if inner in known else source)
+        else:
+            continue
+        for name in names:
+            if name == "lstm_jax":
+                yield "__init__"
+            elif name.startswith("lstm_jax."):
+                yield name.removeprefix("lstm_jax.")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_in_one_direction(module):
+    wrong = [name for name in imports(module) if layer(name) > layer(module)]
+    assert not wrong, f"{module} imports {wrong}, which are built upon it"
+
+
+def test_the_walk_over_imports_sees_some():
+    assert {"_types", "unrolling.steps", "unrolling.validation"} <= set(imports("unrolling.run"))
+    assert {"_types", "_errors"} <= set(imports("cells.lstm"))
+    assert layer("cells.lstm") < layer("unrolling.run") < layer("networks.stack") < layer("__init__")
+
+
+def test_no_circles():
+    """Any module can be imported first."""
+    graph = {module: set(imports(module)) - {module} for module in MODULES if module != "__init__"}
+    while graph:
+        free = [module for module, needs in graph.items() if not needs & set(graph)]
+        assert free, f"a circle among {sorted(graph)}"
+        for module in free:
+            del graph[module]
+
+
+def test_importing_the_library_loads_jax_and_numpy_alone():
+    script = """
+import sys
+import jax, jax.numpy
+before = {name.split(".")[0] for name in sys.modules}
+import lstm_jax
+print(*sorted({name.split(".")[0] for name in sys.modules} - before))
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    beyond = set(done.stdout.split()) - set(sys.stdlib_module_names)
+    assert beyond == {"lstm_jax"}
+
+
+@pytest.mark.parametrize(("module", "extra"), EXTRAS.items())
+def test_modules_that_need_an_extra_name_it(module, extra):
+    """Where it is installed too: None in sys.modules is what is not there."""
+    script = f"""
+import sys
+sys.modules[{extra!r}] = None
+try:
+    import {module}
+except ImportError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert f'pip install "lstm_jax[{extra}]"' in done.stdout
+    assert extra in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+
+
+def test_importing_the_library_computes_nothing():
+    """No device is looked for, so that XLA_FLAGS and jax.config can still be set."""
+    script = """
+import lstm_jax, jax
+jax.config.update("jax_num_cpu_devices", 2)
+assert jax.device_count("cpu") == 2
+"""
+    flags = [
+        flag
+        for flag in os.environ.get("XLA_FLAGS", "").split()
+        if "xla_force_host_platform_device_count" not in flag
+    ]
+    env = os.environ | {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=env)
+
+
+# --- documentation ------------------------------------------------------------------------------
+
+PUBLIC = {
+    name: value
+    for name, value in vars(lstm_jax).items()
+    if not name.startswith("_") and not inspect.ismodule(value)
+}
+
+
+def test_what_is_public():
+    """The whole set: an accidental export fails as a missing one does."""
+    expected = """
+        RNN RNNParams rnn_step LSTM LSTMParams LSTMGates lstm_step lstm_gates GRU GRUParams gru_step
+        Readout ReadoutParams Stack Bidirectional BidirectionalParams unroll explain Plan LayerPlan
+        torch_init keras_init Cell SplitCell NoisyCell ParallelCell implementations Implementation
+        IndRNN IndRNNParams indrnn_step SLSTM SLSTMParams slstm_step MLSTM MLSTMParams mlstm_step
+        ConvLSTM ConvLSTMParams conv_lstm_step LeakyRNN LeakyRNNParams leaky_rnn_step
+        MinGRU MinGRUParams min_gru_step MinLSTM MinLSTMParams min_lstm_step
+        FullGateLSTM FullGateLSTMParams full_gate_lstm_step greff2017 LSTMNorm
+        VariationalDropout WeightDrop CandidateDropout Zoneout
+        activation_regularization temporal_activation_regularization
+        Sharded shard shardings Communication communication
+    """
+    assert set(PUBLIC) == set(expected.split())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_are_explained_by_example(name):
+    """Functions, cells and networks show a call; records and protocols say what they are."""
+    value = PUBLIC[name]
+    doc = inspect.getdoc(value)
+    assert doc and not doc.startswith(f"{name}(")  # what Python writes by itself for a record
+    runs = inspect.isfunction(value) or hasattr(value, "init")
+    protocol = getattr(value, "_is_protocol", False)
+    if runs and not protocol:
+        assert ">>> " in doc, f"{name} shows no example"
+
+
+def functions_and_classes():
+    for info in pkgutil.walk_packages([str(PACKAGE)], "lstm_jax."):
+        if not find_spec(EXTRAS.get(info.name, "jax")):
+            continue
+        module = import_module(info.name)
+        yield info.name, module
+        for name, value in vars(module).items():
+            if name.startswith("_") or getattr(value, "__module__", None) != info.name:
+                continue
+            if inspect.isfunction(value) or inspect.isclass(value):
+                yield f"{info.name}.{name}", value
+            if inspect.isclass(value):
+                for method, body in vars(value).items():
+                    function = body.fget if isinstance(body, property) else body
+                    field = method in inspect.get_annotations(value)  # an initialiser, not a method
+                    if not method.startswith("_") and not field and inspect.isfunction(function):
+                        yield f"{info.name}.{name}.{method}", function
+
+
+def test_everything_without_an_underscore_has_a_docstring():
+    named = list(functions_and_classes())
+    assert len(named) > 80
+    bare = [
+        name
+        for name, value in named
+        if not (value.__doc__ or "").strip() or value.__doc__.startswith(f"{name.rsplit('.', 1)[-1]}(")
+    ]
+    assert not bare
+
+
+def test_networks_share_signatures():
+    """Every cell and network is made, started and stepped in the same way."""
+    kinds = [value for value in PUBLIC.values() if inspect.isclass(value) and hasattr(value, "init")]
+    assert len(kinds) >= 6
+    for method in ("init", "initial_carry", "step"):
+        for kind in kinds:
+            parameters = dict(inspect.signature(getattr(kind, method)).parameters)
+            if method == "step" and hasattr(kind, "draw"):  # noise may come, and need not
+                assert parameters.pop("noise").default is None, kind
+            assert list(parameters) == list(inspect.signature(getattr(lstm_jax.Cell, method)).parameters), (
+                kind
+            )
+
+
+def test_explain_takes_what_unroll_takes():
+    ours, theirs = (inspect.signature(f).parameters for f in (lstm_jax.explain, lstm_jax.unroll))
+    assert {name: (p.kind, p.default) for name, p in ours.items()} == {
+        name: (p.kind, p.default) for name, p in theirs.items()
+    }
+
+
+# --- packaging ----------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_same_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == lstm_jax.__version__
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = [heading for heading in headings if heading != "Unreleased"]
+    assert headings, "the changelog has no version"
+    assert not released or released[0] == lstm_jax.__version__
+
+
+def test_jax_and_numpy_are_the_only_dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+    assert names == {"jax", "numpy"}
+    least = re.search(r"jax>=([\d.]+)", " ".join(project["dependencies"]))[1]
+    assert tuple(map(int, least.split("."))) <= jax.__version_info__
+
+
+def test_the_types_are_shipped():
+    assert (PACKAGE / "py.typed").is_file()
