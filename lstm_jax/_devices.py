@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 
-def alone() -> bool:
+def is_single_cpu_device() -> bool:
     """Whether there is one CPU device and no other: then no array can be spread over devices."""
     return jax.device_count() == 1 and jax.default_backend() == "cpu"
 

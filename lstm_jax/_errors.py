@@ -1,4 +1,4 @@
-"""Errors in one form: what came, what was expected, how to mend it.
+"""Errors in one form: what was given, what was expected, how to fix it.
 
 All of them are ``ValueError`` and are raised while tracing, from shapes and dtypes alone.
 """
@@ -6,7 +6,7 @@ All of them are ``ValueError`` and are raised while tracing, from shapes and dty
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,15 @@ import numpy as np
 from lstm_jax._types import is_float
 
 
-def refuse(came: str, expected: str, mend: str) -> NoReturn:
-    """Raise ``ValueError`` in the library's form."""
-    raise ValueError(f"{came}; expected {expected}. {mend}")
+def value_error(got: str, expected: str, hint: str) -> ValueError:
+    """A ``ValueError`` in the library's form: what was given, what was expected, how to fix it."""
+    return ValueError(f"{got}; expected {expected}. {hint}")
 
 
 def check_size(owner: str, name: str, value: Any, *, least: int = 1) -> None:
     """A whole number, ``least`` or more."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        refuse(
+        raise value_error(
             f"{owner} got {name}={value!r}",
             f"a whole number, {least} or more",
             f"Give {name} as a Python int.",
@@ -38,7 +38,7 @@ def is_number(value: Any) -> bool:
 def check_choice(owner: str, name: str, value: Any, choices: Sequence[Any]) -> None:
     """One of a few names."""
     if value not in choices:
-        refuse(
+        raise value_error(
             f"{owner} got {name}={value!r}", f"one of {', '.join(map(repr, choices))}", "Choose one of these."
         )
 
@@ -48,13 +48,13 @@ def normalised_dtype(owner: str, name: str, value: Any) -> np.dtype:
     try:
         dtype = np.dtype(value)
     except TypeError:
-        refuse(
+        raise value_error(
             f"{owner} got {name}={value!r}",
             "a floating dtype",
             'Give jnp.float32, jnp.bfloat16 or "float32".',
-        )
+        ) from None
     if not is_float(dtype):
-        refuse(
+        raise value_error(
             f"{owner} got {name}={dtype.name}",
             "a floating dtype",
             f"Give {name}=jnp.float32 or another float.",
@@ -68,21 +68,23 @@ def check_key(owner: str, key: Any) -> None:
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if key.shape == ():
             return
-        refuse(
+        raise value_error(
             f"{owner} got an array of keys of shape {key.shape}", "one key", "Use jax.vmap to map over keys."
         )
     if dtype == np.uint32 and len(key.shape) == 1 and key.shape[0] in (2, 4):
         return
-    came = f"key={key!r}" if dtype is None else f"a key of dtype {dtype} and shape {key.shape}"
-    refuse(f"{owner} got {came}", "one PRNG key", "Make one with jax.random.key(0).")
+    got = f"key={key!r}" if dtype is None else f"a key of dtype {dtype} and shape {key.shape}"
+    raise value_error(f"{owner} got {got}", "one PRNG key", "Make one with jax.random.key(0).")
 
 
 def check_float(owner: str, name: str, value: Any) -> None:
     """An array of floats; whole numbers are symbols, and a cell reads vectors."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-        refuse(f"{owner} got {name} of type {type(value).__name__}", "an array", f"Use jnp.asarray({name}).")
+        raise value_error(
+            f"{owner} got {name} of type {type(value).__name__}", "an array", f"Use jnp.asarray({name})."
+        )
     if not is_float(value.dtype):
-        refuse(
+        raise value_error(
             f"{owner} got {name} of dtype {value.dtype}",
             "a floating dtype",
             f"Embed or one-hot {name} first (jax.nn.one_hot), or cast it with .astype(jnp.float32).",
@@ -92,7 +94,7 @@ def check_float(owner: str, name: str, value: Any) -> None:
 def check_function(owner: str, name: str, value: Any) -> None:
     """Something that can be called and hashed."""
     if not callable(value):
-        refuse(
+        raise value_error(
             f"{owner} got {name}={value!r}",
             "a function",
             f"Give {name}=jnp.tanh, or another function of an array.",
@@ -104,7 +106,7 @@ def check_member(owner: str, cell: Any) -> None:
     needed = ("init", "initial_carry", "step")
     missing = [name for name in needed if not callable(getattr(cell, name, None))]
     if missing or isinstance(cell, type):
-        refuse(
+        raise value_error(
             f"{owner} got {cell!r}" + (f" without {', '.join(missing)}" if missing else ""),
             "a cell: an object with init, initial_carry and step",
             "Give for instance lstm_jax.LSTM(input_size, hidden_size).",
@@ -114,16 +116,16 @@ def check_member(owner: str, cell: Any) -> None:
 def check_tuple(owner: str, params: Any, count: int, what: str = "parameters") -> None:
     """One entry for each member of a network."""
     if not isinstance(params, (tuple, list)) or len(params) != count:
-        came = (
+        got = (
             f"{len(params)} entries" if isinstance(params, (tuple, list)) else f"type {type(params).__name__}"
         )
-        refuse(
-            f"{owner} got {what} of {came}", f"a tuple of {count}, one a member", "Make it with init(key)."
+        raise value_error(
+            f"{owner} got {what} of {got}", f"a tuple of {count}, one a member", "Make it with init(key)."
         )
 
 
-def check_structure(owner: str, carry: Any, like: Any, whose: str, mend: str) -> None:
+def check_structure(owner: str, carry: Any, like: Any, whose: str, hint: str) -> None:
     """Two carries are trees of one shape."""
-    came, wanted = (jax.tree.structure(tree) for tree in (carry, like))
-    if str(came) != str(wanted):
-        refuse(f"{owner} got or returned a carry of structure {came}", f"{whose}, {wanted}", mend)
+    got, wanted = (jax.tree.structure(tree) for tree in (carry, like))
+    if str(got) != str(wanted):
+        raise value_error(f"{owner} got or returned a carry of structure {got}", f"{whose}, {wanted}", hint)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_float, check_size, check_structure, check_tuple, refuse
+from lstm_jax._errors import check_float, check_size, check_structure, check_tuple, value_error
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import event_ndim
 from lstm_jax.cells.conv_lstm import ConvLSTM
@@ -23,7 +23,7 @@ from lstm_jax.unrolling.api import unroll
 from lstm_jax.unrolling.validation import batch_shape
 
 
-def flipped(network: Any, carry: Carry) -> Carry:
+def swap_carry_order(network: Any, carry: Carry) -> Carry:
     """``(h, c)`` as ``(c, h)``, and back: the carries of LSTM and ConvLSTM, wherever in a network.
 
     Every other carry is handed on as it is, that of :class:`lstm_jax.FullGateLSTM` and
@@ -37,13 +37,13 @@ def flipped(network: Any, carry: Carry) -> Carry:
         check_tuple(type(network).__name__, carry, 2, "a carry")
         return carry[1], carry[0]
     if isinstance(network, (Wrapper, Sharded)):
-        return flipped(network.cell, carry)
+        return swap_carry_order(network.cell, carry)
     if isinstance(network, Bidirectional):
         check_tuple("Bidirectional", carry, 2, "a carry")
-        return tuple(flipped(network.cell, each) for each in carry)
+        return tuple(swap_carry_order(network.cell, each) for each in carry)
     if isinstance(network, Stack):
         check_tuple("Stack", carry, len(network.layers), "a carry")
-        return tuple(map(flipped, network.layers, carry))
+        return tuple(map(swap_carry_order, network.layers, carry))
     return carry
 
 
@@ -99,7 +99,7 @@ def layers(
     """
     check_size(kind.__name__, "num_layers", num_layers)
     if dropout and num_layers == 1:
-        refuse(
+        raise value_error(
             f"{kind.__name__} got dropout={dropout!r} and num_layers=1",
             "two layers or more, because dropout is between layers",
             "Leave it out, or wrap a cell in lstm_jax.VariationalDropout and give it to Recurrent.",
@@ -115,7 +115,7 @@ def layers(
 def initial(network: Any, input_shape: tuple[int, ...], params: Params | None) -> Carry:
     """The initial carry for inputs of this shape, without time, in Flax's order."""
     batch = tuple(input_shape[: len(input_shape) - event_ndim(network)])
-    return flipped(network, network.initial_carry(batch, params))
+    return swap_carry_order(network, network.initial_carry(batch, params))
 
 
 def check_inputs(owner: str, network: Any, inputs: Any, layout: str = "") -> None:
@@ -125,14 +125,14 @@ def check_inputs(owner: str, network: Any, inputs: Any, layout: str = "") -> Non
     features = "*features" if events > 1 else "D"
     layout = layout or "(*batch, "
     if inputs.ndim < events + layout.count("T"):
-        refuse(
+        raise value_error(
             f"{owner} got inputs of shape {tuple(inputs.shape)}",
             f"{layout}{features}), {events + layout.count('T')} axes or more",
             "Features come last: inputs[..., None] makes one of a series of numbers.",
         )
     size = getattr(network, "input_size", None)
     if events == 1 and isinstance(size, int) and inputs.shape[-1] != size:
-        refuse(
+        raise value_error(
             f"{owner} got inputs of shape {tuple(inputs.shape)}",
             f"{layout}{size}), {size} being the input features",
             "Change in_features, or move the axes.",
@@ -142,14 +142,14 @@ def check_inputs(owner: str, network: Any, inputs: Any, layout: str = "") -> Non
 def step(owner: str, network: Any, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
     """One step, with the carry in Flax's order."""
     check_inputs(owner, network, x)
-    after, y = network.step(params, flipped(network, carry), x)
-    return flipped(network, after), y
+    after, y = network.step(params, swap_carry_order(network, carry), x)
+    return swap_carry_order(network, after), y
 
 
 def check_quiet(owner: str, network: Any) -> None:
     """A step alone knows neither its time nor a key, so noise would be missing from training."""
     if is_random(network):
-        refuse(
+        raise value_error(
             f"{owner} got a {type(network).__name__} with noise",
             "a network without: a single step does not draw",
             "Give it to Recurrent, which walks over time itself.",
@@ -180,7 +180,7 @@ def walk(
     """
     check_inputs(owner, network, inputs, "(T, *batch, " if time_major else "(*batch, T, ")
     if keep_order is False and options.get("reverse"):
-        refuse(
+        raise value_error(
             f"{owner} got reverse=True and keep_order=False",
             "keep_order=True: outputs stay beside their inputs",
             "Flip the outputs yourself where you want them in the order of the walk.",
@@ -189,7 +189,7 @@ def walk(
     flags_shape = tuple(inputs.shape[:-events])
     for name, flags in (("mask", mask), ("resets", resets)):
         if flags is not None and tuple(jnp.shape(flags)) != flags_shape:
-            refuse(
+            raise value_error(
                 f"{owner} got {name} of shape {tuple(jnp.shape(flags))} with inputs of shape "
                 f"{tuple(inputs.shape)}",
                 f"one flag a step and row: shape {flags_shape}",
@@ -206,7 +206,7 @@ def walk(
     xs = time_first(inputs)
     if initial_carry is not None:
         _check_carry(owner, network, params, initial_carry, batch_shape(network, xs))
-        initial_carry = flipped(network, initial_carry)
+        initial_carry = swap_carry_order(network, initial_carry)
     carry, ys = unroll(
         network,
         params,
@@ -218,18 +218,20 @@ def walk(
         return_carries=return_carries,
         **options,
     )
-    carry = flipped(network, carry)
+    carry = swap_carry_order(network, carry)
     if return_carries:
         ys, carries = ys
-        return carry, (time_back(ys), flipped(network, jax.tree.map(time_back, carries)))
+        return carry, (time_back(ys), swap_carry_order(network, jax.tree.map(time_back, carries)))
     return (carry, time_back(ys)) if return_carry else time_back(ys)
 
 
 def _check_carry(owner: str, network: Any, params: Params, carry: Carry, batch: tuple[int, ...]) -> None:
-    expected = jax.eval_shape(lambda p: flipped(network, network.initial_carry(batch, p)), params)
-    mend = "Hand on what return_carry=True gave; an LSTM's carry is (c, h) here, as in Flax."
-    check_structure(owner, carry, expected, "the network's", mend)
+    expected = jax.eval_shape(lambda p: swap_carry_order(network, network.initial_carry(batch, p)), params)
+    hint = "Hand on what return_carry=True gave; an LSTM's carry is (c, h) here, as in Flax."
+    check_structure(owner, carry, expected, "the network's", hint)
     for (path, want), have in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(carry), strict=True):
         if tuple(have.shape) != tuple(want.shape):
             name = "initial_carry" + jax.tree_util.keystr(path)
-            refuse(f"{owner} got {name} of shape {tuple(have.shape)}", f"shape {tuple(want.shape)}", mend)
+            raise value_error(
+                f"{owner} got {name} of shape {tuple(have.shape)}", f"shape {tuple(want.shape)}", hint
+            )

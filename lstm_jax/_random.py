@@ -18,7 +18,7 @@ from lstm_jax._types import Array, Carry, Params, state_dtype
 ONCE = np.uint32(2**32 - 1)
 
 
-def steady(key: Array) -> Array:
+def vmap_invariant_key(key: Array) -> Array:
     """The key, or one made of it whose numbers are the same drawn one by one and under ``vmap``.
 
     The ``rbg`` generators draw other numbers for many keys at once than for each of them.
@@ -50,9 +50,9 @@ def draws(cell: Any, key: Array | None, times: Any, carry: Carry) -> Any:
     return jax.vmap(lambda t: cell.draw(jax.random.fold_in(key, t), carry))(times)
 
 
-def bernoulli(key: Array, share: float, like: Any) -> Array:
-    """True in about ``share`` of the entries of a mask for ``like``."""
-    return _placed(jax.random.bernoulli(key, share, like.shape), like)
+def bernoulli(key: Array, probability: float, like: Any) -> Array:
+    """True in about ``probability`` of the entries of a mask for ``like``."""
+    return _placed(jax.random.bernoulli(key, probability, like.shape), like)
 
 
 def normal(key: Array, like: Any) -> Array:

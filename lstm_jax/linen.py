@@ -31,7 +31,7 @@ except ImportError as error:
     raise ImportError('lstm_jax.linen needs Flax: pip install "lstm_jax[flax]"', name="flax") from error
 
 import lstm_jax
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax._flax import check_quiet, initial, is_random, layers, name_of, named, step, walk
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import event_ndim
@@ -60,7 +60,7 @@ def from_variables(network: Any, variables: Mapping[str, Any]) -> Params:
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     names = list(named(shapes))
     if sorted(names) != sorted(variables):
-        refuse(
+        raise value_error(
             f"from_variables got {', '.join(sorted(variables))}",
             f"the parameters of the network, {', '.join(sorted(names))}",
             'Take the inner mapping, variables["params"], and the network that the module has.',
@@ -196,7 +196,7 @@ def _key(module: Any, deterministic: bool | None) -> Array | None:
         deterministic = module.deterministic
     owner = type(module).__name__
     if deterministic is None:
-        refuse(
+        raise value_error(
             f"{owner} has noise, and deterministic=None",
             "True for evaluation or False for training",
             "Say it when making the module, or when calling it.",
@@ -204,7 +204,7 @@ def _key(module: Any, deterministic: bool | None) -> Array | None:
     if deterministic or (module.is_initializing() and not module.has_rng("dropout")):
         return None
     if not module.has_rng("dropout"):
-        refuse(
+        raise value_error(
             f"{owner} has noise, but no stream to draw it from",
             "the stream dropout",
             'Call apply(..., rngs={"dropout": key}), or deterministic=True for no noise.',

@@ -33,7 +33,7 @@ except ImportError as error:
     raise ImportError('lstm_jax.nnx needs Flax: pip install "lstm_jax[flax]"', name="flax") from error
 
 import lstm_jax
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax._flax import check_quiet, initial, is_random, layers, named, step, walk
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import event_ndim
@@ -47,7 +47,9 @@ class Parameters(nnx.Module):
         owner = type(self).__name__
         check_network(owner, network)
         if rngs is not None and not isinstance(rngs, nnx.Rngs):
-            refuse(f"{owner} got rngs of type {type(rngs).__name__}", "nnx.Rngs", "Pass rngs=nnx.Rngs(0).")
+            raise value_error(
+                f"{owner} got rngs of type {type(rngs).__name__}", "nnx.Rngs", "Pass rngs=nnx.Rngs(0)."
+            )
         if params is not None:
             fresh = jax.eval_shape(network.init, jax.random.key(0))
             _check_params(owner, fresh, params, all_of_them=False)
@@ -55,7 +57,7 @@ class Parameters(nnx.Module):
         elif rngs is not None and _has(rngs, "params"):
             params = network.init(rngs.params())
         else:
-            refuse(
+            raise value_error(
                 f"{owner} got " + ("neither rngs nor params" if rngs is None else "rngs without params"),
                 "one of them: where to draw the weights from, or the weights",
                 "Pass rngs=nnx.Rngs(0).",
@@ -126,7 +128,7 @@ class Cell(Parameters, nnx.RNNCellBase):
         if carry_init is None:
             return carry
         if rngs is None:
-            refuse(
+            raise value_error(
                 "initialize_carry got carry_init without rngs", "something to draw from", "Pass nnx.Rngs(0)."
             )
         stream = rngs.carry if isinstance(rngs, nnx.Rngs) else rngs
@@ -306,7 +308,7 @@ class Recurrent(Parameters):
         if rngs is None:
             rngs = self.rngs
         if rngs is None or (isinstance(rngs, nnx.Rngs) and not _has(rngs, "dropout")):
-            refuse(
+            raise value_error(
                 f"{type(self).__name__} has noise, but no stream to draw it from",
                 "the stream dropout",
                 "Make the module with rngs=nnx.Rngs(0, dropout=1), or call eval() for no noise.",
@@ -397,16 +399,16 @@ def _is_variable(value: Any) -> bool:
 
 def _check_params(owner: str, mine: Params, given: Params, *, all_of_them: bool) -> None:
     """Given parameters fit; some cells go without one that they would draw, and say so when they run."""
-    wanted, came = named(mine), named(given)
-    if not set(came) <= set(wanted) or (all_of_them and set(came) != set(wanted)):
-        refuse(
-            f"{owner} got parameters {', '.join(sorted(came))}",
+    wanted, got = named(mine), named(given)
+    if not set(got) <= set(wanted) or (all_of_them and set(got) != set(wanted)):
+        raise value_error(
+            f"{owner} got parameters {', '.join(sorted(got))}",
             f"those of the network, {', '.join(sorted(wanted))}",
             "Give the cell the options that the parameters were made with.",
         )
-    for name, value in came.items():
+    for name, value in got.items():
         if jnp.shape(value) != wanted[name].shape:
-            refuse(
+            raise value_error(
                 f"{owner} got {name} of shape {jnp.shape(value)}",
                 f"shape {wanted[name].shape}",
                 "Give the cell the sizes that the parameters were made with.",

@@ -98,8 +98,8 @@ def problem(kind, T, B, H, dtype, *, masked=True, bias=True, seed=0):
     return inputs, tuple(normal(T, B, H, dtype=one) for one in dtypes)
 
 
-def saved_for(inputs, walked):
+def saved_for(inputs, scanned):
     """What backward reads, of this oracle's results."""
-    memory = jnp.asarray(walked.states[-1], inputs.carry[-1].dtype)
-    gates = jnp.asarray(walked.gates, jnp.float32)
+    memory = jnp.asarray(scanned.states[-1], inputs.carry[-1].dtype)
+    gates = jnp.asarray(scanned.gates, jnp.float32)
     return saved_of(inputs, Walk((memory,), gates))

@@ -8,7 +8,7 @@ from members import D, H
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, Stack
-from lstm_jax._flax import flipped, is_random, layers, walk
+from lstm_jax._flax import is_random, layers, swap_carry_order, walk
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -18,13 +18,13 @@ T, B = 5, 3
 def test_carries_are_turned_round_wherever_an_lstm_stands():
     lstm = LSTM(D, H)
     for network in (lstm, lstm_jax.ConvLSTM((4, 4, D), H, (3, 3)), lstm_jax.Zoneout(lstm, 0.5)):
-        assert flipped(network, ("h", "c")) == ("c", "h")
+        assert swap_carry_order(network, ("h", "c")) == ("c", "h")
     for network in (lstm_jax.FullGateLSTM(D, H), lstm_jax.MLSTM(D, H), GRU(D, H)):
-        assert flipped(network, ("h", "c", "n")) == ("h", "c", "n")
+        assert swap_carry_order(network, ("h", "c", "n")) == ("h", "c", "n")
     stack = Stack((Bidirectional(lstm), LSTM(2 * H, H), GRU(H, H)))
     nested = ((("h0", "c0"), ("h1", "c1")), ("h2", "c2"), "h3")
     turned = ((("c0", "h0"), ("c1", "h1")), ("c2", "h2"), "h3")
-    assert flipped(stack, nested) == turned and flipped(stack, turned) == nested
+    assert swap_carry_order(stack, nested) == turned and swap_carry_order(stack, turned) == nested
 
 
 @pytest.mark.parametrize(

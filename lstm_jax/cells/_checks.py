@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from lstm_jax._errors import check_float, check_function, check_size, normalised_dtype, refuse
+from lstm_jax._errors import check_float, check_function, check_size, normalised_dtype, value_error
 from lstm_jax.cells._linear import dense, first_axis
 
 
@@ -30,7 +30,7 @@ def check_heads(owner: str, heads: int, sizes: dict[str, int]) -> None:
     """Heads divide each of the sizes."""
     for name, size in sizes.items():
         if size % heads:
-            refuse(
+            raise value_error(
                 f"{owner} got heads={heads} with {name}={size}",
                 "heads of equal size",
                 f"Take a number of heads that divides {size}.",
@@ -40,7 +40,7 @@ def check_heads(owner: str, heads: int, sizes: dict[str, int]) -> None:
 def check_batch_shape(cell: Any, batch_shape: Any) -> None:
     """A tuple of sizes."""
     if not isinstance(batch_shape, (tuple, list)):
-        refuse(
+        raise value_error(
             f"{type(cell).__name__}.initial_carry got batch_shape={batch_shape!r}",
             "a tuple of the batch axes",
             "Write initial_carry((batch,)), or initial_carry() for a single row.",
@@ -82,11 +82,11 @@ def check_cell(
 def check_bias(cell: Any, params: Any) -> None:
     """The parameters hold a bias exactly where the cell has one."""
     if (params.bias is not None) != cell.use_bias:
-        refuse(
+        raise value_error(
             f"{type(cell).__name__} got {'a' if params.bias is not None else 'no'} bias "
             f"with use_bias={cell.use_bias}",
             "a bias exactly where use_bias=True",
-            "Build the cell with the use_bias of its parameters, or mend them: params._replace(bias=...).",
+            "Build the cell with the use_bias of its parameters, or change them: params._replace(bias=...).",
         )
 
 
@@ -98,12 +98,12 @@ def check_initial(cell: Any, params: Any) -> None:
     shapes = [(getattr(cell, "proj_size", None) or cell.hidden_size,), *[shape] * len(states)]
     wrong = any(tuple(s.shape) != wanted for s, wanted in zip(states, shapes, strict=False))
     if bool(states) != cell.learn_initial_carry or wrong:
-        came = ", ".join(str(tuple(state.shape)) for state in states) or "None"
-        refuse(
-            f"{owner} got params.initial of shape {came} with learn_initial_carry={cell.learn_initial_carry}",
+        got = ", ".join(str(tuple(state.shape)) for state in states) or "None"
+        raise value_error(
+            f"{owner} got params.initial of shape {got} with learn_initial_carry={cell.learn_initial_carry}",
             f"states of shape {', '.join(map(str, shapes[: max(1, len(states))]))} exactly where "
             "learn_initial_carry=True",
-            "Make parameters with cell.init(key), or mend them: params._replace(initial=...).",
+            "Make parameters with cell.init(key), or change them: params._replace(initial=...).",
         )
 
 
@@ -111,7 +111,7 @@ def check_input(owner: str, x: Any, size: int) -> None:
     """A float array whose last axis holds the input features."""
     check_float(owner, "x", x)
     if len(x.shape) < 1 or x.shape[-1] != size:
-        refuse(
+        raise value_error(
             f"{owner} got x of shape {tuple(x.shape)}",
             f"shape (..., {size}), the last axis being the {size} input features",
             "Change input_size, or the array (time and batch come first).",
@@ -126,7 +126,7 @@ def check_carry(owner: str, states: str, carry: Any, x: Any, size: int | Sequenc
     wanted = states.split(", ")
     parts = carry if isinstance(carry, (tuple, list)) else (carry,)
     if len(parts) != len(wanted):
-        refuse(
+        raise value_error(
             f"{owner} got a carry of {len(parts)} parts", f"({states})", "Make one with cell.initial_carry()."
         )
     for name, part, units in zip(
@@ -135,7 +135,7 @@ def check_carry(owner: str, states: str, carry: Any, x: Any, size: int | Sequenc
         shape = (*x.shape[:-1], units)
         check_float(owner, name, part)
         if tuple(part.shape) != shape:
-            refuse(
+            raise value_error(
                 f"{owner} got {name} of shape {tuple(part.shape)} with x of shape {tuple(x.shape)}",
                 f"{name} of shape {shape}: x's batch axes, then the {units} units",
                 "Make the carry with cell.initial_carry(batch_shape), or map over the batch with jax.vmap.",
@@ -146,7 +146,7 @@ def check_fields(owner: str, params: Any, names: Sequence[str] = ("w_ih", "w_hh"
     """The parameters have these fields; by default the three that every classic cell has."""
     missing = [name for name in names if not hasattr(params, name)]
     if missing:
-        refuse(
+        raise value_error(
             f"{owner} got parameters of type {type(params).__name__} without {', '.join(missing)}",
             "the NamedTuple that the cell's init returns",
             "Make parameters with cell.init(key).",
@@ -175,7 +175,7 @@ def check_weights(
     expected = {"w_ih": (D, gates * H), "w_hh": (*rows, gates * columns), "bias": (gates * H,)}
     wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
     if wrong:
-        refuse(
+        raise value_error(
             f"{owner} got " + ", ".join(f"{name} of shape {shape}" for name, shape in wrong.items()),
             ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (D={D}, H={H}, {gates} gates)",
             "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_key, refuse
+from lstm_jax._errors import check_key, value_error
 from lstm_jax._types import Array, DType, Initializer, state_dtype
 from lstm_jax.cells._checks import check_batch_shape, check_fields, check_initial
 from lstm_jax.cells._linear import dense
@@ -82,7 +82,7 @@ def learned_initial(cell: Any, params: Any | None) -> Any | None:
     if not cell.learn_initial_carry:
         return None
     if params is None:
-        refuse(
+        raise value_error(
             f"{type(cell).__name__}.initial_carry got no params",
             "the parameters, because learn_initial_carry=True keeps the initial carry among them",
             "Call cell.initial_carry(batch_shape, params).",

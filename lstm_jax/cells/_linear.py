@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._devices import alone
+from lstm_jax._devices import is_single_cpu_device
 from lstm_jax._types import Array, DType, promote, state_dtype
 
 
@@ -22,10 +22,10 @@ def affine(x: Array, w: Array, bias: Array | None, dtype: DType | None = None) -
 
 def add_bias(total: Array, bias: Array | None) -> Array:
     """``total + bias`` over any leading axes, in the dtype of the total."""
-    return total if bias is None else total + over(bias.astype(total.dtype), total)
+    return total if bias is None else total + expand_rank(bias.astype(total.dtype), total)
 
 
-def over(vector: Any, array: Array) -> Any:
+def expand_rank(vector: Any, array: Array) -> Any:
     """``vector`` with leading axes to meet ``array`` (for users who forbid implicit broadcasting)."""
     return vector.reshape((1,) * (array.ndim - 1) + vector.shape)
 
@@ -36,7 +36,7 @@ def product(x: Array, w: Array, dtype: DType) -> Array:
     rows = x.shape[:-1]
     # XLA for CPUs copies before a weight's gradient is summed over two axes. Joining them would
     # gather what is spread over devices, and symbolic sizes do not join.
-    if len(rows) > 1 and alone() and all(isinstance(n, int) for n in rows):
+    if len(rows) > 1 and is_single_cpu_device() and all(isinstance(n, int) for n in rows):
         x = x.reshape(math.prod(rows), x.shape[-1])
     return _product(x, w).reshape(*rows, w.shape[-1])
 
@@ -64,7 +64,7 @@ def _product_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     return total, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(total)
 
 
-def hear(h: Array, w: Array, gates: int, dtype: DType) -> Array:
+def recurrent_product(h: Array, w: Array, gates: int, dtype: DType) -> Array:
     """``h R``: (..., gates*H). R is ``w``, or has the blocks ``w`` (heads, P/heads, gates*H/heads).
 
     Each head's gates lie side by side in its block; heads lie side by side in each gate of the result.
@@ -74,8 +74,8 @@ def hear(h: Array, w: Array, gates: int, dtype: DType) -> Array:
     heads, rows, columns = w.shape
     parts = h.astype(dtype).reshape(*h.shape[:-1], heads, rows)
     blocks = w.astype(dtype).reshape(heads, rows, gates, columns // gates)
-    heard = jnp.einsum("...nr,nrgc->...gnc", parts, blocks, preferred_element_type=state_dtype(dtype))
-    return heard.reshape(*h.shape[:-1], heads * columns)
+    recurrent = jnp.einsum("...nr,nrgc->...gnc", parts, blocks, preferred_element_type=state_dtype(dtype))
+    return recurrent.reshape(*h.shape[:-1], heads * columns)
 
 
 def layer_norm(z: Array, scale: Array, epsilon: float) -> Array:
@@ -83,7 +83,7 @@ def layer_norm(z: Array, scale: Array, epsilon: float) -> Array:
     z = z.astype(state_dtype(z.dtype))
     centred = z - jnp.mean(z, axis=-1, keepdims=True)
     spread = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
-    return over(scale.astype(z.dtype), z) * (centred * spread)
+    return expand_rank(scale.astype(z.dtype), z) * (centred * spread)
 
 
 def sigmoid(z: Array) -> Array:

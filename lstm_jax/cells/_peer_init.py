@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_key, refuse
+from lstm_jax._errors import check_key, value_error
 from lstm_jax._types import Array, Params
 from lstm_jax.cells._init import GLOROT_UNIFORM, ORTHOGONAL
 from lstm_jax.cells.gru import GRUParams
@@ -73,7 +73,7 @@ def _redrawn(owner: str, values: Any, network: Any, key: Array) -> Params:
     sets, structure = jax.tree.flatten(params, is_leaf=lambda node: isinstance(node, known))
     for node in sets:
         if not isinstance(node, known):
-            refuse(
+            raise value_error(
                 f"{owner} got a network with parameters of type {type(node).__name__}",
                 "a network of RNN, LSTM, GRU and Readout",
                 "Initialise the other cells with their own init.",

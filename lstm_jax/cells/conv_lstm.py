@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax._errors import check_choice, check_float, check_key, check_size, refuse
+from lstm_jax._errors import check_choice, check_float, check_key, check_size, value_error
 from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
 from lstm_jax.cells import _checks, _init, _linear
 from lstm_jax.cells.lstm import LSTMCarry, _lean_pointwise, _pointwise, _update
@@ -196,7 +196,7 @@ class ConvLSTM:
         _checks.normalise(self, "features")
         shape = _each_axis("ConvLSTM", "input_shape", self.input_shape, None)
         if not 2 <= len(shape) <= 4:
-            refuse(
+            raise value_error(
                 f"ConvLSTM got input_shape={self.input_shape!r}",
                 "1, 2 or 3 axes of space, then the channels",
                 "Write (height, width, channels) for an image.",
@@ -278,7 +278,7 @@ class ConvLSTM:
         _checks.check_initial(self, params)
         check_float("ConvLSTM", "x", x)
         if tuple(x.shape[-self.event_ndim :]) != self.input_shape:
-            refuse(
+            raise value_error(
                 f"ConvLSTM got x of shape {tuple(x.shape)}",
                 f"shape (..., {', '.join(map(str, self.input_shape))}), the cell's input_shape",
                 "Change input_shape, or move the axes: time and batch, then space, then channels.",
@@ -302,7 +302,7 @@ class ConvLSTM:
 def _each_axis(owner: str, name: str, value: Any, count: int | None) -> tuple[int, ...]:
     """A tuple of whole numbers, one for each of ``count`` axes of space."""
     if not isinstance(value, (tuple, list)) or (count is not None and len(value) != count):
-        refuse(
+        raise value_error(
             f"{owner} got {name}={value!r}",
             "a tuple of whole numbers"
             + ("" if count is None else f", one for each of {count} axes of space"),
@@ -319,7 +319,7 @@ def _space_out(
     """The size of space after the input's convolution."""
     room = space if padding == "SAME" else tuple(n - k + 1 for n, k in zip(space, kernel, strict=True))
     if min(room) < 1:
-        refuse(
+        raise value_error(
             f"{owner} got an input of {space} pixels and a kernel of {tuple(kernel)} with padding='VALID'",
             "a kernel that fits into the input",
             "Take a smaller kernel, or padding='SAME'.",
@@ -337,7 +337,7 @@ def _check_weights(owner: str, params: Any, sizes: tuple[tuple[int, ...], int, i
         check_float(owner, name, value)
     for name in ("w_ih", "w_hh"):
         if not 3 <= given[name].ndim <= 5:
-            refuse(
+            raise value_error(
                 f"{owner} got {name} of shape {tuple(given[name].shape)}",
                 "1, 2 or 3 sizes of the kernel, then the channels read and those of the four gates",
                 "Make parameters with cell.init(key), or map over stacked parameters with jax.vmap.",
@@ -346,7 +346,7 @@ def _check_weights(owner: str, params: Any, sizes: tuple[tuple[int, ...], int, i
     expected = {"w_ih": (*kernel, C, 4 * F), "w_hh": (*kernel, F, 4 * F), "bias": (4 * F,)}
     wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
     if wrong:
-        refuse(
+        raise value_error(
             f"{owner} got " + ", ".join(f"{name} of shape {shape}" for name, shape in wrong.items()),
             ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (C={C}, F={F}, 4 gates)",
             "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
@@ -358,7 +358,7 @@ def _check_channels(owner: str, x: Any, axes: int, channels: int) -> None:
     """A float array (*batch, *space, C) with as many axes of space as the kernel."""
     check_float(owner, "x", x)
     if x.ndim < axes + 1 or x.shape[-1] != channels or 0 in x.shape[-axes - 1 :]:
-        refuse(
+        raise value_error(
             f"{owner} got x of shape {tuple(x.shape)}",
             f"shape (*batch, *space, {channels}), {axes} being the axes of space of the kernel",
             "Put time and batch first and the channels last.",
@@ -367,15 +367,15 @@ def _check_channels(owner: str, x: Any, axes: int, channels: int) -> None:
 
 def _check_carry(owner: str, carry: Any, x: Any, shape: tuple[int, ...]) -> None:
     """Two float arrays of this shape."""
-    mend = "Make the carry with cell.initial_carry(batch_shape)."
+    hint = "Make the carry with cell.initial_carry(batch_shape)."
     parts = carry if isinstance(carry, (tuple, list)) else (carry,)
     if len(parts) != 2:
-        refuse(f"{owner} got a carry of {len(parts)} parts", "(h, c)", mend)
+        raise value_error(f"{owner} got a carry of {len(parts)} parts", "(h, c)", hint)
     for name, part in zip(("h", "c"), parts, strict=True):
         check_float(owner, name, part)
         if tuple(part.shape) != shape:
-            refuse(
+            raise value_error(
                 f"{owner} got {name} of shape {tuple(part.shape)} with x of shape {tuple(x.shape)}",
                 f"{name} of shape {shape}: x's batch axes, the space of the convolved input, the channels",
-                mend,
+                hint,
             )

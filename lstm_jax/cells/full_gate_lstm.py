@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_float, check_key, refuse
+from lstm_jax._errors import check_choice, check_float, check_key, value_error
 from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
 from lstm_jax.cells import _checks, _init, _linear
 from lstm_jax.cells.lstm import LSTM
@@ -107,8 +107,8 @@ def _recur(params: FullGateLSTMParams, carry: FullGateCarry, u: Array) -> Array:
     h, _, gates = carry
     z = u.astype(state_dtype(u.dtype)) + _linear.product(h, params.w_hh, u.dtype)
     i, f, o = jnp.split(_linear.product(gates, params.w_gates, u.dtype), 3, axis=-1)
-    heard = jnp.concatenate([i, f, jnp.zeros_like(i), o], axis=-1)
-    return _linear.add_bias(z + heard, params.bias)
+    recurrent = jnp.concatenate([i, f, jnp.zeros_like(i), o], axis=-1)
+    return _linear.add_bias(z + recurrent, params.bias)
 
 
 def _update(params: FullGateLSTMParams, carry: FullGateCarry, z: Array) -> tuple[FullGateCarry, Array]:
@@ -217,7 +217,7 @@ def _check_own(owner: str, params: Any, H: int) -> None:
             continue
         check_float(owner, name, value)
         if tuple(value.shape) != shape:
-            refuse(
+            raise value_error(
                 f"{owner} got {name} of shape {tuple(value.shape)}",
                 f"shape {shape} (H={H})",
                 "Make parameters with cell.init(key).",

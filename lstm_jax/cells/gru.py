@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_float, refuse
+from lstm_jax._errors import check_float, value_error
 from lstm_jax._types import Array, DType, Initializer, exportable, state_dtype
 from lstm_jax.cells import _checks, _init, _linear
 
@@ -86,7 +86,7 @@ def _recur(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
     """The two parts of the candidate stay apart, because the reset gate comes between them."""
     H = u.shape[-1] // 3  # not h's: over devices, h is of all units and u of some
     u_rz, u_n = _cut(_linear.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * H)
-    r_rz, r_n = _cut(_linear.hear(h, params.w_hh, 3, u.dtype), 2 * H)
+    r_rz, r_n = _cut(_linear.recurrent_product(h, params.w_hh, 3, u.dtype), 2 * H)
     return GRUPreactivation(u_rz + r_rz, u_n, _linear.add_bias(r_n, params.bias_hn))
 
 
@@ -94,9 +94,9 @@ def _recur_reset_before(params: GRUParams, h: Array, u: Array) -> GRUPreactivati
     """Two products, one after the other; not affine in h."""
     w_rz, w_n = _cut(params.w_hh, 2 * params.w_hh.shape[-1] // 3)
     u_rz, u_n = _cut(_linear.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * h.shape[-1])
-    rz = u_rz + _linear.hear(h, w_rz, 2, u.dtype)
+    rz = u_rz + _linear.recurrent_product(h, w_rz, 2, u.dtype)
     r, _ = jnp.split(_linear.sigmoid(rz), 2, axis=-1)
-    return GRUPreactivation(rz, u_n + _linear.hear(r * h.astype(r.dtype), w_n, 1, u.dtype), None)
+    return GRUPreactivation(rz, u_n + _linear.recurrent_product(r * h.astype(r.dtype), w_n, 1, u.dtype), None)
 
 
 def _update(h: Array, pre: GRUPreactivation, candidate: Array | None = None) -> tuple[Array, Array]:
@@ -117,7 +117,7 @@ def _check_bias_hn(owner: str, params: GRUParams, reset_after: bool) -> None:
     if bias_hn is None:
         return
     if not reset_after:
-        refuse(
+        raise value_error(
             f"{owner} got bias_hn with reset_after=False",
             "one bias, because before the reset gate the two are one",
             "Add bias_hn to the last H entries of bias, or use reset_after=True.",
@@ -125,7 +125,7 @@ def _check_bias_hn(owner: str, params: GRUParams, reset_after: bool) -> None:
     check_float(owner, "bias_hn", bias_hn)
     _, H, _ = _linear.blocks_of(params.w_hh)
     if tuple(bias_hn.shape) != (H,):
-        refuse(
+        raise value_error(
             f"{owner} got bias_hn of shape {tuple(bias_hn.shape)}",
             f"shape {(H,)}",
             "Make parameters with cell.init(key).",

@@ -65,7 +65,7 @@ def _diagonal(H: int) -> tuple[int, ...]:
 
 def _recur(params: IndRNNParams, h: Array, u: Array) -> Array:
     z = u.astype(state_dtype(u.dtype))
-    z = z + _linear.over(params.w_hh.astype(z.dtype), z) * h.astype(z.dtype)
+    z = z + _linear.expand_rank(params.w_hh.astype(z.dtype), z) * h.astype(z.dtype)
     return _linear.add_bias(z, params.bias)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_float, check_function, is_number, refuse
+from lstm_jax._errors import check_choice, check_float, check_function, is_number, value_error
 from lstm_jax._random import normal
 from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
 from lstm_jax.cells import _checks, _init, _linear
@@ -144,7 +144,7 @@ def _update(
     dtype = promote(z.dtype, state.dtype)
     old, z = state.astype(dtype), z.astype(dtype)
     if not isinstance(alpha, float):
-        alpha = _linear.over(alpha.astype(dtype), z)
+        alpha = _linear.expand_rank(alpha.astype(dtype), z)
     kick = None
     if noise is not None and sigma:
         _check_noise(owner, noise, state)
@@ -277,10 +277,10 @@ class LeakyRNN:
         _checks.check_cell(self, params, x, gates=1)
         learned = _log_tau(params)
         if (learned is not None) != self.learn_tau:
-            refuse(
+            raise value_error(
                 f"LeakyRNN got {'no' if learned is None else 'a'} log_tau with learn_tau={self.learn_tau}",
                 "a log_tau exactly where learn_tau=True",
-                "Make parameters with cell.init(key), or mend them: params._replace(log_tau=...).",
+                "Make parameters with cell.init(key), or change them: params._replace(log_tau=...).",
             )
         _check_log_tau("LeakyRNN", learned, self.hidden_size)
         return _linear.affine(x, params.w_ih, None, self.dtype)
@@ -308,21 +308,23 @@ def _check_dynamics(
     check_choice(owner, "integration", integration, INTEGRATIONS)
     for name, value in (("tau", tau), ("dt", dt)):
         if not is_number(value) or not 0 < value < math.inf:
-            refuse(
+            raise value_error(
                 f"{owner} got {name}={value!r}", "a time above 0", "Give both in one unit, milliseconds say."
             )
     if not is_number(sigma) or not 0 <= sigma < math.inf:
-        refuse(f"{owner} got {strength}={sigma!r}", "a number, 0 or more", "0 switches the noise off.")
+        raise value_error(
+            f"{owner} got {strength}={sigma!r}", "a number, 0 or more", "0 switches the noise off."
+        )
     if integration == "exponential":
         return
     if learned:
-        refuse(
+        raise value_error(
             f"{owner} got learned time constants with integration='euler'",
             "integration='exponential', for which every positive tau is long enough",
             "Give integration='exponential', or a fixed tau.",
         )
     if dt > tau:
-        refuse(
+        raise value_error(
             f"{owner} got dt={dt!r} and tau={tau!r} with integration='euler'",
             "dt <= tau: a longer step forgets more than there is",
             "Take shorter steps, or integration='exponential'.",
@@ -335,7 +337,7 @@ def _check_log_tau(owner: str, log_tau: Any, units: int) -> None:
         return
     check_float(owner, "log_tau", log_tau)
     if tuple(log_tau.shape) != (units,):
-        refuse(
+        raise value_error(
             f"{owner} got log_tau of shape {tuple(log_tau.shape)}",
             f"shape ({units},), one time constant for each unit",
             "Make parameters with cell.init(key).",
@@ -346,7 +348,7 @@ def _check_noise(owner: str, noise: Any, state: Any) -> None:
     """Floats in the shape of the state."""
     check_float(owner, "noise", noise)
     if tuple(noise.shape) != tuple(state.shape):
-        refuse(
+        raise value_error(
             f"{owner} got noise of shape {tuple(noise.shape)}",
             f"that of the state, {tuple(state.shape)}",
             "Draw it with cell.draw(key, carry).",

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import check_size, refuse
+from lstm_jax._errors import check_size, value_error
 from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
 from lstm_jax.cells import _checks, _init, _linear
 from lstm_jax.cells.lstm_form import (
@@ -157,18 +157,18 @@ def _recur(form: LSTMForm, params: LSTMParams, carry: LSTMCarry, u: Array) -> An
     With layer normalisation u + b and h R stay apart: the mean over h R is taken in ``_update``.
     """
     h, _ = carry
-    heard = _linear.hear(h, params.w_hh, len(form.gates), u.dtype)
+    recurrent = _linear.recurrent_product(h, params.w_hh, len(form.gates), u.dtype)
     u = u.astype(state_dtype(u.dtype))
     if form.layer_norm is None:
-        return _linear.add_bias(u + heard, params.bias)
-    return _linear.add_bias(u, params.bias), heard
+        return _linear.add_bias(u + recurrent, params.bias)
+    return _linear.add_bias(u, params.bias), recurrent
 
 
 @jax.custom_jvp
 def gates_of(z: Array) -> LSTMGates:
     """One tanh serves all four, because sigmoid(z) = tanh(z / 2) / 2 + 1 / 2."""
     halves = np.repeat(np.array([0.5, 0.5, 1, 0.5], z.dtype), z.shape[-1] // 4)
-    i, f, g, o = jnp.split(jnp.tanh(z * _linear.over(halves, z)), 4, axis=-1)
+    i, f, g, o = jnp.split(jnp.tanh(z * _linear.expand_rank(halves, z)), 4, axis=-1)
     return LSTMGates(0.5 * i + 0.5, 0.5 * f + 0.5, g, 0.5 * o + 0.5)
 
 
@@ -240,8 +240,8 @@ def _added(form: LSTMForm, params: LSTMParams, z: Any) -> Array:
     """The whole pre-activation."""
     if form.layer_norm is None or params.norm is None:
         return z
-    u, heard = z
-    return u + _linear.layer_norm(heard, params.norm.h, LAYER_NORMS[form.layer_norm])
+    u, recurrent = z
+    return u + _linear.layer_norm(recurrent, params.norm.h, LAYER_NORMS[form.layer_norm])
 
 
 def _emit(params: LSTMParams, raw: tuple[LSTMCarry, Array]) -> tuple[LSTMCarry, Array]:
@@ -324,7 +324,7 @@ class LSTM:
             check_size("LSTM", "proj_size", self.proj_size)
             object.__setattr__(self, "proj_size", int(self.proj_size))
             if self.proj_size > self.hidden_size:
-                refuse(
+                raise value_error(
                     f"LSTM got proj_size={self.proj_size} with hidden_size={self.hidden_size}",
                     "a projection to at most hidden_size units",
                     "Choose a smaller proj_size, or None.",

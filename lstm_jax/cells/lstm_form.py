@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_float, is_number, refuse
+from lstm_jax._errors import check_choice, check_float, is_number, value_error
 from lstm_jax._types import Array, exportable
 from lstm_jax.cells import _checks, _linear
 
@@ -63,7 +63,7 @@ def checked(owner: str, form: LSTMForm) -> LSTMForm:
     if form.layer_norm is not None:
         check_choice(owner, "layer_norm", form.layer_norm, tuple(LAYER_NORMS))
     if form.coupled and form.ablation in ("no_input_gate", "no_forget_gate"):
-        refuse(
+        raise value_error(
             f"{owner} got coupled=True with ablation={form.ablation!r}",
             "one of the two: coupled gates are one gate, f = 1 - i, so that neither can be left out",
             "Use coupled=False.",
@@ -77,7 +77,7 @@ def _limit(owner: str, name: str, limit: Any) -> float | None:
     if limit is None:
         return None
     if not is_number(limit) or not limit > 0:
-        refuse(f"{owner} got {name}={limit!r}", "a positive number", "None switches it off.")
+        raise value_error(f"{owner} got {name}={limit!r}", "a positive number", "None switches it off.")
     return float(limit)
 
 
@@ -106,7 +106,7 @@ def inside(form: LSTMForm, params: Any, c: Array, z: Array, candidate: Array | N
     def gate(name: str, seen: Array) -> Array:
         if name not in own:
             return jnp.ones_like(c)
-        look = _linear.over(looks[name], c) * seen if looks else 0
+        look = _linear.expand_rank(looks[name], c) * seen if looks else 0
         return _linear.sigmoid(clipped(own[name] + look, form.clip))
 
     i = gate("i", c)
@@ -130,7 +130,7 @@ def inside(form: LSTMForm, params: Any, c: Array, z: Array, candidate: Array | N
 def normalised(form: LSTMForm, norm: LSTMNorm, c: Array) -> Array:
     """The cell state, layer-normalised."""
     normal = _linear.layer_norm(c, norm.c, LAYER_NORMS[form.layer_norm or ""])
-    return normal + _linear.over(norm.c_offset.astype(normal.dtype), normal)
+    return normal + _linear.expand_rank(norm.c_offset.astype(normal.dtype), normal)
 
 
 def clipped(z: Array, limit: float | None) -> Array:
@@ -165,7 +165,7 @@ def check_options(owner: str, params: Any, form: LSTMForm, wants: Any, H: int, P
     for name, wanted in wants.items():
         given = getattr(params, name, None)
         if wanted is not None and (given is not None) != wanted:
-            refuse(
+            raise value_error(
                 f"{owner} got {'no ' if wanted else ''}params.{name}",
                 f"{name} exactly where the options ask for it"
                 + (": layer_norm='tfa' or 'haste'" if name == "norm" else ""),
@@ -176,7 +176,7 @@ def check_options(owner: str, params: Any, form: LSTMForm, wants: Any, H: int, P
         for part, shape in zip(jax.tree.leaves(given), shapes[name], strict=True):
             check_float(owner, name, part)
             if tuple(part.shape) != shape:
-                refuse(
+                raise value_error(
                     f"{owner} got params.{name} of shape {tuple(part.shape)}",
                     f"shape {shape} (H={H}" + (f", P={P})" if name == "w_hr" else ")"),
                     "Make parameters with cell.init(key).",

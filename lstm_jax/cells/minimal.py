@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_float, check_key, refuse
+from lstm_jax._errors import check_float, check_key, value_error
 from lstm_jax._types import Array, DType, Initializer, exportable, state_dtype
 from lstm_jax.cells import _checks, _init, _linear
 
@@ -177,7 +177,7 @@ def _check_weights(owner: str, params: Any, gates: int, sizes: tuple[int, int] |
     """w_ih (D, gates*H) and bias (gates*H,) agree, with each other or with ``sizes``; there is no w_hh."""
     missing = [name for name in ("w_ih", "bias") if not hasattr(params, name)]
     if missing or hasattr(params, "w_hh"):
-        refuse(
+        raise value_error(
             f"{owner} got parameters of type {type(params).__name__} "
             + (f"without {', '.join(missing)}" if missing else "with w_hh, which it does not have"),
             "the NamedTuple that the cell's init returns",
@@ -191,8 +191,8 @@ def _check_weights(owner: str, params: Any, gates: int, sizes: tuple[int, int] |
     expected = {"w_ih": (D, gates * H), "bias": (gates * H,)}
     wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
     if wrong:
-        refuse(
-            f"{owner} got " + ", ".join(f"{name} of shape {came}" for name, came in wrong.items()),
+        raise value_error(
+            f"{owner} got " + ", ".join(f"{name} of shape {got}" for name, got in wrong.items()),
             ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (D={D}, H={H}, {gates} parts)",
             "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
             "or map over stacked parameters with jax.vmap.",

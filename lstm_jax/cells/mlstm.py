@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_float, check_key, refuse
+from lstm_jax._errors import check_choice, check_float, check_key, value_error
 from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
 from lstm_jax.cells import _checks, _init, _linear
 from lstm_jax.cells.slstm import FORGET_GATES, NOTHING_YET, exponential_gates
@@ -132,7 +132,7 @@ def _last_axis(a: Array) -> int:
 def _check_fields(owner: str, params: MLSTMParams) -> None:
     _checks.check_fields(owner, params, MLSTMParams._fields)
     if (params.bias is None) != (params.bias_gates is None):
-        refuse(
+        raise value_error(
             f"{owner} got one of bias and bias_gates without the other",
             "both or neither",
             "Make parameters with cell.init(key).",
@@ -148,7 +148,7 @@ def _check_params(owner: str, params: MLSTMParams, D: int, H: int, heads: int) -
     wrong = {name: tuple(a.shape) for name, a in given.items() if tuple(a.shape) != expected[name]}
     if wrong or heads < 1:
         wrong = wrong or {"w_gates": tuple(params.w_gates.shape)}
-        refuse(
+        raise value_error(
             f"{owner} got " + ", ".join(f"{name} of shape {shape}" for name, shape in wrong.items()),
             ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (D={D}, H={H}, {heads} heads)",
             "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
@@ -160,12 +160,14 @@ def _check_carry(owner: str, carry: MLSTMCarry, x: Array, H: int, heads: int) ->
     """C, n and m over x's batch axes."""
     if not isinstance(carry, (tuple, list)) or len(carry) != 3:
         parts = len(carry) if isinstance(carry, (tuple, list)) else 1
-        refuse(f"{owner} got a carry of {parts} parts", "(C, n, m)", "Make one with cell.initial_carry().")
+        raise value_error(
+            f"{owner} got a carry of {parts} parts", "(C, n, m)", "Make one with cell.initial_carry()."
+        )
     rows = (*x.shape[:-1], heads)
     for name, part, row in zip("Cnm", carry, ((H // heads,) * 2, (H // heads,), ()), strict=True):
         check_float(owner, name, part)
         if tuple(part.shape) != (*rows, *row):
-            refuse(
+            raise value_error(
                 f"{owner} got {name} of shape {tuple(part.shape)} with x of shape {tuple(x.shape)}",
                 f"{name} of shape {(*rows, *row)}: x's batch axes, then the {heads} heads",
                 "Make the carry with cell.initial_carry(batch_shape), or map over the batch with jax.vmap.",
@@ -268,7 +270,7 @@ class MLSTM:
         _check_fields("MLSTM", params)
         _check_params("MLSTM", params, self.input_size, self.hidden_size, self.heads)
         if (params.bias is not None) != self.use_bias:
-            refuse(
+            raise value_error(
                 f"MLSTM got {'a' if params.bias is not None else 'no'} bias with use_bias={self.use_bias}",
                 "biases exactly where use_bias=True",
                 "Build the cell with the use_bias of its parameters, or make parameters with cell.init(key).",

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_function, check_key, refuse
+from lstm_jax._errors import check_function, check_key, value_error
 from lstm_jax._types import Array, DType, Initializer, exportable
 from lstm_jax.cells import _checks, _init, _linear
 
@@ -84,9 +84,9 @@ class Readout:
         for name, shape in expected.items():
             value = getattr(params, name, None)
             if value is None or tuple(value.shape) != shape:
-                came = "without" if value is None else f"of shape {tuple(value.shape)} as"
-                refuse(
-                    f"Readout got parameters {came} {name}",
+                got = "without" if value is None else f"of shape {tuple(value.shape)} as"
+                raise value_error(
+                    f"Readout got parameters {got} {name}",
                     f"{name} of shape {shape}",
                     "Make them with init(key).",
                 )

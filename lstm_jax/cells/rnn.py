@@ -64,7 +64,7 @@ def _project(params: RNNParams, x: Array, dtype: DType | None) -> Array:
 
 
 def _recur(params: RNNParams, h: Array, u: Array) -> Array:
-    z = u.astype(state_dtype(u.dtype)) + _linear.hear(h, params.w_hh, 1, u.dtype)
+    z = u.astype(state_dtype(u.dtype)) + _linear.recurrent_product(h, params.w_hh, 1, u.dtype)
     return _linear.add_bias(z, params.bias)
 
 

@@ -83,7 +83,7 @@ def slstm_step(
 
 def _recur(params: SLSTMParams, carry: SLSTMCarry, u: Array) -> Array:
     """u + h R + b: (..., 4H), the four pre-activations side by side."""
-    z = u.astype(state_dtype(u.dtype)) + _linear.hear(carry[0], params.w_hh, 4, u.dtype)
+    z = u.astype(state_dtype(u.dtype)) + _linear.recurrent_product(carry[0], params.w_hh, 4, u.dtype)
     return _linear.add_bias(z, params.bias)
 
 

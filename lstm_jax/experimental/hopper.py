@@ -189,7 +189,7 @@ def planned(kind: Kind, B: int, H: int, dtype: Any) -> Plan:
     return found
 
 
-def obstacle(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
+def unsupported_reason(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
     """Why the device's kernels cannot take these sizes, or the device is none for them."""
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", None)
@@ -199,7 +199,7 @@ def obstacle(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def interpreted_obstacle(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
+def interpreted_unsupported(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
     """The same of the interpreter."""
     if hopper_names.INTERPRETER is None:
         return "Pallas interprets kernels for GPUs since jax 0.12"
@@ -221,14 +221,16 @@ def interpreted(walk: Any) -> Any:
 
 
 ENGINES = {
-    kind: Engine(kind, "Mosaic GPU", partial(obstacle, kind), partial(forward, kind), partial(backward, kind))
+    kind: Engine(
+        kind, "Mosaic GPU", partial(unsupported_reason, kind), partial(forward, kind), partial(backward, kind)
+    )
     for kind in KINDS
 }
 INTERPRETED = {
     kind: Engine(
         kind,
         "Mosaic GPU, interpreted",
-        partial(interpreted_obstacle, kind),
+        partial(interpreted_unsupported, kind),
         interpreted(partial(forward, kind)),
         interpreted(partial(backward, kind)),
         effectful=True,  # its threads go through callbacks

@@ -92,7 +92,7 @@ def blocks(T: int, B: int, H: int, dtype: DType, kind: Kind = LSTM_KIND) -> Bloc
         rows = _up(pl.cdiv(B, parts), TILE)
 
 
-def obstacle(kind: Kind, T: int, B: int, H: int, dtype: DType) -> str | None:
+def unsupported_reason(kind: Kind, T: int, B: int, H: int, dtype: DType) -> str | None:
     """Why these kernels cannot take such a walk, or None."""
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"the TPU kernel computes in float32 or bfloat16, and this is {jnp.dtype(dtype)}"
@@ -132,9 +132,9 @@ def forward(kind: Kind, inputs: Inputs, save: bool, *, interpret: Any = False) -
     )
     states = [pltpu.VMEM((cut.rows, wide), a.dtype) for a in ins.carry]
     kernel = partial(_forward_kernel, kind, T, cut.chunk)
-    walked = _call(kernel, cut, (T, B), (ins, in_specs), (outs, jax.tree.map(step, outs)), states, interpret)
-    gates = None if walked.gates is None else _narrow(walked.gates, H, 4)
-    return Walk(tuple(_narrow(a, H) for a in walked.states), gates)
+    scanned = _call(kernel, cut, (T, B), (ins, in_specs), (outs, jax.tree.map(step, outs)), states, interpret)
+    gates = None if scanned.gates is None else _narrow(scanned.gates, H, 4)
+    return Walk(tuple(_narrow(a, H) for a in scanned.states), gates)
 
 
 def _forward_kernel(kind: Kind, T: int, chunk: int, ins: Inputs, outs: Walk, *states: Any) -> None:
@@ -338,7 +338,11 @@ def _narrow(a: Any, size: int, parts: int = 1) -> Any:
 
 def _engine(kind: Kind, name: str, **how: Any) -> Engine:
     return Engine(
-        kind, name, partial(obstacle, kind), partial(forward, kind, **how), partial(backward, kind, **how)
+        kind,
+        name,
+        partial(unsupported_reason, kind),
+        partial(forward, kind, **how),
+        partial(backward, kind, **how),
     )
 
 

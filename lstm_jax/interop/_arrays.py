@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import normalised_dtype, refuse
+from lstm_jax._errors import normalised_dtype, value_error
 from lstm_jax._types import DType, promote
 
 
@@ -29,7 +29,7 @@ def common_dtype(owner: str, arrays: Iterable[Any], dtype: DType | None) -> np.d
     """The dtype of the parameters to be made: ``dtype``, or what the arrays promote to."""
     found = promote(*(a.dtype for a in arrays)) if dtype is None else normalised_dtype(owner, "dtype", dtype)
     if found == np.float64 and not jax.config.read("jax_enable_x64"):
-        refuse(
+        raise value_error(
             f"{owner} got weights of float64" if dtype is None else f"{owner} got dtype=float64",
             "float32 or narrower, because jax_enable_x64 is off",
             'Pass dtype="float32" to round them, or switch it on: jax.config.update("jax_enable_x64", True).',
@@ -63,7 +63,7 @@ def join(*arrays: Any, axis: int = -1) -> Any:
     return (jnp if traced else np).concatenate(arrays, axis=axis)
 
 
-def silent(bias: Any) -> Any:
+def negative_zeros(bias: Any) -> Any:
     """The second bias where one was split: nothing is added to the first, to the bit.
 
     It is -0.0, because -0.0 + 0.0 would be 0.0.

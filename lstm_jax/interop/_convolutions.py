@@ -6,22 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import lstm_jax
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax.interop._entries import Entries
 from lstm_jax.interop._layouts import (
     apart,
     params_of,
     plus,
-    refuse_shapes,
     reordered,
     size_of,
     together,
+    unreadable_shapes,
     zeros,
 )
 
 
 def conv_lstm(
-    entries: Entries, inputs: tuple[str, str], heard: tuple[str, str], mend: str, shape: Callable[[], Any]
+    entries: Entries, inputs: tuple[str, str], heard: tuple[str, str], hint: str, shape: Callable[[], Any]
 ) -> tuple[Any, Any]:
     """A ``ConvLSTM`` from two convolutions with gates i, g, f, o, each with a bias or neither.
 
@@ -42,14 +42,14 @@ def conv_lstm(
     kernel = (entries.shape(inputs[0]) or entries.shape(heard[0]))[:-2]
     if not 1 <= len(kernel) <= 3:
         expected = f"{inputs[0]} (*kernel, C, 4F), {heard[0]} (*kernel, F, 4F), the kernel of 1, 2 or 3 sizes"
-        refuse_shapes(entries, expected, mend)
+        unreadable_shapes(entries, expected, hint)
     biased = inputs[1] in entries or heard[1] in entries
     w_ih = entries.take(inputs[0], (*kernel, C, 4 * F))
     w_hh = entries.take(heard[0], (*kernel, F, 4 * F))
     b_ih, b_hh = (
         entries.take(name, (4 * F,)) if biased else zeros((4 * F,), w_ih) for name in (inputs[1], heard[1])
     )
-    entries.done(mend)
+    entries.done(hint)
     # The 1 goes to the bias that to_flax took it from, so that the way back is exact.
     bias = b_ih + together(plus(apart(b_hh, "igfo"), "f", 1), "igfo")
     fields = {"w_ih": w_ih, "w_hh": w_hh, "bias": bias}
@@ -58,7 +58,7 @@ def conv_lstm(
     input_shape = shape()
     fits = isinstance(input_shape, (tuple, list)) and len(input_shape) == len(kernel) + 1
     if not fits or input_shape[-1] != C:
-        refuse(
+        raise value_error(
             f"{entries.owner} got input_shape={input_shape!r}",
             f"({'size, ' * len(kernel)}{C}), as the input's kernel {w_ih.shape} has it",
             "Give the sizes of space, then the channels.",
@@ -79,7 +79,7 @@ def two_convolutions(
     """
     same = cell.padding == "SAME" or set(cell.kernel_size) == {1}
     if set(cell.strides) != {1} or not same:
-        refuse(
+        raise value_error(
             f"{owner} got ConvLSTM(strides={cell.strides}, padding={cell.padding!r})",
             f'strides of 1 and padding="SAME": {target} has one choice for both of its convolutions, '
             "and the recurrent one must keep the size",

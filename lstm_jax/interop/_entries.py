@@ -75,14 +75,14 @@ class Entries:
         """Something else that does not fit, told with the rest."""
         self.faults.setdefault(fault, []).append(what)
 
-    def done(self, mend: str) -> None:
+    def done(self, hint: str) -> None:
         """Raise ``ValueError`` with all faults, if there were any."""
         unexpected = [f"{name} {self.shape(name)}" for name in self.left]
         told = [f"  {fault}: {', '.join(what)}" for fault, what in self.faults.items() if what]
         if unexpected:
             told.append(f"  unexpected: {', '.join(unexpected)}")
         if told:
-            raise ValueError("\n".join([f"{self.owner} got weights that do not fit.", *told, mend]))
+            raise ValueError("\n".join([f"{self.owner} got weights that do not fit.", *told, hint]))
 
 
 def _shown(shape: tuple[int, ...]) -> str:

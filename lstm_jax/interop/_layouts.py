@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax.interop._entries import Entries
 
 P = TypeVar("P")
@@ -70,10 +70,10 @@ def size_of(entries: Entries, *votes: tuple[str, int]) -> int:
     return found.most_common(1)[0][0] if found else 0
 
 
-def refuse_shapes(entries: Entries, expected: str, mend: str) -> NoReturn:
+def unreadable_shapes(entries: Entries, expected: str, hint: str) -> NoReturn:
     """Refuse weights whose sizes cannot be read, telling all shapes."""
     shapes = ", ".join(f"{name} {entries.shape(name)}" for name in entries.names())
-    refuse(f"{entries.owner} got {shapes}", expected, mend)
+    raise value_error(f"{entries.owner} got {shapes}", expected, hint)
 
 
 def each(parts: Mapping[str, Callable[[], P]]) -> list[P]:

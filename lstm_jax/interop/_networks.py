@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, Stack
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax.cells.rnn import Activation
 from lstm_jax.interop._arrays import plain
 
@@ -39,7 +39,7 @@ class Layer(NamedTuple):
     merge: str | None  # of two directions
 
 
-def taken_apart(
+def flatten_layers(
     owner: str,
     target: str,
     network: Any,
@@ -68,9 +68,9 @@ def taken_apart(
     layers = list(_layers(network, params, "", faults, merges))
     allowed = {name: None for name in TOLD} | dict(fits or {})
     for direction in (d for layer in layers for d in layer.directions):
-        strange = _strange(direction.cell, kinds, allowed)
-        faults += [f"{direction.where}{reason}" for reason in strange]
-        if not strange:
+        unexpected = _unexpected(direction.cell, kinds, allowed)
+        faults += [f"{direction.where}{reason}" for reason in unexpected]
+        if not unexpected:
             faults += [f"{direction.where}{reason}" for reason in _unfit(direction)]
     if faults:
         told = "".join(f"\n  {fault}" for fault in faults)
@@ -112,12 +112,14 @@ def _layers(
 def _counts(params: Any, count: int, where: str, what: str, faults: list[str]) -> bool:
     right = isinstance(params, (tuple, list)) and len(params) == count
     if not right:
-        came = len(params) if isinstance(params, (tuple, list)) else type(params).__name__
-        faults.append(f"{where}parameters of {came}, expected a tuple of {count} {what}")
+        got = len(params) if isinstance(params, (tuple, list)) else type(params).__name__
+        faults.append(f"{where}parameters of {got}, expected a tuple of {count} {what}")
     return right
 
 
-def _strange(cell: Any, kinds: Collection[type], allowed: Mapping[str, Collection[Any] | None]) -> list[str]:
+def _unexpected(
+    cell: Any, kinds: Collection[type], allowed: Mapping[str, Collection[Any] | None]
+) -> list[str]:
     """What is not known of the cell; everything that differs from a default is suspect."""
     if type(cell) not in kinds:
         known = ", ".join(kind.__name__ for kind in kinds)
@@ -146,9 +148,9 @@ def _unfit(direction: Direction) -> list[str]:
         given = getattr(direction.params, name)
         if name == "bias_hn" and given is None and wanted is not None:
             continue  # the same as zeros
-        came, want = (None if leaf is None else tuple(leaf.shape) for leaf in (given, wanted))
-        if came != want:
-            found.append(f"{name} {came}, expected {want}")
+        got, want = (None if leaf is None else tuple(leaf.shape) for leaf in (given, wanted))
+        if got != want:
+            found.append(f"{name} {got}, expected {want}")
     return found
 
 
@@ -156,7 +158,7 @@ def activation_of(owner: str, what: str, activation: Any, wanted: bool) -> dict[
     """The option that a simple network's cell needs and no other takes."""
     if not wanted:
         if activation is not None:
-            refuse(
+            raise value_error(
                 f"{owner} got activation={_name(activation)} with weights of gated cells",
                 "none, because only a simple recurrent network has a choice",
                 "Leave activation out.",
@@ -165,7 +167,7 @@ def activation_of(owner: str, what: str, activation: Any, wanted: bool) -> dict[
     if isinstance(activation, str) and activation in ACTIVATIONS:
         return {"activation": ACTIVATIONS[activation]}
     if activation is None or not callable(activation):
-        refuse(
+        raise value_error(
             f"{owner} got activation={_name(activation)} with weights of {what}",
             "its activation, which weights do not tell",
             'Pass activation="tanh", "relu" or a function of an array.',

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax.interop._entries import Entries
 from lstm_jax.regularizers._wrapper import Wrapper
 
@@ -16,7 +16,7 @@ from lstm_jax.regularizers._wrapper import Wrapper
 FREE = ("forget_bias", "dtype", "param_dtype")
 
 
-def refuse_options(owner: str, cell: Any, target: str, allowed: Sequence[str] = ()) -> None:
+def check_options(owner: str, cell: Any, target: str, allowed: Sequence[str] = ()) -> None:
     """Refuse a cell or network with an option that ``target`` lacks, naming all such options.
 
     An option is a field whose value is not its default. Initialisers, dtypes and ``forget_bias`` do not
@@ -48,14 +48,14 @@ def refuse_options(owner: str, cell: Any, target: str, allowed: Sequence[str] = 
     ]
     if told:
         kind = type(cell).__name__
-        refuse(
+        raise value_error(
             f"{owner} got {kind}({', '.join(told)})",
             f"the plain {kind}, because {target} has no such option",
             "Train without, or keep the cell here: its weights would mean something else there.",
         )
 
 
-def refuse_kind(owner: str, network: Any, target: str, kinds: Sequence[str]) -> NoReturn:
+def unknown_kind(owner: str, network: Any, target: str, kinds: Sequence[str]) -> NoReturn:
     """Refuse a network of a kind that ``target`` has none of.
 
     >>> from lstm_jax import SLSTM
@@ -64,10 +64,12 @@ def refuse_kind(owner: str, network: Any, target: str, kinds: Sequence[str]) -> 
     ...
     ValueError: to_torch got SLSTM; expected one of LSTM, GRU, RNN: torch has no other. ...
     """
-    mend = "Keep the cell here."
+    hint = "Keep the cell here."
     if isinstance(network, Wrapper):
-        mend = "A regulariser's noise stays here: give the cell inside (its .cell), with the same parameters."
-    refuse(f"{owner} got {type(network).__name__}", f"one of {', '.join(kinds)}: {target} has no other", mend)
+        hint = "A regulariser's noise stays here: give the cell inside (its .cell), with the same parameters."
+    raise value_error(
+        f"{owner} got {type(network).__name__}", f"one of {', '.join(kinds)}: {target} has no other", hint
+    )
 
 
 def fields_of(owner: str, cell: Any, params: Any, optional: Sequence[str] = ()) -> dict[str, Any]:
@@ -89,7 +91,7 @@ def fields_of(owner: str, cell: Any, params: Any, optional: Sequence[str] = ()) 
     """
     wanted = jax.eval_shape(cell.init, jax.random.key(0))
     if type(params) is not type(wanted):
-        refuse(
+        raise value_error(
             f"{owner} got parameters of type {type(params).__name__} for {type(cell).__name__}",
             type(wanted).__name__,
             "Give the parameters of this very cell.",

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax import LSTM
-from lstm_jax._errors import check_float, check_size, refuse
+from lstm_jax._errors import check_float, check_size, value_error
 from lstm_jax._types import DType
-from lstm_jax.interop._networks import taken_apart
+from lstm_jax.interop._networks import flatten_layers
 from lstm_jax.interop.torch import from_torch, to_torch
 from lstm_jax.unrolling.cudnn import flat_shapes
 
@@ -52,7 +52,7 @@ def from_cudnn(
     shapes = dict(flat_shapes(input_size, hidden_size, num_layers, 2 if bidirectional else 1))
     count = sum(int(np.prod(shape)) for shape in shapes.values())
     if tuple(weights.shape) != (count,):
-        refuse(
+        raise value_error(
             f"from_cudnn got weights of shape {tuple(weights.shape)}",
             f"({count},) for input_size={input_size}, hidden_size={hidden_size}, "
             f"num_layers={num_layers}, bidirectional={bidirectional}",
@@ -88,10 +88,10 @@ def to_cudnn(network: Any, params: Any) -> Any:
     >>> to_cudnn(cell, cell.init(jax.random.key(0))).shape
     (56,)
     """
-    layers = taken_apart("to_cudnn", "jax.experimental.rnn", network, params, kinds=(LSTM,))
+    layers = flatten_layers("to_cudnn", "jax.experimental.rnn", network, params, kinds=(LSTM,))
     cell = layers[0].directions[0].cell
     if not cell.use_bias:
-        refuse(
+        raise value_error(
             "to_cudnn got a network without bias",
             "use_bias=True, because jax.experimental.rnn always has (and trains) biases",
             "Give the cells use_bias=True and biases of zeros.",

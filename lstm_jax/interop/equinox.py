@@ -7,16 +7,16 @@ from functools import partial
 from typing import Any
 
 import lstm_jax
-from lstm_jax._errors import check_tuple, refuse
+from lstm_jax._errors import check_tuple, value_error
 from lstm_jax.interop._entries import Entries
-from lstm_jax.interop._layouts import each, params_of, refuse_shapes, size_of, zeros
-from lstm_jax.interop._representable import fields_of, refuse_kind, refuse_options
+from lstm_jax.interop._layouts import each, params_of, size_of, unreadable_shapes, zeros
+from lstm_jax.interop._representable import check_options, fields_of, unknown_kind
 
 KINDS = ("LSTM", "GRU", "Stack")
 
 #: Fields of their cells that are no arrays and are told by shapes.
 SIZES = ("input_size", "hidden_size", "use_bias")
-MEND = "Give vars(cell) of one eqx.nn.LSTMCell or eqx.nn.GRUCell, or a list of them, one a layer."
+HINT = "Give vars(cell) of one eqx.nn.LSTMCell or eqx.nn.GRUCell, or a list of them, one a layer."
 
 
 def from_equinox(fields: Mapping[str, Any] | list[Any] | tuple[Any, ...]) -> tuple[Any, Any]:
@@ -62,13 +62,13 @@ def from_equinox(fields: Mapping[str, Any] | list[Any] | tuple[Any, ...]) -> tup
     H, D = size_of(entries, ("weight_hh", 1)), size_of(entries, ("weight_ih", 1))
     wide = size_of(entries, ("weight_hh", 0), ("weight_ih", 0), ("bias", 0))
     if not H or wide not in (3 * H, 4 * H):
-        refuse_shapes(entries, "weight_hh (4H, H) of an LSTMCell or (3H, H) of a GRUCell", MEND)
+        unreadable_shapes(entries, "weight_hh (4H, H) of an LSTMCell or (3H, H) of a GRUCell", HINT)
     gru = wide == 3 * H
     w_ih, w_hh = entries.take("weight_ih", (wide, D)), entries.take("weight_hh", (wide, H))
     biased = "bias" in entries or (gru and "bias_n" in entries)
     bias = entries.take("bias", (wide,)) if biased else None
     bias_n = entries.take("bias_n", (H,)) if biased and gru else None
-    entries.done(MEND)
+    entries.done(HINT)
     if gru:
         params: Any = params_of(lstm_jax.GRUParams, w_ih=w_ih.T, w_hh=w_hh.T, bias=bias, bias_hn=bias_n)
         return lstm_jax.GRU(D, H, use_bias=biased, param_dtype=params.w_ih.dtype), params
@@ -101,19 +101,19 @@ def to_equinox(network: Any, params: Any) -> Any:
     {'weight_ih': (6, 3), 'weight_hh': (6, 2), 'bias': (6,), 'bias_n': (2,)}
     """
     if isinstance(network, lstm_jax.Stack):
-        refuse_options("to_equinox", network, "a list of equinox's cells")
+        check_options("to_equinox", network, "a list of equinox's cells")
         check_tuple("to_equinox", params, len(network.layers))
         return [to_equinox(layer, p) for layer, p in zip(network.layers, params, strict=True)]
     if type(network) not in (lstm_jax.LSTM, lstm_jax.GRU):
-        refuse_kind("to_equinox", network, "equinox", KINDS)
+        unknown_kind("to_equinox", network, "equinox", KINDS)
     if isinstance(network, lstm_jax.GRU) and not network.reset_after:
-        refuse(
+        raise value_error(
             "to_equinox got GRU(reset_after=False)",
             "reset_after=True, as eqx.nn.GRUCell has it: r * (R h + b_n)",
             "Train with reset_after=True; the weights of one form mean something else in the other.",
         )
     target = f"eqx.nn.{type(network).__name__}Cell"
-    refuse_options("to_equinox", network, target, ("use_bias", "reset_after"))
+    check_options("to_equinox", network, target, ("use_bias", "reset_after"))
     ours = fields_of("to_equinox", network, params, optional=("bias_hn",))
     theirs = {"weight_ih": ours["w_ih"].T, "weight_hh": ours["w_hh"].T}
     if "bias" in ours:

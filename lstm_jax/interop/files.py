@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 
 _SAFE = """\
 import torch, safetensors.torch
@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str]) -> dict[str, Any]:
     data = path.read_bytes()
     found = _kind(data)
     if found != suffix:
-        refuse(
+        raise value_error(
             f"load got {path.name}, which is no {suffix} file"
             + (f" but {found}" if found is not None else ""),
             "a file that is what its name says",
@@ -119,16 +119,18 @@ def _suffix(owner: str, path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix in (".safetensors", ".npz"):
         return suffix
-    came, expected = f"{owner} got {path.name}", "a name that ends in .safetensors or .npz"
+    got, expected = f"{owner} got {path.name}", "a name that ends in .safetensors or .npz"
     if owner == "load" and suffix in _ELSEWHERE:
         lines, ending = _ELSEWHERE[suffix]
         lines = lines.format(path=str(path), new=str(path.with_suffix(ending)))
-        refuse(f"{came}, which {_RUNS}", expected, f"If you trust it, convert it once:\n\n{lines}\n")
-    if owner == "load" and suffix in (".pkl", ".pickle", ".joblib"):
-        refuse(
-            f"{came}, which {_RUNS} (pickle)", expected, "If you trust it, read it and write the arrays anew."
+        raise value_error(
+            f"{got}, which {_RUNS}", expected, f"If you trust it, convert it once:\n\n{lines}\n"
         )
-    refuse(came, expected, "Safetensors also keep bfloat16.")
+    if owner == "load" and suffix in (".pkl", ".pickle", ".joblib"):
+        raise value_error(
+            f"{got}, which {_RUNS} (pickle)", expected, "If you trust it, read it and write the arrays anew."
+        )
+    raise value_error(got, expected, "Safetensors also keep bfloat16.")
 
 
 def _kind(data: bytes) -> str | None:
@@ -149,10 +151,10 @@ def _kind(data: bytes) -> str | None:
 def _read_npz(path: Path, data: bytes) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
-            strange = [name for name in archive.namelist() if not name.endswith(".npy")]
-        if strange:
-            refuse(
-                f"load got {path.name} with {', '.join(strange[:3])} inside",
+            unexpected = [name for name in archive.namelist() if not name.endswith(".npy")]
+        if unexpected:
+            raise value_error(
+                f"load got {path.name} with {', '.join(unexpected[:3])} inside",
                 "nothing but arrays (.npy)",
                 "A file of torch.save is an archive too: see what load('model.pt') says.",
             )
@@ -173,11 +175,13 @@ def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
         entries = package.deserialize(data)
     except package.SafetensorError as error:
         raise ValueError(f"load got {path.name}, which is damaged ({error}). Write it anew.") from error
-    strange = [
+    unexpected = [
         f"{name} of dtype {entry['dtype']}" for name, entry in entries if entry["dtype"] not in _DTYPES
     ]
-    if strange:
-        refuse(f"load got {path.name} with {', '.join(strange)}", "dtypes that JAX has", "Cast them to F32.")
+    if unexpected:
+        raise value_error(
+            f"load got {path.name} with {', '.join(unexpected)}", "dtypes that JAX has", "Cast them to F32."
+        )
     return {
         name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"]).copy()
         for name, entry in entries
@@ -199,7 +203,7 @@ def _npz(arrays: Mapping[str, Any]) -> bytes:
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
             if array.dtype.kind == "V":
-                refuse(
+                raise value_error(
                     f"save got {name} of {array.dtype}, which a NumPy archive forgets",
                     "a dtype of NumPy's own",
                     "Write .safetensors, or cast it to float32.",
@@ -214,7 +218,7 @@ def _numbers(name: Any, value: Any, owner: str = "save") -> np.ndarray:
     array = np.asarray(value, order="C")
     read = owner == "load"
     if array.dtype.kind in "OUSMm" or (read and array.dtype.kind == "V"):
-        refuse(
+        raise value_error(
             f"{owner} got {name} of dtype {array.dtype}",
             "an array of numbers",
             "Write such arrays as .safetensors." if read else "Pass a flat mapping of names to arrays.",

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import lstm_jax
-from lstm_jax._errors import check_choice, check_tuple, refuse
+from lstm_jax._errors import check_choice, check_tuple, value_error
 from lstm_jax.interop._convolutions import conv_lstm, two_convolutions
 from lstm_jax.interop._entries import Entries
-from lstm_jax.interop._layouts import apart, each, params_of, refuse_shapes, size_of, together, zeros
+from lstm_jax.interop._layouts import apart, each, params_of, size_of, together, unreadable_shapes, zeros
 from lstm_jax.interop._networks import ACTIVATIONS
-from lstm_jax.interop._representable import fields_of, refuse_kind, refuse_options
+from lstm_jax.interop._representable import check_options, fields_of, unknown_kind
 
 KINDS = ("LSTM", "GRU", "RNN", "ConvLSTM", "Stack", "Bidirectional")
 
@@ -27,7 +27,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "nnx.OptimizedLSTMCell, GRUCell or SimpleCell": ("dense_i", "dense_h"),
 }
 DIRECTIONS = ("forward_rnn", "backward_rnn")
-MEND = (
+HINT = (
     'Give the parameters of one cell, variables["params"] of linen or '
     "nnx.to_pure_dict(nnx.state(cell, nnx.Param)) of nnx, or a list of them, one a layer."
 )
@@ -125,7 +125,7 @@ def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> 
     """
     check_choice("to_flax", "api", api, ("linen", "nnx"))
     if isinstance(network, lstm_jax.Stack):
-        refuse_options("to_flax", network, "a list of flax's cells")
+        check_options("to_flax", network, "a list of flax's cells")
         check_tuple("to_flax", params, len(network.layers))
         return [
             to_flax(layer, p, api=api, optimized=optimized)
@@ -134,7 +134,7 @@ def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> 
     if isinstance(network, lstm_jax.Bidirectional):
         check_tuple("to_flax", params, 2)
         if isinstance(network.cell, (lstm_jax.Stack, lstm_jax.Bidirectional)):
-            refuse_kind("to_flax", network.cell, "flax's RNN, which each direction is,", KINDS[:4])
+            unknown_kind("to_flax", network.cell, "flax's RNN, which each direction is,", KINDS[:4])
         return {
             name: {"cell": to_flax(network.cell, p, api=api, optimized=optimized)}
             for name, p in zip(DIRECTIONS, params, strict=True)
@@ -142,8 +142,10 @@ def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> 
     write = _WRITERS.get((type(network), api))
     if write is None:
         if isinstance(network, lstm_jax.ConvLSTM):
-            refuse('to_flax got ConvLSTM with api="nnx"', "linen: flax.nnx has none", 'Choose api="linen".')
-        refuse_kind("to_flax", network, "flax", KINDS)
+            raise value_error(
+                'to_flax got ConvLSTM with api="nnx"', "linen: flax.nnx has none", 'Choose api="linen".'
+            )
+        unknown_kind("to_flax", network, "flax", KINDS)
     theirs = write(network, params)
     if optimized and api == "nnx" and isinstance(network, lstm_jax.LSTM):
         return _write_dense_lstm(network, params)
@@ -164,7 +166,7 @@ class _Asked:
     def take(self, name: str, cell: str, example: str) -> Any:
         self.used.add(name)
         if self.given[name] is None:
-            refuse(
+            raise value_error(
                 f"from_flax got the weights of {cell}, which do not tell its {name}",
                 f"{name} as an argument",
                 f"Write from_flax(params, {name}={example}).",
@@ -174,7 +176,9 @@ class _Asked:
     def check_used(self) -> None:
         for name, value in self.first.items():
             if value is not None and name not in self.used:
-                refuse(f"from_flax got {name}={value!r}", f"no {name} for these cells", "Leave it out.")
+                raise value_error(
+                    f"from_flax got {name}={value!r}", f"no {name} for these cells", "Leave it out."
+                )
 
 
 def _read(params: Any, asked: _Asked) -> tuple[Any, Any]:
@@ -201,7 +205,7 @@ def _read_layer(params: Any, asked: _Asked) -> tuple[Any, Any]:
 
 def _read_both(forward: tuple[Any, Any], backward: tuple[Any, Any]) -> tuple[Any, Any]:
     if forward[0] != backward[0]:
-        refuse(
+        raise value_error(
             f"from_flax got {forward[0]} forward and {backward[0]} backward",
             "the same cell in both directions",
             "Convert each by itself, and unroll the second with reverse=True.",
@@ -220,11 +224,11 @@ def _kind_of(entries: Entries) -> str:
     kind = max(NAMES, key=likeness)
     if likeness(kind) < 0.5 or kind not in _READERS:
         known = "; ".join(f"{name} ({' '.join(NAMES[name])})" for name in _READERS)
-        refuse(
+        raise value_error(
             f"from_flax got the names {', '.join(sorted(given)) or 'of nothing'}"
             + (f", which are those of {kind}" if kind not in _READERS and likeness(kind) == 1 else ""),
             f"those of {known}",
-            MEND,
+            HINT,
         )
     return kind
 
@@ -242,7 +246,7 @@ def _read_linen_lstm(entries: Entries, asked: _Asked, forget: str = "if") -> tup
     w_ih = {gate: entries.take(f"{name}/kernel", (D, H)) for gate, name in inputs.items()}
     w_hh = {gate: entries.take(f"h{gate}/kernel", (H, H)) for gate in "ifgo"}
     bias = {gate: entries.take(f"h{gate}/bias", (H,)) for gate in "ifgo"}
-    entries.done(MEND)
+    entries.done(HINT)
     fields = {"w_ih": w_ih, "w_hh": w_hh, "bias": bias}
     return _lstm(D, H, {name: together(gates, "ifgo") for name, gates in fields.items()})
 
@@ -259,7 +263,7 @@ def _read_linen_gru(entries: Entries, asked: _Asked) -> tuple[Any, Any]:
     bias = {gate: entries.take(f"i{gate}/bias", (H,)) for gate in "rzn"}
     w_hh = {gate: entries.take(f"h{gate}/kernel", (H, H)) for gate in "rzn"}
     bias_hn = entries.take("hn/bias", (H,))
-    entries.done(MEND)
+    entries.done(HINT)
     fields = {"w_ih": w_ih, "w_hh": w_hh, "bias": bias}
     return _gru(D, H, {name: together(gates, "rzn") for name, gates in fields.items()} | {"bias_hn": bias_hn})
 
@@ -277,7 +281,7 @@ def _read_linen_rnn(
     H = size_of(entries, (f"{heard}/kernel", 0), (f"{heard}/kernel", 1), (f"{inputs}/bias", 0))
     w_ih, bias = entries.take(f"{inputs}/kernel", (D, H)), entries.take(f"{inputs}/bias", (H,))
     w_hh = entries.take(f"{heard}/kernel", (H, H))
-    entries.done(MEND)
+    entries.done(HINT)
     params = params_of(lstm_jax.RNNParams, w_ih=w_ih, w_hh=w_hh, bias=bias)
     activation = asked.take("activation", cell, '"tanh"')
     activation = ACTIVATIONS.get(activation, activation) if isinstance(activation, str) else activation
@@ -291,7 +295,7 @@ def _read_nnx_dense(entries: Entries, asked: _Asked) -> tuple[Any, Any]:
     wide = size_of(entries, *sides)
     if not H or wide not in (H, 3 * H, 4 * H):
         expected = "dense_h/kernel (H, H) of a SimpleCell, (H, 3H) of a GRUCell or (H, 4H) of an LSTM"
-        refuse_shapes(entries, expected, MEND)
+        unreadable_shapes(entries, expected, HINT)
     if wide == H:
         return _read_linen_rnn(entries, asked, ("dense_i", "dense_h"), "nnx.SimpleCell")
     fields = {
@@ -299,13 +303,13 @@ def _read_nnx_dense(entries: Entries, asked: _Asked) -> tuple[Any, Any]:
         "w_hh": entries.take("dense_h/kernel", (H, wide)),
         "bias": entries.take("dense_i/bias" if wide == 3 * H else "dense_h/bias", (wide,)),
     }
-    entries.done(MEND)
+    entries.done(HINT)
     return _gru(D, H, fields) if wide == 3 * H else _lstm(D, H, fields)
 
 
 def _read_linen_conv(entries: Entries, asked: _Asked) -> tuple[Any, Any]:
     return conv_lstm(
-        entries, ("ih/kernel", "ih/bias"), ("hh/kernel", "hh/bias"), MEND,
+        entries, ("ih/kernel", "ih/bias"), ("hh/kernel", "hh/bias"), HINT,
         lambda: asked.take("input_shape", "linen.ConvLSTMCell", "(height, width, channels)"),
     )  # fmt: skip
 
@@ -325,7 +329,7 @@ _READERS: dict[str, Callable[[Entries, _Asked], tuple[Any, Any]]] = {
 
 def _plain(cell: Any, params: Any, target: str, *allowed: str) -> dict[str, Any]:
     """The fields of a cell without options; zeros where it has no bias."""
-    refuse_options("to_flax", cell, target, ("use_bias", *allowed))
+    check_options("to_flax", cell, target, ("use_bias", *allowed))
     fields = fields_of("to_flax", cell, params, optional=("bias_hn",))
     if "bias" not in fields:
         fields["bias"] = zeros(fields["w_ih"].shape[-1:], fields["w_ih"])
@@ -349,7 +353,7 @@ def _write_dense_lstm(cell: Any, params: Any) -> dict[str, Any]:
 
 def _plain_gru(cell: Any, params: Any) -> dict[str, Any]:
     if not cell.reset_after:
-        refuse(
+        raise value_error(
             "to_flax got GRU(reset_after=False)",
             "reset_after=True, as flax's GRUCell has it: r * (R h + b)",
             "Train with reset_after=True; the weights of one form mean something else in the other.",
@@ -369,7 +373,7 @@ def _write_linen_gru(cell: Any, params: Any) -> dict[str, Any]:
 def _write_nnx_gru(cell: Any, params: Any) -> dict[str, Any]:
     fields = _plain_gru(cell, params)
     if "bias_hn" in fields:
-        refuse(
+        raise value_error(
             "to_flax got a GRU with bias_hn",
             "parameters without it, because nnx.GRUCell has no bias inside the reset gate's product",
             'Choose api="linen", or train with bias_hn=None: params._replace(bias_hn=None).',

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 import lstm_jax
-from lstm_jax._errors import check_tuple, refuse
+from lstm_jax._errors import check_tuple, value_error
 from lstm_jax.interop._convolutions import conv_lstm, two_convolutions
 from lstm_jax.interop._entries import Entries
 from lstm_jax.interop._layouts import (
@@ -18,19 +18,19 @@ from lstm_jax.interop._layouts import (
     each,
     params_of,
     plus,
-    refuse_shapes,
     reordered,
     size_of,
     together,
+    unreadable_shapes,
     zeros,
 )
-from lstm_jax.interop._representable import fields_of, refuse_kind, refuse_options
+from lstm_jax.interop._representable import check_options, fields_of, unknown_kind
 
 KINDS = ("LSTM", "GRU(reset_after=False)", "RNN(activation=jax.nn.relu)", "ConvLSTM", "Stack")
 
 #: The last part of a module's name below a core.
 PARTS = ("linear", "linear_1", "input_to_hidden", "hidden_to_hidden")
-MEND = "Give the parameters of one core of haiku, or of several with layers=(...), their names in order."
+HINT = "Give the parameters of one core of haiku, or of several with layers=(...), their names in order."
 
 
 def from_haiku(
@@ -83,7 +83,7 @@ def from_haiku(
     cores = _cores(params)
     if layers is None:
         if len(cores) > 1:
-            refuse(
+            raise value_error(
                 f"from_haiku got {', '.join(repr(name) for name in cores)}, whose order is not told",
                 "one core, or layers",
                 f"Write from_haiku(params, layers={tuple(cores)}) in the order of your network, "
@@ -94,7 +94,7 @@ def from_haiku(
     unknown = {name: core for name, core in cores.items() if name not in layers}
     absent = [name for name in layers if name not in cores]
     if unknown or absent or not layers or isinstance(layers, str) or len(set(layers)) != len(layers):
-        refuse(
+        raise value_error(
             f"from_haiku got layers={layers!r} and the cores {', '.join(map(repr, cores))}",
             "the name of each core once",
             "Leave out of params what is no layer of the stack.",
@@ -141,7 +141,7 @@ def to_haiku(network: Any, params: Any, *, scope: str = "") -> dict[str, dict[st
     """
     layers, ours = (network,), (params,)
     if isinstance(network, lstm_jax.Stack):
-        refuse_options("to_haiku", network, "hk.DeepRNN of plain cores")
+        check_options("to_haiku", network, "hk.DeepRNN of plain cores")
         check_tuple("to_haiku", params, len(network.layers))
         layers, ours = network.layers, params
     theirs: dict[str, dict[str, Any]] = {}
@@ -149,7 +149,7 @@ def to_haiku(network: Any, params: Any, *, scope: str = "") -> dict[str, dict[st
     for layer, p in zip(layers, ours, strict=True):
         write = _WRITERS.get(type(layer))
         if write is None:
-            refuse_kind("to_haiku", layer, "haiku", KINDS if layer is network else KINDS[:4])
+            unknown_kind("to_haiku", layer, "haiku", KINDS if layer is network else KINDS[:4])
         name, modules = write(layer, p)
         core = f"{scope}/" * bool(scope) + name + f"_{seen[name]}" * bool(seen[name])
         seen[name] += 1
@@ -170,10 +170,10 @@ def _cores(params: Any) -> dict[str, dict[str, Any]]:
     cores: dict[str, dict[str, Any]] = {}
     for path, arrays in params.items():
         if not isinstance(arrays, Mapping):
-            refuse(
+            raise value_error(
                 f"from_haiku got {path} of type {type(arrays).__name__}",
                 "a mapping of the module's arrays",
-                MEND,
+                HINT,
             )
         core, _, part = path.rpartition("/")
         if part not in PARTS:
@@ -187,27 +187,29 @@ def _read(core: Mapping[str, Any], input_shape: Any) -> tuple[Any, Any]:
     entries = Entries("from_haiku", flat)
     given = set(core)
     if input_shape is not None and not given & set(PARTS[2:]):
-        refuse(f"from_haiku got input_shape={input_shape!r}", "none for this core", "Leave it out.")
+        raise value_error(
+            f"from_haiku got input_shape={input_shape!r}", "none for this core", "Leave it out."
+        )
     if given & set(PARTS[2:]):
         names = [(f"{part}/w", f"{part}/b") for part in PARTS[2:]]
-        return conv_lstm(entries, names[0], names[1], MEND, lambda: _asked(input_shape))
+        return conv_lstm(entries, names[0], names[1], HINT, lambda: _asked(input_shape))
     if {"w_i", "w_h"} & set(entries.names()):
         return _read_gru(entries)
     if "linear_1" in given:
         return _read_rnn(entries)
     if "linear" in given:
         return _read_lstm(entries)
-    refuse(
+    raise value_error(
         f"from_haiku got the names {', '.join(entries.names()) or 'of nothing'}",
         "those of LSTM (linear/w), GRU (w_i, w_h), VanillaRNN (linear/w, linear_1/w) or "
         "Conv1DLSTM, Conv2DLSTM, Conv3DLSTM (input_to_hidden/w, hidden_to_hidden/w)",
-        MEND,
+        HINT,
     )
 
 
 def _asked(input_shape: Any) -> Any:
     if input_shape is None:
-        refuse(
+        raise value_error(
             "from_haiku got the weights of a convolutional LSTM, which do not tell its input_shape",
             "input_shape as an argument",
             "Write from_haiku(params, input_shape=(height, width, channels)).",
@@ -220,9 +222,9 @@ def _read_lstm(entries: Entries) -> tuple[Any, Any]:
     rows = size_of(entries, ("linear/w", 0))
     H = wide // 4
     if wide % 4 or 0 < rows <= H:
-        refuse_shapes(entries, "linear/w (D + H, 4H) and linear/b (4H,)", MEND)
+        unreadable_shapes(entries, "linear/w (D + H, 4H) and linear/b (4H,)", HINT)
     w, b = entries.take("linear/w", (rows, wide)), entries.take("linear/b", (wide,))
-    entries.done(MEND)
+    entries.done(HINT)
     w = reordered(w, "igfo", "ifgo")
     b = together(plus(apart(b, "igfo"), "f", 1), "ifgo")
     D = rows - H
@@ -237,7 +239,7 @@ def _read_gru(entries: Entries) -> tuple[Any, Any]:
         "w_hh": entries.take("w_h", (H, 3 * H)),
         "bias": entries.take("b", (3 * H,)),
     }
-    entries.done(MEND)
+    entries.done(HINT)
     fields = {name: together(_turned(apart(array, "zrn")), "rzn") for name, array in fields.items()}
     params = params_of(lstm_jax.GRUParams, **fields)
     return lstm_jax.GRU(D, H, reset_after=False, param_dtype=params.w_ih.dtype), params
@@ -254,7 +256,7 @@ def _read_rnn(entries: Entries) -> tuple[Any, Any]:
     w_ih, bias = entries.take("linear/w", (D, H)), entries.take("linear/b", (H,))
     w_hh = entries.take("linear_1/w", (H, H))
     second = entries.take("linear_1/b", (H,)) if "linear_1/b" in entries else None
-    entries.done(MEND)
+    entries.done(HINT)
     bias = bias if second is None else bias + second
     params = params_of(lstm_jax.RNNParams, w_ih=w_ih, w_hh=w_hh, bias=bias)
     return lstm_jax.RNN(D, H, activation=jax.nn.relu, param_dtype=params.w_ih.dtype), params
@@ -265,7 +267,7 @@ def _read_rnn(entries: Entries) -> tuple[Any, Any]:
 
 def _plain(cell: Any, params: Any, target: str, *allowed: str) -> dict[str, Any]:
     """The fields of a cell without options; zeros where it has no bias."""
-    refuse_options("to_haiku", cell, target, ("use_bias", *allowed))
+    check_options("to_haiku", cell, target, ("use_bias", *allowed))
     fields = fields_of("to_haiku", cell, params)
     if "bias" not in fields:
         fields["bias"] = zeros(fields["w_ih"].shape[-1:], fields["w_ih"])
@@ -281,7 +283,7 @@ def _write_lstm(cell: Any, params: Any) -> tuple[str, dict[str, Any]]:
 
 def _write_gru(cell: Any, params: Any) -> tuple[str, dict[str, Any]]:
     if cell.reset_after:
-        refuse(
+        raise value_error(
             "to_haiku got GRU(reset_after=True), torch's and Keras's form, r * (h R_n + b_hn)",
             "GRU(reset_after=False), because hk.GRU resets h before the product, (r * h) R_n",
             "The weights of one form mean something else in the other: train with reset_after=False, "
@@ -299,7 +301,7 @@ def _write_gru(cell: Any, params: Any) -> tuple[str, dict[str, Any]]:
 def _write_rnn(cell: Any, params: Any) -> tuple[str, dict[str, Any]]:
     if cell.activation is not jax.nn.relu:
         name = getattr(cell.activation, "__name__", repr(cell.activation))
-        refuse(
+        raise value_error(
             f"to_haiku got RNN(activation={name})",
             "RNN(activation=jax.nn.relu), because hk.VanillaRNN has no other",
             "Call lstm_jax.rnn_step inside your haiku module instead.",

@@ -18,16 +18,16 @@ from lstm_jax import (
     LSTMParams,
     RNNParams,
 )
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax._types import DType
-from lstm_jax.interop._arrays import cast, common_dtype, join, ours, parts, silent, theirs
+from lstm_jax.interop._arrays import cast, common_dtype, join, negative_zeros, ours, parts, theirs
 from lstm_jax.interop._entries import Entries
-from lstm_jax.interop._networks import GATES, activation_of, stacked, taken_apart
+from lstm_jax.interop._networks import GATES, activation_of, flatten_layers, stacked
 
 #: Keras' ``merge_mode``, and what it is called here.
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product"}
 NAMES = ("kernel", "recurrent_kernel", "bias")
-_MEND = "Pass what get_weights() of one recurrent layer returns, or a list with one entry a layer."
+_HINT = "Pass what get_weights() of one recurrent layer returns, or a list with one entry a layer."
 
 
 def from_keras(
@@ -101,11 +101,11 @@ def from_keras(
     given = {"activation": activation, "reset_after": reset_after, "merge": merge}
     given |= {"input_shape": input_shape, "strides": strides, "padding": padding}
     layers = [_Layer(entries, f"{name}/" if name else "", given) for name in named]
-    entries.done(_MEND)
+    entries.done(_HINT)
     used = set().union(*(layer.uses for layer in layers))
     idle = [name for name, value in given.items() if value is not None and name not in used]
     if idle:
-        refuse(
+        raise value_error(
             f"from_keras got {', '.join(f'{name}={given[name]!r}' for name in idle)}",
             "only options which these weights leave open",
             "Leave out: " + ", ".join(idle) + ".",
@@ -127,11 +127,11 @@ def _by_name(weights: Any, where: str) -> dict[str, Any]:
     if isinstance(weights, Mapping):
         return _by_last_name(Entries("from_keras", weights).left)
     if not isinstance(weights, (list, tuple)) or len(weights) not in (2, 3, 4, 6):
-        came = f"{len(weights)} arrays" if isinstance(weights, (list, tuple)) else type(weights).__name__
-        refuse(
-            f"from_keras got {came} as the weights{where}",
+        got = f"{len(weights)} arrays" if isinstance(weights, (list, tuple)) else type(weights).__name__
+        raise value_error(
+            f"from_keras got {got} as the weights{where}",
             "2 or 3 arrays (kernel, recurrent_kernel, bias), 4 or 6 of a Bidirectional, or a mapping",
-            _MEND,
+            _HINT,
         )
     if len(weights) < 4:
         return dict(zip(NAMES, weights, strict=False))
@@ -151,7 +151,7 @@ def _by_last_name(flat: Mapping[str, Any]) -> dict[str, Any]:
         direction = re.findall(r"(?:^|/)(forward|backward)(?=_|/|$)", "/".join(above))
         name = "/".join([*direction[:1], last]) if last in NAMES else path
         if name in found:
-            refuse(
+            raise value_error(
                 f"from_keras got more than one {last} in one mapping, {path} the last of them",
                 "the weights of one layer",
                 "Pass several layers as a list, one mapping a layer: names do not tell their order.",
@@ -188,11 +188,11 @@ class _Layer:
         kernel = next((shape for shape in shapes_of("kernel") if len(shape) == len(recurrent)), ())
         self.conv = len(recurrent) > 2
         if not _tells(recurrent):
-            came = f"of shape {recurrent}" if recurrent else "missing, or no matrix"
-            refuse(
-                f"from_keras got recurrent_kernel {came} in {self.where}",
+            got = f"of shape {recurrent}" if recurrent else "missing, or no matrix"
+            raise value_error(
+                f"from_keras got recurrent_kernel {got} in {self.where}",
                 "shape (H, H) in SimpleRNN, (H, 3H) in GRU, (H, 4H) in LSTM, (*kernel, F, 4F) in ConvLSTM",
-                _MEND,
+                _HINT,
             )
         self.gates, self.H = recurrent[-1] // recurrent[-2], recurrent[-2]
         self.kind: Any = ConvLSTM if self.conv else GATES[self.gates]
@@ -219,7 +219,7 @@ class _Layer:
         if self.conv:
             self.uses |= {"input_shape", "strides", "padding"}
         if self.both and given["merge"] not in MERGES:
-            refuse(
+            raise value_error(
                 f"from_keras got merge={given['merge']!r} with both directions of a Bidirectional",
                 f"its merge_mode, one of {', '.join(map(repr, MERGES))}, which weights do not tell",
                 "Keras' own is merge='concat'.",
@@ -234,7 +234,7 @@ class _Layer:
             return {"reset_after": 2 in ranks}
         self.uses.add("reset_after")
         if not isinstance(given["reset_after"], bool):
-            refuse(
+            raise value_error(
                 f"from_keras got reset_after={given['reset_after']!r} with a GRU without bias",
                 "True or False, which the weights do not tell",
                 "Keras' own is reset_after=True.",
@@ -258,13 +258,13 @@ class _Layer:
         shape = getattr(below[-1], "output_shape", None) if below else given["input_shape"]
         padding = given["padding"]
         if shape is None or not isinstance(padding, str) or padding.upper() not in ("SAME", "VALID"):
-            refuse(
+            raise value_error(
                 f"from_keras got input_shape={shape!r}, padding={padding!r} with weights of a ConvLSTM",
                 "both, because weights do not tell them: input_shape (*space, C), padding 'valid' or 'same'",
                 "Keras' own padding is 'valid'.",
             )
         if tuple(shape)[-1] != self.D:
-            refuse(
+            raise value_error(
                 f"from_keras got input_shape={tuple(shape)} with a kernel that reads {self.D} channels",
                 f"input_shape (*space, {self.D})",
                 "Put the channels last.",
@@ -327,7 +327,7 @@ def to_keras(network: Any, params: Any) -> list[Any]:
     >>> [array.shape for array in to_keras(cell, cell.init(jax.random.key(0)))]
     [(3, 6), (2, 6), (2, 6)]
     """
-    layers = taken_apart(
+    layers = flatten_layers(
         "to_keras",
         "Keras",
         network,
@@ -349,7 +349,7 @@ def _write(direction: Any) -> list[Any]:
         return arrays
     arrays = [_swapped(array) for array in arrays]
     if params.bias is not None and cell.reset_after:
-        r, z, n = parts(silent(params.bias), 3)
+        r, z, n = parts(negative_zeros(params.bias), 3)
         second = join(z, r, n if params.bias_hn is None else params.bias_hn)
         arrays[2] = join(arrays[2][None], second[None], axis=0)
     return arrays

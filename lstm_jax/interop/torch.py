@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, BidirectionalParams, GRUParams, LSTMParams, RNNParams
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax._types import DType
-from lstm_jax.interop._arrays import cast, common_dtype, join, ours, parts, silent, theirs
+from lstm_jax.interop._arrays import cast, common_dtype, join, negative_zeros, ours, parts, theirs
 from lstm_jax.interop._entries import Entries
-from lstm_jax.interop._networks import ACTIVATIONS, GATES, activation_of, stacked, taken_apart
+from lstm_jax.interop._networks import ACTIVATIONS, GATES, activation_of, flatten_layers, stacked
 
 _NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(\d+)(_reverse)?)?")
 
@@ -157,10 +157,10 @@ def _gates(
             return 4, shape[1], shape[0]
         if not any("weight_hr" in other for other in names) and shape[0] in [g * shape[1] for g in GATES]:
             return shape[0] // shape[1], shape[1], None
-    came = [f"{name} {entries.shape(name)}" for name in names if "weight_h" in name]
+    got = [f"{name} {entries.shape(name)}" for name in names if "weight_h" in name]
     others = " or ".join(f"prefix={beginning!r}" for beginning in beginnings if beginning != prefix)
-    refuse(
-        f"from_torch got {', '.join(came) if came else f'no entry {prefix}weight_hh_l0'}",
+    raise value_error(
+        f"from_torch got {', '.join(got) if got else f'no entry {prefix}weight_hh_l0'}",
         "weight_hh_l0 of shape (H, H) in nn.RNN, (3H, H) in nn.GRU, (4H, H) in nn.LSTM",
         f"Recurrent weights are found with {others}." if others else "Pass the state_dict of one.",
     )
@@ -230,13 +230,13 @@ def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
     {'weight_ih_l0': (8, 3), 'weight_hh_l0': (8, 2), 'bias_ih_l0': (8,), 'bias_hh_l0': (8,)}
     """
     fits = {"proj_size": None, "activation": list(ACTIVATIONS.values())}
-    layers = taken_apart("to_torch", "torch.nn", network, params, kinds=(RNN, LSTM, GRU), fits=fits)
+    layers = flatten_layers("to_torch", "torch.nn", network, params, kinds=(RNN, LSTM, GRU), fits=fits)
     first = layers[0].directions
     for layer in layers[1:]:
-        came, wanted = (_alike(each) for each in (layer.directions, first))
-        if came != wanted:
-            refuse(
-                f"to_torch got {layer.directions[0].where}{came} above a first layer of {wanted}",
+        got, wanted = (_alike(each) for each in (layer.directions, first))
+        if got != wanted:
+            raise value_error(
+                f"to_torch got {layer.directions[0].where}{got} above a first layer of {wanted}",
                 "layers that are all alike, because one torch.nn module holds them",
                 "Convert each layer by itself.",
             )
@@ -261,7 +261,7 @@ def _alike(directions: Any) -> dict[str, Any]:
 def _write(params: Any) -> dict[str, Any]:
     found = {"weight_ih": params.w_ih.T, "weight_hh": params.w_hh.T}
     if params.bias is not None:
-        found |= {"bias_ih": params.bias, "bias_hh": silent(params.bias)}
+        found |= {"bias_ih": params.bias, "bias_hh": negative_zeros(params.bias)}
         if getattr(params, "bias_hn", None) is not None:
             r, z, _ = parts(found["bias_hh"], 3)
             found["bias_hh"] = join(r, z, params.bias_hn)

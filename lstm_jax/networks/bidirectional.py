@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_key, check_member, check_tuple, refuse
+from lstm_jax._errors import check_choice, check_key, check_member, check_tuple, value_error
 from lstm_jax._random import is_noisy
 from lstm_jax._types import Array, Carry, Params, exportable
 from lstm_jax.cells._base import event_ndim, splits
@@ -99,7 +99,7 @@ class Bidirectional:
 
     def step(self, params: Any, carry: Any, x: Any) -> Any:
         """Refused: there is no single step in two directions."""
-        refuse(
+        raise value_error(
             "Bidirectional.step was called, but its output at a step depends on all steps after it",
             "a whole sequence",
             "Use lstm_jax.unroll(network, params, xs), or a network without Bidirectional for streaming.",

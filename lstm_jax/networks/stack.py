@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_key, check_member, check_tuple, is_number, refuse
+from lstm_jax._errors import check_choice, check_key, check_member, check_tuple, is_number, value_error
 from lstm_jax._random import bernoulli
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import event_ndim
@@ -59,7 +59,7 @@ class Stack:
 
     def __post_init__(self) -> None:
         if not isinstance(self.layers, (tuple, list)) or not self.layers:
-            refuse(
+            raise value_error(
                 f"Stack got layers={self.layers!r}",
                 "a tuple of one cell or more",
                 "Write Stack((cell, cell)).",
@@ -69,7 +69,9 @@ class Stack:
             check_member("Stack", layer)
         check_choice("Stack", "dropout_mask", self.dropout_mask, ("step", "sequence"))
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
-            refuse(f"Stack got dropout={self.dropout!r}", "a share in [0, 1)", "0 switches it off.")
+            raise value_error(
+                f"Stack got dropout={self.dropout!r}", "a share in [0, 1)", "0 switches it off."
+            )
         object.__setattr__(self, "dropout", float(self.dropout))
         self._check_sizes()
 
@@ -85,14 +87,14 @@ class Stack:
                 continue
             reads = width + (first if self.skip else 0)
             if size != reads:
-                refuse(
+                raise value_error(
                     f"Stack got layer {index} with input_size={size} over a layer with {width} outputs",
                     f"input_size={reads}"
                     + (f" ({width} outputs and, with skip, {first} inputs)" if self.skip else ""),
                     "Bring the two sizes into agreement (a Bidirectional that concatenates has 2H outputs).",
                 )
             if self.residual and getattr(layer, "output_size", width) != width:
-                refuse(
+                raise value_error(
                     f"Stack(residual=True) got layer {index} with {layer.output_size} outputs over {width}",
                     "as many outputs as the layer below, since they are added",
                     "Make the widths equal, or put a read-out outside of the stack.",
@@ -112,7 +114,7 @@ class Stack:
         first = _space(self.layers[0], "input")
         others = ([first] if self.skip else []) + ([says] if self.residual else [])
         if reads != below or any(other is not None and other != below for other in others):
-            refuse(
+            raise value_error(
                 f"Stack got layer {index} with axes of space {reads} -> {says} over a layer with {below}",
                 "the same axes of space, in all that is joined or added",
                 "Bring input_shape, strides and padding into agreement.",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_member, is_number, refuse
+from lstm_jax._errors import check_member, is_number, value_error
 from lstm_jax._types import Array, Carry, Params, exportable
 from lstm_jax.cells._base import event_ndim
 
@@ -29,10 +29,10 @@ class Noise(NamedTuple):
     inner: Any
 
 
-QUIET = Noise(None, None)
+NO_NOISE = Noise(None, None)
 
 
-class if_inner:
+class delegated:
     """A method that a wrapper has only where the cell inside has it too."""
 
     def __init__(self, method: Callable[..., Any]) -> None:
@@ -46,10 +46,10 @@ class if_inner:
 
 
 class Wrapper:
-    """A cell around a cell. Its parameters and its carry are those of the cell inside.
+    """A cell that wraps a cell. Its parameters and its carry are those of the wrapped cell.
 
-    A wrapper says what is random ``once`` a sequence and at ``each`` step, and overrides the methods
-    in which that counts.
+    A wrapper draws noise once per sequence (``sequence_noise``) or at every step (``step_noise``), and
+    overrides the methods that use it.
     """
 
     cell: Any
@@ -99,11 +99,11 @@ class Wrapper:
 
     # --- noise ---
 
-    def once(self, key: Array, carry: Carry, x: Array) -> Any:
+    def sequence_noise(self, key: Array, carry: Carry, x: Array) -> Any:
         """Masks for the whole of a sequence."""
         return None
 
-    def each(self, key: Array, carry: Carry) -> Any:
+    def step_noise(self, key: Array, carry: Carry) -> Any:
         """Masks for one step."""
         return None
 
@@ -112,33 +112,33 @@ class Wrapper:
         k_own, k_inner = jax.random.split(key)
         if hasattr(self.cell, "perturb"):
             params = self.cell.perturb(params, k_inner, carry, x)
-        return Masked(params, self.once(k_own, carry, x))
+        return Masked(params, self.sequence_noise(k_own, carry, x))
 
     def draw(self, key: Array, carry: Carry) -> Noise:
         """What is random at each step, here and in the cell inside."""
         k_own, k_inner = jax.random.split(key)
         inner = self.cell.draw(k_inner, carry) if hasattr(self.cell, "draw") else None
-        return Noise(self.each(k_own, carry), inner)
+        return Noise(self.step_noise(k_own, carry), inner)
 
     # --- the cell inside ---
 
     def step(self, params: Params, carry: Carry, x: Array, noise: Noise | None = None) -> tuple[Carry, Array]:
         """One step of the cell inside."""
-        params, inner = unmasked(params)[0], (noise or QUIET).inner
+        params, inner = split_masks(params)[0], (noise or NO_NOISE).inner
         more = () if inner is None else (inner,)
         return self.cell.step(params, carry, x, *more)
 
-    @if_inner
+    @delegated
     def project(self, params: Params, x: Array) -> Any:
         """What needs no carry."""
-        return self.cell.project(unmasked(params)[0], x)
+        return self.cell.project(split_masks(params)[0], x)
 
-    @if_inner
+    @delegated
     def recur(self, params: Params, carry: Carry, u: Any) -> Any:
         """The pre-activation."""
-        return self.cell.recur(unmasked(params)[0], carry, u)
+        return self.cell.recur(split_masks(params)[0], carry, u)
 
-    @if_inner
+    @delegated
     def update(
         self,
         params: Params,
@@ -149,16 +149,16 @@ class Wrapper:
         candidate: Array | None = None,
     ) -> tuple[Carry, Array]:
         """The new carry and the output; ``candidate`` is for the cell that has one."""
-        inner = (noise or QUIET).inner
+        inner = (noise or NO_NOISE).inner
         more = {} if inner is None else {"noise": inner}
         if candidate is not None:
             more["candidate"] = candidate
-        return self.cell.update(unmasked(params)[0], carry, z, **more)
+        return self.cell.update(split_masks(params)[0], carry, z, **more)
 
-    @if_inner
+    @delegated
     def emit(self, params: Params, raw: Any) -> tuple[Carry, Array]:
         """What leaves the step."""
-        return self.cell.emit(unmasked(params)[0], raw)
+        return self.cell.emit(split_masks(params)[0], raw)
 
     def by_parts(self, params: Params, carry: Carry, x: Array, noise: Any) -> tuple[Carry, Array]:
         """``step`` out of the methods of a cell that splits."""
@@ -166,12 +166,12 @@ class Wrapper:
         return self.emit(params, raw) if hasattr(self, "emit") else raw
 
 
-def unmasked(params: Params) -> tuple[Params, Any]:
+def split_masks(params: Params) -> tuple[Params, Any]:
     """The parameters of the cell inside, and the masks, None where none were drawn."""
     return params if isinstance(params, Masked) else (params, None)
 
 
-def kept(mask: Array | None, a: Array, rate: float) -> Array:
+def drop(mask: Array | None, a: Array, rate: float) -> Array:
     """What the mask leaves, divided by its share; ``a`` may have time before the mask's axes."""
     if mask is None:
         return a
@@ -179,16 +179,20 @@ def kept(mask: Array | None, a: Array, rate: float) -> Array:
     return jnp.where(mask, a / jnp.asarray(1 - rate, a.dtype), jnp.zeros((), a.dtype))
 
 
-def check_inside(owner: str, cell: Any) -> None:
+def check_wrapped(owner: str, cell: Any) -> None:
     """A cell, not a network of cells."""
     check_member(owner, cell)
     if hasattr(cell, "compose"):
-        refuse(f"{owner} got a {type(cell).__name__}", "a cell", "Wrap the cells of the network one by one.")
+        raise value_error(
+            f"{owner} got a {type(cell).__name__}", "a cell", "Wrap the cells of the network one by one."
+        )
 
 
-def check_share(cell: Any, name: str) -> None:
+def check_rate(cell: Any, name: str) -> None:
     """A share that leaves something."""
-    share = getattr(cell, name)
-    if not is_number(share) or not 0 <= share < 1:
-        refuse(f"{type(cell).__name__} got {name}={share!r}", "a share in [0, 1)", "0 switches it off.")
-    object.__setattr__(cell, name, float(share))
+    rate = getattr(cell, name)
+    if not is_number(rate) or not 0 <= rate < 1:
+        raise value_error(
+            f"{type(cell).__name__} got {name}={rate!r}", "a share in [0, 1)", "0 switches it off."
+        )
+    object.__setattr__(cell, name, float(rate))

@@ -7,19 +7,19 @@ from typing import Any
 
 import jax
 
-from lstm_jax._errors import check_choice, refuse
+from lstm_jax._errors import check_choice, value_error
 from lstm_jax._random import bernoulli
 from lstm_jax._types import Array, Carry, Params, state_dtype
 from lstm_jax.cells._base import splits
 from lstm_jax.regularizers._wrapper import (
-    QUIET,
+    NO_NOISE,
     Noise,
     Wrapper,
-    check_inside,
-    check_share,
-    if_inner,
-    kept,
-    unmasked,
+    check_rate,
+    check_wrapped,
+    delegated,
+    drop,
+    split_masks,
 )
 
 
@@ -57,17 +57,17 @@ class VariationalDropout(Wrapper):
     recurrent: float = 0.0
 
     def __post_init__(self) -> None:
-        check_inside("VariationalDropout", self.cell)
+        check_wrapped("VariationalDropout", self.cell)
         for name in ("inputs", "recurrent"):
-            check_share(self, name)
+            check_rate(self, name)
         if self.recurrent and not splits(self.cell):
-            refuse(
+            raise value_error(
                 f"VariationalDropout got recurrent={self.recurrent} for {type(self.cell).__name__}",
                 "a cell with project, recur and update, which show what its products read",
                 "Drop inputs alone, or give the cell these methods (see lstm_jax.SplitCell).",
             )
 
-    def once(self, key: Array, carry: Carry, x: Array) -> tuple[Array | None, Any]:
+    def sequence_noise(self, key: Array, carry: Carry, x: Array) -> tuple[Array | None, Any]:
         """The mask of the inputs, and those of the states."""
         k_x, *keys = jax.random.split(key, 1 + len(jax.tree.leaves(carry)))
         seen = bernoulli(k_x, 1 - self.inputs, x) if self.inputs else None
@@ -82,28 +82,28 @@ class VariationalDropout(Wrapper):
             return self.by_parts(params, carry, x, noise)
         return Wrapper.step(self, params, carry, self._seen(params, x), noise)
 
-    @if_inner
+    @delegated
     def project(self, params: Params, x: Array) -> Any:
         """What needs no carry, of the inputs that are left."""
-        return self.cell.project(unmasked(params)[0], self._seen(params, x))
+        return self.cell.project(split_masks(params)[0], self._seen(params, x))
 
-    @if_inner
+    @delegated
     def recur(self, params: Params, carry: Carry, u: Any) -> Any:
         """The pre-activation, of the units that are left."""
-        params, masks = unmasked(params)
-        heard = None if masks is None else masks[1]
-        if heard is not None:
-            carry = jax.tree.map(lambda mask, a: kept(mask, a, self.recurrent), heard, carry)
+        params, masks = split_masks(params)
+        state_masks = None if masks is None else masks[1]
+        if state_masks is not None:
+            carry = jax.tree.map(lambda mask, a: drop(mask, a, self.recurrent), state_masks, carry)
         return self.cell.recur(params, carry, u)
 
-    @if_inner
+    @delegated
     def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
         """Those of the cell inside (:class:`lstm_jax.ParallelCell`), of the inputs that are left."""
-        return self.cell.coefficients(unmasked(params)[0], self._seen(params, x))
+        return self.cell.coefficients(split_masks(params)[0], self._seen(params, x))
 
     def _seen(self, params: Params, x: Array) -> Array:
-        masks = unmasked(params)[1]
-        return kept(None if masks is None else masks[0], x, self.inputs)
+        masks = split_masks(params)[1]
+        return drop(None if masks is None else masks[0], x, self.inputs)
 
 
 @dataclass(frozen=True)
@@ -137,21 +137,21 @@ class CandidateDropout(Wrapper):
     mask: str = "step"
 
     def __post_init__(self) -> None:
-        check_inside("CandidateDropout", self.cell)
-        check_share(self, "rate")
+        check_wrapped("CandidateDropout", self.cell)
+        check_rate(self, "rate")
         check_choice("CandidateDropout", "mask", self.mask, ("step", "sequence"))
         if not getattr(self.cell, "takes_candidate", False):
-            refuse(
+            raise value_error(
                 f"CandidateDropout got a {type(self.cell).__name__}",
                 "a cell whose update takes a factor for its candidate: LSTM or GRU",
                 "Use VariationalDropout or Zoneout for other cells.",
             )
 
-    def once(self, key: Array, carry: Carry, x: Array) -> Array | None:
+    def sequence_noise(self, key: Array, carry: Carry, x: Array) -> Array | None:
         """The mask, where it is one for all steps."""
         return self._drawn(key, carry) if self.mask == "sequence" else None
 
-    def each(self, key: Array, carry: Carry) -> Array | None:
+    def step_noise(self, key: Array, carry: Carry) -> Array | None:
         """The mask, where it is one a step."""
         return self._drawn(key, carry) if self.mask == "step" else None
 
@@ -162,7 +162,7 @@ class CandidateDropout(Wrapper):
         """One step with this mask."""
         return self.by_parts(params, carry, x, noise)
 
-    @if_inner
+    @delegated
     def update(
         self,
         params: Params,
@@ -173,7 +173,7 @@ class CandidateDropout(Wrapper):
         candidate: Array | None = None,
     ) -> tuple[Carry, Array]:
         """The new carry and the output, of the candidates that are left."""
-        mask = unmasked(params)[1] if self.mask == "sequence" else (noise or QUIET).own
+        mask = split_masks(params)[1] if self.mask == "sequence" else (noise or NO_NOISE).own
         if mask is not None:
             factor = mask.astype(state_dtype(jax.tree.leaves(carry)[-1].dtype)) / (1 - self.rate)
             candidate = factor if candidate is None else candidate * factor

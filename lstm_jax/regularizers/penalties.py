@@ -9,7 +9,7 @@ from jax import lax
 
 from lstm_jax._types import Array
 from lstm_jax.unrolling import validation
-from lstm_jax.unrolling.steps import blank, valid_steps
+from lstm_jax.unrolling.steps import mask_out, valid_steps
 
 
 def activation_regularization(ys: Array, *, lengths: Any = None, mask: Array | None = None) -> Array:
@@ -75,7 +75,7 @@ def temporal_activation_regularization(
     paired = valid & (last >= 0)
     if resets is not None:
         paired = paired & ~resets
-    ys = blank(valid, ys)
+    ys = mask_out(valid, ys)
     before = jnp.take_along_axis(ys, jnp.maximum(last, 0)[..., None], axis=0)
     return _mean_of_squares(ys - before, paired)
 
@@ -90,6 +90,6 @@ def _valid(owner: str, ys: Array, lengths: Any, mask: Array | None, resets: Arra
 def _mean_of_squares(a: Array, valid: Array | None) -> Array:
     if valid is None:
         return jnp.sum(a * a) / max(a.size, 1)
-    a = blank(valid, a)
+    a = mask_out(valid, a)
     count = jnp.sum(valid, dtype=jnp.int32) * a.shape[-1]
     return jnp.sum(a * a) / jnp.maximum(count, 1).astype(a.dtype)

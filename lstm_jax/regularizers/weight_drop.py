@@ -7,17 +7,17 @@ from typing import Any
 
 import jax
 
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax._random import bernoulli
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.regularizers._wrapper import (
     Masked,
     Wrapper,
-    check_inside,
-    check_share,
-    if_inner,
-    kept,
-    unmasked,
+    check_rate,
+    check_wrapped,
+    delegated,
+    drop,
+    split_masks,
 )
 
 
@@ -51,10 +51,12 @@ class WeightDrop(Wrapper):
     weights: tuple[str, ...] = ("w_hh",)
 
     def __post_init__(self) -> None:
-        check_inside("WeightDrop", self.cell)
-        check_share(self, "rate")
+        check_wrapped("WeightDrop", self.cell)
+        check_rate(self, "rate")
         if isinstance(self.weights, str) or not all(isinstance(name, str) for name in self.weights):
-            refuse(f"WeightDrop got weights={self.weights!r}", "a tuple of names", 'Write weights=("w_hh",).')
+            raise value_error(
+                f"WeightDrop got weights={self.weights!r}", "a tuple of names", 'Write weights=("w_hh",).'
+            )
         object.__setattr__(self, "weights", tuple(self.weights))
 
     def perturb(self, params: Params, key: Array, carry: Carry, x: Array) -> Masked:
@@ -64,16 +66,16 @@ class WeightDrop(Wrapper):
         for name, k in zip(self.weights, keys, strict=True):
             value = getattr(params, name, None)
             if value is None:
-                refuse(
+                raise value_error(
                     f"WeightDrop got weights={self.weights!r} and parameters of type "
                     f"{type(params).__name__} without {name}",
                     f"names among {', '.join(getattr(params, '_fields', ())) or 'the fields'}",
                     "Name the weights of the cell inside.",
                 )
-            left[name] = kept(bernoulli(k, 1 - self.rate, value), value, self.rate)
+            left[name] = drop(bernoulli(k, 1 - self.rate, value), value, self.rate)
         return Wrapper.perturb(self, params._replace(**left), k_inner, carry, x)
 
-    @if_inner
+    @delegated
     def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
         """Those of the cell inside (:class:`lstm_jax.ParallelCell`), by the weights that are left."""
-        return self.cell.coefficients(unmasked(params)[0], x)
+        return self.cell.coefficients(split_masks(params)[0], x)

@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import is_number, refuse
+from lstm_jax._errors import is_number, value_error
 from lstm_jax._random import bernoulli
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.regularizers._wrapper import (
     Noise,
     Wrapper,
-    check_inside,
-    if_inner,
+    check_wrapped,
+    delegated,
 )
 
 
@@ -49,11 +49,11 @@ class Zoneout(Wrapper):
     rates: float | tuple[float, ...]
 
     def __post_init__(self) -> None:
-        check_inside("Zoneout", self.cell)
+        check_wrapped("Zoneout", self.cell)
         many = isinstance(self.rates, (tuple, list))
         rates: tuple[Any, ...] = tuple(self.rates) if many else (self.rates,)  # type: ignore[arg-type]
         if not rates or not all(is_number(rate) and 0 <= rate <= 1 for rate in rates):
-            refuse(
+            raise value_error(
                 f"Zoneout got rates={self.rates!r}",
                 "a share in [0, 1], or a tuple of one for each state",
                 "0 switches it off; an LSTM's states are (h, c).",
@@ -67,7 +67,7 @@ class Zoneout(Wrapper):
             return "Zoneout comes after the product that the state goes through when it is emitted"
         return Wrapper.declines(self)
 
-    def each(self, key: Array, carry: Carry) -> list[Array | None]:
+    def step_noise(self, key: Array, carry: Carry) -> list[Array | None]:
         """Which units keep their value, for each state that has a rate."""
         leaves, rates = jax.tree.leaves(carry), self._rates(carry)
         keys = jax.random.split(key, len(leaves))
@@ -79,7 +79,7 @@ class Zoneout(Wrapper):
         new, y = Wrapper.step(self, params, carry, x, noise)
         return self._zoned(carry, new, y, noise)
 
-    @if_inner
+    @delegated
     def update(
         self,
         params: Params,
@@ -105,7 +105,7 @@ class Zoneout(Wrapper):
         if not isinstance(self.rates, tuple):
             return (self.rates,) * count
         if len(self.rates) != count:
-            refuse(
+            raise value_error(
                 f"Zoneout got {len(self.rates)} rates for a carry of {count} states",
                 "one for each, or one number for all",
                 f"Give a tuple of {count}: the rates of {type(self.cell).__name__}'s states, in their order.",

@@ -27,7 +27,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells.gru import GRU
 from lstm_jax.cells.indrnn import IndRNN
@@ -35,12 +35,12 @@ from lstm_jax.cells.lstm import LSTM
 from lstm_jax.cells.minimal import MinGRU, MinLSTM
 from lstm_jax.cells.readout import Readout, identity
 from lstm_jax.cells.rnn import RNN
-from lstm_jax.regularizers._wrapper import Noise, Wrapper, if_inner
+from lstm_jax.regularizers._wrapper import Noise, Wrapper, delegated
 from lstm_jax.unrolling.run import Options, Run, Times, Unrolled
-from lstm_jax.unrolling.steps import blank
+from lstm_jax.unrolling.steps import mask_out
 
-HEARING = (RNN, LSTM, GRU)  # every unit hears every other: h is gathered at each step
-DEAF = (IndRNN, MinGRU, MinLSTM, Readout)  # no unit hears another: nothing is
+DENSE_RECURRENCE = (RNN, LSTM, GRU)  # every unit hears every other: h is gathered at each step
+ELEMENTWISE = (IndRNN, MinGRU, MinLSTM, Readout)  # no unit hears another: nothing is
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class Share(Wrapper):
     cell: Any
     axis: str
 
-    @if_inner
+    @delegated
     def project(self, params: Params, x: Array) -> Any:
         """x W for the own units."""
         # The cell looks at w_hh's shape alone, and expects as many rows as it has units.
         w_hh = jax.ShapeDtypeStruct((self.cell.hidden_size, params.w_hh.shape[1]), params.w_hh.dtype)
         return self.cell.project(params._replace(w_hh=w_hh), x)
 
-    @if_inner
+    @delegated
     def recur(self, params: Params, carry: Carry, u: Any) -> Any:
         """What the own units hear of all units."""
         h, *others = carry if isinstance(carry, tuple) else (carry,)
@@ -113,19 +113,19 @@ class Sharded:
 
     def __post_init__(self) -> None:
         _check_mesh(self.mesh, self.data, self.model)
-        obstacle = _obstacle(self.cell)
-        if obstacle is not None:
-            refuse(
-                f"Sharded got a {type(self.cell).__name__}: {obstacle}",
+        unsupported_reason = _unsupported_reason(self.cell)
+        if unsupported_reason is not None:
+            raise value_error(
+                f"Sharded got a {type(self.cell).__name__}: {unsupported_reason}",
                 "a cell whose units go on with one exchange a step: "
-                + ", ".join(kind.__name__ for kind in (*HEARING, *DEAF)),
+                + ", ".join(kind.__name__ for kind in (*DENSE_RECURRENCE, *ELEMENTWISE)),
                 "Leave this layer whole, on every device: Stack((Sharded(cell, mesh), whole)).",
             )
         names = ["output_size" if isinstance(self.cell, Readout) else "hidden_size"]
         for name in names + ["heads"] * (_heads(self.cell) > 1):
             size = getattr(self.cell, name)
             if size % self.parts:
-                refuse(
+                raise value_error(
                     f"Sharded got a {type(self.cell).__name__} with {name}={size} over "
                     f"{self.model}={self.parts} devices",
                     f"{name} that the axis divides",
@@ -147,7 +147,7 @@ class Sharded:
         if _heads(self.cell) > 1:
             return replace(self.cell, **own, heads=self.cell.heads // self.parts)
         part = replace(self.cell, **own)
-        return Share(part, self.model) if isinstance(self.cell, HEARING) else part
+        return Share(part, self.model) if isinstance(self.cell, DENSE_RECURRENCE) else part
 
     # --- the cell's own face ---
 
@@ -202,7 +202,7 @@ class Sharded:
         if not isinstance(self.cell, Readout) or self.cell.activation is identity:
             return y
         y = self.cell.activation(y)
-        return y if valid is None else blank(valid, y)
+        return y if valid is None else mask_out(valid, y)
 
     # --- where things lie ---
 
@@ -238,7 +238,7 @@ class Sharded:
         """Of one step: of what has no units or has all of them, and of what has the device's own."""
         d = 1 if self.data is None else self.mesh.shape[self.data]
         if batch and isinstance(batch[0], int) and batch[0] % d:
-            refuse(
+            raise value_error(
                 f"{type(self.cell).__name__} over {self.data}={d} devices got a batch of {batch[0]} rows",
                 "rows that the devices divide",
                 "Choose another batch size, or Sharded(cell, mesh, data=None).",
@@ -289,11 +289,11 @@ def _heads(cell: Any) -> int:
     return getattr(cell, "heads", 1)
 
 
-def _obstacle(cell: Any) -> str | None:
+def _unsupported_reason(cell: Any) -> str | None:
     """Why a cell cannot be spread over devices with one exchange a step, or None."""
     if isinstance(cell, Wrapper):
         return f"{type(cell).__name__} draws its noise for all units together"
-    if not isinstance(cell, (*HEARING, *DEAF)):
+    if not isinstance(cell, (*DENSE_RECURRENCE, *ELEMENTWISE)):
         return "nothing is known of how its units lie in its parameters"
     if isinstance(cell, LSTM) and cell.layer_norm is not None:
         return f"layer_norm={cell.layer_norm!r} needs the mean over all units at every step"
@@ -309,15 +309,15 @@ def _obstacle(cell: Any) -> str | None:
 def _check_mesh(mesh: Any, data: str | None, model: str) -> None:
     wanted = [name for name in (data, model) if name is not None]
     if not isinstance(mesh, Mesh) or any(name not in mesh.shape for name in wanted):
-        came = f"axes {dict(mesh.shape)}" if isinstance(mesh, Mesh) else f"a {type(mesh).__name__}"
-        refuse(
-            f"Sharded got a mesh with {came}" if isinstance(mesh, Mesh) else f"Sharded got {came}",
+        got = f"axes {dict(mesh.shape)}" if isinstance(mesh, Mesh) else f"a {type(mesh).__name__}"
+        raise value_error(
+            f"Sharded got a mesh with {got}" if isinstance(mesh, Mesh) else f"Sharded got {got}",
             f"a jax.sharding.Mesh with the axes {', '.join(map(repr, wanted))}",
             "Write jax.make_mesh((4, 2), ('data', 'model')); an axis may have one device.",
         )
     kinds = set(mesh.axis_types)
     if len(kinds) > 1 or AxisType.Manual in kinds:
-        refuse(
+        raise value_error(
             f"Sharded got a mesh with axes of type {', '.join(kind.name for kind in mesh.axis_types)}",
             "axes that are all automatic or all explicit",
             f"Write jax.make_mesh({tuple(mesh.shape.values())}, {mesh.axis_names}).",

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 
-from lstm_jax._errors import check_tuple, refuse
+from lstm_jax._errors import check_tuple, value_error
 from lstm_jax._types import Params
 from lstm_jax.cells import _init
 from lstm_jax.networks.bidirectional import Bidirectional
@@ -96,7 +96,7 @@ def shardings(network: Any, params: Params) -> Any:
 def _sharded(network: Any, layers: list[tuple[Any, Params]]) -> list[tuple[Sharded, Params]]:
     found = [(cell, own) for cell, own in layers if isinstance(cell, Sharded)]
     if not found:
-        refuse(
+        raise value_error(
             f"got a {type(network).__name__} without a Sharded layer",
             "a network that knows its mesh",
             "Make one with lstm_jax.shard(network, mesh).",

@@ -33,13 +33,13 @@ from jax import lax
 
 from lstm_jax._types import Array, Carry, Params, is_float, promote
 from lstm_jax.cells._base import ParallelCell
-from lstm_jax.unrolling.steps import Flags, Walked, blank
+from lstm_jax.unrolling.steps import Flags, Scanned, mask_out
 
 #: The logarithm of an a that is 0 in every dtype; finite, so that nothing made of it is NaN.
 FORGET = -1e4
 
 
-def parallel_walk(
+def associative_scan(
     cell: ParallelCell,
     params: Params,
     initial: Carry,
@@ -50,14 +50,14 @@ def parallel_walk(
     *,
     reverse: bool,
     carries: bool,
-) -> Walked:
+) -> Scanned:
     """``steps.walk`` of a linear recurrence, all steps at once; ``key`` is of no use to it."""
     log_a, b = cell.coefficients(params, xs)
     dtype = promote(log_a.dtype, b.dtype, carry.dtype)
     log_a, b = log_a.astype(dtype), b.astype(dtype)
     T = b.shape[0]
     if flags.valid is not None:
-        log_a, b = blank(flags.valid, (log_a, b))
+        log_a, b = mask_out(flags.valid, (log_a, b))
 
     anew = _meeting(jnp.arange(T) == (T - 1 if reverse else 0), b)
     reads = jnp.where(anew, carry[None].astype(dtype), jnp.zeros((), dtype))
@@ -68,10 +68,10 @@ def parallel_walk(
     log_a = jnp.where(anew, jnp.asarray(FORGET, dtype), log_a)
 
     states = lax.associative_scan(_join, (log_a, b), reverse=reverse)[1].astype(carry.dtype)
-    ys = states if flags.valid is None else blank(flags.valid, states)
+    ys = states if flags.valid is None else mask_out(flags.valid, states)
     if T > 0:
         carry = states[0 if reverse else -1]
-    return Walked(carry, ys, states if carries else None, None)
+    return Scanned(carry, ys, states if carries else None, None)
 
 
 def _join(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -85,7 +85,7 @@ def _meeting(flag: Array, like: Array) -> Array:
     return lax.expand_dims(flag, range(flag.ndim, like.ndim))
 
 
-def parallel_obstacle(cell: Any, params: Params, carry: Carry, xs: Any, flags: Flags) -> str | None:
+def associative_unsupported(cell: Any, params: Params, carry: Carry, xs: Any, flags: Flags) -> str | None:
     """Why the parallel walk cannot take this cell or these options, or None."""
     name = type(cell).__name__
     if not hasattr(cell, "coefficients"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 
 from lstm_jax._devices import _varying, is_explicit
-from lstm_jax._errors import check_structure, refuse
+from lstm_jax._errors import check_structure, value_error
 from lstm_jax._types import Array, Carry, Params, is_float, promote
 from lstm_jax.cells._base import Cell
 from lstm_jax.unrolling.steps import one_step
@@ -18,10 +18,10 @@ def default_carry(cell: Cell, params: Params, xs: Array, batch: tuple[int, ...])
     carry = cell.initial_carry(batch, params)
     if u is not None:
         carry = jax.tree.map(lambda a: a.astype(promote(a.dtype, u.dtype)) if is_float(a.dtype) else a, carry)
-    return settle(cell, params, xs, carry)
+    return match_carry_type(cell, params, xs, carry)
 
 
-def settle(cell: Cell, params: Params, xs: Array, carry: Carry, *, given: bool = False) -> Carry:
+def match_carry_type(cell: Cell, params: Params, xs: Array, carry: Carry, *, given: bool = False) -> Carry:
     """Give the carry the type that ``cell.step`` returns it in.
 
     A loop wants what goes round to keep its type. Fresh zeros are the same on every device, but
@@ -30,25 +30,25 @@ def settle(cell: Cell, params: Params, xs: Array, carry: Carry, *, given: bool =
     """
     for _ in range(3):
         after = jax.eval_shape(lambda p, c, x: cell.step(p, c, one_step(x))[0], params, carry, xs)
-        mend = "Return the carry first, then the output: (carry, y)."
-        check_structure(f"{type(cell).__name__}.step", after, carry, "the one it was handed", mend)
-        settled = jax.tree.map(lambda a, like: _as_type_of(cell, a, like, given), carry, after)
-        if all(a is b for a, b in zip(jax.tree.leaves(settled), jax.tree.leaves(carry), strict=True)):
+        hint = "Return the carry first, then the output: (carry, y)."
+        check_structure(f"{type(cell).__name__}.step", after, carry, "the one it was handed", hint)
+        matched = jax.tree.map(lambda a, like: _as_type_of(cell, a, like, given), carry, after)
+        if all(a is b for a, b in zip(jax.tree.leaves(matched), jax.tree.leaves(carry), strict=True)):
             break
-        carry = settled
+        carry = matched
     return carry
 
 
 def _as_type_of(cell: Cell, a: Array, like: jax.ShapeDtypeStruct, given: bool) -> Array:
     if a.shape != like.shape:
-        refuse(
+        raise value_error(
             f"{type(cell).__name__}.step turned a carry of shape {a.shape} into one of shape {like.shape}",
             "the same shape before and after a step",
             "Let step return the carry in the shape it was handed.",
         )
     if a.dtype != like.dtype:
         if given:
-            refuse(
+            raise value_error(
                 f"{type(cell).__name__}.step turned a carry of dtype {a.dtype} into {like.dtype}",
                 "the same dtype before and after a step",
                 f"Hand in the carry as {like.dtype}, or let step return the dtype it was handed.",

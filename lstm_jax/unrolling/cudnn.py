@@ -25,12 +25,12 @@ from jax.custom_batching import custom_vmap
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells.lstm import LSTM, LSTMParams
-from lstm_jax.unrolling.carries import default_carry, settle
+from lstm_jax.unrolling.carries import default_carry, match_carry_type
 from lstm_jax.unrolling.layers import MERGES, Layers, layers_of
-from lstm_jax.unrolling.steps import blank
+from lstm_jax.unrolling.steps import mask_out
 
 # --- the vector of weights -----------------------------------------------------------------------
 
@@ -71,24 +71,24 @@ FREE = {"input_size", "hidden_size", "use_bias", "forget_bias", "learn_initial_c
 FREE |= {"w_ih_init", "w_hh_init", "bias_init", "param_dtype", "dtype"}
 
 
-def cudnn_obstacle(
+def cudnn_unsupported(
     network: Any, params: Params, xs: Any, carry: Carry | None, options: Any, times: Any
 ) -> str | None:
     """Why cuDNN cannot run this network with these options, or None; ``unroll``'s Options and Times."""
     layers = layers_of(network, times.key is not None)
-    reason = layers if isinstance(layers, str) else _strange(layers)
+    reason = layers if isinstance(layers, str) else _unexpected(layers)
     reason = reason or _declined(options, times) or _misfit(layers, params, xs, carry)  # type: ignore[arg-type]
     return reason or no_device() or _precision()[1]
 
 
-def _strange(layers: Layers) -> str | None:
+def _unexpected(layers: Layers) -> str | None:
     for cell in layers.cells:
         if type(cell) is not LSTM:
             return f"{type(cell).__name__} is not an LSTM"
         plain = LSTM(cell.input_size, cell.hidden_size)
         fields = [name for name in plain.__dataclass_fields__ if name not in FREE]
-        if strange := [name for name in fields if getattr(cell, name) != getattr(plain, name)]:
-            return f"cuDNN's LSTM has no {', '.join(strange)}"
+        if unexpected := [name for name in fields if getattr(cell, name) != getattr(plain, name)]:
+            return f"cuDNN's LSTM has no {', '.join(unexpected)}"
     sizes = {cell.hidden_size for cell in layers.cells}
     return f"all layers of one call have one hidden_size, not {sorted(sizes)}" if len(sizes) > 1 else None
 
@@ -180,7 +180,7 @@ def cudnn_run(
     if layers.merge is not None:
         ys = MERGES[layers.merge](*jnp.split(ys, 2, axis=-1))
     if times.valid is not None:
-        ys = blank(times.valid, ys)
+        ys = mask_out(times.valid, ys)
     states = [a.reshape(*batch, H) for pair in zip(h_T, c_T, strict=True) for a in pair]
     structure = jax.tree.structure(jax.eval_shape(lambda p: network.initial_carry(batch, p), params))
     return jax.tree.unflatten(structure, states), ys
@@ -197,7 +197,7 @@ def _first_carry(layers: Layers, params: Params, xs: Array, carry: Carry | None)
             found.append(default_carry(cell, own, reads, batch))
         else:
             given = tuple(jax.tree.leaves(carry)[2 * index : 2 * index + 2])
-            found.append(settle(cell, own, reads, given, given=True))
+            found.append(match_carry_type(cell, own, reads, given, given=True))
     return found
 
 
@@ -271,11 +271,11 @@ def _once(function: Callable[..., Any], *arrays: Any) -> Any:
     return guarded(*arrays)
 
 
-def _cannot(what: str, mend: str) -> NoReturn:
-    refuse(
+def _cannot(what: str, hint: str) -> NoReturn:
+    raise value_error(
         f"unroll got implementation='cudnn', which cannot {what}",
         "the call itself, or its gradient (reverse mode, once)",
-        f"{mend}, or use implementation='auto'.",
+        f"{hint}, or use implementation='auto'.",
     )
 
 

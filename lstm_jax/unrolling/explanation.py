@@ -11,9 +11,9 @@ from lstm_jax._types import Array, Carry, Params
 from lstm_jax.networks.bidirectional import Pair
 from lstm_jax.regularizers._wrapper import Wrapper
 from lstm_jax.unrolling import validation
-from lstm_jax.unrolling.fused_scan import plan_of
+from lstm_jax.unrolling.fused_scan import tiling_of
 from lstm_jax.unrolling.layers import Layers, layers_of
-from lstm_jax.unrolling.memory import Footprint, footprint, one_window
+from lstm_jax.unrolling.memory import MemoryEstimate, memory_estimate, one_window
 from lstm_jax.unrolling.registry import NAMED, Implementation, choose_whole
 from lstm_jax.unrolling.run import (
     Options,
@@ -26,7 +26,7 @@ from lstm_jax.unrolling.run import (
     run_whole,
     window_length,
 )
-from lstm_jax.unrolling.tiling import Schedule
+from lstm_jax.unrolling.tiling import Tiling
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class LayerPlan:
     implementation: str
     reason: str
     #: How the fast path is cut (``lstm_jax.unrolling.tiling``).
-    schedule: Schedule | None = None
+    schedule: Tiling | None = None
     #: Expected temporary memory (``lstm_jax.unrolling.memory``); None where shapes do not tell it.
-    memory: Footprint | None = None
+    memory: MemoryEstimate | None = None
 
     def __str__(self) -> str:
         more = [str(part) for part in (self.schedule, self.memory) if part is not None]
@@ -124,7 +124,7 @@ def explain(
     lengths = validation.host_lengths(lengths, xs)
     layers: list[LayerPlan] = []
 
-    def telling_run(
+    def recording_run(
         network: Any, params: Any, xs: Any, carry: Any, options: Options, times: Times
     ) -> Unrolled:
         whole = choose_whole(network, params, xs, carry, options, times)
@@ -132,7 +132,7 @@ def explain(
             layers.append(LayerPlan(_short_whole(network), *whole))
             return run_whole(whole, network, params, xs, carry, options, times)
         if hasattr(network, "compose"):
-            return network.compose(telling_run, params, xs, carry, options, times)
+            return network.compose(recording_run, params, xs, carry, options, times)
         T = jax.tree.leaves(xs)[0].shape[0]
         flags = flags_of(T, options, times)
         given, _, first, choice = prepare(network, params, xs, carry, options, times, flags)
@@ -140,16 +140,16 @@ def explain(
             layers.append(LayerPlan(_short(network), "vmap", "no state: all steps at once"))
         else:
             window = window_length(T, options.checkpoint)
-            memory = footprint(network, given, first, xs, choice.implementation, window)
+            memory = memory_estimate(network, given, first, xs, choice.implementation, window)
             fused = choice.implementation == "fused"
-            cut = plan_of(network, given, first, one_window(xs, window)) if fused else None
+            cut = tiling_of(network, given, first, one_window(xs, window)) if fused else None
             layers.append(LayerPlan(_short(network), *choice, cut, memory))
         return run_cell(network, params, xs, carry, options, times)
 
     def traced(
         params: Any, xs: Any, carry: Any, lengths: Any, mask: Any, resets: Any, key: Any, start: Any
     ) -> Any:
-        return begin(telling_run, cell, options, params, xs, carry, lengths, mask, resets, key, start)
+        return begin(recording_run, cell, options, params, xs, carry, lengths, mask, resets, key, start)
 
     jax.eval_shape(traced, params, xs, carry, lengths, mask, resets, key, start)
     return Plan(tuple(layers))

@@ -31,8 +31,8 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from lstm_jax._random import draws
 from lstm_jax._types import Array, Carry, Params, is_float
 from lstm_jax.cells._base import SplitCell, event_ndim
-from lstm_jax.unrolling.steps import Flags, Walked, one_step, walk
-from lstm_jax.unrolling.tiling import Schedule, schedule
+from lstm_jax.unrolling.steps import Flags, Scanned, one_step, scan_steps
+from lstm_jax.unrolling.tiling import Tiling, choose_tiling
 from lstm_jax.unrolling.windows import in_windows
 
 
@@ -51,7 +51,7 @@ class How(NamedTuple):
     save: bool = False  # whether Saved is
 
 
-def fused_walk(
+def fused_scan(
     cell: SplitCell,
     params: Params,
     initial: Carry,
@@ -62,7 +62,7 @@ def fused_walk(
     *,
     reverse: bool,
     carries: bool,
-) -> Walked:
+) -> Scanned:
     """:func:`lstm_jax.unrolling.steps.walk` of a split cell, with the fast tangents."""
     return _recurrence(cell, How(reverse, carries), params, initial, carry, xs, flags, key)
 
@@ -77,8 +77,8 @@ def _recurrence(
     xs: Any,
     flags: Flags,
     key: Array | None,
-) -> Walked:
-    plan = plan_of(cell, params, carry, xs)
+) -> Scanned:
+    plan = tiling_of(cell, params, carry, xs)
 
     def step(read: Carry, at: tuple[Any, Any]) -> tuple[Carry, Any, Saved | None]:
         u, noise = at
@@ -88,7 +88,7 @@ def _recurrence(
 
     def piece(carry: Carry, at: tuple[Any, Flags]) -> tuple[Carry, Any]:
         xs, flags = at
-        walked = walk(
+        scanned = scan_steps(
             step,
             initial,
             carry,
@@ -97,10 +97,10 @@ def _recurrence(
             reverse=how.reverse,
             carries=how.carries,
             # What is random once a sequence has the whole batch's rows, which lanes do not share out.
-            lanes=1 if how.save or key is not None else plan.lanes,
+            batch_splits=1 if how.save or key is not None else plan.batch_splits,
             unroll=plan.unroll,
         )
-        return walked.carry, walked[1:]
+        return scanned.carry, scanned[1:]
 
     if plan.chunk is None:
         carry, outs = piece(carry, (xs, flags))
@@ -108,26 +108,26 @@ def _recurrence(
         carry, outs = in_windows(
             piece, carry, xs, flags, plan.chunk, batch=(), reverse=how.reverse, recompute=False
         )
-    return Walked(carry, *outs)
+    return Scanned(carry, *outs)
 
 
 @_recurrence.defjvp
-def _recurrence_jvp(cell: SplitCell, how: How, primals: Any, tangents: Any) -> tuple[Walked, Walked]:
+def _recurrence_jvp(cell: SplitCell, how: How, primals: Any, tangents: Any) -> tuple[Scanned, Scanned]:
     params, _, carry, xs, flags, key = primals
     dparams, dinitial, dcarry, dxs, _, _ = tangents
-    walked = _recurrence(cell, how._replace(save=True), *primals)
-    plan = plan_of(cell, params, carry, xs)
+    scanned = _recurrence(cell, how._replace(save=True), *primals)
+    plan = tiling_of(cell, params, carry, xs)
     piece = partial(_tangent_piece, cell, how, plan.unroll, params, dparams, dinitial, key)
-    steps, chunk = (xs, walked.saved, dxs), plan.tangent_chunk
+    steps, chunk = (xs, scanned.saved, dxs), plan.tangent_chunk
     # Checkpointed: the backward pass gets along with what the loop left, and linearises anew.
     if chunk is None:
         dcarry, douts = jax.checkpoint(piece, prevent_cse=False)(dcarry, (steps, flags))
     else:
         dcarry, douts = in_windows(piece, dcarry, steps, flags, chunk, batch=(), reverse=how.reverse)
-    dwalked = Walked(dcarry, *douts)
+    dscanned = Scanned(dcarry, *douts)
     if how.save:
-        return walked, dwalked
-    return walked._replace(saved=None), dwalked._replace(saved=None)
+        return scanned, dscanned
+    return scanned._replace(saved=None), dscanned._replace(saved=None)
 
 
 def _tangent_piece(
@@ -168,7 +168,7 @@ def _tangent_piece(
         dnew, dy = add_known(_emit_tangent(cell, params, draw), of_emit)
         return dnew, dy, dread
 
-    dwalked = walk(
+    dscanned = scan_steps(
         step,
         dinitial,
         dcarry,
@@ -177,14 +177,14 @@ def _tangent_piece(
         reverse=how.reverse,
         carries=how.carries,
         unroll=unroll,
-        sever=jnp.zeros_like,
+        stop=jnp.zeros_like,
     )
     # Outside the loop, because first derivatives never ask for it.
-    dzs = add(es, _recur_tangent(cell, params, jax.tree.map(jnp.zeros_like, us), dwalked.saved))
-    return dwalked.carry, (dwalked.ys, dwalked.carries, Saved(dwalked.saved, dzs))
+    dzs = add(es, _recur_tangent(cell, params, jax.tree.map(jnp.zeros_like, us), dscanned.saved))
+    return dscanned.carry, (dscanned.ys, dscanned.carries, Saved(dscanned.saved, dzs))
 
 
-def fused_obstacle(cell: Any, params: Params, carry: Carry, xs: Array, flags: Flags) -> str | None:
+def fused_unsupported(cell: Any, params: Params, carry: Carry, xs: Array, flags: Flags) -> str | None:
     """Why the fast path cannot take this cell, or None."""
     missing = [name for name in ("project", "recur", "update") if not callable(getattr(cell, name, None))]
     if missing:
@@ -195,7 +195,7 @@ def fused_obstacle(cell: Any, params: Params, carry: Carry, xs: Array, flags: Fl
     u = jax.eval_shape(lambda p, x: cell.project(p, one_step(x)), params, xs)
     if not all(is_float(leaf.dtype) for leaf in jax.tree.leaves((carry, u))):
         return f"{type(cell).__name__} carries or projects something that is not a float"
-    bent = not_affine(cell, params, carry, u)
+    bent = not_affine_reason(cell, params, carry, u)
     return None if bent is None else f"{type(cell).__name__}.{bent}"
 
 
@@ -209,12 +209,12 @@ def emit(cell: Any, params: Params, raw: Any) -> Any:
     return cell.emit(params, raw) if hasattr(cell, "emit") else raw
 
 
-def plan_of(cell: SplitCell, params: Params, carry: Carry, xs: Any) -> Schedule:
+def tiling_of(cell: SplitCell, params: Params, carry: Carry, xs: Any) -> Tiling:
     """How this walk is cut."""
     u = jax.eval_shape(lambda p, xs: cell.project(p, one_step(xs)), params, xs)
     first = jax.tree.leaves(xs)[0]
     rows = first.ndim > 2 and event_ndim(cell) == 1
-    return schedule(first.shape[0], carry, u, rows)
+    return choose_tiling(first.shape[0], carry, u, rows)
 
 
 def _recur_tangent(cell: SplitCell, params: Params, zero_u: Any, dcarry: Carry) -> Any:
@@ -231,19 +231,19 @@ def _emit_tangent(cell: SplitCell, params: Params, draw: Any) -> Any:
     return jax.jvp(lambda raw: emit(cell, params, raw), (zero,), (draw,))[1]
 
 
-def not_affine(cell: SplitCell, params: Params, carry: Carry, u: Any) -> str | None:
+def not_affine_reason(cell: SplitCell, params: Params, carry: Carry, u: Any) -> str | None:
     """Which of ``recur`` and ``emit`` is not affine, if any; arguments as for one step."""
-    if _bends(lambda params, u, carry: cell.recur(params, carry, u), params, u, carry):
+    if _depends_on_input(lambda params, u, carry: cell.recur(params, carry, u), params, u, carry):
         return "recur is not affine in the carry, or mixes it with the input"
     if hasattr(cell, "emit"):
         z = jax.eval_shape(cell.recur, params, carry, u)
         raw = jax.eval_shape(cell.update, params, carry, z)
-        if _bends(lambda params, _, raw: emit(cell, params, raw), params, (), raw):
+        if _depends_on_input(lambda params, _, raw: emit(cell, params, raw), params, (), raw):
             return "emit is not affine in what update returns"
     return None
 
 
-def _bends(f: Callable[..., Any], params: Params, beside: Any, at: Any) -> bool:
+def _depends_on_input(f: Callable[..., Any], params: Params, beside: Any, at: Any) -> bool:
     """Whether d f / d at depends on where it is taken, or on what stands beside."""
 
     def derivative(where: tuple[Any, Any], along: Any, params: Params) -> Any:

@@ -14,12 +14,12 @@ import jax
 
 from lstm_jax._types import Carry, Params, state_dtype
 from lstm_jax.cells._base import event_ndim
-from lstm_jax.unrolling.fused_scan import plan_of
+from lstm_jax.unrolling.fused_scan import tiling_of
 from lstm_jax.unrolling.steps import one_step
 from lstm_jax.unrolling.tiling import size_in_bytes
 
 
-class Footprint(NamedTuple):
+class MemoryEstimate(NamedTuple):
     """Bytes."""
 
     forward: int
@@ -29,9 +29,9 @@ class Footprint(NamedTuple):
         return f"{_size(self.forward)} forward, {_size(self.gradients)} with gradients"
 
 
-def footprint(
+def memory_estimate(
     cell: Any, params: Params, carry: Carry, xs: Any, implementation: str, window: int | None
-) -> Footprint | None:
+) -> MemoryEstimate | None:
     """The footprint of one cell's walk; ``window``: steps of which the backward pass runs each once more.
 
     None where the number of steps or rows is not known when tracing, or the implementation's memory is not.
@@ -47,7 +47,7 @@ def footprint(
     forward, gradients = of(cell, params, carry, xs, steps)
     if windows > 1:  # the carries between them, and the weights' gradients, which go from one to the next
         gradients += windows * size_in_bytes(carry) + size_in_bytes(params)
-    return Footprint(forward, gradients)
+    return MemoryEstimate(forward, gradients)
 
 
 def one_window(xs: Any, window: int | None) -> Any:
@@ -58,7 +58,7 @@ def one_window(xs: Any, window: int | None) -> Any:
 
 
 def _of_fused(cell: Any, params: Params, carry: Carry, xs: Any, steps: int) -> tuple[int, int]:
-    plan = plan_of(cell, params, carry, xs)
+    plan = tiling_of(cell, params, carry, xs)
     x = jax.eval_shape(one_step, xs)
     u = jax.eval_shape(cell.project, params, x)
     z = jax.eval_shape(cell.recur, params, carry, u)

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 
 from lstm_jax._types import Array, Carry, Params
-from lstm_jax.unrolling.steps import Flags, Walked, walk
+from lstm_jax.unrolling.steps import Flags, Scanned, scan_steps
 
 
-def scan_walk(
+def plain_scan(
     cell: Any,
     params: Params,
     initial: Carry,
@@ -21,7 +21,7 @@ def scan_walk(
     *,
     reverse: bool,
     carries: bool,
-) -> Walked:
+) -> Scanned:
     """:func:`lstm_jax.unrolling.steps.walk` of any cell, differentiated as it stands."""
 
     def step(carry: Carry, at: tuple[Array, Any]) -> tuple[Carry, Array, None]:
@@ -30,8 +30,8 @@ def scan_walk(
             return *cell.step(params, carry, x), None
         return *cell.step(params, carry, x, cell.draw(jax.random.fold_in(key, t), carry)), None
 
-    return walk(step, initial, carry, (xs, flags.time), flags, reverse=reverse, carries=carries)
+    return scan_steps(step, initial, carry, (xs, flags.time), flags, reverse=reverse, carries=carries)
 
 
-def no_obstacle(cell: Any, params: Params, carry: Carry, xs: Array, flags: Flags) -> None:
+def always_supported(cell: Any, params: Params, carry: Carry, xs: Array, flags: Flags) -> None:
     """The plain scan takes every cell and every option."""

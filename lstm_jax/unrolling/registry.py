@@ -2,7 +2,7 @@
 
 ``unroll`` asks :func:`choose` what runs, ``explain`` tells it, the README prints the table. One more
 implementation is a module with an obstacle (why it cannot run this, or None) and a walk
-(``steps.walk`` of a cell), and a row here; what ``"auto"`` may take stands in ``AUTO`` too.
+(``steps.scan`` of a cell), and a row here; what ``"auto"`` may take stands in ``AUTO`` too.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Any, NamedTuple, NoReturn
 
 import jax
 
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import Cell
-from lstm_jax.unrolling.associative import parallel_obstacle, parallel_walk
-from lstm_jax.unrolling.cudnn import cudnn_obstacle, cudnn_reason, cudnn_run
-from lstm_jax.unrolling.fused_scan import fused_obstacle, fused_walk
-from lstm_jax.unrolling.kernels.select import engine_name, pallas_obstacle, pallas_walk
-from lstm_jax.unrolling.plain_scan import no_obstacle, scan_walk
-from lstm_jax.unrolling.steps import Flags, Walked
+from lstm_jax.unrolling.associative import associative_scan, associative_unsupported
+from lstm_jax.unrolling.cudnn import cudnn_reason, cudnn_run, cudnn_unsupported
+from lstm_jax.unrolling.fused_scan import fused_scan, fused_unsupported
+from lstm_jax.unrolling.kernels.select import engine_name, kernel_scan, kernel_unsupported
+from lstm_jax.unrolling.plain_scan import always_supported, plain_scan
+from lstm_jax.unrolling.steps import Flags, Scanned
 from lstm_jax.unrolling.tiling import parallel_loss
 
 
@@ -42,10 +42,12 @@ class Implementation:
     auto: str  # when "auto" takes it, and on which evidence
     #: Why it runs, where it does.
     reason: Callable[[], str] = field(default=str, repr=False)
-    #: Why it cannot run a cell: ``obstacle(cell, params, carry, xs, flags)``.
-    obstacle: Callable[[Any, Params, Carry, Any, Flags], str | None] | None = field(default=None, repr=False)
-    #: As :func:`lstm_jax.unrolling.plain_scan.scan_walk`.
-    walk: Callable[..., Walked] | None = field(default=None, repr=False)
+    #: Why it cannot run a cell: ``unsupported_reason(cell, params, carry, xs, flags)``.
+    unsupported_reason: Callable[[Any, Params, Carry, Any, Flags], str | None] | None = field(
+        default=None, repr=False
+    )
+    #: As :func:`lstm_jax.unrolling.plain_scan.plain_scan`.
+    scan: Callable[..., Scanned] | None = field(default=None, repr=False)
     #: Why another is faster on this machine, though it could run: asked by ``"auto"`` alone.
     loss: Callable[[], str | None] = field(default=lambda: None, repr=False)
     #: Cells of whom ``"auto"`` asks it at all.
@@ -61,7 +63,7 @@ class Implementation:
 class Whole(NamedTuple):
     """How a whole network is run in one call; all three are given ``unroll``'s Options and Times."""
 
-    obstacle: Callable[[Any, Params, Any, Carry | None, Any, Any], str | None]
+    unsupported_reason: Callable[[Any, Params, Any, Carry | None, Any, Any], str | None]
     run: Callable[[Any, Params, Any, Carry | None, Any, Any], tuple[Carry, Array]]
     reason: Callable[[], str]
 
@@ -79,8 +81,8 @@ ROWS = (
         declines="nothing",
         transforms="all",
         auto="last: what nothing else takes",
-        obstacle=no_obstacle,
-        walk=scan_walk,
+        unsupported_reason=always_supported,
+        scan=plain_scan,
         reason=lambda: "the plain scan of cell.step",
     ),
     Implementation(
@@ -93,8 +95,8 @@ ROWS = (
         transforms="all",
         auto="wherever it can run: 0.83 of the plain scan's time forward and 0.65 with gradients, the mean "
         "of 8 cases on a CPU; not measured on GPUs and TPUs",
-        obstacle=fused_obstacle,
-        walk=fused_walk,
+        unsupported_reason=fused_unsupported,
+        scan=fused_scan,
         reason=lambda: "the cell splits into project, recur and update: weight gradients in one product",
     ),
     Implementation(
@@ -107,8 +109,8 @@ ROWS = (
         transforms="all",
         auto="on GPUs and TPUs, for 2 log2(T) rounds instead of T steps (not measured); never on CPUs, where "
         "the loop took 0.2 to 1.4 times its time",
-        obstacle=parallel_obstacle,
-        walk=parallel_walk,
+        unsupported_reason=associative_unsupported,
+        scan=associative_scan,
         reason=lambda: "the recurrence is linear in the state: all steps at once",
         loss=parallel_loss,
         concerns=lambda cell: hasattr(cell, "coefficients"),
@@ -123,8 +125,8 @@ ROWS = (
         "device runs its own in shard_map)",
         transforms="all; under vmap over weights it is plain JAX",
         auto="never: compiled for both devices, measured on neither",
-        obstacle=pallas_obstacle,
-        walk=pallas_walk,
+        unsupported_reason=kernel_unsupported,
+        scan=kernel_scan,
         reason=lambda: f"the whole sequence in one kernel ({engine_name()})",
     ),
     Implementation(
@@ -136,7 +138,7 @@ ROWS = (
         declines="mask, resets, truncate, checkpoint, return_carries; unknown or zero steps or rows",
         transforms="jit, grad (once, in reverse mode); vmap, jvp and second derivatives raise",
         auto="never: it does not keep every transform",
-        whole=Whole(cudnn_obstacle, cudnn_run, cudnn_reason),
+        whole=Whole(cudnn_unsupported, cudnn_run, cudnn_reason),
     ),
 )
 NAMED = {row.name: row for row in ROWS}
@@ -197,16 +199,16 @@ def choose(cell: Cell, params: Params, carry: Carry, xs: Array, implementation: 
     """What runs for this cell; a named implementation that cannot run raises with its reason."""
     if implementation != "auto":
         row = NAMED[implementation]
-        assert row.obstacle is not None  # of one that runs whole networks, choose_whole was asked
-        if (reason := row.obstacle(cell, params, carry, xs, flags)) is not None:
-            _refuse(row, cell, reason)
+        assert row.unsupported_reason is not None  # of one that runs whole networks, choose_whole was asked
+        if (reason := row.unsupported_reason(cell, params, carry, xs, flags)) is not None:
+            _raise_unsupported(row, cell, reason)
         return Choice(row.name, f"asked for by name: {row.reason()}")
     passed = ""
     for row in (NAMED[name] for name in AUTO):
-        assert row.obstacle is not None
+        assert row.unsupported_reason is not None
         if not row.concerns(cell):
             continue
-        reason = row.loss() or row.obstacle(cell, params, carry, xs, flags)
+        reason = row.loss() or row.unsupported_reason(cell, params, carry, xs, flags)
         if reason is None:
             return Choice(row.name, row.reason() + passed)
         passed += f"; not {row.name}: {reason}"
@@ -219,16 +221,16 @@ def choose_whole(
     """The choice where a whole network is run in one call; None where its cells are asked, one by one."""
     if options.implementation == "auto" or (row := NAMED[options.implementation]).whole is None:
         return None
-    reason = row.whole.obstacle(network, params, xs, carry, options, times)
+    reason = row.whole.unsupported_reason(network, params, xs, carry, options, times)
     if reason is None:
         return Choice(row.name, f"asked for by name: {row.whole.reason()}")
     if hasattr(network, "layers") or _stateless(network, params):
         return None
-    _refuse(row, network, reason)
+    _raise_unsupported(row, network, reason)
 
 
-def _refuse(row: Implementation, network: Any, reason: str) -> NoReturn:
-    refuse(
+def _raise_unsupported(row: Implementation, network: Any, reason: str) -> NoReturn:
+    raise value_error(
         f"unroll got implementation={row.name!r} for {type(network).__name__}, which cannot run it: {reason}",
         f"cells: {row.cells}; devices: {row.devices}; without {row.declines}",
         "Use implementation='auto' or 'scan'.",

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._random import draws, perturbed, steady
+from lstm_jax._random import draws, perturbed, vmap_invariant_key
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import Cell
 from lstm_jax.unrolling import validation
-from lstm_jax.unrolling.carries import default_carry, settle
+from lstm_jax.unrolling.carries import default_carry, match_carry_type
 from lstm_jax.unrolling.registry import NAMED, Choice, choose, choose_whole
-from lstm_jax.unrolling.steps import Flags, blank, cuts, one_step, restarts, valid_steps
+from lstm_jax.unrolling.steps import Flags, cuts, mask_out, one_step, restarts, valid_steps
 from lstm_jax.unrolling.tiling import even
 from lstm_jax.unrolling.windows import in_windows
 
@@ -75,15 +75,15 @@ def begin(
     key: Array | None,
     start: Array,
 ) -> Unrolled:
-    """What happens once for a whole network: check, find the valid steps, blank the others' inputs."""
+    """What happens once for a whole network: check, find the valid steps, mask_out the others' inputs."""
     batch = validation.check_sequence(cell, xs)
     validation.check_flags(xs, batch, lengths, mask, resets, key)
     if carry is not None:
         validation.check_carry(cell, params, carry, batch)
     valid = valid_steps(xs.shape[0], batch, lengths, mask)
     if valid is not None:
-        xs = blank(valid, xs)
-    key = None if key is None else steady(key)
+        xs = mask_out(valid, xs)
+    key = None if key is None else vmap_invariant_key(key)
     alone = None  # lengths, where no mask says more
     if lengths is not None and mask is None:
         alone = jnp.clip(lengths, 0, xs.shape[0]).astype(jnp.int32)
@@ -128,7 +128,7 @@ def prepare(
     """The first carry in its right type, the noise of the whole sequence, the implementation."""
     batch = validation.batch_shape(cell, xs)
     initial = default_carry(cell, params, xs, batch) if carry is None or flags.restart is not None else None
-    first = initial if carry is None else settle(cell, params, xs, carry, given=True)
+    first = initial if carry is None else match_carry_type(cell, params, xs, carry, given=True)
     params = perturbed(cell, params, times.key, first, one_step(xs))
     if not jax.tree.leaves(first):
         return Prepared(params, initial, first, None)
@@ -148,13 +148,13 @@ def run_cell(
         key, flags = times.key, flags._replace(time=times.start + jnp.arange(T, dtype=jnp.int32))
     if choice is None:
         return _run_without_state(cell, params, xs, carry, options, flags, key)
-    loop = NAMED[choice.implementation].walk
+    loop = NAMED[choice.implementation].scan
     assert loop is not None
 
     def window(carry: Carry, inputs: tuple[Any, Flags]) -> tuple[Carry, tuple[Any, Carry | None]]:
         xs, flags = inputs
         restart_to = None if flags.restart is None else initial
-        walked = loop(
+        scanned = loop(
             cell,
             params,
             restart_to,
@@ -165,7 +165,7 @@ def run_cell(
             reverse=options.reverse,
             carries=options.return_carries,
         )
-        return walked.carry, (walked.ys, walked.carries)
+        return scanned.carry, (scanned.ys, scanned.carries)
 
     length = window_length(T, options.checkpoint)
     if length is None:
@@ -188,7 +188,7 @@ def _run_without_state(
 
     ys = jax.vmap(step)(xs, draws(cell, key, flags.time, carry))
     if flags.valid is not None:
-        ys = blank(flags.valid, ys)
+        ys = mask_out(flags.valid, ys)
     return Unrolled(carry, ys, carry if options.return_carries else None)
 
 

@@ -36,7 +36,7 @@ class Flags(NamedTuple):
     time: Any = None  # (T,) int: the absolute index of the step, where noise is drawn
 
 
-class Walked(NamedTuple):
+class Scanned(NamedTuple):
     """What a walk over time returns."""
 
     carry: Carry  # after the last step walked
@@ -45,7 +45,7 @@ class Walked(NamedTuple):
     saved: Any  # (T, ...) whatever the step function saved
 
 
-def walk(
+def scan_steps(
     step: Callable[[Carry, Any], tuple[Carry, Any, Any]],
     initial: Carry,
     carry: Carry,
@@ -54,45 +54,45 @@ def walk(
     *,
     reverse: bool,
     carries: bool,
-    lanes: int = 1,
+    batch_splits: int = 1,
     unroll: int = 1,
-    sever: Callable[[Array], Array] = lax.stop_gradient,
-) -> Walked:
+    stop: Callable[[Array], Array] = lax.stop_gradient,
+) -> Scanned:
     """Scan ``step(carry, input) -> (carry, y, saved)`` over time, minding the flags.
 
-    ``initial`` is what a restart goes back to. ``sever`` takes the gradient out of a carry: it is
-    ``stop_gradient`` for values and ``zeros_like`` for tangents. ``lanes`` parts of the batch (its
+    ``initial`` is what a restart goes back to. ``stop`` takes the gradient out of a carry: it is
+    ``stop_gradient`` for values and ``zeros_like`` for tangents. ``batch_splits`` parts of the batch (its
     first axis) walk side by side, each with its own products; ``unroll`` is ``lax.scan``'s.
     """
 
     def one(initial: Carry, carry: Carry, at: tuple[Flags, Any]) -> tuple[Carry, Any]:
         here, x = at
         if here.cut is not None:
-            carry = select(here.cut, jax.tree.map(sever, carry), carry)
+            carry = select(here.cut, jax.tree.map(stop, carry), carry)
         read = carry if here.restart is None else select(here.restart, initial, carry)
         new, y, saved = step(read, x)
         if here.valid is not None:
             new = select(here.valid, new, carry)
-            y = blank(here.valid, y)
+            y = mask_out(here.valid, y)
         return new, (y, new if carries else None, saved)
 
-    if lanes == 1:
+    if batch_splits == 1:
         carry, outs = lax.scan(partial(one, initial), carry, (flags, inputs), reverse=reverse, unroll=unroll)
-        return Walked(carry, *outs)
+        return Scanned(carry, *outs)
 
-    initials = in_parts(initial, lanes)
+    initials = split_batch(initial, batch_splits)
 
-    def side_by_side(carries: list[Carry], at: tuple[Flags, Any]) -> tuple[list[Carry], Any]:
-        results = list(map(one, initials, carries, in_parts(at, lanes)))
-        return [new for new, _ in results], whole([out for _, out in results])
+    def split_body(carries: list[Carry], at: tuple[Flags, Any]) -> tuple[list[Carry], Any]:
+        results = list(map(one, initials, carries, split_batch(at, batch_splits)))
+        return [new for new, _ in results], join_batch([out for _, out in results])
 
     carries_, outs = lax.scan(
-        side_by_side, in_parts(carry, lanes), (flags, inputs), reverse=reverse, unroll=unroll
+        split_body, split_batch(carry, batch_splits), (flags, inputs), reverse=reverse, unroll=unroll
     )
-    return Walked(whole(carries_), *outs)
+    return Scanned(join_batch(carries_), *outs)
 
 
-def in_parts(tree: Any, count: int) -> list[Any]:
+def split_batch(tree: Any, count: int) -> list[Any]:
     """``count`` trees, each with a part of every leaf's first axis; numbers are in all of them."""
 
     def part(a: Array, index: int) -> Array:
@@ -101,8 +101,8 @@ def in_parts(tree: Any, count: int) -> list[Any]:
     return [jax.tree.map(partial(part, index=index), tree) for index in range(count)]
 
 
-def whole(parts: list[Any]) -> Any:
-    """The tree whose :func:`in_parts` these are."""
+def join_batch(parts: list[Any]) -> Any:
+    """The tree whose :func:`split_batch` these are."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
@@ -113,16 +113,16 @@ def select(flag: Any, on_true: Any, on_false: Any) -> Any:
     """
 
     def choose(flag: Array, a: Any, b: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(_over(flag, a), a, b), a, b)
+        return jax.tree.map(lambda a, b: jnp.where(_expand_flag(flag, a), a, b), a, b)
 
     return jax.tree.map(choose, flag, on_true, on_false)
 
 
-def blank(valid: Any, tree: Any) -> Any:
+def mask_out(valid: Any, tree: Any) -> Any:
     """Zero where not valid; what stood there (NaN, too) reaches neither a value nor a gradient."""
 
     def zero(valid: Array, tree: Any) -> Any:
-        return jax.tree.map(lambda a: jnp.where(_over(valid, a), a, jnp.zeros((), a.dtype)), tree)
+        return jax.tree.map(lambda a: jnp.where(_expand_flag(valid, a), a, jnp.zeros((), a.dtype)), tree)
 
     return jax.tree.map(zero, valid, tree)
 
@@ -135,7 +135,7 @@ def one_step(xs: Any) -> Any:
     return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), xs)
 
 
-def _over(flag: Array, leaf: Array) -> Array:
+def _expand_flag(flag: Array, leaf: Array) -> Array:
     return lax.expand_dims(flag, range(flag.ndim, leaf.ndim)) if leaf.ndim > flag.ndim else flag
 
 
@@ -146,16 +146,16 @@ def restarts(resets: Array, valid: Array | None, reverse: bool) -> Array:
     reverse the step that begins a segment is the last one read of it, so the restart waits for the
     next valid step of the walk: the one before it in time.
     """
-    told = resets if valid is None else resets & valid
+    starts = resets if valid is None else resets & valid
     if not reverse or resets.shape[0] == 0:
-        return told
+        return starts
     if valid is None:
-        return jnp.concatenate([told[1:], jnp.zeros_like(told[:1])])
+        return jnp.concatenate([starts[1:], jnp.zeros_like(starts[:1])])
     # The next valid step after t in time and its flag, packed into one number: 2 * step + flag.
     step = lax.broadcasted_iota(jnp.int32, resets.shape, 0)
-    packed = jnp.where(valid, 2 * step + told.astype(jnp.int32), NEVER)
+    packed = jnp.where(valid, 2 * step + starts.astype(jnp.int32), NEVER)
     following = lax.cummin(packed, axis=0, reverse=True)
-    return jnp.concatenate([following[1:] % 2 == 1, jnp.zeros_like(told[:1])]) & valid
+    return jnp.concatenate([following[1:] % 2 == 1, jnp.zeros_like(starts[:1])]) & valid
 
 
 def cuts(T: Any, start: Array, period: int, reverse: bool) -> Array:

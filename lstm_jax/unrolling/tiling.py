@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lstm_jax._devices import alone
+from lstm_jax._devices import is_single_cpu_device
 
 MiB = 2**20
 
@@ -26,15 +26,15 @@ CHUNK = 2 * MiB
 
 
 #: Recurrent weights from which one product of XLA's runs on two cores by itself.
-SPLIT_WEIGHTS = 98_304
+THREADED_WEIGHTS = 98_304
 
 
 #: Multiplications a step from which lanes pay for themselves, and rows that are enough for all of them.
-LANE_WORK, LANE_ROWS = 2**22, 32
+SPLIT_MIN_WORK, SPLIT_MIN_ROWS = 2**22, 32
 
 
 #: Products in all lanes. With eight or fewer ready at a time, XLA runs all of them on one core.
-LANE_PRODUCTS = 12
+SPLIT_PRODUCTS = 12
 
 
 #: Steps in one body of the loop. More is no faster on CPUs; what GPUs gain was not measured yet
@@ -42,23 +42,25 @@ LANE_PRODUCTS = 12
 UNROLL = 1
 
 
-class Schedule(NamedTuple):
+class Tiling(NamedTuple):
     """How the fast path walks."""
 
     chunk: int | None = None  # steps that are projected and walked at a time; None: all of them
     tangent_chunk: int | None = None  # the same, for the walk of the tangents
-    lanes: int = 1  # parts of the batch that walk side by side, where nothing is saved for a derivative
+    batch_splits: int = (
+        1  # parts of the batch that walk side by side, where nothing is saved for a derivative
+    )
     unroll: int = 1  # steps in one body of the loop
 
     def __str__(self) -> str:
         words = [f"chunks of {self.chunk} steps"] if self.chunk else []
         words += [f"tangents in chunks of {self.tangent_chunk} steps"] if self.tangent_chunk else []
-        words += [f"{self.lanes} lanes"] if self.lanes > 1 else []
+        words += [f"{self.batch_splits} lanes"] if self.batch_splits > 1 else []
         words += [f"{self.unroll} steps a body"] if self.unroll > 1 else []
         return ", ".join(words) or "in one piece"
 
 
-def schedule(T: Any, carry: Any, u: Any, rows: bool = True) -> Schedule:
+def choose_tiling(T: Any, carry: Any, u: Any, rows: bool = True) -> Tiling:
     """The schedule for T steps, each of which reads ``carry`` and the projected input ``u``.
 
     ``rows``: whether the first axis of these is one of the batch, whose rows are vectors. Without it, or
@@ -66,8 +68,8 @@ def schedule(T: Any, carry: Any, u: Any, rows: bool = True) -> Schedule:
     """
     us, states = jax.tree.leaves(u), jax.tree.leaves(carry)
     sizes = [T, *(n for leaf in us + states for n in leaf.shape)]
-    if not alone() or not all(isinstance(n, int) for n in sizes) or 0 in sizes:
-        return Schedule(unroll=UNROLL)
+    if not is_single_cpu_device() or not all(isinstance(n, int) for n in sizes) or 0 in sizes:
+        return Tiling(unroll=UNROLL)
     units, width = _last(states[0]), max(map(_last, us))
     vectors = us[0].size // _last(us[0])
     step_bytes = size_in_bytes(us)
@@ -77,13 +79,17 @@ def schedule(T: Any, carry: Any, u: Any, rows: bool = True) -> Schedule:
     cut_tangents = T * step_bytes > WHOLE_TANGENTS and weights < HEAVY_WEIGHTS * T * step_bytes
     # Lanes are parts of the first axis, which all that is carried and read must share.
     firsts = {leaf.shape[0] if leaf.ndim > 1 else 1 for leaf in us + states}
-    lane_rows = firsts.pop() if rows and len(firsts) == 1 else 1
+    split_rows = firsts.pop() if rows and len(firsts) == 1 else 1
     work = vectors * units * width * len(us)
-    lanes = lane_rows >= LANE_ROWS and units * width < SPLIT_WEIGHTS and work >= LANE_WORK
-    return Schedule(
+    batch_splits = (
+        split_rows >= SPLIT_MIN_ROWS and units * width < THREADED_WEIGHTS and work >= SPLIT_MIN_WORK
+    )
+    return Tiling(
         chunk=even(T, CHUNK // step_bytes) if T * step_bytes > WHOLE else None,
         tangent_chunk=even(T, max(min(CHUNK // step_bytes, T // 4), enough)) if cut_tangents else None,
-        lanes=LANE_PRODUCTS // len(us) if lanes else 1,  # both directions in one loop: two products a step
+        batch_splits=SPLIT_PRODUCTS // len(us)
+        if batch_splits
+        else 1,  # both directions in one loop: two products a step
         unroll=UNROLL,
     )
 

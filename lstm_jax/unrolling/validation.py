@@ -1,4 +1,4 @@
-"""What ``unroll`` accepts; every refusal names what came, what was expected and how to mend it."""
+"""What ``unroll`` accepts; every error says what was given, what was expected and how to fix it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import check_choice, check_float, check_key, check_size, check_structure, refuse
+from lstm_jax._errors import check_choice, check_float, check_key, check_size, check_structure, value_error
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import event_ndim
 from lstm_jax.unrolling.registry import IMPLEMENTATIONS
@@ -20,7 +20,7 @@ def check_network(owner: str, cell: Any) -> None:
     missing = [name for name in needed if not callable(getattr(cell, name, None))]
     if missing or isinstance(cell, type):
         what = f"the class {cell.__name__}" if isinstance(cell, type) else f"a {type(cell).__name__}"
-        refuse(
+        raise value_error(
             f"{owner} got {what}" + (f" without {', '.join(missing)}" if missing else ""),
             "a cell: an object with init, initial_carry and step",
             "Pass for instance lstm_jax.LSTM(input_size, hidden_size).",
@@ -28,11 +28,11 @@ def check_network(owner: str, cell: Any) -> None:
     try:
         hash(cell)
     except TypeError:
-        refuse(
+        raise value_error(
             f"{owner} got a {type(cell).__name__} that cannot be hashed",
             "a hashable cell, since it is part of the key of the compiled loop",
             "Make it a @dataclass(frozen=True) whose fields are numbers, names, tuples and functions.",
-        )
+        ) from None
 
 
 def check_options(options: Any) -> None:
@@ -51,7 +51,7 @@ def check_start(start: Any) -> None:
     if isinstance(start, (int, np.integer)) and not isinstance(start, bool):
         check_size("unroll", "start", start, least=0)
     elif not hasattr(start, "dtype") or not jnp.issubdtype(start.dtype, jnp.integer) or start.shape != ():
-        refuse(
+        raise value_error(
             f"unroll got start={start!r}",
             "one whole number",
             "Give the absolute index of xs[0], for instance 0.",
@@ -69,14 +69,14 @@ def check_sequence(cell: Any, xs: Any) -> tuple[int, ...]:
     check_float("unroll", "xs", xs)
     events = event_ndim(cell)
     if xs.ndim < 1 + events:
-        refuse(
+        raise value_error(
             f"unroll got xs of shape {tuple(xs.shape)}",
             f"(T, *batch, {'D' if events == 1 else '*features'}): {1 + events} axes or more",
             "Put time first: xs[:, None] makes one feature of a series of numbers.",
         )
     size = getattr(cell, "input_size", None)
     if events == 1 and isinstance(size, int) and xs.shape[-1] != size:
-        refuse(
+        raise value_error(
             f"unroll got xs of shape {tuple(xs.shape)}",
             f"shape (T, *batch, {size}), {size} being the input features of {type(cell).__name__}",
             "Change input_size, or move the axes: time comes first, features last.",
@@ -91,16 +91,18 @@ def host_lengths(lengths: Any, xs: Any, owner: str = "unroll") -> Any:
     try:
         known = np.asarray(lengths)
     except (TypeError, ValueError):
-        refuse(f"{owner} got lengths={lengths!r}", "an array of whole numbers", "Give one length a row.")
+        raise value_error(
+            f"{owner} got lengths={lengths!r}", "an array of whole numbers", "Give one length a row."
+        ) from None
     if not np.issubdtype(known.dtype, np.integer):
-        refuse(
+        raise value_error(
             f"{owner} got lengths of dtype {known.dtype}",
             "whole numbers",
             "Cast them: np.asarray(lengths, np.int32).",
         )
     T = np.shape(xs)[0] if np.ndim(xs) else 0
     if isinstance(T, (int, np.integer)) and known.size and (known.min() < 0 or known.max() > T):
-        refuse(
+        raise value_error(
             f"{owner} got lengths from {known.min()} to {known.max()} with {T} steps",
             f"lengths in [0, {T}]",
             "Clip them: np.clip(lengths, 0, len(xs)).",
@@ -120,13 +122,13 @@ def check_flags(
     """Lengths, mask, resets and key, by shape and dtype."""
     if lengths is not None:
         if not jnp.issubdtype(lengths.dtype, jnp.integer):
-            refuse(
+            raise value_error(
                 f"{owner} got lengths of dtype {lengths.dtype}",
                 "whole numbers",
                 "Cast them: .astype(jnp.int32).",
             )
         if tuple(lengths.shape) != batch:
-            refuse(
+            raise value_error(
                 f"{owner} got lengths of shape {tuple(lengths.shape)} with xs of shape {tuple(xs.shape)}",
                 f"one length a row: shape {batch}",
                 "Drop the time axis of lengths, or use jax.vmap for one length a call.",
@@ -135,13 +137,13 @@ def check_flags(
         if flags is None:
             continue
         if not hasattr(flags, "dtype"):
-            refuse(
+            raise value_error(
                 f"{owner} got {name} of type {type(flags).__name__}", "an array", f"Use np.asarray({name})."
             )
         if flags.dtype != jnp.bool_:
-            refuse(f"{owner} got {name} of dtype {flags.dtype}", "bool", f"Use {name} != 0.")
+            raise value_error(f"{owner} got {name} of dtype {flags.dtype}", "bool", f"Use {name} != 0.")
         if tuple(flags.shape) != (xs.shape[0], *batch):
-            refuse(
+            raise value_error(
                 f"{owner} got {name} of shape {tuple(flags.shape)} with xs of shape {tuple(xs.shape)}",
                 f"one flag a step and row, time first: shape {(xs.shape[0], *batch)}",
                 f"Transpose it, or broadcast it: jnp.broadcast_to({name}, ...).",
@@ -153,21 +155,23 @@ def check_flags(
 def check_carry(cell: Any, params: Params, carry: Carry, batch: tuple[int, ...]) -> None:
     """A given carry has the structure and the shapes of the cell's own."""
     expected = jax.eval_shape(lambda p: cell.initial_carry(batch, p), params)
-    mend = "Make one with cell.initial_carry(batch_shape), or hand on what unroll returned."
-    check_structure("unroll", carry, expected, f"that of {type(cell).__name__}", mend)
+    hint = "Make one with cell.initial_carry(batch_shape), or hand on what unroll returned."
+    check_structure("unroll", carry, expected, f"that of {type(cell).__name__}", hint)
     for (path, want), have in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(carry), strict=True):
         name = "carry" + jax.tree_util.keystr(path)
         if tuple(have.shape) != tuple(want.shape):
-            refuse(f"unroll got {name} of shape {tuple(have.shape)}", f"shape {tuple(want.shape)}", mend)
+            raise value_error(
+                f"unroll got {name} of shape {tuple(have.shape)}", f"shape {tuple(want.shape)}", hint
+            )
         if jnp.issubdtype(want.dtype, jnp.floating) != jnp.issubdtype(have.dtype, jnp.floating):
-            refuse(f"unroll got {name} of dtype {have.dtype}", f"a dtype like {want.dtype}", mend)
+            raise value_error(f"unroll got {name} of dtype {have.dtype}", f"a dtype like {want.dtype}", hint)
 
 
 def known_length(T: Any) -> int:
     """T as a number; a symbolic one cannot be rooted."""
     if isinstance(T, (int, np.integer)):
         return int(T)
-    refuse(
+    raise value_error(
         f"unroll got checkpoint='sqrt' with {T} steps",
         "a known number of steps",
         "Give a window length instead.",

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lstm_jax._devices import alone
+from lstm_jax._devices import is_single_cpu_device
 from lstm_jax._types import Array, Carry
 from lstm_jax.unrolling.steps import Flags
 
@@ -41,7 +41,7 @@ def in_windows(
     shapes: list[tuple[int, ...]] = []  # of the outputs of one step, known once ``run`` was traced
     # Batch and features joined: batches of one row lie in an order of axes that XLA for CPUs copies
     # everything to be rid of. Joining would gather what is spread over devices.
-    flat = alone()
+    flat = is_single_cpu_device()
 
     def split(a: Array) -> Array:
         return a[: whole * window].reshape(whole, window, *((-1,) if flat else a.shape[1:]))

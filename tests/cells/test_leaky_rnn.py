@@ -205,8 +205,8 @@ def test_no_noise_costs_nothing():
         str(jax.make_jaxpr(LeakyRNN(3, 2, noise=sigma).step)(params, carry, x)) for sigma in (0.0, 0.5)
     ]
     assert programs[0] == programs[1]
-    silent = LeakyRNN(3, 2).step(params, carry, x, noise)
-    assert_same(silent, LeakyRNN(3, 2, noise=0.5).step(params, carry, x), rtol=0, atol=0)
+    negative_zeros = LeakyRNN(3, 2).step(params, carry, x, noise)
+    assert_same(negative_zeros, LeakyRNN(3, 2, noise=0.5).step(params, carry, x), rtol=0, atol=0)
 
 
 # --- composition, less precision ----------------------------------------------------------------

@@ -28,7 +28,7 @@ def sequence(T=6, B=3, seed=1):
     return np.random.default_rng(seed).normal(size=(T, B, D))
 
 
-def walked(cell, params, xs=None, **options):
+def scanned(cell, params, xs=None, **options):
     return unroll(cell, params, sequence() if xs is None else xs, return_carries=True, **options)
 
 
@@ -38,14 +38,14 @@ def walked(cell, params, xs=None, **options):
 def test_no_peepholes_are_peepholes_of_zero():
     cell, plain = LSTM(D, H, peepholes=True, **WIDE), LSTM(D, H, **WIDE)
     params = drawn(plain)
-    assert_same(walked(cell, params._replace(peepholes=np.zeros(3 * H))), walked(plain, params))
+    assert_same(scanned(cell, params._replace(peepholes=np.zeros(3 * H))), scanned(plain, params))
 
 
 def test_fresh_options_begin_as_the_lstm_does():
     """From one key, an LSTM with peepholes and wide limits is the one without."""
     key, plain = jax.random.key(3), LSTM(D, H, **WIDE)
     cell = LSTM(D, H, peepholes=True, clip=1e6, cell_clip=1e6, **WIDE)
-    assert_same(walked(cell, cell.init(key)), walked(plain, plain.init(key)))
+    assert_same(scanned(cell, cell.init(key)), scanned(plain, plain.init(key)))
 
 
 def test_coupled_is_the_lstm_with_tied_gates():
@@ -58,7 +58,7 @@ def test_coupled_is_the_lstm_with_tied_gates():
         return np.concatenate([i, -i, g, o], axis=-1)
 
     full = lstm_jax.LSTMParams(*map(tied, (params.w_ih, params.w_hh, params.bias)))
-    assert_same(walked(cell, params), walked(plain, full))
+    assert_same(scanned(cell, params), scanned(plain, full))
 
 
 def test_the_forget_bias_of_coupled_gates_makes_them_remember():
@@ -83,13 +83,13 @@ def test_a_gate_taken_away_is_a_gate_held_open(gate, index):
     full = lstm_jax.LSTMParams(
         with_gate(params.w_ih, 0), with_gate(params.w_hh, 0), with_gate(params.bias, 1000.0)
     )
-    assert_same(walked(cell, params), walked(plain, full))
+    assert_same(scanned(cell, params), scanned(plain, full))
 
 
 def test_a_projection_to_h_itself_changes_nothing():
     cell, plain = LSTM(D, H, proj_size=H, **WIDE), LSTM(D, H, **WIDE)
     params = drawn(plain)
-    assert_same(walked(cell, params._replace(w_hr=np.eye(H))), walked(plain, params))
+    assert_same(scanned(cell, params._replace(w_hr=np.eye(H))), scanned(plain, params))
 
 
 @pytest.mark.parametrize("build", [RNN, LSTM, GRU, partial(GRU, reset_after=False)])
@@ -102,7 +102,7 @@ def test_heads_are_cells_apart(build):
     def half(a, head):
         return a.reshape(*a.shape[:-1], -1, 2, H // 2)[..., head, :].reshape(*a.shape[:-1], -1)
 
-    whole = walked(cell, params)[1][0]
+    whole = scanned(cell, params)[1][0]
     for head in range(2):
         own = params._replace(
             w_ih=half(params.w_ih, head), w_hh=params.w_hh[head], bias=half(params.bias, head)
@@ -110,7 +110,7 @@ def test_heads_are_cells_apart(build):
         if getattr(params, "bias_hn", None) is not None:
             own = own._replace(bias_hn=half(params.bias_hn, head))
         assert own.w_ih.shape[-1] == gates * 2
-        assert_same(whole[..., 2 * head : 2 * head + 2], walked(small, own)[1][0])
+        assert_same(whole[..., 2 * head : 2 * head + 2], scanned(small, own)[1][0])
 
 
 def test_heads_are_drawn_one_by_one():
@@ -137,7 +137,7 @@ def test_clip_limits_what_the_gates_see():
 @pytest.mark.parametrize("layer_norm", [None, "tfa", "haste"])
 def test_cell_clip_limits_the_cell_state(layer_norm):
     cell = LSTM(D, H, cell_clip=0.3, layer_norm=layer_norm, **WIDE)
-    (_, c), (_, (_, carries)) = walked(cell, drawn(cell))
+    (_, c), (_, (_, carries)) = scanned(cell, drawn(cell))
     assert np.max(np.abs(carries)) == 0.3 and np.all(np.abs(c) <= 0.3)
 
 
@@ -147,7 +147,7 @@ def test_the_two_layer_norms_carry_different_cell_states():
     for which in ("tfa", "haste"):
         cell = LSTM(D, H, layer_norm=which, **WIDE)
         params = drawn(cell)._replace(norm=cell.init(jax.random.key(0)).norm)
-        _, (_, (_, made[which])) = walked(cell, params, xs)
+        _, (_, (_, made[which])) = scanned(cell, params, xs)
     np.testing.assert_allclose(np.mean(made["tfa"], axis=-1), 0, atol=1e-12)
     np.testing.assert_allclose(np.var(made["tfa"], axis=-1), 1, atol=0.1)
     assert np.all(np.abs(np.mean(made["haste"][0], axis=-1)) > 1e-3)
@@ -160,7 +160,7 @@ def test_layer_norm_does_not_see_the_scale_of_the_weights(layer_norm):
     scaled = params._replace(w_ih=1e4 * params.w_ih, w_hh=1e4 * params.w_hh)
     # But for the constant in the square root.
     big = params._replace(w_ih=1e8 * params.w_ih, w_hh=1e8 * params.w_hh)
-    assert_same(walked(cell, scaled), walked(cell, big), rtol=1e-5, atol=1e-6)
+    assert_same(scanned(cell, scaled), scanned(cell, big), rtol=1e-5, atol=1e-6)
 
 
 # --- by name, and as free functions -------------------------------------------------------------

@@ -287,11 +287,11 @@ def test_lowers_for_cuda(B, H, dtype, way):
     kind = LSTM_KIND
     given = problem(kind, 3, B, H, dtype)
     inputs, wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), given)
-    walked = jax.eval_shape(partial(REFERENCES[kind].forward, save=True), inputs)
+    scanned = jax.eval_shape(partial(REFERENCES[kind].forward, save=True), inputs)
     forward, backward = (partial(walk, kind) for walk in (hopper.forward, hopper.backward))
     for text in (
         lowered(partial(forward, save=True, exchange=way), inputs),
-        lowered(backward, saved_of(inputs, walked), wanted),
+        lowered(backward, saved_of(inputs, scanned), wanted),
     ):
         assert "mosaic_gpu" in text
 
@@ -302,11 +302,11 @@ def test_lowers_where_x64_is_on(H):
     """Mosaic's indices have 32 bits. A GRU, whose rows of weights are filled up at 250 and 768."""
     given = problem(GRU_KIND, 3, 20, H, "bfloat16")
     inputs, wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), given)
-    walked = jax.eval_shape(partial(REFERENCES[GRU_KIND].forward, save=True), inputs)
+    scanned = jax.eval_shape(partial(REFERENCES[GRU_KIND].forward, save=True), inputs)
     ways = ("async", "fence") if H == 250 else (None,)
     for way in ways:
         assert "mosaic_gpu" in lowered(partial(hopper.forward, GRU_KIND, save=True, exchange=way), inputs)
-    assert "mosaic_gpu" in lowered(partial(hopper.backward, GRU_KIND), saved_of(inputs, walked), wanted)
+    assert "mosaic_gpu" in lowered(partial(hopper.backward, GRU_KIND), saved_of(inputs, scanned), wanted)
 
 
 # --- the benchmark -------------------------------------------------------------------------------

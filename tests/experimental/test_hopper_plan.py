@@ -62,24 +62,24 @@ def test_reasons(sizes, reason):
 
 
 def test_no_device_no_kernel():
-    assert "Hopper" in hopper.ENGINES[LSTM_KIND].obstacle(1, 1, 64, jnp.dtype("float16"))
+    assert "Hopper" in hopper.ENGINES[LSTM_KIND].unsupported_reason(1, 1, 64, jnp.dtype("float16"))
     sizes = (1, 1, 512, jnp.dtype("float16"))
-    reason = hopper.INTERPRETED[LSTM_KIND].obstacle(*sizes)
+    reason = hopper.INTERPRETED[LSTM_KIND].unsupported_reason(*sizes)
     assert ("16 blocks" if hopper_names.INTERPRETER else "jax 0.12") in reason
 
 
 def test_what_a_device_has_room_for():
     device = Namespace(platform="gpu", compute_capability="9.0", device_kind="a GPU", core_count=SMS)
     with mock.patch.object(jax, "devices", lambda: [device]):
-        assert hopper.ENGINES[LSTM_KIND].obstacle(1, 700, 1024, jnp.dtype("float16")) is None
+        assert hopper.ENGINES[LSTM_KIND].unsupported_reason(1, 700, 1024, jnp.dtype("float16")) is None
         assert hopper.planned(LSTM_KIND, 64, 1024, "float16")[:5] == ("grid", 64, 16, 32, 2)
         device.core_count = 114  # one slice at a time
         assert hopper.planned(LSTM_KIND, 64, 1024, "float16")[:5] == ("grid", 64, 16, 64, 1)
         assert hopper.planned(LSTM_KIND, 200, 1024, "float16").launch == 64
-        reason = hopper.ENGINES[LSTM_KIND].obstacle(1, 16, 1900, jnp.dtype("float16"))
+        reason = hopper.ENGINES[LSTM_KIND].unsupported_reason(1, 16, 1900, jnp.dtype("float16"))
         assert "H=1900 takes 120 blocks" in reason and "114 at once" in reason
         device.core_count = 8  # a part of a GPU: no cluster of 16
-        reason = hopper.ENGINES[LSTM_KIND].obstacle(1, 16, 512, jnp.dtype("float16"))
+        reason = hopper.ENGINES[LSTM_KIND].unsupported_reason(1, 16, 512, jnp.dtype("float16"))
         assert "8 at once" in reason
         assert hopper.planned(LSTM_KIND, 16, 256, "float16").blocks == 4
 

@@ -25,7 +25,7 @@ T, B, D, H = 5, 3, 3, 4
 FLOAT, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
 
 
-def walked(found, xs, lengths=None, carry=None):
+def scanned(found, xs, lengths=None, carry=None):
     """Final states (directions, B, H), one entry a state, and outputs (T, directions, B, H)."""
     carry = found.carry if carry is None else carry
     after, ys = unroll(found.network, found.params, xs, carry, lengths=lengths, reverse=found.reverse)
@@ -75,7 +75,7 @@ def test_the_cases_of_the_onnx_package(name, one):
     xs = inputs.pop("X")
     batch_major = any(a.name == "layout" and a.i == 1 for a in node.attribute)
     found = (from_onnx_node if one else from_onnx)(case.model, inputs=inputs)
-    states, ys = walked(found, xs.swapaxes(0, 1) if batch_major else xs, inputs.get("sequence_lens"))
+    states, ys = scanned(found, xs.swapaxes(0, 1) if batch_major else xs, inputs.get("sequence_lens"))
     if batch_major:
         states, ys = [state.swapaxes(0, 1) for state in states], ys.transpose(2, 0, 1, 3)
     ours = dict(zip(("Y", "Y_h", "Y_c"), (ys, *states), strict=False))
@@ -259,7 +259,7 @@ def test_a_node_as_onnxruntime_computes_it(drawn_node):
     sides = [tuple(jnp.asarray(feeds[name][way]) for name in names) for way in range(dirs)]
     sides = [side if op == "LSTM" else side[0] for side in sides]
     carry = tuple(sides) if dirs == 2 else sides[0]
-    states, ys = walked(found, feeds["X"], feeds["lengths"], carry)
+    states, ys = scanned(found, feeds["X"], feeds["lengths"], carry)
     for a, b in zip([ys, *states], theirs, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -330,7 +330,7 @@ def test_constant_initial_states_with_the_batch_first():
     np.testing.assert_array_equal(np.stack(found.carry, axis=1), h)
     xs = np.random.default_rng(3).normal(size=(T, B, D)).astype(np.float32)
     theirs = onnx.reference.ReferenceEvaluator(made).run(None, {"X": xs.swapaxes(0, 1)})
-    (h_T,), ys = walked(found, xs)
+    (h_T,), ys = scanned(found, xs)
     np.testing.assert_allclose(ys, theirs[0].transpose(1, 2, 0, 3), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(h_T, theirs[1].swapaxes(0, 1), rtol=1e-5, atol=1e-6)
 

@@ -20,7 +20,7 @@ from members import BY_NAME, assert_same, problem, total, values_and_gradients
 import lstm_jax
 from lstm_jax import LSTM, Bidirectional, MinGRU, MinLSTM, Stack, explain
 from lstm_jax.unrolling.api import _jitted
-from lstm_jax.unrolling.associative import FORGET, parallel_walk
+from lstm_jax.unrolling.associative import FORGET, associative_scan
 from lstm_jax.unrolling.registry import NAMED
 
 D, H = members.D, members.H
@@ -345,7 +345,7 @@ def test_long_sequences_in_float32(kind, bias):
     assert np.max(np.abs(ys - exact) / np.maximum(np.abs(exact), 1)) < 1e-5
 
 
-def walked(log_a, b):
+def scanned(log_a, b):
     """The walk alone, over coefficients that are given."""
 
     class Given:
@@ -354,7 +354,7 @@ def walked(log_a, b):
 
     flags = lstm_jax.loop.Flags()
     zero = jnp.zeros(b.shape[1:], b.dtype)
-    return parallel_walk(Given(), (), None, zero, (log_a, b), flags, reverse=False, carries=False).ys
+    return associative_scan(Given(), (), None, zero, (log_a, b), flags, reverse=False, carries=False).ys
 
 
 @pytest.mark.slow
@@ -363,7 +363,7 @@ def test_gates_that_are_nearly_open_keep_their_digits():
     steps, log_a = 20_000, np.float32(-6e-7)
     b = np.full((steps, 1), 1e-6, np.float32)
     exact = np.cumsum(np.exp(np.arange(steps) * np.float64(log_a))) * np.float64(b[0, 0])
-    found = np.asarray(walked(jnp.full((steps, 1), log_a), jnp.asarray(b)))[:, 0]
+    found = np.asarray(scanned(jnp.full((steps, 1), log_a), jnp.asarray(b)))[:, 0]
     np.testing.assert_allclose(found, exact, rtol=2e-6)
     one_by_one = np.zeros(steps, np.float32)
     for t in range(steps):

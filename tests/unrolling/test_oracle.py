@@ -85,13 +85,13 @@ def test_lengths_mask_and_resets(member, implementation, reverse):
     given = problem(member)
     assert np.isnan(given.xs).any() and np.isinf(given.xs).any()
     said, shape = given.flags, given.valid.shape
-    silent = {
+    negative_zeros = {
         "lengths": np.full(shape[1], 7, np.int32),
         "mask": np.ones(shape, bool),
         "resets": np.zeros(shape, bool),
     }
     cases = [given, problem(member, seed=1)]
-    cases += [finite(given, **(silent | {one: said[one]})) for one in said]
+    cases += [finite(given, **(negative_zeros | {one: said[one]})) for one in said]
     for case in cases:
         check(member, case, carry=True, reverse=reverse, implementation=implementation)
 

@@ -122,7 +122,7 @@ def test_every_row_is_filled_and_can_be_chosen():
     assert IMPLEMENTATIONS == ("auto", *NAMES) and set(AUTO) <= set(NAMES)
     for row in implementations():
         assert all(getattr(row, column) for column in COLUMNS) and row.what
-        assert (row.whole is None) == (row.obstacle is not None) == (row.walk is not None)
+        assert (row.whole is None) == (row.unsupported_reason is not None) == (row.scan is not None)
         assert (row.name in AUTO) != row.auto.startswith("never")
         assert row.name not in AUTO or row.transforms == "all"
     assert str(implementations()).count("transforms:") == len(NAMES)

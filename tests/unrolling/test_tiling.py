@@ -18,7 +18,7 @@ SPLIT = [m for m in MEMBERS if "fused" in m.implementation and not m.variant]
 
 
 @pytest.fixture
-def alone(monkeypatch):
+def is_single_cpu_device(monkeypatch):
     """As on a machine with one CPU device. Compiled loops are found again by their cell, so: forgotten."""
     monkeypatch.setattr(tiling, "alone", lambda: True)
     monkeypatch.setattr(_linear, "alone", lambda: True)
@@ -29,9 +29,9 @@ def alone(monkeypatch):
 
 
 @pytest.fixture
-def cut_small(alone, monkeypatch):
+def cut_small(is_single_cpu_device, monkeypatch):
     """Chunks of three steps, one left over, of two for tangents; lanes of two rows; two steps a body."""
-    monkeypatch.setattr(fused_scan, "schedule", lambda *_: tiling.Schedule(3, 2, 3, 2))
+    monkeypatch.setattr(fused_scan, "schedule", lambda *_: tiling.Tiling(3, 2, 3, 2))
 
 
 def seen_by(case):
@@ -40,7 +40,7 @@ def seen_by(case):
     cell = LSTM(features, units)
     xs = jax.ShapeDtypeStruct((steps, rows, features), jnp.float32)
     carry = jax.ShapeDtypeStruct((rows, units), jnp.float32)
-    return fused_scan.plan_of(cell, jax.eval_shape(cell.init, jax.random.key(0)), (carry, carry), xs)
+    return fused_scan.tiling_of(cell, jax.eval_shape(cell.init, jax.random.key(0)), (carry, carry), xs)
 
 
 @pytest.mark.parametrize(
@@ -62,29 +62,29 @@ def seen_by(case):
         ((32, 0, 128, 128), (None, None, 1)),
     ],
 )
-def test_the_rules_by_example(alone, case, expected):
-    assert seen_by(case) == tiling.Schedule(*expected)
+def test_the_rules_by_example(is_single_cpu_device, case, expected):
+    assert seen_by(case) == tiling.Tiling(*expected)
 
 
 @pytest.mark.parametrize("batch", [(), (64,)], ids=str)
-def test_images_are_not_cut_into_lanes(alone, batch):
+def test_images_are_not_cut_into_lanes(is_single_cpu_device, batch):
     """Neither along an axis of space, nor, since no one has measured that it pays, along the batch."""
     cell = lstm_jax.ConvLSTM((64, 128), 128, (3,))
     params = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(lambda: cell.initial_carry(batch))
     xs = jax.ShapeDtypeStruct((20, *batch, 64, 128), jnp.float32)
-    assert fused_scan.plan_of(cell, params, carry, xs).lanes == 1
+    assert fused_scan.tiling_of(cell, params, carry, xs).batch_splits == 1
     # Vectors of the same sizes are.
     state, u = (jax.ShapeDtypeStruct((64, n), jnp.float32) for n in (128, 512))
-    assert tiling.schedule(20, state, u).lanes > 1
-    assert tiling.schedule(20, state, u, rows=False).lanes == 1
+    assert tiling.schedule(20, state, u).batch_splits > 1
+    assert tiling.schedule(20, state, u, rows=False).batch_splits == 1
 
 
-def test_two_directions_share_the_lanes(alone):
+def test_two_directions_share_the_lanes(is_single_cpu_device):
     network = lstm_jax.Bidirectional(LSTM(128, 128))
     params = jax.eval_shape(network.init, jax.random.key(0))
     plan = lstm_jax.explain(network, params, jax.ShapeDtypeStruct((20, 32, 128), jnp.float32))
-    assert plan.layers[0].schedule == tiling.Schedule(None, 5, 6)
+    assert plan.layers[0].schedule == tiling.Tiling(None, 5, 6)
 
 
 def test_the_steps_of_a_body_reach_both_loops(monkeypatch):
@@ -104,18 +104,18 @@ def test_the_steps_of_a_body_reach_both_loops(monkeypatch):
 
 def test_nothing_is_cut_where_arrays_may_be_spread_over_devices():
     assert jax.device_count() == 4  # conftest
-    assert not _devices.alone()
-    assert seen_by((64, 128, 256, 256)) == tiling.Schedule()
+    assert not _devices.is_single_cpu_device()
+    assert seen_by((64, 128, 256, 256)) == tiling.Tiling()
 
 
 @pytest.mark.parametrize("devices, backend", [(2, "cpu"), (1, "gpu")])
 def test_alone_is_one_cpu(monkeypatch, devices, backend):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
-    assert _devices.alone()
+    assert _devices.is_single_cpu_device()
     monkeypatch.setattr(jax, "device_count", lambda: devices)
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    assert not _devices.alone()
+    assert not _devices.is_single_cpu_device()
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def loop_products(jaxpr, inside=False):
     return found
 
 
-def test_lanes_multiply_apart_and_only_where_nothing_is_saved(alone):
+def test_lanes_multiply_apart_and_only_where_nothing_is_saved(is_single_cpu_device):
     cell = LSTM(4, 128)
     params = cell.init(jax.random.key(0))
     xs = jnp.ones((3, 64, 4))
@@ -225,7 +225,7 @@ def test_lanes_multiply_apart_and_only_where_nothing_is_saved(alone):
         return lstm_jax.unroll(cell, params, xs)[1]
 
     shapes = [eqn.invars[0].aval.shape for eqn in loop_products(jax.make_jaxpr(outputs)(params).jaxpr)]
-    assert len(shapes) == tiling.LANE_PRODUCTS and sum(rows for rows, _ in shapes) == 64
+    assert len(shapes) == tiling.SPLIT_PRODUCTS and sum(rows for rows, _ in shapes) == 64
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: outputs(p).sum()))(params).jaxpr
     assert all(64 in eqn.invars[0].aval.shape for eqn in loop_products(jaxpr))
 
@@ -253,7 +253,7 @@ def test_a_batch_of_several_axes_is_cut_along_the_first():
     np.testing.assert_allclose(cut, whole, atol=1e-6)
 
 
-def test_windows_of_one_row_are_joined_without_copies(alone):
+def test_windows_of_one_row_are_joined_without_copies(is_single_cpu_device):
     """Beside the outputs and what their loss sends back, windows cost little."""
     T, H = 40_000, 8
     cell = LSTM(4, H)

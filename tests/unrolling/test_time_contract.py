@@ -344,7 +344,7 @@ def test_reverse_is_flip_with_resets_shifted(member):
             given.network, params, xs, carry, resets=resets, reverse=True, return_carries=True
         )
 
-    def flipped(params, xs, carry):
+    def swap_carry_order(params, xs, carry):
         carry, out = lstm_jax.unroll(
             given.network, params, xs[::-1], carry, resets=shifted, return_carries=True
         )
@@ -352,7 +352,7 @@ def test_reverse_is_flip_with_resets_shifted(member):
 
     @jax.jit
     def both(*a):
-        return gradients(reverse, *a), gradients(flipped, *a)
+        return gradients(reverse, *a), gradients(swap_carry_order, *a)
 
     assert_same(*both(given.params, xs, given.carry))
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax.cells.readout import Readout, ReadoutParams
 from lstm_jax.interop.onnx._nodes import GATES, READOUTS
 from lstm_jax.unrolling.layers import MERGES
@@ -52,7 +52,7 @@ class Readable:
         self.inputs = [info for info in model.graph.input if info.name not in self.constants]
         unknown = set(inputs) - {info.name for info in model.graph.input}
         if unknown:
-            refuse(
+            raise value_error(
                 f"from_onnx got inputs {sorted(unknown)}",
                 f"names among {[info.name for info in model.graph.input]}",
                 "Look at model.graph.input.",
@@ -128,7 +128,7 @@ class Readable:
                 shape = self.shape(y) or [2, 1, 2, 2]
                 known |= {y: rng.normal(size=shape).astype(np.float32)} if y else {}
             if any(part.op_type in GATES for part in self.behind([name], known)[0]):
-                refuse(
+                raise value_error(
                     f"from_onnx got an initial state {name!r} that another recurrent node computes",
                     "a constant, an input of the model, or the same for all rows",
                     "Cut the model before it, and give it as unroll's carry.",
@@ -187,7 +187,7 @@ def chain(graph: Readable, layers: list[Layer], owner: str) -> tuple[list[Layer]
     """The layers with their merges and the read-outs among them, the options of a Stack, the direction."""
     ways = {layer.direction for layer in layers}
     if {"forward", "reverse"} <= ways:
-        refuse(
+        raise value_error(
             f"{owner} got nodes that walk forward and nodes that walk in reverse",
             "one direction for the whole network",
             "Take them one by one, with from_onnx_node.",
@@ -221,7 +221,7 @@ def _tell(graph: Readable, match: _Match, owner: str) -> None:
     nodes, _ = graph.behind([failed.x], known)
     kinds = sorted({node.op_type for node in nodes} - {"Constant"}) or ["nothing"]
     below = match.members[-1]
-    refuse(
+    raise value_error(
         f"{owner} got node {_called(failed)}, which does not read what node {_called(below)} says "
         f"(between them: {', '.join(kinds)})",
         "a chain, where each layer reads the outputs of the one below",

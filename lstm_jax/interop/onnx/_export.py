@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lstm_jax._errors import check_tuple, refuse
+from lstm_jax._errors import check_tuple, value_error
 from lstm_jax.cells.readout import Readout
 from lstm_jax.interop.files import write_whole
 from lstm_jax.interop.onnx._graph import Final, Graph, Value, require_onnx
@@ -150,7 +150,7 @@ def _plan_readout(readout: Readout, params: Any, path: str) -> Dense:
     found = [name for known, name in READOUTS if readout.activation is known]
     if not found:
         known = ", ".join(name or "the identity" for _, name in READOUTS)
-        refuse(
+        raise value_error(
             f"to_onnx got Readout(activation={readout.activation!r}){at}",
             f"one of {known}",
             "Export the read-out without its activation, and apply it outside.",
@@ -160,13 +160,13 @@ def _plan_readout(readout: Readout, params: Any, path: str) -> Dense:
     for name, shape in shapes.items():
         value = np.asarray(getattr(params, name, None))
         if value.shape != shape or value.dtype != np.float32:
-            refuse(
+            raise value_error(
                 f"to_onnx got {name} of shape {value.shape} and dtype {value.dtype}{at}",
                 f"{shape} and float32",
                 "Make them with init(key), or cast them.",
             )
     if readout.dtype not in (None, np.dtype("float32")):
-        refuse(f"to_onnx got Readout(dtype={readout.dtype}){at}", "float32", "Leave dtype away.")
+        raise value_error(f"to_onnx got Readout(dtype={readout.dtype}){at}", "float32", "Leave dtype away.")
     bias = None if params.bias is None else np.asarray(params.bias)
     return Dense(np.asarray(params.w), bias, found[0])
 
@@ -210,11 +210,11 @@ def _walk_both(
     if isinstance(planned.forward, Node):
         ys, finals = _recur(graph, ways, x, path, carry, "bidirectional", swap=reverse)
     else:
-        walked = [
+        scanned = [
             _walk(graph, way, x, name, carry, turned)
             for (way, name), turned in zip(ways, (reverse, not reverse), strict=True)
         ]
-        ys, finals = [y for y, _ in walked], [final for _, more in walked for final in more]
+        ys, finals = [y for y, _ in scanned], [final for _, more in scanned for final in more]
     a, b = ys
     if planned.merge == "concat":
         return Value(graph.op("Concat", a.name, b.name, axis=-1), a.width + b.width), finals
@@ -277,8 +277,8 @@ def _recur(
     ends = {s: _apart(graph, out, 0, order) for s, out in zip(states, outputs[1:], strict=True)}
     for index, (_, name) in enumerate(ways):
         for state in states:
-            mended = graph.op("Where", graph.absent, begun[index][state], ends[state][index])
-            finals.append(Final(f"{name}{state}_T", mended, H))
+            fixed = graph.op("Where", graph.absent, begun[index][state], ends[state][index])
+            finals.append(Final(f"{name}{state}_T", fixed, H))
     return ys, finals
 
 

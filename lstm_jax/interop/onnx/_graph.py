@@ -100,9 +100,9 @@ class Graph:
         column = self.op("Unsqueeze", counted, self.ints(1))
         self.absent = self.op("Equal", column, self.ints(0), out="absent")  # (B, 1)
         self.lengths = self.op("Cast", self.op("Max", counted, self.ints(1)), to=6)
-        walked = self.op("Squeeze", self.op("Add", steps, more_steps), self.ints(0))
+        scanned = self.op("Squeeze", self.op("Add", steps, more_steps), self.ints(0))
         first, by = self.constant("none", np.array(0)), self.constant("single", np.array(1))
-        times = self.op("Unsqueeze", self.op("Range", first, walked, by), self.ints(1, 2))
+        times = self.op("Unsqueeze", self.op("Range", first, scanned, by), self.ints(1, 2))
         self.valid = self.op("Less", times, column, out="valid")  # (T, B, 1)
         return Value(self.blank(x), width)
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import refuse
+from lstm_jax._errors import value_error
 from lstm_jax.interop.onnx._chain import Layer, Readable, chain
 from lstm_jax.interop.onnx._graph import require_onnx
 from lstm_jax.interop.onnx._nodes import USUAL, Node, cell_of, named
@@ -64,7 +64,7 @@ def from_onnx(model: Any, *, inputs: Mapping[str, Any] | None = None) -> Importe
     found = graph.recurrent()
     if not found:
         kinds = sorted({node.op_type for node in graph.nodes})
-        refuse(
+        raise value_error(
             f"from_onnx got a model of {', '.join(kinds) or 'no nodes'}",
             "a node RNN, LSTM or GRU",
             "Those inside of If, Loop or Scan are not looked for.",
@@ -104,7 +104,7 @@ def from_onnx_node(
     asked = [node for node in found if name is None or name == node.name or name in node.output]
     if len(asked) != 1 or name == "":
         names = ", ".join(f"{node.op_type} {node.name or '-'} -> {node.output[0] or '-'}" for node in found)
-        refuse(
+        raise value_error(
             f"from_onnx_node got name={name!r} for a model with the nodes {names or 'of no such kind'}",
             "the name, or an output's name, of one of them",
             "Give the name of one.",
@@ -119,7 +119,9 @@ def _read(owner: str, model: Any, inputs: Mapping[str, Any] | None) -> Readable:
     if isinstance(model, (str, os.PathLike)):
         model = onnx.load(Path(model))
     if not isinstance(model, onnx.ModelProto):
-        refuse(f"{owner} got {type(model).__name__}", "an onnx.ModelProto or a path", "Use onnx.load.")
+        raise value_error(
+            f"{owner} got {type(model).__name__}", "an onnx.ModelProto or a path", "Use onnx.load."
+        )
     return Readable(onnx, model, dict(inputs or {}))
 
 
@@ -132,7 +134,9 @@ def _layer(graph: Readable, node: Any, owner: str) -> Layer:
     told = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     direction = told.get("direction", b"forward").decode()
     if direction not in ("forward", "reverse", "bidirectional"):
-        refuse(f"{owner} got direction={direction!r}", "forward, reverse or bidirectional", "Mend the model.")
+        raise value_error(
+            f"{owner} got direction={direction!r}", "forward, reverse or bidirectional", "Mend the model."
+        )
     count = 2 if direction == "bidirectional" else 1
     names = [*node.input, *[""] * (8 - len(node.input))]
     weights: dict[str, Any] = {"P": None}
@@ -140,14 +144,14 @@ def _layer(graph: Readable, node: Any, owner: str) -> Layer:
     for key, at in wanted.items():
         value = graph.constant(names[at]) if names[at] else None
         if value is None and (names[at] or key in "WR"):
-            refuse(
+            raise value_error(
                 f"{owner} got {key} of node {node.name or node.output[0] or node.op_type} "
                 f"as {names[at]!r}, which is not constant",
                 "weights in the model",
                 f"Pass inputs={{{names[at]!r}: array}} if it is an input of the model.",
             )
         if value is not None and len(value) != count:
-            refuse(
+            raise value_error(
                 f"{owner} got {key} of shape {value.shape} for direction={direction!r}",
                 f"{count} along the first axis, one a direction",
                 "Mend the model.",
@@ -155,7 +159,7 @@ def _layer(graph: Readable, node: Any, owner: str) -> Layer:
         weights[key] = value
     H = int(told.get("hidden_size", weights["R"].shape[-1]))
     if weights["R"].shape[-1] != H:
-        refuse(
+        raise value_error(
             f"{owner} got R of shape {weights['R'].shape} for hidden_size={H}",
             "R of (directions, gates * hidden_size, hidden_size)",
             "Mend the model.",
@@ -181,7 +185,7 @@ def _layer(graph: Readable, node: Any, owner: str) -> Layer:
     ]
     cells = [cell_of(side, owner) for side in sides]
     if cells[0][0] != cells[-1][0]:
-        refuse(
+        raise value_error(
             f"{owner} got a node whose two directions are {cells[0][0]} and {cells[1][0]}",
             "one cell for both",
             "Split the node in two.",
@@ -210,7 +214,9 @@ def _activations(told: dict[str, Any], count: int, op: str, owner: str) -> list[
         return None
     names = [name.decode() for name in told["activations"]]
     if len(names) != count * len(USUAL[op]):
-        refuse(f"{owner} got activations {names}", f"{len(USUAL[op])} for each of {count}", "Mend the model.")
+        raise value_error(
+            f"{owner} got activations {names}", f"{len(USUAL[op])} for each of {count}", "Mend the model."
+        )
     every = named(names, told.get("activation_alpha", []), told.get("activation_beta", []), owner)
     each = len(names) // count
     return [tuple(every[way * each : (way + 1) * each]) for way in range(count)]
@@ -228,7 +234,7 @@ def _initial(graph: Readable, node: Any, names: list[str], batch_major: bool, ow
     if all(graph.constant(name) is not None for name in known):
         return None, each
     if any((value != value[:, :1]).any() for value in each):
-        refuse(
+        raise value_error(
             f"{owner} got an initial state of {node.name or node.op_type} that is computed from the inputs",
             "a constant, an input of the model, or the same for all rows",
             "Cut the model before it.",

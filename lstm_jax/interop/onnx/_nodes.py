@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import check_choice, refuse
+from lstm_jax._errors import check_choice, value_error
 from lstm_jax._types import Array
 from lstm_jax.cells.gru import GRU, GRUParams
 from lstm_jax.cells.lstm import LSTM, LSTMParams
@@ -148,7 +148,7 @@ def node_of(cell: Any, params: Any, path: str = "", owner: str = "to_onnx") -> N
     while isinstance(cell, TRANSPARENT):
         cell = cell.cell
     if type(cell) not in (RNN, LSTM, GRU):
-        refuse(
+        raise value_error(
             f"{owner} got a {type(cell).__name__}{at}",
             "RNN, LSTM or GRU, whose equations ONNX's nodes have",
             "Use jax.export for other networks: it takes any of them.",
@@ -156,7 +156,7 @@ def node_of(cell: Any, params: Any, path: str = "", owner: str = "to_onnx") -> N
     op = type(cell).__name__
 
     def cannot(what: str) -> NoReturn:
-        refuse(
+        raise value_error(
             f"{owner} got {op}({what}){at}",
             f"what ONNX's {op} node can represent",
             "Leave the option away, or use jax.export, which takes any network.",
@@ -210,7 +210,7 @@ def activation_name(function: Any, owner: str, at: str = "") -> OnnxActivation:
         if function is known:
             return name
     names = sorted({known.__name__ for known, _ in ACTIVATIONS})
-    refuse(
+    raise value_error(
         f"{owner} got activation={function!r}{at}",
         f"a function of JAX that ONNX has ({', '.join(names)})",
         "Give one of them, or OnnxActivation(name, alpha, beta).",
@@ -241,7 +241,7 @@ def _read(owner: str, at: str, name: str, value: Any) -> Any:
         return None
     array = np.asarray(value)
     if array.dtype != np.float32:
-        refuse(
+        raise value_error(
             f"{owner} got {name} of dtype {array.dtype}{at}",
             "float32, which every runtime of ONNX computes in",
             "Cast with jax.tree.map(lambda a: a.astype(jnp.float32), params).",
@@ -255,9 +255,11 @@ def _fits(owner: str, at: str, cell: Any, arrays: dict[str, Any], gates: int) ->
     expected: dict[str, tuple[int, ...]] = {"w_ih": (cell.input_size, G * H), "w_hh": block}
     expected |= {"bias": (G * H,)} if cell.use_bias else {}
     for name, shape in expected.items():
-        came = None if arrays[name] is None else tuple(arrays[name].shape)
-        if came != shape:
-            refuse(f"{owner} got {name} of shape {came}{at}", f"shape {shape}", "Make them with init(key).")
+        got = None if arrays[name] is None else tuple(arrays[name].shape)
+        if got != shape:
+            raise value_error(
+                f"{owner} got {name} of shape {got}{at}", f"shape {shape}", "Make them with init(key)."
+            )
 
 
 # --- to a cell ----------------------------------------------------------------------------------
@@ -283,7 +285,9 @@ def cell_of(node: Node, owner: str = "from_onnx") -> tuple[Any, Any]:
     for name, shape in expected.items():
         value = getattr(node, name)
         if value is not None and value.shape != shape:
-            refuse(f"{owner} got {name} of shape {value.shape}", f"{shape}", "Look at the node's weights.")
+            raise value_error(
+                f"{owner} got {name} of shape {value.shape}", f"{shape}", "Look at the node's weights."
+            )
     _usual(node, owner)
     dtype = jax.dtypes.canonicalize_dtype(node.W.dtype)
 
@@ -323,7 +327,7 @@ def cell_of(node: Node, owner: str = "from_onnx") -> tuple[Any, Any]:
 def _usual(node: Node, owner: str) -> None:
     """Refuse what our cells lack."""
     if node.op != "LSTM" and node.clip is not None:
-        refuse(
+        raise value_error(
             f"{owner} got a {node.op} node with clip={node.clip}",
             "no clip, which our LSTM alone has",
             "Export the model without it.",
@@ -332,7 +336,7 @@ def _usual(node: Node, owner: str) -> None:
         return
     names = tuple(activation.name for activation in node.activations)
     if names != USUAL[node.op]:
-        refuse(
+        raise value_error(
             f"{owner} got a {node.op} node with activations {names}",
             f"{USUAL[node.op]}, the only ones of our {node.op}",
             "Write the cell anew with its own functions: any object with init, initial_carry, step unrolls.",
@@ -367,6 +371,8 @@ def named(names: list[str], alphas: list[float], betas: list[float], owner: str)
                 numbers[index] = left[index].pop(0)
             if numbers[index] is None:
                 which = ("alpha", "beta")[index]
-                refuse(f"{owner} got the activation {name} without {which}", "both", "Name its numbers.")
+                raise value_error(
+                    f"{owner} got the activation {name} without {which}", "both", "Name its numbers."
+                )
         found.append(OnnxActivation(name, *numbers))
     return found

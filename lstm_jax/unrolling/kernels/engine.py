@@ -82,7 +82,7 @@ class Engine:
 
     kind: Kind
     name: str
-    obstacle: Callable[[int, int, int, Any], str | None]  # T, B, H, compute: why it cannot, or None
+    unsupported_reason: Callable[[int, int, int, Any], str | None]  # T, B, H, compute: why it cannot, or None
     forward: Callable[[Inputs, bool], Walk]  # the second argument: whether to save the gates
     backward: Callable[[Saved, Leaf], Tangents]  # the second: what is wanted of Walk.states
     effectful: bool = False  # of an interpreter that has side effects; the remat of JAX does not take it

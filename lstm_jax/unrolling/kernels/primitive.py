@@ -56,7 +56,7 @@ def _bind(which: Which, *args: Any) -> list[Any]:
 
 def _run(engine: Engine, which: Which, *args: Any) -> list[Any]:
     """The walk itself. With vmap's, there may be more rows than an engine takes: then it is plain JAX."""
-    if engine.obstacle(*_sizes(args[0])) is not None:
+    if engine.unsupported_reason(*_sizes(args[0])) is not None:
         engine = REFERENCES[engine.kind]
     if which.walk == "forward":
         return jax.tree.leaves(engine.forward(args[0], which.save))

@@ -12,7 +12,7 @@ from lstm_jax._types import Array, state_dtype
 from lstm_jax.cells import _linear
 from lstm_jax.unrolling.kernels.engine import Engine, Inputs, Leaf, Saved, Tangents, Walk, read
 from lstm_jax.unrolling.kernels.formulas import KINDS, Kind, four, spread
-from lstm_jax.unrolling.steps import Flags, walk
+from lstm_jax.unrolling.steps import Flags, scan_steps
 
 
 def forward(kind: Kind, inputs: Inputs, save: bool) -> Walk:
@@ -26,8 +26,8 @@ def forward(kind: Kind, inputs: Inputs, save: bool) -> Walk:
         states = kind.update(gates, carry[-1].astype(z.dtype))
         return like(states, carry), None, jnp.concatenate(gates, axis=-1) if save else None
 
-    walked = walk(step, None, carry, u, Flags(valid), reverse=False, carries=True)
-    return Walk(walked.carries, walked.saved)
+    scanned = scan_steps(step, None, carry, u, Flags(valid), reverse=False, carries=True)
+    return Walk(scanned.carries, scanned.saved)
 
 
 def tangents(kind: Kind, saved: Saved, along: Tangents) -> Leaf:
@@ -44,7 +44,7 @@ def tangents(kind: Kind, saved: Saved, along: Tangents) -> Leaf:
         return like(kind.tangent(four(gates), before, dbefore, four(dz)), carry), None, None
 
     steps = along.zs, gates, read(first, memory)
-    return walk(step, None, along.carry, steps, Flags(valid), reverse=False, carries=True).carries
+    return scan_steps(step, None, along.carry, steps, Flags(valid), reverse=False, carries=True).carries
 
 
 def backward(kind: Kind, saved: Saved, wanted: Leaf) -> Tangents:

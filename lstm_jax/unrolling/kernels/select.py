@@ -21,7 +21,7 @@ from lstm_jax.unrolling.kernels.engine import Engine, Inputs
 from lstm_jax.unrolling.kernels.formulas import GRU_KIND, LSTM_KIND, Kind
 from lstm_jax.unrolling.kernels.primitive import states_of
 from lstm_jax.unrolling.kernels.reference import REFERENCES
-from lstm_jax.unrolling.steps import Flags, Walked, blank
+from lstm_jax.unrolling.steps import Flags, Scanned, mask_out
 
 #: Where the engines live, by the platform as JAX calls it. Each module has ENGINES for the device, by the
 #: kind of the cell, and INTERPRETED, the same kernels for Pallas' interpreter.
@@ -87,11 +87,11 @@ def interpret(platform: str) -> AbstractContextManager[None]:
 
 def engine_here(kind: Kind) -> Engine | str:
     """The engine for the device that JAX computes on, or why there is none."""
-    told = _interpreted.value
-    if told == "reference":
+    starts = _interpreted.value
+    if starts == "reference":
         return REFERENCES[kind]
-    if told is not None:
-        return import_module(MODULES[told]).INTERPRETED[kind]
+    if starts is not None:
+        return import_module(MODULES[starts]).INTERPRETED[kind]
     platform = jax.default_backend()
     if platform in MODULES:
         return import_module(MODULES[platform]).ENGINES[kind]
@@ -107,7 +107,7 @@ def engine_name() -> str:
     return found if isinstance(found, str) else found.name
 
 
-def pallas_obstacle(cell: Any, params: Params, carry: Carry, xs: Any, flags: Flags) -> str | None:
+def kernel_unsupported(cell: Any, params: Params, carry: Carry, xs: Any, flags: Flags) -> str | None:
     """Why no kernel can take this cell, these options or shapes, or None."""
     name = type(cell).__name__
     if type(cell) not in KNOWN:
@@ -139,10 +139,10 @@ def pallas_obstacle(cell: Any, params: Params, carry: Carry, xs: Any, flags: Fla
     if isinstance(found, str):
         return found
     T, *batch, _ = sizes
-    return found.obstacle(T, math.prod(batch), cell.hidden_size, u.dtype)
+    return found.unsupported_reason(T, math.prod(batch), cell.hidden_size, u.dtype)
 
 
-def pallas_walk(
+def kernel_scan(
     cell: Any,
     params: Params,
     initial: Carry,
@@ -153,7 +153,7 @@ def pallas_walk(
     *,
     reverse: bool,
     carries: bool,
-) -> Walked:
+) -> Scanned:
     """``steps.walk`` of a cell by a kernel; nothing restarts, and ``key`` is of no use to it."""
     known = KNOWN[type(cell)]
     found = engine_here(known.kind)
@@ -176,12 +176,12 @@ def pallas_walk(
         tuple(folded(a, 0) for a in first),
         None if flags.valid is None else folded(flags.valid, 1),
     )
-    walked = states_of(found if T * rows else REFERENCES[known.kind], inputs)
-    walked = tuple(a.reshape(T, *batch, a.shape[-1]) for a in walked)
+    scanned = states_of(found if T * rows else REFERENCES[known.kind], inputs)
+    scanned = tuple(a.reshape(T, *batch, a.shape[-1]) for a in scanned)
     if T > 0:
-        carry = jax.tree.unflatten(structure, [a[-1] for a in walked])
+        carry = jax.tree.unflatten(structure, [a[-1] for a in scanned])
     if reverse:
-        walked = tuple(jnp.flip(a, 0) for a in walked)
-    states = jax.tree.unflatten(structure, walked)
-    ys = walked[0] if valid is None else blank(valid, walked[0])
-    return Walked(carry, ys, states if carries else None, None)
+        scanned = tuple(jnp.flip(a, 0) for a in scanned)
+    states = jax.tree.unflatten(structure, scanned)
+    ys = scanned[0] if valid is None else mask_out(valid, scanned[0])
+    return Scanned(carry, ys, states if carries else None, None)

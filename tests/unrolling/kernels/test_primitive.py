@@ -263,9 +263,9 @@ class Watched:
 
     def __init__(self):
         self.calls = []
-        self.engine = Engine(LSTM_KIND, "watched", self.obstacle, self.forward, self.backward)
+        self.engine = Engine(LSTM_KIND, "watched", self.unsupported_reason, self.forward, self.backward)
 
-    def obstacle(self, T, B, H, dtype):
+    def unsupported_reason(self, T, B, H, dtype):
         return "too many rows" if B > 50 else None
 
     def forward(self, inputs, save):
