@@ -20,9 +20,9 @@ SPLIT = [m for m in MEMBERS if "fused" in m.implementation and not m.variant]
 @pytest.fixture
 def is_single_cpu_device(monkeypatch):
     """As on a machine with one CPU device. Compiled loops are found again by their cell, so: forgotten."""
-    monkeypatch.setattr(tiling, "alone", lambda: True)
-    monkeypatch.setattr(_linear, "alone", lambda: True)
-    monkeypatch.setattr(windows, "alone", lambda: True)
+    monkeypatch.setattr(tiling, "is_single_cpu_device", lambda: True)
+    monkeypatch.setattr(_linear, "is_single_cpu_device", lambda: True)
+    monkeypatch.setattr(windows, "is_single_cpu_device", lambda: True)
     _jitted.clear_cache()
     yield
     _jitted.clear_cache()
@@ -234,7 +234,7 @@ def test_lanes_multiply_apart_and_only_where_nothing_is_saved(is_single_cpu_devi
 def test_a_weight_gradient_sums_over_one_axis_where_nothing_is_spread(request, joined):
     """Time and batch joined: XLA for CPUs copies before it sums over two axes."""
     if joined:
-        request.getfixturevalue("alone")
+        request.getfixturevalue("is_single_cpu_device")
     cell = LSTM(4, 8)
     params = cell.init(jax.random.key(0))
     text = str(
