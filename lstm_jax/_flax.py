@@ -30,7 +30,7 @@ def swap_carry_order(network: Any, carry: Carry) -> Carry:
     :class:`lstm_jax.SLSTM` too, which have more states than Flax knows of.
 
     >>> import lstm_jax
-    >>> flipped(lstm_jax.Stack((lstm_jax.LSTM(3, 8), lstm_jax.GRU(8, 8))), (("h", "c"), "s"))
+    >>> swap_carry_order(lstm_jax.Stack((lstm_jax.LSTM(3, 8), lstm_jax.GRU(8, 8))), (("h", "c"), "s"))
     (('c', 'h'), 's')
     """
     if isinstance(network, (LSTM, ConvLSTM)):

@@ -32,8 +32,8 @@ def check_options(owner: str, cell: Any, target: str, allowed: Sequence[str] = (
         ValueError: an option that is not allowed is set.
 
     >>> from lstm_jax import LSTM
-    >>> refuse_options("to_torch", LSTM(3, 4, proj_size=2), "torch.nn.LSTM", allowed=("proj_size",))
-    >>> refuse_options("to_keras", LSTM(3, 4, proj_size=2, peepholes=True), "keras.layers.LSTM")
+    >>> check_options("to_torch", LSTM(3, 4, proj_size=2), "torch.nn.LSTM", allowed=("proj_size",))
+    >>> check_options("to_keras", LSTM(3, 4, proj_size=2, peepholes=True), "keras.layers.LSTM")
     Traceback (most recent call last):
     ...
     ValueError: to_keras got LSTM(proj_size=2, peepholes=True); expected the plain LSTM, because ...
@@ -59,7 +59,7 @@ def unknown_kind(owner: str, network: Any, target: str, kinds: Sequence[str]) ->
     """Refuse a network of a kind that ``target`` has none of.
 
     >>> from lstm_jax import SLSTM
-    >>> refuse_kind("to_torch", SLSTM(3, 4), "torch", ("LSTM", "GRU", "RNN"))
+    >>> unknown_kind("to_torch", SLSTM(3, 4), "torch", ("LSTM", "GRU", "RNN"))
     Traceback (most recent call last):
     ...
     ValueError: to_torch got SLSTM; expected one of LSTM, GRU, RNN: torch has no other. ...

@@ -31,7 +31,7 @@ def is_single_cpu_device(monkeypatch):
 @pytest.fixture
 def cut_small(is_single_cpu_device, monkeypatch):
     """Chunks of three steps, one left over, of two for tangents; lanes of two rows; two steps a body."""
-    monkeypatch.setattr(fused_scan, "schedule", lambda *_: tiling.Tiling(3, 2, 3, 2))
+    monkeypatch.setattr(fused_scan, "choose_tiling", lambda *_: tiling.Tiling(3, 2, 3, 2))
 
 
 def seen_by(case):
@@ -76,8 +76,8 @@ def test_images_are_not_cut_into_lanes(is_single_cpu_device, batch):
     assert fused_scan.tiling_of(cell, params, carry, xs).batch_splits == 1
     # Vectors of the same sizes are.
     state, u = (jax.ShapeDtypeStruct((64, n), jnp.float32) for n in (128, 512))
-    assert tiling.schedule(20, state, u).batch_splits > 1
-    assert tiling.schedule(20, state, u, rows=False).batch_splits == 1
+    assert tiling.choose_tiling(20, state, u).batch_splits > 1
+    assert tiling.choose_tiling(20, state, u, rows=False).batch_splits == 1
 
 
 def test_two_directions_share_the_lanes(is_single_cpu_device):
