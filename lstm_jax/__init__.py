@@ -11,8 +11,8 @@ mathematics is a pure function that goes straight into :func:`jax.lax.scan`:
 >>> ys.shape
 (5, 4, 2)
 
-Where to look: ``lstm_jax/cells`` for the equations, ``unroll.py`` for what happens over time,
-``stack.py`` and ``bidirectional.py`` for networks, ``regularization.py`` for cells around cells.
+Where to look: ``cells`` has the equations, ``unrolling`` the loop over time, ``networks`` stacks and both
+directions, ``regularizers`` cells that wrap cells, ``sharding`` networks over devices.
 """
 
 from lstm_jax.cells._base import (
@@ -33,7 +33,8 @@ from lstm_jax.cells.full_gate_lstm import (
     full_gate_lstm_step as full_gate_lstm_step,
     greff2017 as greff2017,
 )
-from lstm_jax.cells.gru import GRU as GRU, GRUParams as GRUParams, gru_step as gru_step
+from lstm_jax.cells.gru import GRU as GRU, GRUGates as GRUGates, GRUParams as GRUParams, gru_step as gru_step
+from lstm_jax.cells.gru_variant import GRUVariant as GRUVariant, GRUVariantParams as GRUVariantParams
 from lstm_jax.cells.indrnn import IndRNN as IndRNN, IndRNNParams as IndRNNParams, indrnn_step as indrnn_step
 from lstm_jax.cells.leaky_rnn import (
     LeakyRNN as LeakyRNN,
@@ -47,7 +48,11 @@ from lstm_jax.cells.lstm import (
     lstm_gates as lstm_gates,
     lstm_step as lstm_step,
 )
-from lstm_jax.cells.lstm_form import LSTMNorm as LSTMNorm
+from lstm_jax.cells.lstm_variant import (
+    LSTMNorm as LSTMNorm,
+    LSTMVariant as LSTMVariant,
+    LSTMVariantParams as LSTMVariantParams,
+)
 from lstm_jax.cells.minimal import (
     MinGRU as MinGRU,
     MinGRUParams as MinGRUParams,
@@ -82,8 +87,11 @@ from lstm_jax.sharding.network import (
     shard as shard,
     shardings as shardings,
 )
-from lstm_jax.unrolling.api import unroll as unroll
-from lstm_jax.unrolling.explanation import LayerPlan as LayerPlan, Plan as Plan, explain as explain
-from lstm_jax.unrolling.registry import Implementation as Implementation, implementations as implementations
+from lstm_jax.unrolling.api import Plan as Plan, explain as explain, unroll as unroll
+from lstm_jax.unrolling.registry import (
+    Implementation as Implementation,
+    LayerPlan as LayerPlan,
+    implementations as implementations,
+)
 
 __version__ = "0.1.0"

@@ -12,7 +12,8 @@ def is_single_cpu_device() -> bool:
     return jax.device_count() == 1 and jax.default_backend() == "cpu"
 
 
-def _varying(aval: Any) -> frozenset[Any]:
+def varying_axes(aval: Any) -> frozenset[Any]:
+    """The mesh axes inside ``shard_map`` over which an array differs between devices."""
     kind = getattr(aval, "manual_axis_type", None)
     return frozenset() if kind is None else frozenset(kind.varying)
 

@@ -43,7 +43,7 @@ def check_choice(owner: str, name: str, value: Any, choices: Sequence[Any]) -> N
         )
 
 
-def normalised_dtype(owner: str, name: str, value: Any) -> np.dtype:
+def canonical_dtype(owner: str, name: str, value: Any) -> np.dtype:
     """``np.dtype(value)``, so that ``jnp.float32`` and ``"float32"`` are one hyperparameter."""
     try:
         dtype = np.dtype(value)
@@ -77,18 +77,23 @@ def check_key(owner: str, key: Any) -> None:
     raise value_error(f"{owner} got {got}", "one PRNG key", "Make one with jax.random.key(0).")
 
 
-def check_float(owner: str, name: str, value: Any) -> None:
-    """An array of floats; whole numbers are symbols, and a cell reads vectors."""
+def float_error(owner: str, name: str, value: Any) -> ValueError:
+    """The error for a value that is no array of floats."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-        raise value_error(
+        return value_error(
             f"{owner} got {name} of type {type(value).__name__}", "an array", f"Use jnp.asarray({name})."
         )
-    if not is_float(value.dtype):
-        raise value_error(
-            f"{owner} got {name} of dtype {value.dtype}",
-            "a floating dtype",
-            f"Embed or one-hot {name} first (jax.nn.one_hot), or cast it with .astype(jnp.float32).",
-        )
+    return value_error(
+        f"{owner} got {name} of dtype {value.dtype}",
+        "a floating dtype",
+        f"Embed or one-hot {name} first (jax.nn.one_hot), or cast it with .astype(jnp.float32).",
+    )
+
+
+def check_float(owner: str, name: str, value: Any) -> None:
+    """``value`` is an array of floats."""
+    if not hasattr(value, "dtype") or not hasattr(value, "shape") or not is_float(value.dtype):
+        raise float_error(owner, name, value)
 
 
 def check_function(owner: str, name: str, value: Any) -> None:
@@ -124,8 +129,26 @@ def check_tuple(owner: str, params: Any, count: int, what: str = "parameters") -
         )
 
 
-def check_structure(owner: str, carry: Any, like: Any, whose: str, hint: str) -> None:
-    """Two carries are trees of one shape."""
-    got, wanted = (jax.tree.structure(tree) for tree in (carry, like))
-    if str(got) != str(wanted):
-        raise value_error(f"{owner} got or returned a carry of structure {got}", f"{whose}, {wanted}", hint)
+def tree_text(tree: Any) -> str:
+    """A tree of arrays by nesting, dtypes and shapes.
+
+    >>> tree_text((np.zeros((4, 2), np.float32), [np.zeros(3, np.int32)]))
+    '(float32[4,2], [int32[3]])'
+    """
+    if isinstance(tree, list):
+        return f"[{', '.join(map(tree_text, tree))}]"
+    if isinstance(tree, tuple):
+        return f"({', '.join(map(tree_text, tree))}{',' if len(tree) == 1 else ''})"
+    if isinstance(tree, dict):
+        return f"{{{', '.join(f'{key!r}: {tree_text(value)}' for key, value in tree.items())}}}"
+    if hasattr(tree, "dtype") and hasattr(tree, "shape"):
+        return f"{tree.dtype}[{','.join(map(str, tree.shape))}]"
+    return "None" if tree is None else type(tree).__name__
+
+
+def check_structure(owner: str, carry: Any, like: Any, expected: str, hint: str) -> None:
+    """Two carries are trees of one structure."""
+    if jax.tree.structure(carry) != jax.tree.structure(like):  # type: ignore[operator]
+        raise value_error(
+            f"{owner} got or returned a carry {tree_text(carry)}", f"{expected}, {tree_text(like)}", hint
+        )

@@ -5,6 +5,8 @@ Shared by :mod:`lstm_jax.nnx` and :mod:`lstm_jax.linen`; it needs neither.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,15 +14,17 @@ import jax.numpy as jnp
 
 from lstm_jax._errors import check_float, check_size, check_structure, check_tuple, value_error
 from lstm_jax._types import Array, Carry, Params
-from lstm_jax.cells._base import event_ndim
+from lstm_jax.cells._base import as_base_cell
 from lstm_jax.cells.conv_lstm import ConvLSTM
+from lstm_jax.cells.gru import GRU
+from lstm_jax.cells.gru_variant import GRUVariant
 from lstm_jax.cells.lstm import LSTM
+from lstm_jax.cells.lstm_variant import LSTMVariant
 from lstm_jax.networks.bidirectional import Bidirectional
 from lstm_jax.networks.stack import Stack
 from lstm_jax.regularizers._wrapper import Wrapper
 from lstm_jax.sharding.cell import Sharded
 from lstm_jax.unrolling.api import unroll
-from lstm_jax.unrolling.validation import batch_shape
 
 
 def swap_carry_order(network: Any, carry: Carry) -> Carry:
@@ -33,7 +37,7 @@ def swap_carry_order(network: Any, carry: Carry) -> Carry:
     >>> swap_carry_order(lstm_jax.Stack((lstm_jax.LSTM(3, 8), lstm_jax.GRU(8, 8))), (("h", "c"), "s"))
     (('c', 'h'), 's')
     """
-    if isinstance(network, (LSTM, ConvLSTM)):
+    if isinstance(network, (LSTM, LSTMVariant, ConvLSTM)):
         check_tuple(type(network).__name__, carry, 2, "a carry")
         return carry[1], carry[0]
     if isinstance(network, (Wrapper, Sharded)):
@@ -62,23 +66,20 @@ def name_of(path: Any) -> str:
 
 
 def is_random(network: Any) -> bool:
-    """Whether a key would change what the network does; of a composition of the user's, it might."""
-    if isinstance(network, Stack):
-        return network.dropout > 0 or any(map(is_random, network.layers))
-    if isinstance(network, Bidirectional):
-        return is_random(network.cell)
-    if hasattr(network, "perturb") or hasattr(network, "compose"):
-        return True
-    return hasattr(network, "draw") and _draws(network)
+    """Whether a key changes what the network does."""
+    return as_base_cell(network).has_noise
 
 
-def _draws(cell: Any) -> bool:
-    """Whether there is anything in the noise of a step: some cells have noise only if asked for it."""
-
-    def draw(key: Array) -> Any:
-        return cell.draw(key, cell.initial_carry((), cell.init(key)))
-
-    return bool(jax.tree.leaves(jax.eval_shape(draw, jax.random.key(0))))
+def check_cell_options(owner: str, kind: Any, options: Mapping[str, Any], module: str) -> None:
+    """Options are fields of the cell; for those of its variant, the message names ``module``."""
+    unknown = sorted(set(options) - {field.name for field in dataclasses.fields(kind)})
+    if not unknown:
+        return
+    variant = {LSTM: LSTMVariant, GRU: GRUVariant}.get(kind)
+    hint = f"The options are {', '.join(field.name for field in dataclasses.fields(kind)[2:])}."
+    if variant is not None and set(unknown) & {field.name for field in dataclasses.fields(variant)}:
+        hint = f"Use {module}(lstm_jax.{variant.__name__}({unknown[0]}=...)), which has it."
+    raise value_error(f"{owner} got {', '.join(unknown)}", f"options of lstm_jax.{kind.__name__}", hint)
 
 
 def layers(
@@ -98,6 +99,7 @@ def layers(
     16
     """
     check_size(kind.__name__, "num_layers", num_layers)
+    check_cell_options(kind.__name__, kind, options, "Recurrent")
     if dropout and num_layers == 1:
         raise value_error(
             f"{kind.__name__} got dropout={dropout!r} and num_layers=1",
@@ -114,14 +116,14 @@ def layers(
 
 def initial(network: Any, input_shape: tuple[int, ...], params: Params | None) -> Carry:
     """The initial carry for inputs of this shape, without time, in Flax's order."""
-    batch = tuple(input_shape[: len(input_shape) - event_ndim(network)])
+    batch = tuple(input_shape[: len(input_shape) - as_base_cell(network).event_ndim])
     return swap_carry_order(network, network.initial_carry(batch, params))
 
 
 def check_inputs(owner: str, network: Any, inputs: Any, layout: str = "") -> None:
     """One step, or with ``layout`` a sequence, of floats."""
     check_float(owner, "inputs", inputs)
-    events = event_ndim(network)
+    events = as_base_cell(network).event_ndim
     features = "*features" if events > 1 else "D"
     layout = layout or "(*batch, "
     if inputs.ndim < events + layout.count("T"):
@@ -185,7 +187,7 @@ def walk(
             "keep_order=True: outputs stay beside their inputs",
             "Flip the outputs yourself where you want them in the order of the walk.",
         )
-    events = event_ndim(network)
+    events = as_base_cell(network).event_ndim
     flags_shape = tuple(inputs.shape[:-events])
     for name, flags in (("mask", mask), ("resets", resets)):
         if flags is not None and tuple(jnp.shape(flags)) != flags_shape:
@@ -205,7 +207,7 @@ def walk(
 
     xs = time_first(inputs)
     if initial_carry is not None:
-        _check_carry(owner, network, params, initial_carry, batch_shape(network, xs))
+        _check_carry(owner, network, params, initial_carry, tuple(xs.shape[1 : xs.ndim - events]))
         initial_carry = swap_carry_order(network, initial_carry)
     carry, ys = unroll(
         network,

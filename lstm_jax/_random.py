@@ -1,7 +1,7 @@
 """Noise by one rule: an explicit key, the absolute time index, the same values in every implementation.
 
-A layer's key serves its draws at step t as ``fold_in(key, t)``, and what is random once a sequence
-as ``fold_in(key, ONCE)``. Nothing is drawn without a key.
+A layer draws the noise of step t from ``fold_in(key, t)``, and noise that is drawn once per sequence from
+``fold_in(key, ONCE)``. Nothing is drawn without a key.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._types import Array, Carry, Params, state_dtype
+from lstm_jax._types import Array, Carry, state_dtype
 
 #: No step has this index.
 ONCE = np.uint32(2**32 - 1)
@@ -31,20 +31,8 @@ def vmap_invariant_key(key: Array) -> Array:
     return jax.random.wrap_key_data(jax.random.bits(key, (2,), jnp.uint32), impl="threefry2x32")
 
 
-def is_noisy(cell: Any) -> bool:
-    """Whether the cell draws anything: see :class:`lstm_jax.NoisyCell`."""
-    return hasattr(cell, "draw") or hasattr(cell, "perturb")
-
-
-def perturbed(cell: Any, params: Params, key: Array | None, carry: Carry, x: Any) -> Params:
-    """The parameters for one sequence."""
-    if key is None or not hasattr(cell, "perturb"):
-        return params
-    return cell.perturb(params, jax.random.fold_in(key, ONCE), carry, x)
-
-
-def draws(cell: Any, key: Array | None, times: Any, carry: Carry) -> Any:
-    """The noise of the steps ``times`` (T,), with time as the leading axis; None where there is none."""
+def step_draws(cell: Any, key: Array | None, times: Any, carry: Carry) -> Any:
+    """The noise of the steps ``times`` (T,), time as the leading axis; None where there is none."""
     if key is None or times is None:
         return None
     return jax.vmap(lambda t: cell.draw(jax.random.fold_in(key, t), carry))(times)

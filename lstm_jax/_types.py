@@ -39,24 +39,33 @@ def exportable(cls: Tuple) -> Tuple:
 
 
 def promote(*dtypes: DType) -> np.dtype:
-    """The smallest dtype that holds all of ``dtypes``; bfloat16 and float16 meet in float32.
+    """The smallest dtype that holds all of ``dtypes``.
 
-    >>> str(promote(jnp.bfloat16, jnp.float32))
+    >>> str(promote(jnp.bfloat16, jnp.float16))
     'float32'
     """
-    result = np.dtype(dtypes[0])
+    result: np.dtype = np.dtype(dtypes[0])
     for dtype in dtypes[1:]:
-        result = np.promote_types(result, np.dtype(dtype))
+        try:
+            result = np.promote_types(result, np.dtype(dtype))
+        except TypeError:  # bfloat16 and float16: neither holds the other
+            result = np.dtype(np.float32)
     return result
 
 
 def state_dtype(dtype: DType) -> np.dtype:
-    """The dtype in which sums are kept: float32, or wider where ``dtype`` is.
+    """The dtype of sums and states: float32, or ``dtype`` where it is wider.
 
     >>> str(state_dtype(jnp.bfloat16)), str(state_dtype(jnp.float64))
     ('float32', 'float64')
     """
-    return promote(dtype, jnp.float32)
+    return np.promote_types(np.dtype(dtype), np.float32)
+
+
+def same_dtype(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays in the dtype that they promote to."""
+    dtype = promote(*(a.dtype for a in arrays))
+    return tuple(a.astype(dtype) for a in arrays)
 
 
 def is_float(dtype: DType) -> bool:

@@ -34,8 +34,8 @@ import lstm_jax
 from lstm_jax._errors import value_error
 from lstm_jax._flax import check_quiet, initial, is_random, layers, name_of, named, step, walk
 from lstm_jax._types import Array, Carry, Params
-from lstm_jax.cells._base import event_ndim
-from lstm_jax.unrolling.validation import check_network
+from lstm_jax.cells._base import as_base_cell
+from lstm_jax.unrolling.validation import check_cell
 
 
 def to_variables(params: Params) -> dict[str, Array]:
@@ -89,7 +89,7 @@ class Cell(nn.RNNCellBase):
         network: a cell, or a :class:`lstm_jax.Stack` of cells. One with noise is refused: a single
             step does not draw (:class:`Recurrent` does).
 
-    >>> model = nn.RNN(Cell(lstm_jax.LSTM(3, 8, peepholes=True)))
+    >>> model = nn.RNN(Cell(lstm_jax.LSTMVariant(3, 8, peepholes=True)))
     >>> ys, variables = model.init_with_output(jax.random.key(0), jnp.ones((4, 10, 3)))
     >>> ys.shape, variables["params"]["cell"]["peepholes"].shape
     ((4, 10, 8), (24,))
@@ -110,12 +110,12 @@ class Cell(nn.RNNCellBase):
     @property
     def num_feature_axes(self) -> int:
         """How many trailing axes of an input are features: 1, but for ConvLSTM."""
-        return event_ndim(self.network)
+        return as_base_cell(self.network).event_ndim
 
 
 def _step(module: nn.Module, network: Any, carry: Carry, inputs: Array) -> tuple[Carry, Array]:
     owner = type(module).__name__
-    check_network(owner, network)
+    check_cell(owner, network)
     check_quiet(owner, network)
     return step(owner, network, _params(module, network), carry, inputs)
 
@@ -181,7 +181,7 @@ def _walk(
     **options: Any,
 ) -> Any:
     owner = type(module).__name__
-    check_network(owner, network)
+    check_cell(owner, network)
     for name in ("time_major", "return_carry", "reverse"):
         if options.get(name) is None:
             options[name] = getattr(module, name)

@@ -34,10 +34,10 @@ except ImportError as error:
 
 import lstm_jax
 from lstm_jax._errors import value_error
-from lstm_jax._flax import check_quiet, initial, is_random, layers, named, step, walk
+from lstm_jax._flax import check_cell_options, check_quiet, initial, is_random, layers, named, step, walk
 from lstm_jax._types import Array, Carry, Params
-from lstm_jax.cells._base import event_ndim
-from lstm_jax.unrolling.validation import check_network
+from lstm_jax.cells._base import as_base_cell
+from lstm_jax.unrolling.validation import check_cell
 
 
 class Parameters(nnx.Module):
@@ -45,7 +45,7 @@ class Parameters(nnx.Module):
 
     def __init__(self, network: Any, *, params: Params | None = None, rngs: Any = None) -> None:
         owner = type(self).__name__
-        check_network(owner, network)
+        check_cell(owner, network)
         if rngs is not None and not isinstance(rngs, nnx.Rngs):
             raise value_error(
                 f"{owner} got rngs of type {type(rngs).__name__}", "nnx.Rngs", "Pass rngs=nnx.Rngs(0)."
@@ -102,7 +102,7 @@ class Cell(Parameters, nnx.RNNCellBase):
         ValueError: neither ``rngs`` nor ``params`` were given, or they do not fit.
 
     >>> import lstm_jax
-    >>> cell = Cell(lstm_jax.LSTM(3, 8, peepholes=True), rngs=nnx.Rngs(0))
+    >>> cell = Cell(lstm_jax.LSTMVariant(3, 8, peepholes=True), rngs=nnx.Rngs(0))
     >>> carry, ys = nnx.RNN(cell)(jnp.ones((4, 10, 3)), return_carry=True)
     >>> ys.shape, cell.params.peepholes.shape
     ((4, 10, 8), (24,))
@@ -137,7 +137,7 @@ class Cell(Parameters, nnx.RNNCellBase):
     @property
     def num_feature_axes(self) -> int:
         """How many trailing axes of an input are features: 1, but for ConvLSTM."""
-        return event_ndim(self.network)
+        return as_base_cell(self.network).event_ndim
 
     @property
     def in_features(self) -> int:
@@ -160,6 +160,7 @@ class LSTMCell(Cell):
     """
 
     def __init__(self, in_features: int, hidden_features: int, *, rngs: Any = None, **options: Any) -> None:
+        check_cell_options("LSTMCell", lstm_jax.LSTM, options, "Cell")
         super().__init__(lstm_jax.LSTM(in_features, hidden_features, **options), rngs=rngs)
 
 
@@ -171,6 +172,7 @@ class GRUCell(Cell):
     """
 
     def __init__(self, in_features: int, hidden_features: int, *, rngs: Any = None, **options: Any) -> None:
+        check_cell_options("GRUCell", lstm_jax.GRU, options, "Cell")
         super().__init__(lstm_jax.GRU(in_features, hidden_features, **options), rngs=rngs)
 
 
@@ -183,6 +185,7 @@ class SimpleCell(Cell):
     """
 
     def __init__(self, in_features: int, hidden_features: int, *, rngs: Any = None, **options: Any) -> None:
+        check_cell_options("SimpleCell", lstm_jax.RNN, options, "Cell")
         super().__init__(lstm_jax.RNN(in_features, hidden_features, **options), rngs=rngs)
 
 

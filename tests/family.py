@@ -13,7 +13,6 @@ import oracle_newer
 from member import D, H, Member
 
 from lstm_jax import (
-    GRU,
     LSTM,
     MLSTM,
     RNN,
@@ -22,8 +21,10 @@ from lstm_jax import (
     CandidateDropout,
     ConvLSTM,
     FullGateLSTM,
+    GRUVariant,
     IndRNN,
     LeakyRNN,
+    LSTMVariant,
     MinGRU,
     MinLSTM,
     Stack,
@@ -39,7 +40,7 @@ def _lstm(name, options, *, H=H, P=None, member=None, **equations):
     """A row for an LSTM with options; ``equations`` say the same to the oracle."""
     return Member(
         f"lstm_{name}",
-        partial(LSTM, D, H, proj_size=P, **options),
+        partial(LSTMVariant, D, H, proj_size=P, **options),
         oracle.Cell(partial(oracle_lstm.lstm, **equations), oracle_lstm.zeros_of((P or H, H))),
         **(member or {"variant": True}),
     )
@@ -110,13 +111,13 @@ HEADS = (
     ),
     Member(
         "gru_heads",
-        partial(GRU, D, 4, heads=2),
+        partial(GRUVariant, D, 4, heads=2),
         oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_after, 3), lambda params: np.zeros(4)),
         variant=True,
     ),
     Member(
         "gru_reset_before_heads",
-        partial(GRU, D, 4, heads=2, reset_after=False),
+        partial(GRUVariant, D, 4, heads=2, reset_after=False),
         oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_before, 3), lambda params: np.zeros(4)),
         "scan",
         variant=True,
@@ -127,7 +128,7 @@ HEADS = (
 
 
 def _zoneout(**dtypes):
-    return Zoneout(LSTM(D, H, peepholes=True, **dtypes), rates=(0.25, 0.5))
+    return Zoneout(LSTMVariant(D, H, peepholes=True, **dtypes), rates=(0.25, 0.5))
 
 
 def _regularised(**dtypes):
@@ -150,7 +151,7 @@ REGULARISED = (
     ),
     Member(
         "zoneout_projected",
-        lambda **dtypes: Zoneout(LSTM(D, 4, proj_size=H, **dtypes), rates=0.5),
+        lambda **dtypes: Zoneout(LSTMVariant(D, 4, proj_size=H, **dtypes), rates=0.5),
         oracle.Cell(oracle_lstm.zoneout(oracle_lstm.lstm, (0.5, 0.5)), oracle_lstm.zeros_of((H, 4))),
         "scan",
         variant=True,

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, Stack
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, GRUVariant, Stack
 from lstm_jax.interop import from_equinox, from_flax, from_haiku, to_equinox, to_flax, to_haiku
 
 SPACE = (6, 5)
@@ -234,7 +234,7 @@ def images(read):
 
 
 def stacked(D, H):
-    return Stack((LSTM(D, H), LSTM(H, H), GRU(H, H, reset_after=False)))
+    return Stack((LSTM(D, H), LSTM(H, H), GRUVariant(H, H, reset_after=False)))
 
 
 def relu(D, H):
@@ -265,7 +265,7 @@ CASES = {
     ),
     "haiku.LSTM": Case(LSTM, haiku(lambda hk, D, H: hk.LSTM(H)), read_haiku, to_haiku),
     "haiku.GRU": Case(
-        lambda D, H: GRU(D, H, reset_after=False),
+        lambda D, H: GRUVariant(D, H, reset_after=False),
         haiku(lambda hk, D, H: hk.GRU(H)), read_haiku, to_haiku,
     ),
     "haiku.VanillaRNN": Case(relu, haiku(lambda hk, D, H: hk.VanillaRNN(H)), read_haiku, to_haiku),

@@ -30,7 +30,7 @@ from member import D as D, H as H, Member as Member
 from user_cells import Leaky as Leaky, Peephole as Peephole, leaky, peephole
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, Readout, Stack
 
 ORACLE_RNN = oracle.Cell(oracle.rnn, oracle.zeros)
 ORACLE_LSTM = oracle.Cell(oracle.lstm, oracle.two_zeros)
@@ -63,7 +63,7 @@ def _stack_bidirectional(**dtypes):
 
 def _both_ways_stack(**dtypes):
     return Bidirectional(
-        Stack((LSTM(D, H, **dtypes), GRU(H, H, reset_after=False, **dtypes)), residual=True),
+        Stack((LSTM(D, H, **dtypes), GRUVariant(H, H, reset_after=False, **dtypes)), residual=True),
         merge="sum",
     )
 
@@ -83,7 +83,7 @@ MEMBERS = (
     Member("gru_no_bias", partial(GRU, D, H, use_bias=False), ORACLE_GRU, variant=True),
     Member(
         "gru_reset_before",
-        partial(GRU, D, H, reset_after=False),
+        partial(GRUVariant, D, H, reset_after=False),
         oracle.Cell(oracle.gru_reset_before, oracle.zeros),
         "scan",
         family=True,
@@ -102,7 +102,7 @@ MEMBERS = (
     ),
     Member(
         "bidirectional_reset_before",
-        lambda **dtypes: Bidirectional(GRU(D, H, reset_after=False, **dtypes)),
+        lambda **dtypes: Bidirectional(GRUVariant(D, H, reset_after=False, **dtypes)),
         oracle.Bidirectional(oracle.Cell(oracle.gru_reset_before, oracle.zeros)),
         "scan",
         variant=True,

@@ -46,7 +46,7 @@ def lstm(
     z = xs + hs + (0 if params.bias is None else params.bias)
     z = {gate: z[k * H : (k + 1) * H] for k, gate in enumerate(order)}
     p = dict.fromkeys("ifo", np.zeros(H))
-    if params.peepholes is not None:
+    if getattr(params, "peepholes", None) is not None:
         seeing = [gate for gate in order if gate != "g"]
         p |= {gate: params.peepholes[k * H : (k + 1) * H] for k, gate in enumerate(seeing)}
 
@@ -63,7 +63,7 @@ def lstm(
     o = sigmoid(held(z["o"] + p["o"] * c, clip)) if "o" in z else 1
     shown = layer_norm(c, params.norm.c, epsilon) + params.norm.c_offset if norm == "shown" else c
     h = o * (shown if without == "NOAF" else np.tanh(shown))
-    if params.w_hr is not None:
+    if getattr(params, "w_hr", None) is not None:
         h = h @ params.w_hr
     return (h, c), h
 

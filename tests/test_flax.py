@@ -46,8 +46,8 @@ def test_what_makes_noise(network, random):
 
 
 def test_equal_layers():
-    cells = [Bidirectional(LSTM(size, H, proj_size=1), merge="concat") for size in (D, 2, 2)]
-    assert layers(LSTM, D, H, num_layers=3, bidirectional=True, dropout=0.1, proj_size=1) == Stack(
+    cells = [Bidirectional(LSTM(size, H, use_bias=False)) for size in (D, 2 * H, 2 * H)]
+    assert layers(LSTM, D, H, num_layers=3, bidirectional=True, dropout=0.1, use_bias=False) == Stack(
         tuple(cells), dropout=0.1
     )
     assert layers(GRU, D, H, use_bias=False) == GRU(D, H, use_bias=False)

@@ -59,7 +59,7 @@ def lstm_variant(*sizes, **options):
 def gru_reset_before(*sizes):
     """A GRU that resets before the recurrent product, likewise."""
     variant = getattr(lstm_jax, "GRUVariant", None)
-    return GRU(*sizes, reset_after=False) if variant is None else variant(*sizes)
+    return GRU(*sizes, reset_after=False) if variant is None else variant(*sizes, reset_after=False)
 
 
 def sharded(cell):
@@ -76,7 +76,7 @@ def programs():
         "lstm": LSTM(D, H),
         "gru": GRU(D, H),
         "gru_reset_before": gru_reset_before(D, H),
-        "gru_heads": GRU(D, H, heads=2),
+        "gru_heads": getattr(lstm_jax, "GRUVariant", GRU)(D, H, heads=2),
         "indrnn": IndRNN(D, H),
         "leaky_rnn": LeakyRNN(D, H, noise=0.1),
         "slstm": SLSTM(D, H, heads=2),

@@ -1,15 +1,26 @@
-"""Validation of a cell's hyperparameters, parameters, inputs and carries, from shapes alone."""
+"""Validation of a cell's hyperparameters, parameters, inputs and carries, from shapes and dtypes alone."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
-from lstm_jax._errors import check_float, check_function, check_size, normalised_dtype, value_error
-from lstm_jax.cells._linear import dense, first_axis
+from lstm_jax._errors import canonical_dtype, check_function, check_size, float_error, value_error
+
+#: The constructor field that decides whether a parameter exists.
+FIELD_OF = {
+    "bias": "use_bias",
+    "initial": "learn_initial_carry",
+    "log_tau": "learn_tau",
+    "peepholes": "peepholes",
+    "w_hr": "proj_size",
+    "norm": "layer_norm",
+    "bias_hn": "reset_after",
+}
 
 
 def normalise(cell: Any, *sizes: str) -> None:
@@ -21,24 +32,24 @@ def normalise(cell: Any, *sizes: str) -> None:
     for field in dataclasses.fields(cell):
         if field.name.endswith("_init"):
             check_function(owner, field.name, getattr(cell, field.name))
-    object.__setattr__(cell, "param_dtype", normalised_dtype(owner, "param_dtype", cell.param_dtype))
+    object.__setattr__(cell, "param_dtype", canonical_dtype(owner, "param_dtype", cell.param_dtype))
     if cell.dtype is not None:
-        object.__setattr__(cell, "dtype", normalised_dtype(owner, "dtype", cell.dtype))
+        object.__setattr__(cell, "dtype", canonical_dtype(owner, "dtype", cell.dtype))
 
 
-def check_heads(owner: str, heads: int, sizes: dict[str, int]) -> None:
-    """Heads divide each of the sizes."""
+def check_heads(owner: str, heads: int, sizes: Mapping[str, int]) -> None:
+    """The number of heads divides each of the sizes."""
     for name, size in sizes.items():
         if size % heads:
             raise value_error(
                 f"{owner} got heads={heads} with {name}={size}",
                 "heads of equal size",
-                f"Take a number of heads that divides {size}.",
+                f"Choose a number of heads that divides {size}.",
             )
 
 
 def check_batch_shape(cell: Any, batch_shape: Any) -> None:
-    """A tuple of sizes."""
+    """``batch_shape`` is a tuple of sizes."""
     if not isinstance(batch_shape, (tuple, list)):
         raise value_error(
             f"{type(cell).__name__}.initial_carry got batch_shape={batch_shape!r}",
@@ -47,69 +58,66 @@ def check_batch_shape(cell: Any, batch_shape: Any) -> None:
         )
 
 
-def check_step(
-    owner: str,
-    params: Any,
-    states: str,
-    carry: Any,
-    x: Any,
-    gates: int,
-    recurrent: Callable[[int], tuple[int, ...]] = dense,
-    H: int | None = None,
-) -> None:
-    """The arguments of a free step function fit each other. ``states`` names the carry's parts.
-
-    H is given where it is not the first axis of w_hh.
-    """
-    check_fields(owner, params)
-    D, H = first_axis(params.w_ih), first_axis(params.w_hh) if H is None else H
-    check_weights(owner, params, gates, (D, H), recurrent)
-    check_input(owner, x, D)
-    check_carry(owner, states, carry, x, H)
-
-
-def check_cell(
-    cell: Any, params: Any, x: Any, gates: int, recurrent: Callable[[int], tuple[int, ...]] = dense
-) -> None:
-    """Parameters and input fit the cell's hyperparameters."""
-    owner = type(cell).__name__
-    check_weights(owner, params, gates, (cell.input_size, cell.hidden_size), recurrent)
-    check_bias(cell, params)
-    check_initial(cell, params)
-    check_input(owner, x, cell.input_size)
-
-
-def check_bias(cell: Any, params: Any) -> None:
-    """The parameters hold a bias exactly where the cell has one."""
-    if (params.bias is not None) != cell.use_bias:
+def check_type(owner: str, params: Any, kind: type) -> None:
+    """Parameters are exactly of the type that the cell's ``init`` returns."""
+    if type(params) is not kind:
         raise value_error(
-            f"{type(cell).__name__} got {'a' if params.bias is not None else 'no'} bias "
-            f"with use_bias={cell.use_bias}",
-            "a bias exactly where use_bias=True",
-            "Build the cell with the use_bias of its parameters, or change them: params._replace(bias=...).",
+            f"{owner} got parameters of type {type(params).__name__}",
+            f"{kind.__name__}, the NamedTuple that init returns",
+            "Make parameters with cell.init(key); parameters of another cell go with that cell's step.",
         )
 
 
-def check_initial(cell: Any, params: Any) -> None:
-    """The parameters hold a learned initial carry, of the right size, exactly where the cell learns one."""
-    owner, shape = type(cell).__name__, (cell.hidden_size,)
-    states = jax.tree.leaves(getattr(params, "initial", None))
-    # Where the cell projects h, that is the first of its states.
-    shapes = [(getattr(cell, "proj_size", None) or cell.hidden_size,), *[shape] * len(states)]
-    wrong = any(tuple(s.shape) != wanted for s, wanted in zip(states, shapes, strict=False))
-    if bool(states) != cell.learn_initial_carry or wrong:
-        got = ", ".join(str(tuple(state.shape)) for state in states) or "None"
+def check_params(
+    owner: str, params: Any, shapes: Any, sizes: str, optional: Sequence[str] = (), cell: Any = None
+) -> None:
+    """Parameters are floats in these shapes.
+
+    Args:
+        owner: the function or class to name in messages.
+        params: the parameters, a NamedTuple.
+        shapes: the same NamedTuple with a shape in place of each array; None where there is no array.
+        sizes: what the shapes are made of, for messages: ``"D=3, H=2"``.
+        optional: fields that may be None though ``shapes`` has them.
+        cell: the cell whose fields decide which arrays there are.
+    """
+    if type(params) is not type(shapes):
+        check_type(owner, params, type(shapes))
+    wrong, right = [], []
+    for name, array, shape in zip(params._fields, params, shapes, strict=True):
+        if array is None and (shape is None or name in optional):
+            continue
+        if array is None or shape is None:
+            field = FIELD_OF.get(name, "")
+            field = field if hasattr(cell, field) else "use_bias"
+            option = f" with {field}={getattr(cell, field)!r}" if hasattr(cell, field) else ""
+            raise value_error(
+                f"{owner} got {'no ' if array is None else ''}params.{name}{option}",
+                f"{name} to be None" if shape is None else f"{name} of shape {shape}",
+                f"Make parameters with cell.init(key), or build the cell with another {field}.",
+            )
+        arrays, wanted = [array], [shape]
+        if isinstance(shape, tuple) and shape and isinstance(shape[0], tuple):
+            arrays, wanted = jax.tree.leaves(array), list(shape)
+        for part, size in zip(arrays, wanted, strict=True):
+            if not hasattr(part, "dtype") or not jnp.issubdtype(part.dtype, jnp.floating):
+                raise float_error(owner, name, part)
+            if tuple(part.shape) != size:
+                wrong.append(f"{name} of shape {tuple(part.shape)}")
+                right.append(f"{name} {size}")
+    if wrong:
         raise value_error(
-            f"{owner} got params.initial of shape {got} with learn_initial_carry={cell.learn_initial_carry}",
-            f"states of shape {', '.join(map(str, shapes[: max(1, len(states))]))} exactly where "
-            "learn_initial_carry=True",
-            "Make parameters with cell.init(key), or change them: params._replace(initial=...).",
+            f"{owner} got {', '.join(wrong)}",
+            f"{', '.join(right)} ({sizes})",
+            "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
+            "or map over stacked parameters with jax.vmap.",
         )
 
 
 def check_input(owner: str, x: Any, size: int) -> None:
     """A float array whose last axis holds the input features."""
-    check_float(owner, "x", x)
+    if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise float_error(owner, "x", x)
     if len(x.shape) < 1 or x.shape[-1] != size:
         raise value_error(
             f"{owner} got x of shape {tuple(x.shape)}",
@@ -118,66 +126,44 @@ def check_input(owner: str, x: Any, size: int) -> None:
         )
 
 
-def check_carry(owner: str, states: str, carry: Any, x: Any, size: int | Sequence[int]) -> None:
-    """Float arrays ``(*batch, H)`` over x's batch axes, one for each name in ``states``.
-
-    ``size`` is one for all of them, or one for each.
-    """
-    wanted = states.split(", ")
+def check_carry(owner: str, states: str, carry: Any, batch: Sequence[Any], *rows: tuple[int, ...]) -> None:
+    """Float arrays ``(*batch, *row)``, one for each name in ``states`` and each of ``rows``."""
+    names = states.split(", ")
     parts = carry if isinstance(carry, (tuple, list)) else (carry,)
-    if len(parts) != len(wanted):
+    if len(parts) != len(names):
         raise value_error(
             f"{owner} got a carry of {len(parts)} parts", f"({states})", "Make one with cell.initial_carry()."
         )
-    for name, part, units in zip(
-        wanted, parts, [size] * len(parts) if isinstance(size, int) else size, strict=True
-    ):
-        shape = (*x.shape[:-1], units)
-        check_float(owner, name, part)
-        if tuple(part.shape) != shape:
+    for name, part, row in zip(names, parts, rows, strict=True):
+        if not hasattr(part, "dtype") or not jnp.issubdtype(part.dtype, jnp.floating):
+            raise float_error(owner, name, part)
+        if tuple(part.shape) != (*batch, *row):
             raise value_error(
-                f"{owner} got {name} of shape {tuple(part.shape)} with x of shape {tuple(x.shape)}",
-                f"{name} of shape {shape}: x's batch axes, then the {units} units",
+                f"{owner} got {name} of shape {tuple(part.shape)} with x of batch axes {tuple(batch)}",
+                f"{name} of shape {(*batch, *row)}: the batch axes of x, then {row}",
                 "Make the carry with cell.initial_carry(batch_shape), or map over the batch with jax.vmap.",
             )
 
 
-def check_fields(owner: str, params: Any, names: Sequence[str] = ("w_ih", "w_hh", "bias")) -> None:
-    """The parameters have these fields; by default the three that every classic cell has."""
-    missing = [name for name in names if not hasattr(params, name)]
-    if missing:
-        raise value_error(
-            f"{owner} got parameters of type {type(params).__name__} without {', '.join(missing)}",
-            "the NamedTuple that the cell's init returns",
-            "Make parameters with cell.init(key).",
-        )
+def axis_size(array: Any, axis: int) -> int:
+    """The length of an axis, 0 where the value has no such axis."""
+    shape = getattr(array, "shape", ())
+    return shape[axis] if -len(shape) <= axis < len(shape) else 0
 
 
-def check_weights(
-    owner: str,
-    params: Any,
-    gates: int,
-    sizes: tuple[int, int],
-    recurrent: Callable[[int], tuple[int, ...]] = dense,
-) -> None:
-    """w_ih (D, gates*H), w_hh (H, gates*H) and bias (gates*H,) agree with ``sizes``, D and H.
-
-    ``recurrent`` tells the shape of w_hh for one gate where it is another; gates lie on its last axis.
-    """
-    check_fields(owner, params)
-    given = {name: getattr(params, name) for name in ("w_ih", "w_hh", "bias")}
-    if given["bias"] is None:
-        del given["bias"]
-    for name, value in given.items():
-        check_float(owner, name, value)
-    D, H = sizes
-    *rows, columns = recurrent(H)
-    expected = {"w_ih": (D, gates * H), "w_hh": (*rows, gates * columns), "bias": (gates * H,)}
-    wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
-    if wrong:
-        raise value_error(
-            f"{owner} got " + ", ".join(f"{name} of shape {shape}" for name, shape in wrong.items()),
-            ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (D={D}, H={H}, {gates} gates)",
-            "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
-            "or map over stacked parameters with jax.vmap.",
-        )
+def check_head_params(
+    owner: str, kind: type, params: Any, gates: int, **others: tuple[int, ...]
+) -> tuple[int, int]:
+    """Parameters of a free step whose recurrent weights may have heads; returns D and H."""
+    check_type(owner, params, kind)
+    blocks = getattr(params.w_hh, "ndim", 0) == 3
+    heads = params.w_hh.shape[0] if blocks else 1
+    D, H = axis_size(params.w_ih, 0), heads * axis_size(params.w_hh, -2)
+    shapes: dict[str, Any] = {name: None for name in kind._fields}  # type: ignore[attr-defined]
+    shapes |= {"w_ih": (D, gates * H), "w_hh": (heads, H // heads, gates * H // heads)}
+    if not blocks:
+        shapes["w_hh"] = (H, gates * H)
+    shapes["bias"] = None if params.bias is None else (gates * H,)
+    shapes["initial"] = None if params.initial is None else (H,)
+    check_params(owner, params, kind(**(shapes | others)), f"D={D}, H={H}, {gates} gates")
+    return D, H

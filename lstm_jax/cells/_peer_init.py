@@ -9,11 +9,16 @@ import jax.numpy as jnp
 
 from lstm_jax._errors import check_key, value_error
 from lstm_jax._types import Array, Params
-from lstm_jax.cells._init import GLOROT_UNIFORM, ORTHOGONAL
+from lstm_jax.cells._init import glorot_uniform, orthogonal
 from lstm_jax.cells.gru import GRUParams
+from lstm_jax.cells.gru_variant import GRUVariantParams
 from lstm_jax.cells.lstm import LSTMParams
+from lstm_jax.cells.lstm_variant import LSTMVariantParams
 from lstm_jax.cells.readout import ReadoutParams
 from lstm_jax.cells.rnn import RNNParams
+
+_LSTMS = (LSTMParams, LSTMVariantParams)
+_GRUS = (GRUParams, GRUVariantParams)
 
 
 def torch_init(network: Any, key: Array) -> Params:
@@ -68,7 +73,7 @@ def keras_init(network: Any, key: Array) -> Params:
 
 def _redrawn(owner: str, values: Any, network: Any, key: Array) -> Params:
     check_key(owner, key)
-    known = (RNNParams, LSTMParams, GRUParams, ReadoutParams)
+    known = (RNNParams, *_LSTMS, *_GRUS, ReadoutParams)
     params = network.init(key)
     sets, structure = jax.tree.flatten(params, is_leaf=lambda node: isinstance(node, known))
     for node in sets:
@@ -93,7 +98,7 @@ def _torch_values(params: Any, key: Array) -> Any:
     drawn = {name: uniform(getattr(params, name), salt) for salt, name in enumerate(names)}
     if "bias" in drawn and not isinstance(params, ReadoutParams):
         second = uniform(params.bias, len(names))
-        if isinstance(params, GRUParams) and params.bias_hn is not None:
+        if isinstance(params, _GRUS) and params.bias_hn is not None:
             second = second.at[2 * fan :].set(0)  # the candidate's second bias is bias_hn
         drawn["bias"] = drawn["bias"] + second
     return params._replace(**drawn)
@@ -102,16 +107,16 @@ def _torch_values(params: Any, key: Array) -> Any:
 def _keras_values(params: Any, key: Array) -> Any:
     k_in, k_recurrent = jax.random.split(key)
     if isinstance(params, ReadoutParams):
-        drawn = {"w": GLOROT_UNIFORM(k_in, params.w.shape, params.w.dtype)}
+        drawn = {"w": glorot_uniform(k_in, params.w.shape, params.w.dtype)}
     else:
         drawn = {
-            "w_ih": GLOROT_UNIFORM(k_in, params.w_ih.shape, params.w_ih.dtype),
-            "w_hh": ORTHOGONAL(k_recurrent, params.w_hh.shape, params.w_hh.dtype),
+            "w_ih": glorot_uniform(k_in, params.w_ih.shape, params.w_ih.dtype),
+            "w_hh": orthogonal(k_recurrent, params.w_hh.shape, params.w_hh.dtype),
         }
     for name in ("bias", "bias_hn"):
         if getattr(params, name, None) is not None:
             drawn[name] = jnp.zeros_like(getattr(params, name))
-    if isinstance(params, LSTMParams) and params.bias is not None:
+    if isinstance(params, _LSTMS) and params.bias is not None:
         H = params.w_hh.shape[0]
         drawn["bias"] = drawn["bias"].at[H : 2 * H].set(1)
     return params._replace(**drawn)

@@ -12,9 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from lstm_jax._errors import check_choice, check_float, check_key, check_size, value_error
-from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
-from lstm_jax.cells import _checks, _init, _linear
-from lstm_jax.cells.lstm import LSTMCarry, _lean_pointwise, _pointwise, _update
+from lstm_jax._types import Array, DType, Initializer, exportable, promote, same_dtype, state_dtype
+from lstm_jax.cells import _init
+from lstm_jax.cells._base import BaseCell
+from lstm_jax.cells._checks import axis_size, check_carry, check_params, check_type, normalise
+from lstm_jax.cells._linear import add_bias
+from lstm_jax.cells.lstm import LSTMCarry, lstm_update
 
 PADDINGS = ("SAME", "VALID")
 
@@ -34,8 +37,8 @@ def conv_lstm_step(
     carry: LSTMCarry,
     x: Array,
     *,
-    strides: Sequence[int] | None = None,
-    padding: str = "SAME",
+    strides: Sequence[int] | None,
+    padding: str,
 ) -> tuple[LSTMCarry, Array]:
     r"""One step of the convolutional LSTM (Shi et al. 2015), without the paper's peepholes.
 
@@ -65,27 +68,44 @@ def conv_lstm_step(
         padding: of the input's convolution, ``"SAME"`` or ``"VALID"``.
 
     Returns:
-        ``((h, c), h)`` in the dtypes that the carry had.
+        ``((h, c), h)`` in the dtypes of the given carry.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape, dtype or type does not fit.
 
     >>> cell = ConvLSTM(input_shape=(8, 6, 3), features=2, kernel_size=(3, 3))
     >>> params = cell.init(jax.random.key(0))
-    >>> (h, c), y = conv_lstm_step(params, cell.initial_carry((4,)), jnp.ones((4, 8, 6, 3)))
+    >>> carry, x = cell.initial_carry((4,)), jnp.ones((4, 8, 6, 3))
+    >>> (h, c), y = conv_lstm_step(params, carry, x, strides=None, padding="SAME")
     >>> y.shape
     (4, 8, 6, 2)
     """
     owner = "conv_lstm_step"
-    _check_weights(owner, params)
+    check_type(owner, params, ConvLSTMParams)
+    for name in ("w_ih", "w_hh"):
+        if not 3 <= len(getattr(getattr(params, name), "shape", ())) <= 5:
+            raise value_error(
+                f"{owner} got {name} of shape {tuple(getattr(getattr(params, name), 'shape', ()))}",
+                "1, 2 or 3 sizes of the kernel, then the channels read and those of the four gates",
+                "Make parameters with cell.init(key), or map over stacked parameters with jax.vmap.",
+            )
     kernel, axes = params.w_ih.shape[:-2], params.w_ih.ndim - 2
+    C, F = axis_size(params.w_ih, -2), axis_size(params.w_hh, -2)
+    shapes = _shapes(kernel, C, F, params.bias is not None, params.initial is not None)
+    check_params(owner, params, shapes, f"C={C}, F={F}, 4 gates")
     strides = _each_axis(owner, "strides", (1,) * axes if strides is None else strides, axes)
     check_choice(owner, "padding", padding, PADDINGS)
-    _check_channels(owner, x, axes, params.w_ih.shape[-2])
+    _check_channels(owner, x, axes, C)
     space = _space_out(owner, x.shape[-axes - 1 : -1], kernel, strides, padding)
-    _check_carry(owner, carry, x, (*x.shape[: -axes - 1], *space, params.w_hh.shape[-2]))
-    u = _convolve(x, params.w_ih, strides, padding, promote(x.dtype, params.w_ih.dtype))
-    return _update(_pointwise, carry, _recur(params, carry, u))
+    check_carry(owner, "h, c", carry, x.shape[: -axes - 1], (*space, F), (*space, F))
+    dtype = promote(x.dtype, params.w_ih.dtype)
+    u = _convolve(x, params.w_ih, strides, padding, dtype)
+    return _update(carry, _recur(params, carry, u, dtype))
+
+
+def _shapes(kernel: tuple[int, ...], C: int, F: int, bias: bool, initial: bool) -> Any:
+    optional = ((4 * F,) if bias else None, ((F,), (F,)) if initial else None)
+    return ConvLSTMParams._make(((*kernel, C, 4 * F), (*kernel, F, 4 * F), *optional))
 
 
 def _convolve(x: Array, w: Array, strides: tuple[int, ...], padding: str, dtype: DType) -> Array:
@@ -118,16 +138,23 @@ def _convolve(x: Array, w: Array, strides: tuple[int, ...], padding: str, dtype:
     return convolve(x.astype(dtype), w.astype(dtype))
 
 
-def _recur(params: ConvLSTMParams, carry: LSTMCarry, u: Array) -> Array:
+def _recur(params: ConvLSTMParams, carry: LSTMCarry, u: Array, dtype: DType) -> Array:
     """u + h * R + b: (..., *space, 4F), the four pre-activations side by side."""
     h, _ = carry
     ones = (1,) * (params.w_hh.ndim - 2)
-    z = u.astype(state_dtype(u.dtype)) + _convolve(h, params.w_hh, ones, "SAME", u.dtype)
-    return _linear.add_bias(z, params.bias)
+    z = u.astype(state_dtype(u.dtype)) + _convolve(h, params.w_hh, ones, "SAME", dtype)
+    return add_bias(z, params.bias)
 
 
-@dataclass(frozen=True)
-class ConvLSTM:
+def _update(carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array]:
+    h, c = carry
+    h_t, c_t = lstm_update(*same_dtype(c, z))
+    h_t = h_t.astype(h.dtype)
+    return (h_t, c_t.astype(c.dtype)), h_t
+
+
+@dataclass(frozen=True, repr=False)
+class ConvLSTM(BaseCell):
     r"""Hyperparameters of a convolutional LSTM; :func:`conv_lstm_step` has the equations.
 
     An input is an image: (*space, C), with 1, 2 or 3 axes of space and the channels last. So is each
@@ -154,18 +181,18 @@ class ConvLSTM:
         kernel_size: of both convolutions, one size for each axis of space.
         strides: of the input's convolution, one for each axis of space; None: all 1.
         padding: of the input's convolution, ``"SAME"`` or ``"VALID"``.
-        use_bias: whether there is a b.
+        use_bias: whether there is a bias b.
         forget_bias: added to the forget gate's bias at initialisation; none without a bias.
         learn_initial_carry: keep h_0 and c_0 among the parameters instead of zeros: one number a channel,
             the same everywhere in space.
-        w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``; called once for
+        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``; called once for
             each gate, with shape (*kernel, C, F), (*kernel, F, F) and (F,).
         param_dtype: dtype of the parameters.
         dtype: dtype of the convolutions, of h and of the outputs. None: what parameters and
             inputs promote to. Under bfloat16 or float16, c and all sums stay float32.
 
     Raises:
-        ValueError: a size is not a positive whole number, the numbers of axes differ, nothing is left of
+        ValueError: a size is not a positive integer, the numbers of axes differ, nothing is left of
             space, or a dtype is not floating.
 
     >>> cell = ConvLSTM(input_shape=(8, 6, 3), features=2, kernel_size=(3, 3), strides=(2, 2))
@@ -186,14 +213,14 @@ class ConvLSTM:
     use_bias: bool = True
     forget_bias: float = 1.0
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = _init.GLOROT_UNIFORM
-    w_hh_init: Initializer = _init.ORTHOGONAL
-    bias_init: Initializer = _init.ZEROS
+    w_ih_init: Initializer = _init.glorot_uniform
+    w_hh_init: Initializer = _init.orthogonal
+    bias_init: Initializer = _init.zeros
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        _checks.normalise(self, "features")
+        normalise(self, "features")
         shape = _each_axis("ConvLSTM", "input_shape", self.input_shape, None)
         if not 2 <= len(shape) <= 4:
             raise value_error(
@@ -211,7 +238,7 @@ class ConvLSTM:
             object.__setattr__(self, name, value)
 
     @property
-    def event_ndim(self) -> int:
+    def event_ndim(self) -> int:  # type: ignore[override]
         """How many trailing axes of an input are features: those of space, and the channels."""
         return len(self.input_shape)
 
@@ -237,6 +264,23 @@ class ConvLSTM:
         return (*space, self.features)
 
     @property
+    def sizes(self) -> str:
+        """What the shapes are made of, for messages."""
+        return f"C={self.input_size}, F={self.features}, 4 gates"
+
+    @property
+    def param_shapes(self) -> Any:
+        """``ConvLSTMParams`` of shapes."""
+        return _shapes(
+            self.kernel_size, self.input_size, self.features, self.use_bias, self.learn_initial_carry
+        )
+
+    @property
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The rows of h and c: (*space, F)."""
+        return {"h": self.output_shape, "c": self.output_shape}
+
+    @property
     def _window(self) -> tuple[tuple[int, ...], tuple[int, ...], str]:
         return self.kernel_size, self.strides or (), self.padding
 
@@ -258,24 +302,16 @@ class ConvLSTM:
         self, batch_shape: Sequence[int] = (), params: ConvLSTMParams | None = None
     ) -> LSTMCarry:
         """``(h_0, c_0)``, each (*batch_shape, *space, F): zeros, or what was learned."""
-        _checks.check_batch_shape(self, batch_shape)
         h, c = _init.learned_initial(self, params) or (None, None)
-        dtype = _init.compute_dtype(self, params)
-        c_dtype = promote(state_dtype(dtype), _init.weights_dtype(self, params))
-        shape = (*batch_shape, *self.output_shape[:-1])
-        return _init.initial_state(self, shape, h, dtype), _init.initial_state(self, shape, c, c_dtype)
-
-    def step(self, params: ConvLSTMParams, carry: LSTMCarry, x: Array) -> tuple[LSTMCarry, Array]:
-        """:func:`conv_lstm_step` in the cell's ``dtype``, with its strides and padding."""
-        u = self.project(params, x)
-        _check_carry("ConvLSTM.step", carry, x, (*x.shape[: -self.event_ndim], *self.output_shape))
-        return _update(_pointwise, carry, _recur(params, carry, u))
+        h_dtype, c_dtype = _init.state_dtypes(self, params)
+        return (
+            _init.initial_state(self, batch_shape, self.output_shape, h_dtype, h),
+            _init.initial_state(self, batch_shape, self.output_shape, c_dtype, c),
+        )
 
     def project(self, params: ConvLSTMParams, x: Array) -> Array:
         """x * W: (..., *space, 4F)."""
-        _check_weights("ConvLSTM", params, (self.kernel_size, self.input_size, self.features))
-        _checks.check_bias(self, params)
-        _checks.check_initial(self, params)
+        check_params("ConvLSTM", params, self.param_shapes, self.sizes, cell=self)
         check_float("ConvLSTM", "x", x)
         if tuple(x.shape[-self.event_ndim :]) != self.input_shape:
             raise value_error(
@@ -289,11 +325,13 @@ class ConvLSTM:
 
     def recur(self, params: ConvLSTMParams, carry: LSTMCarry, u: Array) -> Array:
         """u + h * R + b: (..., *space, 4F)."""
-        return _recur(params, carry, u)
+        return _recur(params, carry, u, u.dtype)
 
-    def update(self, params: ConvLSTMParams, carry: LSTMCarry, z: Any) -> tuple[LSTMCarry, Array]:
+    def update(
+        self, params: ConvLSTMParams, carry: LSTMCarry, z: Any, noise: None = None
+    ) -> tuple[LSTMCarry, Array]:
         """Gates, cell state, hidden state."""
-        return _update(_lean_pointwise, carry, z)
+        return _update(carry, z)
 
 
 # --- checks, from shapes alone ------------------------------------------------------------------
@@ -327,33 +365,6 @@ def _space_out(
     return tuple(-(-n // s) for n, s in zip(room, strides, strict=True))
 
 
-def _check_weights(owner: str, params: Any, sizes: tuple[tuple[int, ...], int, int] | None = None) -> None:
-    """w_ih (*kernel, C, 4F), w_hh (*kernel, F, 4F), bias (4F,) agree, with each other or with ``sizes``."""
-    _checks.check_fields(owner, params)
-    given = {name: getattr(params, name) for name in ("w_ih", "w_hh", "bias")}
-    if given["bias"] is None:
-        del given["bias"]
-    for name, value in given.items():
-        check_float(owner, name, value)
-    for name in ("w_ih", "w_hh"):
-        if not 3 <= given[name].ndim <= 5:
-            raise value_error(
-                f"{owner} got {name} of shape {tuple(given[name].shape)}",
-                "1, 2 or 3 sizes of the kernel, then the channels read and those of the four gates",
-                "Make parameters with cell.init(key), or map over stacked parameters with jax.vmap.",
-            )
-    kernel, C, F = sizes or (params.w_ih.shape[:-2], params.w_ih.shape[-2], params.w_hh.shape[-2])
-    expected = {"w_ih": (*kernel, C, 4 * F), "w_hh": (*kernel, F, 4 * F), "bias": (4 * F,)}
-    wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
-    if wrong:
-        raise value_error(
-            f"{owner} got " + ", ".join(f"{name} of shape {shape}" for name, shape in wrong.items()),
-            ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (C={C}, F={F}, 4 gates)",
-            "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
-            "or map over stacked parameters with jax.vmap.",
-        )
-
-
 def _check_channels(owner: str, x: Any, axes: int, channels: int) -> None:
     """A float array (*batch, *space, C) with as many axes of space as the kernel."""
     check_float(owner, "x", x)
@@ -363,19 +374,3 @@ def _check_channels(owner: str, x: Any, axes: int, channels: int) -> None:
             f"shape (*batch, *space, {channels}), {axes} being the axes of space of the kernel",
             "Put time and batch first and the channels last.",
         )
-
-
-def _check_carry(owner: str, carry: Any, x: Any, shape: tuple[int, ...]) -> None:
-    """Two float arrays of this shape."""
-    hint = "Make the carry with cell.initial_carry(batch_shape)."
-    parts = carry if isinstance(carry, (tuple, list)) else (carry,)
-    if len(parts) != 2:
-        raise value_error(f"{owner} got a carry of {len(parts)} parts", "(h, c)", hint)
-    for name, part in zip(("h", "c"), parts, strict=True):
-        check_float(owner, name, part)
-        if tuple(part.shape) != shape:
-            raise value_error(
-                f"{owner} got {name} of shape {tuple(part.shape)} with x of shape {tuple(x.shape)}",
-                f"{name} of shape {shape}: x's batch axes, the space of the convolved input, the channels",
-                hint,
-            )

@@ -1,7 +1,8 @@
-"""The nine LSTMs of Greff et al. 2017 ("LSTM: A Search Space Odyssey"), by the names of that study."""
+"""The LSTM with full gate recurrence, and the nine LSTMs of Greff et al. 2017 by their names."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -9,11 +10,14 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_float, check_key, value_error
-from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
-from lstm_jax.cells import _checks, _init, _linear
+from lstm_jax._errors import check_choice
+from lstm_jax._types import Array, DType, Initializer, exportable, promote, same_dtype, state_dtype
+from lstm_jax.cells import _init
+from lstm_jax.cells._base import VectorCell
+from lstm_jax.cells._checks import axis_size, check_carry, check_input, check_params, check_type, normalise
+from lstm_jax.cells._linear import add_bias, matmul
 from lstm_jax.cells.lstm import LSTM
-from lstm_jax.cells.lstm_form import LSTMForm, inside
+from lstm_jax.cells.lstm_variant import LSTMVariant, variant_update
 
 _VARIANTS: dict[str, dict[str, Any]] = {
     "V": {"peepholes": True},
@@ -28,19 +32,22 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def greff2017(name: str, input_size: int, hidden_size: int, **options: Any) -> Any:
-    """One of the LSTMs that Greff et al. (2017) compare, by its name in the paper.
+    """One of the LSTMs that Greff et al. (2017, "LSTM: A Search Space Odyssey") compare, by its name there.
 
     Args:
-        name: ``"V"``, the vanilla LSTM, with peepholes; or what differs from it: ``"NIG"``, ``"NFG"``,
-            ``"NOG"`` (no input, forget, output gate), ``"NIAF"``, ``"NOAF"`` (no input, output
-            activation function), ``"CIFG"`` (coupled input and forget gate), ``"NP"`` (no
-            peepholes), ``"FGR"`` (full gate recurrence: :class:`FullGateLSTM`).
+        name: ``"V"``, the vanilla LSTM, with peepholes; or a variant of it: ``"NIG"``, ``"NFG"``,
+            ``"NOG"`` (no input, forget, output gate), ``"NIAF"``, ``"NOAF"`` (no input, output activation
+            function), ``"CIFG"`` (coupled input and forget gate), ``"NP"`` (no peepholes), ``"FGR"`` (full
+            gate recurrence: :class:`FullGateLSTM`).
         input_size: D, features of one input.
         hidden_size: H, units of h and of c.
-        options: what else the cell is to be told, for instance ``use_bias`` or ``dtype``.
+        options: other options of the cell, for instance ``use_bias`` or ``dtype``.
+
+    Returns:
+        An :class:`LSTMVariant`, an :class:`LSTM` where no option is needed, or a :class:`FullGateLSTM`.
 
     Raises:
-        ValueError: there is no such name.
+        ValueError: the name is unknown.
 
     >>> greff2017("NOG", 3, 2).init(jax.random.key(0)).w_ih.shape  # three gates: i, f, g
     (3, 6)
@@ -48,7 +55,9 @@ def greff2017(name: str, input_size: int, hidden_size: int, **options: Any) -> A
     check_choice("greff2017", "name", name, (*_VARIANTS, "FGR"))
     if name == "FGR":
         return FullGateLSTM(input_size, hidden_size, **options)
-    return LSTM(input_size, hidden_size, **(_VARIANTS[name] | options))
+    options = _VARIANTS[name] | options
+    plain = {field.name for field in dataclasses.fields(LSTM)}
+    return (LSTM if set(options) <= plain else LSTMVariant)(input_size, hidden_size, **options)
 
 
 @exportable
@@ -64,13 +73,16 @@ class FullGateLSTMParams(NamedTuple):
 
 FullGateCarry: TypeAlias = tuple[Array, Array, Array]
 
+#: The options of the update, without sizes.
+_WITH_PEEPHOLES = LSTMVariant(1, 1, peepholes=True)
+
 
 def full_gate_lstm_step(
     params: FullGateLSTMParams, carry: FullGateCarry, x: Array
 ) -> tuple[FullGateCarry, Array]:
-    r"""One step of the LSTM whose gates hear all gates' last values (Greff et al. 2017, FGR).
+    r"""One step of the LSTM whose gates read the last values of all gates (Greff et al. 2017, FGR).
 
-    It is :func:`lstm_step` with peepholes, and with
+    It is :func:`lstm_jax.lstm_step` with peepholes, and with
 
     .. math:: i_{t-1} R_{ik} + f_{t-1} R_{fk} + o_{t-1} R_{ok}
 
@@ -82,10 +94,10 @@ def full_gate_lstm_step(
         x: the input of this step, (*batch, D).
 
     Returns:
-        ``((h, c, gates), h)`` in the dtypes that the carry had.
+        ``((h, c, gates), h)`` in the dtypes of the given carry.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape, dtype or type does not fit.
 
     >>> cell = FullGateLSTM(input_size=3, hidden_size=2)
     >>> params = cell.init(jax.random.key(0))
@@ -94,50 +106,53 @@ def full_gate_lstm_step(
     (4, 6)
     """
     owner = "full_gate_lstm_step"
-    _checks.check_fields(owner, params)
-    H = _linear.first_axis(params.w_hh)
-    _checks.check_weights(owner, params, 4, (_linear.first_axis(params.w_ih), H))
-    _check_own(owner, params, H)
-    _checks.check_input(owner, x, params.w_ih.shape[0])
-    _checks.check_carry(owner, "h, c, gates", carry, x, (H, H, 3 * H))
-    return _update(params, carry, _recur(params, carry, _linear.affine(x, params.w_ih, None)))
+    check_type(owner, params, FullGateLSTMParams)
+    D, H = axis_size(params.w_ih, 0), axis_size(params.w_hh, 0)
+    optional = (
+        None if params.bias is None else (4 * H,),
+        None if params.peepholes is None else (3 * H,),
+    )
+    shapes = FullGateLSTMParams._make(((D, 4 * H), (H, 4 * H), (3 * H, 3 * H), *optional))
+    check_params(owner, params, shapes, f"D={D}, H={H}")
+    check_input(owner, x, D)
+    check_carry(owner, "h, c, gates", carry, x.shape[:-1], (H,), (H,), (3 * H,))
+    dtype = promote(x.dtype, params.w_ih.dtype)
+    return _update(params, carry, _recur(params, carry, matmul(x, params.w_ih, dtype), dtype))
 
 
-def _recur(params: FullGateLSTMParams, carry: FullGateCarry, u: Array) -> Array:
+def _recur(params: FullGateLSTMParams, carry: FullGateCarry, u: Array, dtype: DType) -> Array:
     h, _, gates = carry
-    z = u.astype(state_dtype(u.dtype)) + _linear.product(h, params.w_hh, u.dtype)
-    i, f, o = jnp.split(_linear.product(gates, params.w_gates, u.dtype), 3, axis=-1)
-    recurrent = jnp.concatenate([i, f, jnp.zeros_like(i), o], axis=-1)
-    return _linear.add_bias(z + recurrent, params.bias)
+    z = u.astype(state_dtype(u.dtype)) + matmul(h, params.w_hh, dtype)
+    i, f, o = jnp.split(matmul(gates, params.w_gates, dtype), 3, axis=-1)
+    return add_bias(z + jnp.concatenate([i, f, jnp.zeros_like(i), o], axis=-1), params.bias)
 
 
 def _update(params: FullGateLSTMParams, carry: FullGateCarry, z: Array) -> tuple[FullGateCarry, Array]:
-    h, c, gates = carry
-    dtype = promote(z.dtype, c.dtype)
-    found = inside(LSTMForm(), params, c.astype(dtype), z.astype(dtype))
-    h_t = found.h.astype(h.dtype)
-    now = jnp.concatenate([found.i, found.f, found.o], axis=-1)
-    return (h_t, found.c.astype(c.dtype), now.astype(gates.dtype)), h_t
+    h, c, old_gates = carry
+    h_t, c_t, gates = variant_update(_WITH_PEEPHOLES, params, *same_dtype(c, z))
+    h_t = h_t.astype(h.dtype)
+    new_gates = jnp.concatenate([gates.i, gates.f, gates.o], axis=-1).astype(old_gates.dtype)
+    return (h_t, c_t.astype(c.dtype), new_gates), h_t
 
 
-@dataclass(frozen=True)
-class FullGateLSTM:
+@dataclass(frozen=True, repr=False)
+class FullGateLSTM(VectorCell):
     """Hyperparameters of an LSTM with full gate recurrence; :func:`full_gate_lstm_step` has the equation.
 
     Args:
         input_size: D, features of one input.
         hidden_size: H, units of h and of c.
-        use_bias: whether there is a b.
-        forget_bias: added to the forget gate's bias at initialisation; none without a bias.
-        w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``; called once for
-            each gate, with shape (D, H), (H, H) and (H,); w_hh_init also for each part of w_gates.
-            Peepholes begin at 0, and so do the gates that the first step hears.
+        use_bias: whether there is a bias b.
+        forget_bias: added to the forget gate's bias by ``init``; none without a bias.
+        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called once for each gate
+            with shapes (D, H), (H, H) and (H,); w_hh_init also draws each part of w_gates. Peepholes begin at
+            0, and so do the gates that the first step reads.
         param_dtype: dtype of the parameters.
-        dtype: dtype of the matrix products, of h, the gates and the outputs. None: what parameters
-            and inputs promote to. Under bfloat16 or float16, c and all sums stay float32.
+        dtype: dtype of the matrix products, of h, the gates and the outputs. None: what parameters and
+            inputs promote to. Under bfloat16 or float16, c and all sums are float32.
 
     Raises:
-        ValueError: a size is not a positive whole number, or a dtype is not floating.
+        ValueError: a size is not a positive integer, or a dtype is not floating.
 
     >>> cell = FullGateLSTM(input_size=3, hidden_size=2)
     >>> cell.init(jax.random.key(0)).w_gates.shape
@@ -149,28 +164,34 @@ class FullGateLSTM:
     _: KW_ONLY
     use_bias: bool = True
     forget_bias: float = 1.0
-    w_ih_init: Initializer = _init.GLOROT_UNIFORM
-    w_hh_init: Initializer = _init.ORTHOGONAL
-    bias_init: Initializer = _init.ZEROS
+    w_ih_init: Initializer = _init.glorot_uniform
+    w_hh_init: Initializer = _init.orthogonal
+    bias_init: Initializer = _init.zeros
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
-    #: Not offered: the carry would be that of the LSTM and three gates more.
-    learn_initial_carry = False
+    optional_params = ("peepholes",)
+    update_reads_params = True
 
     def __post_init__(self) -> None:
-        _checks.normalise(self, "input_size", "hidden_size")
+        normalise(self, "input_size", "hidden_size")
 
     @property
-    def output_size(self) -> int:
-        """Features of one output: H."""
-        return self.hidden_size
+    def param_shapes(self) -> Any:
+        """``FullGateLSTMParams`` of shapes."""
+        D, H = self.input_size, self.hidden_size
+        bias = (4 * H,) if self.use_bias else None
+        return FullGateLSTMParams._make(((D, 4 * H), (H, 4 * H), (3 * H, 3 * H), bias, (3 * H,)))
+
+    @property
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The rows of h, c and the gates."""
+        return {"h": (self.hidden_size,), "c": (self.hidden_size,), "gates": (3 * self.hidden_size,)}
 
     def init(self, key: Array) -> FullGateLSTMParams:
         """Fresh parameters from one PRNG key."""
-        check_key("FullGateLSTM.init", key)
         H, dtype = self.hidden_size, self.param_dtype
-        w_ih, w_hh, bias = _init.init_weights(self, key, 4)
+        w_ih, w_hh, bias = _init.init_weights(self, key, gates=4)
         if bias is not None:
             bias = bias.at[H : 2 * H].add(self.forget_bias)
         keys = jax.random.split(jax.random.fold_in(key, 3), 3)
@@ -181,44 +202,18 @@ class FullGateLSTM:
         self, batch_shape: Sequence[int] = (), params: FullGateLSTMParams | None = None
     ) -> FullGateCarry:
         """``(h_0, c_0, gates_0)``: zeros, (*batch_shape, H), (*batch_shape, H), (*batch_shape, 3H)."""
-        dtype = _init.compute_dtype(self, params)
-        c_dtype = promote(state_dtype(dtype), _init.weights_dtype(self, params))
-        h, c = (_init.initial_state(self, batch_shape, None, d) for d in (dtype, c_dtype))
-        gates = _init.initial_state(self, batch_shape, None, dtype, row=(3 * self.hidden_size,))
+        _init.learned_initial(self, params)
+        dtype, c_dtype = _init.state_dtypes(self, params)
+        dtypes = zip(self.state_shapes.values(), (dtype, c_dtype, dtype), strict=True)
+        h, c, gates = (_init.initial_state(self, batch_shape, row, d) for row, d in dtypes)
         return h, c, gates
 
-    def step(self, params: FullGateLSTMParams, carry: FullGateCarry, x: Array) -> tuple[FullGateCarry, Array]:
-        """:func:`full_gate_lstm_step` in the cell's ``dtype``."""
-        H = self.hidden_size
-        _checks.check_carry("FullGateLSTM.step", "h, c, gates", carry, x, (H, H, 3 * H))
-        return _update(params, carry, _recur(params, carry, self.project(params, x)))
-
-    def project(self, params: FullGateLSTMParams, x: Array) -> Array:
-        """x W: (..., 4H)."""
-        _checks.check_cell(self, params, x, 4)
-        _check_own("FullGateLSTM", params, self.hidden_size)
-        return _linear.affine(x, params.w_ih, None, self.dtype)
-
     def recur(self, params: FullGateLSTMParams, carry: FullGateCarry, u: Array) -> Array:
-        """u, what h says, what the gates say, and b: (..., 4H)."""
-        return _recur(params, carry, u)
+        """u, the products with h and with the gates, and b: (..., 4H)."""
+        return _recur(params, carry, u, u.dtype)
 
     def update(
-        self, params: FullGateLSTMParams, carry: FullGateCarry, z: Array
+        self, params: FullGateLSTMParams, carry: FullGateCarry, z: Array, noise: None = None
     ) -> tuple[FullGateCarry, Array]:
         """Gates, cell state, hidden state."""
         return _update(params, carry, z)
-
-
-def _check_own(owner: str, params: Any, H: int) -> None:
-    for name, shape in (("w_gates", (3 * H, 3 * H)), ("peepholes", (3 * H,))):
-        value: Any = getattr(params, name, None)
-        if value is None and name == "peepholes":
-            continue
-        check_float(owner, name, value)
-        if tuple(value.shape) != shape:
-            raise value_error(
-                f"{owner} got {name} of shape {tuple(value.shape)}",
-                f"shape {shape} (H={H})",
-                "Make parameters with cell.init(key).",
-            )

@@ -1,40 +1,50 @@
-"""The gated recurrent unit, next to its equations."""
+"""The gated recurrent unit (GRU), next to its equations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_float, value_error
-from lstm_jax._types import Array, DType, Initializer, exportable, state_dtype
-from lstm_jax.cells import _checks, _init, _linear
+from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
+from lstm_jax.cells import _init
+from lstm_jax.cells._base import VectorCell
+from lstm_jax.cells._checks import axis_size, check_carry, check_input, check_params, check_type, normalise
+from lstm_jax.cells._linear import add_bias, head_matmul, matmul, sigmoid
 
 
 @exportable
 class GRUParams(NamedTuple):
-    """Parameters of a :class:`GRU`. The gates stand side by side in the order r, z, n."""
+    """Parameters of a :class:`GRU`, the gates side by side in the order r, z, n."""
 
     w_ih: Array  # (D, 3H)
-    w_hh: Array  # (H, 3H), or a block for each head: (heads, H/heads, 3H/heads)
+    w_hh: Array  # (H, 3H)
     bias: Array | None = None  # (3H,)
-    bias_hn: Array | None = None  # (H,) inside the reset gate's product; reset-after form only
+    bias_hn: Array | None = None  # (H,) inside the product with the reset gate
     initial: Array | None = None  # learned h_0, (H,)
 
 
+@exportable
+class GRUGates(NamedTuple):
+    """The gates of one step: r and z are in (0, 1), the candidate n is in (-1, 1)."""
+
+    r: Array  # (*batch, H) reset gate: how much of the old state the candidate reads
+    z: Array  # (*batch, H) update gate: how much of the old state is kept
+    n: Array  # (*batch, H) candidate
+
+
 class GRUPreactivation(NamedTuple):
-    """What the matrix products of one step give."""
+    """Sums of one step before the gates, with the two parts of the candidate apart."""
 
     rz: Array  # (*batch, 2H) reset and update gate
-    n_x: Array  # (*batch, H) the candidate's part that sees the input
-    n_h: Array | None  # (*batch, H) the part that sees the state; None: it is in n_x, reset already
+    n_x: Array  # (*batch, H) the candidate's part from the input
+    n_h: Array  # (*batch, H) the candidate's part from the state
 
 
-def gru_step(params: GRUParams, carry: Array, x: Array, *, reset_after: bool = True) -> tuple[Array, Array]:
-    r"""One step of the GRU (Cho et al. 2014), by default in the form that PyTorch, Keras and ONNX use.
+def gru_step(params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
+    r"""One step of the GRU (Cho et al. 2014) in the form that PyTorch, Keras and ONNX use.
 
     .. math::
         r_t &= \sigma(x_t W_r + h_{t-1} R_r + b_r) \\
@@ -42,27 +52,21 @@ def gru_step(params: GRUParams, carry: Array, x: Array, *, reset_after: bool = T
         n_t &= \tanh (x_t W_n + b_n + r_t \odot (h_{t-1} R_n + b_{hn})) \\
         h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
 
-    W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias`` (of the two biases that other
-    systems keep, the sum, which for r and z is all that matters), b_hn is ``params.bias_hn``.
-    With ``reset_after=False`` the reset gate acts before the product, as in the paper:
-
-    .. math:: n_t = \tanh(x_t W_n + (r_t \odot h_{t-1}) R_n + b_n)
-
-    z_t = 1 keeps the state (some systems write 1 - z for z). R may consist of blocks, one for each
-    head (``w_hh`` of three axes).
+    W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias``, b_hn is ``params.bias_hn``. Other
+    systems keep two biases for r and z; here ``bias`` is their sum. z_t = 1 keeps the state (some systems
+    write 1 - z for z). The function takes no options: :class:`GRUVariant` has those, among them the form
+    of the paper, in which the reset gate acts before the product.
 
     Args:
-        params: ``GRUParams`` with w_ih (D, 3H), w_hh (H, 3H), bias (3H,) or None, bias_hn (H,) or
-            None; gates in the order r, z, n.
+        params: ``GRUParams`` with w_ih (D, 3H), w_hh (H, 3H), bias (3H,) or None, bias_hn (H,) or None.
         carry: h, (*batch, H).
         x: the input of this step, (*batch, D).
-        reset_after: which of the two forms.
 
     Returns:
-        ``(h, h)`` in the dtype that the carry had.
+        ``(h, h)`` in the dtype of the given carry.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: the parameters are not ``GRUParams``, or a shape or dtype does not fit.
 
     >>> cell = GRU(input_size=3, hidden_size=2)
     >>> params = cell.init(jax.random.key(0))
@@ -70,90 +74,59 @@ def gru_step(params: GRUParams, carry: Array, x: Array, *, reset_after: bool = T
     >>> h.shape
     (4, 2)
     """
-    heads, H, _ = _linear.blocks_of(getattr(params, "w_hh", None))
-    _checks.check_step("gru_step", params, "h", carry, x, 3, _linear.blocks(heads), H)
-    _check_bias_hn("gru_step", params, reset_after)
-    recur = _recur if reset_after else _recur_reset_before
-    return _update(carry, recur(params, carry, _project(params, x, None)))
+    check_type("gru_step", params, GRUParams)
+    D, H = axis_size(params.w_ih, 0), axis_size(params.w_hh, 0)
+    bias, bias_hn = None if params.bias is None else (3 * H,), None if params.bias_hn is None else (H,)
+    shapes = ((D, 3 * H), (H, 3 * H), bias, bias_hn, None if params.initial is None else (H,))
+    check_params("gru_step", params, GRUParams._make(shapes), f"D={D}, H={H}, 3 gates")
+    check_input("gru_step", x, D)
+    check_carry("gru_step", "h", carry, x.shape[:-1], (H,))
+    dtype = promote(x.dtype, params.w_ih.dtype)
+    sums = gru_preactivation(params, carry, matmul(x, params.w_ih, dtype), dtype)
+    h = gru_update(carry, sums).astype(carry.dtype)
+    return h, h
 
 
-def _project(params: GRUParams, x: Array, dtype: DType | None) -> Array:
-    """x W: (..., 3H)."""
-    return _linear.affine(x, params.w_ih, None, dtype)
+def gru_preactivation(params: Any, h: Array, u: Array, dtype: DType) -> GRUPreactivation:
+    """The sums of r, z and n from h and u = x W (..., 3H); ``dtype`` is that of the recurrent product."""
+    H = u.shape[-1] // 3  # h may have more units than u: over devices, u holds the units of one device
+    u_bias = add_bias(u.astype(state_dtype(u.dtype)), params.bias)
+    product = head_matmul(h, params.w_hh, 3, dtype)
+    rz = u_bias[..., : 2 * H] + product[..., : 2 * H]
+    return GRUPreactivation(rz, u_bias[..., 2 * H :], add_bias(product[..., 2 * H :], params.bias_hn))
 
 
-def _recur(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
-    """The two parts of the candidate stay apart, because the reset gate comes between them."""
-    H = u.shape[-1] // 3  # not h's: over devices, h is of all units and u of some
-    u_rz, u_n = _cut(_linear.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * H)
-    r_rz, r_n = _cut(_linear.recurrent_product(h, params.w_hh, 3, u.dtype), 2 * H)
-    return GRUPreactivation(u_rz + r_rz, u_n, _linear.add_bias(r_n, params.bias_hn))
+def gru_update(h: Array, sums: GRUPreactivation, candidate_scale: Array | None = None) -> Array:
+    """h_t from h_{t-1} and the pre-activations; ``candidate_scale`` multiplies n (recurrent dropout)."""
+    _, z, n = activate(sums)
+    if candidate_scale is not None:
+        n = n * candidate_scale.astype(n.dtype)
+    return (1 - z) * n + z * h.astype(z.dtype)
 
 
-def _recur_reset_before(params: GRUParams, h: Array, u: Array) -> GRUPreactivation:
-    """Two products, one after the other; not affine in h."""
-    w_rz, w_n = _cut(params.w_hh, 2 * params.w_hh.shape[-1] // 3)
-    u_rz, u_n = _cut(_linear.add_bias(u.astype(state_dtype(u.dtype)), params.bias), 2 * h.shape[-1])
-    rz = u_rz + _linear.recurrent_product(h, w_rz, 2, u.dtype)
-    r, _ = jnp.split(_linear.sigmoid(rz), 2, axis=-1)
-    return GRUPreactivation(rz, u_n + _linear.recurrent_product(r * h.astype(r.dtype), w_n, 1, u.dtype), None)
+def activate(sums: GRUPreactivation) -> GRUGates:
+    """The gates from their pre-activations."""
+    r, z = jnp.split(sigmoid(sums.rz), 2, axis=-1)
+    return GRUGates(r, z, jnp.tanh(sums.n_x + r * sums.n_h))
 
 
-def _update(h: Array, pre: GRUPreactivation, candidate: Array | None = None) -> tuple[Array, Array]:
-    r, z = jnp.split(_linear.sigmoid(pre.rz), 2, axis=-1)
-    n = jnp.tanh(pre.n_x if pre.n_h is None else pre.n_x + r * pre.n_h)
-    if candidate is not None:
-        n = n * candidate.astype(n.dtype)
-    h_t = ((1 - z) * n + z * h.astype(z.dtype)).astype(h.dtype)
-    return h_t, h_t
-
-
-def _cut(a: Array, at: int) -> tuple[Array, Array]:
-    return a[..., :at], a[..., at:]
-
-
-def _check_bias_hn(owner: str, params: GRUParams, reset_after: bool) -> None:
-    bias_hn = params.bias_hn
-    if bias_hn is None:
-        return
-    if not reset_after:
-        raise value_error(
-            f"{owner} got bias_hn with reset_after=False",
-            "one bias, because before the reset gate the two are one",
-            "Add bias_hn to the last H entries of bias, or use reset_after=True.",
-        )
-    check_float(owner, "bias_hn", bias_hn)
-    _, H, _ = _linear.blocks_of(params.w_hh)
-    if tuple(bias_hn.shape) != (H,):
-        raise value_error(
-            f"{owner} got bias_hn of shape {tuple(bias_hn.shape)}",
-            f"shape {(H,)}",
-            "Make parameters with cell.init(key).",
-        )
-
-
-@dataclass(frozen=True)
-class GRU:
-    """Hyperparameters of a GRU; :func:`gru_step` has the equations and the gates' order.
+@dataclass(frozen=True, repr=False)
+class GRU(VectorCell):
+    """Hyperparameters of a GRU; :func:`gru_step` has the equations and the order of the gates.
 
     Args:
         input_size: D, features of one input.
         hidden_size: H, units of h.
-        reset_after: True (PyTorch, Keras, ONNX's ``linear_before_reset=1``): the reset gate acts
-            after the recurrent product, and the candidate has a second bias ``bias_hn``. False
-            (the paper): before it, which takes two products a step, one after the other.
-        heads: parts of h that hear themselves alone; a divisor of H.
-        use_bias: whether there are biases.
+        use_bias: whether there are biases b and b_hn.
         learn_initial_carry: keep h_0 among the parameters instead of zeros.
-        w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``; called once for
-            each gate, with shape (D, H), (H, H) (for each head (H/heads, H/heads)) and (H,).
+        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called once for each gate
+            with shapes (D, H), (H, H) and (H,).
         param_dtype: dtype of the parameters.
-        dtype: dtype of the matrix products, of h and of the outputs. None: what parameters and
-            inputs promote to. Sums and gates are float32 or wider.
+        dtype: dtype of the matrix products, of h and of the outputs. None: what parameters and inputs
+            promote to. Sums and gates are float32 or wider.
 
     Raises:
-        ValueError: a size is not a positive whole number, heads do not divide H, or a dtype is not
-            floating.
+        ValueError: a size is not a positive integer, or a dtype is not floating.
 
     >>> cell = GRU(input_size=3, hidden_size=2)
     >>> params = cell.init(jax.random.key(0))
@@ -164,63 +137,51 @@ class GRU:
     input_size: int
     hidden_size: int
     _: KW_ONLY
-    reset_after: bool = True
-    heads: int = 1
     use_bias: bool = True
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = _init.GLOROT_UNIFORM
-    w_hh_init: Initializer = _init.ORTHOGONAL
-    bias_init: Initializer = _init.ZEROS
+    w_ih_init: Initializer = _init.glorot_uniform
+    w_hh_init: Initializer = _init.orthogonal
+    bias_init: Initializer = _init.zeros
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
-    takes_candidate = True  # of update, for CandidateDropout
+    scales_candidate = True
+    optional_params = ("bias_hn",)
 
     def __post_init__(self) -> None:
-        _checks.normalise(self, "input_size", "hidden_size", "heads")
-        _checks.check_heads("GRU", self.heads, {"hidden_size": self.hidden_size})
+        normalise(self, "input_size", "hidden_size")
 
     @property
-    def output_size(self) -> int:
-        """Features of one output: H."""
-        return self.hidden_size
-
-    def declines(self) -> str | None:
-        """Why the fast path cannot take this cell, or None."""
-        if self.reset_after:
-            return None
-        return "GRU(reset_after=False) multiplies by R_n after its reset gate: two products a step, not one"
+    def param_shapes(self) -> Any:
+        """``GRUParams`` of shapes."""
+        D, H = self.input_size, self.hidden_size
+        bias, initial = (3 * H,) if self.use_bias else None, (H,) if self.learn_initial_carry else None
+        return GRUParams._make(((D, 3 * H), (H, 3 * H), bias, (H,), initial))
 
     def init(self, key: Array) -> GRUParams:
         """Fresh parameters from one PRNG key."""
         H, dtype = self.hidden_size, self.param_dtype
-        w_ih, w_hh, bias = _init.init_weights(self, key, 3, _linear.blocks(self.heads))
-        second = self.use_bias and self.reset_after
-        bias_hn = self.bias_init(jax.random.fold_in(key, 3), (H,), dtype) if second else None
+        w_ih, w_hh, bias = _init.init_weights(self, key, gates=3)
+        bias_hn = self.bias_init(jax.random.fold_in(key, 3), (H,), dtype) if self.use_bias else None
         return GRUParams(w_ih, w_hh, bias, bias_hn, jnp.zeros(H, dtype) if self.learn_initial_carry else None)
 
-    def initial_carry(self, batch_shape: Sequence[int] = (), params: GRUParams | None = None) -> Array:
-        """h_0, (*batch_shape, H): zeros, or what was learned."""
-        learned = _init.learned_initial(self, params)
-        return _init.initial_state(self, batch_shape, learned, _init.compute_dtype(self, params))
-
-    def step(self, params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
-        """:func:`gru_step` in the cell's ``dtype``."""
-        _checks.check_carry("GRU.step", "h", carry, x, self.hidden_size)
-        return _update(carry, self.recur(params, carry, self.project(params, x)))
-
-    def project(self, params: GRUParams, x: Array) -> Array:
-        """x W: (..., 3H)."""
-        _checks.check_cell(self, params, x, 3, _linear.blocks(self.heads))
-        _check_bias_hn("GRU", params, self.reset_after)
-        return _project(params, x, self.dtype)
-
     def recur(self, params: GRUParams, carry: Array, u: Array) -> GRUPreactivation:
-        """The pre-activations; with ``reset_after=False`` not affine in the carry."""
-        return (_recur if self.reset_after else _recur_reset_before)(params, carry, u)
+        """The pre-activations: (..., 2H), (..., H) and (..., H)."""
+        return gru_preactivation(params, carry, u, u.dtype)
 
     def update(
-        self, params: GRUParams, carry: Array, z: GRUPreactivation, *, candidate: Array | None = None
+        self,
+        params: GRUParams,
+        carry: Array,
+        z: GRUPreactivation,
+        noise: None = None,
+        *,
+        candidate_scale: Array | None = None,
     ) -> tuple[Array, Array]:
-        """Gates, candidate, hidden state; ``candidate`` multiplies n."""
-        return _update(carry, z, candidate)
+        """Gates, candidate, hidden state; ``candidate_scale`` multiplies n (recurrent dropout)."""
+        h = gru_update(carry, z, candidate_scale).astype(carry.dtype)
+        return h, h
+
+    def gates(self, params: GRUParams, carry: Array, x: Array) -> GRUGates:
+        """The gates of one step; carry and x may have any leading axes, time included."""
+        return activate(self.recur(params, carry, self.project(params, x)))

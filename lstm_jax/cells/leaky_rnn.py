@@ -13,7 +13,10 @@ import jax.numpy as jnp
 from lstm_jax._errors import check_choice, check_float, check_function, is_number, value_error
 from lstm_jax._random import normal
 from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
-from lstm_jax.cells import _checks, _init, _linear
+from lstm_jax.cells import _init
+from lstm_jax.cells._base import VectorCell
+from lstm_jax.cells._checks import axis_size, check_carry, check_input, check_params, check_type, normalise
+from lstm_jax.cells._linear import add_bias, expand_rank, matmul
 from lstm_jax.cells.rnn import Activation
 
 FORMS = ("current", "rate")
@@ -41,12 +44,12 @@ def leaky_rnn_step(
     x: Array,
     noise: Array | None = None,
     *,
-    tau: float = 100.0,
-    dt: float = 20.0,
-    sigma: float = 0.0,
-    form: str = "current",
-    integration: str = "euler",
-    activation: Activation = jnp.tanh,
+    tau: float,
+    dt: float,
+    sigma: float,
+    form: str,
+    integration: str,
+    activation: Activation,
 ) -> tuple[LeakyRNNCarry, Array]:
     r"""One step of the leaky recurrent network, in one of its two published forms.
 
@@ -87,33 +90,37 @@ def leaky_rnn_step(
         activation: f; published are ``jax.nn.relu``, ``jax.nn.softplus`` and ``jnp.tanh``.
 
     Returns:
-        ``((v, r), r)``, or ``(r, r)`` with ``form="rate"``, in the dtypes that the carry had.
+        ``((v, r), r)``, or ``(r, r)`` with ``form="rate"``, in the dtypes of the given carry.
 
     Raises:
         ValueError: a shape or dtype does not fit, or a number is out of range.
 
     >>> cell = LeakyRNN(input_size=3, hidden_size=2)
     >>> params = cell.init(jax.random.key(0))
-    >>> (v, r), y = leaky_rnn_step(params, cell.initial_carry((4,)), jnp.ones((4, 3)))
+    >>> options = dict(tau=100.0, dt=20.0, sigma=0.0, form="current", integration="euler")
+    >>> carry, x = cell.initial_carry((4,)), jnp.ones((4, 3))
+    >>> (v, r), y = leaky_rnn_step(params, carry, x, activation=jnp.tanh, **options)
     >>> y.shape
     (4, 2)
     """
     owner = "leaky_rnn_step"
-    learned = _log_tau(params)
+    check_type(owner, params, LeakyRNNParams)
+    learned = params.log_tau
     _check_dynamics(owner, form, integration, tau, dt, "sigma", sigma, learned is not None)
-    _checks.check_step(owner, params, _states(form), carry, x, gates=1)
-    _check_log_tau(owner, learned, params.w_hh.shape[0])
+    D, H = axis_size(params.w_ih, 0), axis_size(params.w_hh, 0)
+    optional = (None if array is None else (H,) for array in params[2:])
+    check_params(owner, params, LeakyRNNParams._make(((D, H), (H, H), *optional)), f"D={D}, H={H}")
+    check_input(owner, x, D)
+    rows = ((H,), (H,)) if form == "current" else ((H,),)
+    check_carry(owner, _states(form), carry, x.shape[:-1], *rows)
     alpha = _alpha(integration, tau, dt, learned)
-    u = _linear.affine(x, params.w_ih, None)
-    return _update(owner, form, activation, alpha, sigma, carry, _recur(form, params, carry, u), noise)
+    dtype = promote(x.dtype, params.w_ih.dtype)
+    z = _recur(form, params, carry, matmul(x, params.w_ih, dtype), dtype)
+    return _update(owner, form, activation, alpha, sigma, carry, z, noise)
 
 
 def _states(form: str) -> str:
     return "v, r" if form == "current" else "r"
-
-
-def _log_tau(params: Any) -> Array | None:
-    return getattr(params, "log_tau", None)
 
 
 def _alpha(integration: str, tau: float, dt: float, log_tau: Array | None) -> Any:
@@ -123,10 +130,9 @@ def _alpha(integration: str, tau: float, dt: float, log_tau: Array | None) -> An
     return dt / tau if integration == "euler" else -math.expm1(-dt / tau)
 
 
-def _recur(form: str, params: LeakyRNNParams, carry: Any, u: Array) -> Array:
+def _recur(form: str, params: LeakyRNNParams, carry: Any, u: Array, dtype: DType) -> Array:
     r = carry[1] if form == "current" else carry
-    z = u.astype(state_dtype(u.dtype)) + _linear.product(r, params.w_hh, u.dtype)
-    return _linear.add_bias(z, params.bias)
+    return add_bias(u.astype(state_dtype(u.dtype)) + matmul(r, params.w_hh, dtype), params.bias)
 
 
 def _update(
@@ -144,7 +150,7 @@ def _update(
     dtype = promote(z.dtype, state.dtype)
     old, z = state.astype(dtype), z.astype(dtype)
     if not isinstance(alpha, float):
-        alpha = _linear.expand_rank(alpha.astype(dtype), z)
+        alpha = expand_rank(alpha.astype(dtype), z)
     kick = None
     if noise is not None and sigma:
         _check_noise(owner, noise, state)
@@ -159,8 +165,8 @@ def _update(
     return (v_t.astype(state.dtype), r_t), r_t
 
 
-@dataclass(frozen=True)
-class LeakyRNN:
+@dataclass(frozen=True, repr=False)
+class LeakyRNN(VectorCell):
     r"""Hyperparameters of a leaky recurrent network; :func:`leaky_rnn_step` has the equations.
 
     In the form "current" the carry is (v, r), though r = f(v) could be had from v alone: what the
@@ -184,9 +190,9 @@ class LeakyRNN:
         form: ``"current"`` (Song et al. 2016) or ``"rate"`` (Yang et al. 2019).
         noise: :math:`\sigma`, the noise's strength; 0 switches it off.
         activation: f; functions compare by identity, so give a named one rather than a lambda.
-        use_bias: whether there is a b.
+        use_bias: whether there is a bias b.
         learn_initial_carry: keep v_0 (in the form "rate" r_0) among the parameters instead of zeros.
-        w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``, called with shape
+        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called with shape
             (D, H), (H, H) and (H,).
         param_dtype: dtype of the parameters.
         dtype: dtype of the matrix products, of r and of the outputs. None: what parameters and
@@ -194,7 +200,7 @@ class LeakyRNN:
             leaks itself, is rounded at every step, so prefer "current" under bfloat16 or float16.
 
     Raises:
-        ValueError: a size is not a positive whole number, tau or dt not positive, dt > tau in Euler's
+        ValueError: a size is not a positive integer, tau or dt not positive, dt > tau in Euler's
             method, noise below 0, another form or integration, learned tau with Euler's method, or a
             dtype not floating.
 
@@ -219,14 +225,14 @@ class LeakyRNN:
     activation: Activation = jnp.tanh
     use_bias: bool = True
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = _init.GLOROT_UNIFORM
-    w_hh_init: Initializer = _init.ORTHOGONAL
-    bias_init: Initializer = _init.ZEROS
+    w_ih_init: Initializer = _init.glorot_uniform
+    w_hh_init: Initializer = _init.orthogonal
+    bias_init: Initializer = _init.zeros
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        _checks.normalise(self, "input_size", "hidden_size")
+        normalise(self, "input_size", "hidden_size")
         check_function("LeakyRNN", "activation", self.activation)
         _check_dynamics(
             "LeakyRNN", self.form, self.integration, self.tau, self.dt, "noise", self.noise, self.learn_tau
@@ -235,9 +241,28 @@ class LeakyRNN:
             object.__setattr__(self, name, float(getattr(self, name)))
 
     @property
-    def output_size(self) -> int:
-        """Features of one output: H."""
-        return self.hidden_size
+    def update_reads_params(self) -> bool:  # type: ignore[override]
+        """Whether time constants are learned."""
+        return self.learn_tau
+
+    @property
+    def step_noise(self) -> bool:  # type: ignore[override]
+        """Whether there is noise."""
+        return self.noise > 0
+
+    @property
+    def param_shapes(self) -> Any:
+        """``LeakyRNNParams`` of shapes."""
+        D, H = self.input_size, self.hidden_size
+        optional = (
+            (H,) if there else None for there in (self.use_bias, self.learn_tau, self.learn_initial_carry)
+        )
+        return LeakyRNNParams._make(((D, H), (H, H), *optional))
+
+    @property
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The rows of v and r, or of r in the form "rate"."""
+        return {name: (self.hidden_size,) for name in _states(self.form).split(", ")}
 
     def init(self, key: Array) -> LeakyRNNParams:
         """Fresh parameters from one PRNG key."""
@@ -254,46 +279,26 @@ class LeakyRNN:
     ) -> LeakyRNNCarry:
         """``(v_0, f(v_0))``, or r_0 of the form "rate", each (*batch_shape, H): from zeros, or learned."""
         learned = _init.learned_initial(self, params)
-        dtype = _init.compute_dtype(self, params)
+        r_dtype, v_dtype = _init.state_dtypes(self, params)
+        row = (self.hidden_size,)
         if self.form == "rate":
-            return _init.initial_state(self, batch_shape, learned, dtype)
-        v_dtype = promote(state_dtype(dtype), _init.weights_dtype(self, params))
-        v = _init.initial_state(self, batch_shape, learned, v_dtype)
-        return v, self.activation(v).astype(dtype)
+            return _init.initial_state(self, batch_shape, row, r_dtype, learned)
+        v = _init.initial_state(self, batch_shape, row, v_dtype, learned)
+        return v, self.activation(v).astype(r_dtype)
 
     def draw(self, key: Array, carry: LeakyRNNCarry) -> Array | None:
         """One step's noise: standard normal numbers in the shape of the state; None where noise=0."""
         return normal(key, jax.tree.leaves(carry)[0]) if self.noise else None
 
-    def step(
-        self, params: LeakyRNNParams, carry: LeakyRNNCarry, x: Array, noise: Array | None = None
-    ) -> tuple[LeakyRNNCarry, Array]:
-        """:func:`leaky_rnn_step` in the cell's ``dtype``; without ``noise`` there is none."""
-        _checks.check_carry("LeakyRNN.step", _states(self.form), carry, x, self.hidden_size)
-        return self.update(params, carry, self.recur(params, carry, self.project(params, x)), noise)
-
-    def project(self, params: LeakyRNNParams, x: Array) -> Array:
-        """x W: (..., H)."""
-        _checks.check_cell(self, params, x, gates=1)
-        learned = _log_tau(params)
-        if (learned is not None) != self.learn_tau:
-            raise value_error(
-                f"LeakyRNN got {'no' if learned is None else 'a'} log_tau with learn_tau={self.learn_tau}",
-                "a log_tau exactly where learn_tau=True",
-                "Make parameters with cell.init(key), or change them: params._replace(log_tau=...).",
-            )
-        _check_log_tau("LeakyRNN", learned, self.hidden_size)
-        return _linear.affine(x, params.w_ih, None, self.dtype)
-
     def recur(self, params: LeakyRNNParams, carry: LeakyRNNCarry, u: Array) -> Array:
         """u + r R + b: (..., H)."""
-        return _recur(self.form, params, carry, u)
+        return _recur(self.form, params, carry, u, u.dtype)
 
     def update(
         self, params: LeakyRNNParams, carry: LeakyRNNCarry, z: Array, noise: Array | None = None
     ) -> tuple[LeakyRNNCarry, Array]:
         """The leak, the noise and f."""
-        alpha = _alpha(self.integration, self.tau, self.dt, _log_tau(params))
+        alpha = _alpha(self.integration, self.tau, self.dt, params.log_tau)
         return _update("LeakyRNN", self.form, self.activation, alpha, self.noise, carry, z, noise)
 
 
@@ -328,19 +333,6 @@ def _check_dynamics(
             f"{owner} got dt={dt!r} and tau={tau!r} with integration='euler'",
             "dt <= tau: a longer step forgets more than there is",
             "Take shorter steps, or integration='exponential'.",
-        )
-
-
-def _check_log_tau(owner: str, log_tau: Any, units: int) -> None:
-    """One float for each unit."""
-    if log_tau is None:
-        return
-    check_float(owner, "log_tau", log_tau)
-    if tuple(log_tau.shape) != (units,):
-        raise value_error(
-            f"{owner} got log_tau of shape {tuple(log_tau.shape)}",
-            f"shape ({units},), one time constant for each unit",
-            "Make parameters with cell.init(key).",
         )
 
 

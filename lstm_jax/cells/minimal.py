@@ -1,22 +1,24 @@
-"""The minimal GRU and LSTM, whose gates do not see the state, next to their equations."""
+"""The minimal GRU and LSTM, whose gates do not read the state, next to their equations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_float, check_key, value_error
+from lstm_jax._errors import check_key
 from lstm_jax._types import Array, DType, Initializer, exportable, state_dtype
-from lstm_jax.cells import _checks, _init, _linear
+from lstm_jax.cells import _init
+from lstm_jax.cells._base import VectorCell
+from lstm_jax.cells._checks import axis_size, check_carry, check_input, check_params, check_type, normalise
+from lstm_jax.cells._linear import add_bias, matmul, sigmoid
 
 
 @exportable
 class MinGRUParams(NamedTuple):
-    """Parameters of a :class:`MinGRU`. Gate and candidate stand side by side in the order z, h."""
+    """Parameters of a :class:`MinGRU`, gate and candidate side by side in the order z, h."""
 
     w_ih: Array  # (D, 2H)
     bias: Array | None = None  # (2H,)
@@ -25,7 +27,7 @@ class MinGRUParams(NamedTuple):
 
 @exportable
 class MinLSTMParams(NamedTuple):
-    """Parameters of a :class:`MinLSTM`. Gates and candidate stand side by side in the order f, i, h."""
+    """Parameters of a :class:`MinLSTM`, gates and candidate side by side in the order f, i, h."""
 
     w_ih: Array  # (D, 3H)
     bias: Array | None = None  # (3H,)
@@ -40,10 +42,10 @@ def min_gru_step(params: MinGRUParams, carry: Array, x: Array) -> tuple[Array, A
         \tilde h_t &= g(x_t W_h + b_h) \\
         h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot \tilde h_t
 
-    W is ``params.w_ih``, b is ``params.bias``, and g keeps the candidate positive:
-    :math:`g(a) = a + 1/2` where :math:`a \ge 0`, and :math:`\sigma(a)` elsewhere. It is continuous,
-    with slope 1 at 0 and 1/4 just below. Nothing but the last line sees the state, so all steps can
-    be computed at once (``implementation="parallel"``).
+    W is ``params.w_ih``, b is ``params.bias``, and g keeps the candidate positive: :math:`g(a) = a + 1/2`
+    where :math:`a \ge 0`, and :math:`\sigma(a)` elsewhere. It is continuous, with slope 1 at 0 and 1/4 just
+    below. Only the last line reads the state, so all steps can be computed at once
+    (``implementation="parallel"``).
 
     z_t = 0 keeps the state (in :func:`gru_step`, z_t = 1 does).
 
@@ -53,10 +55,10 @@ def min_gru_step(params: MinGRUParams, carry: Array, x: Array) -> tuple[Array, A
         x: the input of this step, (*batch, D).
 
     Returns:
-        ``(h, h)`` in the dtype that the carry had.
+        ``(h, h)`` in the dtype of the given carry.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape, dtype or type does not fit.
 
     >>> cell = MinGRU(input_size=3, hidden_size=2)
     >>> params = cell.init(jax.random.key(0))
@@ -64,8 +66,8 @@ def min_gru_step(params: MinGRUParams, carry: Array, x: Array) -> tuple[Array, A
     >>> h.shape
     (4, 2)
     """
-    _check_step("min_gru_step", params, carry, x, gates=2)
-    return _min_gru(carry, _preactivation(params, _project(params, x, None)))
+    _check_step("min_gru_step", MinGRUParams, params, carry, x, parts=2)
+    return _blend(carry, *_min_gru_parts(add_bias(matmul(x, params.w_ih), params.bias)))
 
 
 def min_lstm_step(params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array, Array]:
@@ -77,8 +79,8 @@ def min_lstm_step(params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array,
         \tilde h_t &= g(x_t W_h + b_h) \\
         h_t &= \frac{f_t}{f_t + i_t} \odot h_{t-1} + \frac{i_t}{f_t + i_t} \odot \tilde h_t
 
-    W is ``params.w_ih``, b is ``params.bias``, g is that of :func:`min_gru_step`. The two shares
-    sum to 1, also where both gates are so far shut that their quotient would be 0/0.
+    W is ``params.w_ih``, b is ``params.bias``, g is that of :func:`min_gru_step`. The two fractions sum to 1,
+    also where both gates are so small that their quotient would be 0/0.
 
     Args:
         params: ``MinLSTMParams`` with w_ih (D, 3H), bias (3H,) or None; in the order f, i, h.
@@ -86,10 +88,10 @@ def min_lstm_step(params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array,
         x: the input of this step, (*batch, D).
 
     Returns:
-        ``(h, h)`` in the dtype that the carry had.
+        ``(h, h)`` in the dtype of the given carry.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape, dtype or type does not fit.
 
     >>> cell = MinLSTM(input_size=3, hidden_size=2)
     >>> params = cell.init(jax.random.key(0))
@@ -97,110 +99,83 @@ def min_lstm_step(params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array,
     >>> h.shape
     (4, 2)
     """
-    _check_step("min_lstm_step", params, carry, x, gates=3)
-    return _min_lstm(carry, _preactivation(params, _project(params, x, None)))
+    _check_step("min_lstm_step", MinLSTMParams, params, carry, x, parts=3)
+    return _blend(carry, *_min_lstm_parts(add_bias(matmul(x, params.w_ih), params.bias)))
 
 
-def _project(params: Any, x: Array, dtype: DType | None) -> Array:
-    """x W: (..., 2H) or (..., 3H)."""
-    return _linear.affine(x, params.w_ih, None, dtype)
+def _min_gru_parts(z: Array) -> tuple[Array, Array]:
+    """The weight of the candidate, and the candidate."""
+    gate, candidate = jnp.split(z, 2, axis=-1)
+    return sigmoid(gate), _positive(candidate)
 
 
-def _preactivation(params: Any, u: Array) -> Array:
-    return _linear.add_bias(u.astype(state_dtype(u.dtype)), params.bias)
+def _min_lstm_parts(z: Array) -> tuple[Array, Array]:
+    """sigma(i) / (sigma(f) + sigma(i)), and the candidate.
 
-
-def _min_gru(h: Array, pre: Array) -> tuple[Array, Array]:
-    gate, candidate = jnp.split(pre, 2, axis=-1)
-    return _blend(h, _linear.sigmoid(gate), _positive(candidate))
-
-
-def _min_lstm(h: Array, pre: Array) -> tuple[Array, Array]:
-    f, i, candidate = jnp.split(pre, 3, axis=-1)
-    return _blend(h, _share(f, i), _positive(candidate))
-
-
-def _share(f: Array, i: Array) -> Array:
-    """sigma(i) / (sigma(f) + sigma(i)): both multiplied by what keeps them from overflowing.
-
-    In a loop on CPUs a third of the time of the sigmoid of a difference of logarithms.
+    Numerator and denominator are multiplied by a factor that keeps them from overflowing. In a loop on CPUs
+    this takes a third of the time of the sigmoid of a difference of logarithms.
     """
-    most = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(-f, -i), 0))
-    one, not_f, not_i = jnp.exp(-most), jnp.exp(-f - most), jnp.exp(-i - most)
-    return (one + not_f) / (2 * one + not_f + not_i)
+    f, i, candidate = jnp.split(z, 3, axis=-1)
+    largest = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(-f, -i), 0))
+    one, not_f, not_i = jnp.exp(-largest), jnp.exp(-f - largest), jnp.exp(-i - largest)
+    return (one + not_f) / (2 * one + not_f + not_i), _positive(candidate)
 
 
 def _positive(a: Array) -> Array:
-    return jnp.where(a >= 0, a + 0.5, _linear.sigmoid(a))
+    return jnp.where(a >= 0, a + 0.5, sigmoid(a))
 
 
-def _blend(h: Array, share: Array, candidate: Array) -> tuple[Array, Array]:
-    h_t = ((1 - share) * h.astype(share.dtype) + share * candidate).astype(h.dtype)
+def _blend(h: Array, weight: Array, candidate: Array) -> tuple[Array, Array]:
+    h_t = ((1 - weight) * h.astype(weight.dtype) + weight * candidate).astype(h.dtype)
     return h_t, h_t
 
 
-def _coefficients(gate: Array, candidate: Array) -> tuple[Array, Array]:
-    """``(log a_t, b_t)`` where sigma(gate) is the share: with all its digits where it is small."""
-    return -jax.nn.softplus(gate), jax.nn.sigmoid(gate) * candidate
+def _check_step(owner: str, kind: type, params: Any, carry: Any, x: Any, parts: int) -> None:
+    check_type(owner, params, kind)
+    D, H = axis_size(params.w_ih, 0), axis_size(params.w_ih, -1) // parts
+    bias, initial = None if params.bias is None else (parts * H,), None if params.initial is None else (H,)
+    check_params(owner, params, kind((D, parts * H), bias, initial), f"D={D}, H={H}, {parts} parts")
+    check_input(owner, x, D)
+    check_carry(owner, "h", carry, x.shape[:-1], (H,))
 
 
-def _init_parts(cell: Any, key: Array, gates: int) -> tuple[Array, Array | None, Array | None]:
-    """``(w_ih, bias, initial)``, gate by gate."""
-    check_key(f"{type(cell).__name__}.init", key)
-    k_ih, k_bias = jax.random.split(key)
-    D, H, dtype = cell.input_size, cell.hidden_size, cell.param_dtype
-    return (
-        _init.init_gates(cell.w_ih_init, k_ih, (D, H), gates, dtype),
-        _init.init_gates(cell.bias_init, k_bias, (H,), gates, dtype) if cell.use_bias else None,
-        jnp.zeros(H, dtype) if cell.learn_initial_carry else None,
-    )
+class _MinimalCell(VectorCell):
+    """Base class of the minimal cells: one matrix, no recurrent weights, one state."""
+
+    linear_recurrence = True
+    params_type: ClassVar[Any]
+    parts: ClassVar[int]  # gates and candidate
+
+    def __post_init__(self) -> None:
+        normalise(self, "input_size", "hidden_size")
+
+    @property
+    def param_shapes(self: Any) -> Any:
+        """The parameters' NamedTuple of shapes."""
+        D, H = self.input_size, self.hidden_size
+        bias = (self.parts * H,) if self.use_bias else None
+        return self.params_type((D, self.parts * H), bias, (H,) if self.learn_initial_carry else None)
+
+    def init(self: Any, key: Array) -> Any:
+        """Fresh parameters from one PRNG key."""
+        check_key(f"{type(self).__name__}.init", key)
+        k_ih, k_bias = jax.random.split(key)
+        D, H, dtype = self.input_size, self.hidden_size, self.param_dtype
+        w_ih = _init.init_gates(self.w_ih_init, k_ih, (D, H), self.parts, dtype)
+        bias = _init.init_gates(self.bias_init, k_bias, (H,), self.parts, dtype) if self.use_bias else None
+        return self.params_type(w_ih, bias, jnp.zeros(H, dtype) if self.learn_initial_carry else None)
+
+    def recur(self, params: Any, carry: Array, u: Array) -> Array:
+        """u + b, whatever the carry."""
+        return add_bias(u.astype(state_dtype(u.dtype)), params.bias)
+
+    def _coefficients(self, gate: Array, candidate: Array) -> tuple[Array, Array]:
+        """``(log a_t, b_t)`` for the weight sigma(gate), accurate where the weight is small."""
+        return -jax.nn.softplus(gate), jax.nn.sigmoid(gate) * candidate
 
 
-def _check_step(owner: str, params: Any, carry: Any, x: Any, gates: int) -> None:
-    """The arguments of a free step function fit each other."""
-    _check_weights(owner, params, gates)
-    D, columns = params.w_ih.shape
-    _checks.check_input(owner, x, D)
-    _checks.check_carry(owner, "h", carry, x, columns // gates)
-
-
-def _check_cell(cell: Any, params: Any, x: Any, gates: int) -> None:
-    """Parameters and input fit the cell's hyperparameters."""
-    owner = type(cell).__name__
-    _check_weights(owner, params, gates, (cell.input_size, cell.hidden_size))
-    _checks.check_bias(cell, params)
-    _checks.check_initial(cell, params)
-    _checks.check_input(owner, x, cell.input_size)
-
-
-def _check_weights(owner: str, params: Any, gates: int, sizes: tuple[int, int] | None = None) -> None:
-    """w_ih (D, gates*H) and bias (gates*H,) agree, with each other or with ``sizes``; there is no w_hh."""
-    missing = [name for name in ("w_ih", "bias") if not hasattr(params, name)]
-    if missing or hasattr(params, "w_hh"):
-        raise value_error(
-            f"{owner} got parameters of type {type(params).__name__} "
-            + (f"without {', '.join(missing)}" if missing else "with w_hh, which it does not have"),
-            "the NamedTuple that the cell's init returns",
-            "Make parameters with cell.init(key).",
-        )
-    given = {name: getattr(params, name) for name in ("w_ih", "bias") if getattr(params, name) is not None}
-    for name, value in given.items():
-        check_float(owner, name, value)
-    shape = (*tuple(params.w_ih.shape), 0, 0)
-    D, H = sizes or (shape[0], shape[1] // gates)
-    expected = {"w_ih": (D, gates * H), "bias": (gates * H,)}
-    wrong = {name: tuple(v.shape) for name, v in given.items() if tuple(v.shape) != expected[name]}
-    if wrong:
-        raise value_error(
-            f"{owner} got " + ", ".join(f"{name} of shape {got}" for name, got in wrong.items()),
-            ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (D={D}, H={H}, {gates} parts)",
-            "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
-            "or map over stacked parameters with jax.vmap.",
-        )
-
-
-@dataclass(frozen=True)
-class MinGRU:
+@dataclass(frozen=True, repr=False)
+class MinGRU(_MinimalCell):
     """Hyperparameters of a minimal GRU; :func:`min_gru_step` has the equations.
 
     It has no recurrent weights, and all steps of a sequence can be computed at once
@@ -209,16 +184,16 @@ class MinGRU:
     Args:
         input_size: D, features of one input.
         hidden_size: H, units of h.
-        use_bias: whether there is a b.
+        use_bias: whether there is a bias b.
         learn_initial_carry: keep h_0 among the parameters instead of zeros.
-        w_ih_init, bias_init: any function of ``jax.nn.initializers``; called once for each of the
-            two parts, with shape (D, H) and (H,).
+        w_ih_init, bias_init: functions as in ``jax.nn.initializers``, called once for each of the two parts
+            with shapes (D, H) and (H,).
         param_dtype: dtype of the parameters.
-        dtype: dtype of the matrix product, of h and of the outputs. None: what parameters and
-            inputs promote to. Sums and gates are float32 or wider.
+        dtype: dtype of the matrix product, of h and of the outputs. None: what parameters and inputs promote
+            to. Sums and gates are float32 or wider.
 
     Raises:
-        ValueError: a size is not a positive whole number, or a dtype is not floating.
+        ValueError: a size is not a positive integer, or a dtype is not floating.
 
     >>> cell = MinGRU(input_size=3, hidden_size=2)
     >>> params = cell.init(jax.random.key(0))
@@ -231,54 +206,27 @@ class MinGRU:
     _: KW_ONLY
     use_bias: bool = True
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = _init.GLOROT_UNIFORM
-    bias_init: Initializer = _init.ZEROS
+    w_ih_init: Initializer = _init.glorot_uniform
+    bias_init: Initializer = _init.zeros
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
-    def __post_init__(self) -> None:
-        _checks.normalise(self, "input_size", "hidden_size")
+    params_type = MinGRUParams
+    parts = 2
 
-    @property
-    def output_size(self) -> int:
-        """Features of one output: H."""
-        return self.hidden_size
-
-    def init(self, key: Array) -> MinGRUParams:
-        """Fresh parameters from one PRNG key."""
-        return MinGRUParams(*_init_parts(self, key, gates=2))
-
-    def initial_carry(self, batch_shape: Sequence[int] = (), params: MinGRUParams | None = None) -> Array:
-        """h_0, (*batch_shape, H): zeros, or what was learned."""
-        learned = _init.learned_initial(self, params)
-        return _init.initial_state(self, batch_shape, learned, _init.compute_dtype(self, params))
-
-    def step(self, params: MinGRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
-        """:func:`min_gru_step` in the cell's ``dtype``."""
-        _checks.check_carry("MinGRU.step", "h", carry, x, self.hidden_size)
-        return self.update(params, carry, self.recur(params, carry, self.project(params, x)))
-
-    def project(self, params: MinGRUParams, x: Array) -> Array:
-        """x W: (..., 2H)."""
-        _check_cell(self, params, x, gates=2)
-        return _project(params, x, self.dtype)
-
-    def recur(self, params: MinGRUParams, carry: Array, u: Array) -> Array:
-        """u + b: (..., 2H), whatever the carry."""
-        return _preactivation(params, u)
-
-    def update(self, params: MinGRUParams, carry: Array, z: Array) -> tuple[Array, Array]:
+    def update(self, params: MinGRUParams, carry: Array, z: Array, noise: None = None) -> tuple[Array, Array]:
         """Gate, candidate, hidden state."""
-        return _min_gru(carry, z)
+        return _blend(carry, *_min_gru_parts(z))
 
     def coefficients(self, params: MinGRUParams, x: Array) -> tuple[Array, Array]:
         """``(log(1 - z_t), z_t g_t)``, each (..., H)."""
-        gate, candidate = jnp.split(_preactivation(params, self.project(params, x)), 2, axis=-1)
-        return _coefficients(gate, _positive(candidate))
+        z = self.recur(params, x, self.project(params, x))
+        gate, candidate = jnp.split(z, 2, axis=-1)
+        return self._coefficients(gate, _positive(candidate))
 
 
-@dataclass(frozen=True)
-class MinLSTM:
+@dataclass(frozen=True, repr=False)
+class MinLSTM(_MinimalCell):
     """Hyperparameters of a minimal LSTM; :func:`min_lstm_step` has the equations.
 
     It has no recurrent weights and one state, and all steps of a sequence can be computed at once
@@ -287,18 +235,18 @@ class MinLSTM:
     Args:
         input_size: D, features of one input.
         hidden_size: H, units of h.
-        use_bias: whether there is a b.
-        forget_bias: added to the forget gate's bias at initialisation: the larger, the longer a new
-            cell remembers. No effect later, and none without a bias.
+        use_bias: whether there is a bias b.
+        forget_bias: added to the forget gate's bias by ``init``: the larger, the longer a new cell
+            remembers. No effect after ``init``, and none without a bias.
         learn_initial_carry: keep h_0 among the parameters instead of zeros.
-        w_ih_init, bias_init: any function of ``jax.nn.initializers``; called once for each of the
-            three parts, with shape (D, H) and (H,).
+        w_ih_init, bias_init: functions as in ``jax.nn.initializers``, called once for each of the three parts
+            with shapes (D, H) and (H,).
         param_dtype: dtype of the parameters.
-        dtype: dtype of the matrix product, of h and of the outputs. None: what parameters and
-            inputs promote to. Sums and gates are float32 or wider.
+        dtype: dtype of the matrix product, of h and of the outputs. None: what parameters and inputs promote
+            to. Sums and gates are float32 or wider.
 
     Raises:
-        ValueError: a size is not a positive whole number, or a dtype is not floating.
+        ValueError: a size is not a positive integer, or a dtype is not floating.
 
     >>> cell = MinLSTM(input_size=3, hidden_size=2)
     >>> cell.init(jax.random.key(0)).bias.tolist()
@@ -311,50 +259,29 @@ class MinLSTM:
     use_bias: bool = True
     forget_bias: float = 1.0
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = _init.GLOROT_UNIFORM
-    bias_init: Initializer = _init.ZEROS
+    w_ih_init: Initializer = _init.glorot_uniform
+    bias_init: Initializer = _init.zeros
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
-    def __post_init__(self) -> None:
-        _checks.normalise(self, "input_size", "hidden_size")
-
-    @property
-    def output_size(self) -> int:
-        """Features of one output: H."""
-        return self.hidden_size
+    params_type = MinLSTMParams
+    parts = 3
 
     def init(self, key: Array) -> MinLSTMParams:
         """Fresh parameters from one PRNG key."""
-        w_ih, bias, initial = _init_parts(self, key, gates=3)
-        if bias is not None:
-            bias = bias.at[: self.hidden_size].add(self.forget_bias)
-        return MinLSTMParams(w_ih, bias, initial)
+        params = super().init(key)
+        if params.bias is None:
+            return params
+        return params._replace(bias=params.bias.at[: self.hidden_size].add(self.forget_bias))
 
-    def initial_carry(self, batch_shape: Sequence[int] = (), params: MinLSTMParams | None = None) -> Array:
-        """h_0, (*batch_shape, H): zeros, or what was learned."""
-        learned = _init.learned_initial(self, params)
-        return _init.initial_state(self, batch_shape, learned, _init.compute_dtype(self, params))
-
-    def step(self, params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array, Array]:
-        """:func:`min_lstm_step` in the cell's ``dtype``."""
-        _checks.check_carry("MinLSTM.step", "h", carry, x, self.hidden_size)
-        return self.update(params, carry, self.recur(params, carry, self.project(params, x)))
-
-    def project(self, params: MinLSTMParams, x: Array) -> Array:
-        """x W: (..., 3H)."""
-        _check_cell(self, params, x, gates=3)
-        return _project(params, x, self.dtype)
-
-    def recur(self, params: MinLSTMParams, carry: Array, u: Array) -> Array:
-        """u + b: (..., 3H), whatever the carry."""
-        return _preactivation(params, u)
-
-    def update(self, params: MinLSTMParams, carry: Array, z: Array) -> tuple[Array, Array]:
+    def update(
+        self, params: MinLSTMParams, carry: Array, z: Array, noise: None = None
+    ) -> tuple[Array, Array]:
         """Gates, candidate, hidden state."""
-        return _min_lstm(carry, z)
+        return _blend(carry, *_min_lstm_parts(z))
 
     def coefficients(self, params: MinLSTMParams, x: Array) -> tuple[Array, Array]:
         """``(log(f_t / (f_t + i_t)), i_t / (f_t + i_t) g_t)``, each (..., H)."""
-        f, i, candidate = jnp.split(_preactivation(params, self.project(params, x)), 3, axis=-1)
-        return _coefficients(jax.nn.softplus(-f) - jax.nn.softplus(-i), _positive(candidate))
+        z = self.recur(params, x, self.project(params, x))
+        f, i, candidate = jnp.split(z, 3, axis=-1)
+        return self._coefficients(jax.nn.softplus(-f) - jax.nn.softplus(-i), _positive(candidate))

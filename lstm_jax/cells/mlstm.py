@@ -5,15 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_float, check_key, value_error
-from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
-from lstm_jax.cells import _checks, _init, _linear
-from lstm_jax.cells.slstm import FORGET_GATES, NOTHING_YET, exponential_gates
+from lstm_jax._errors import check_choice, check_key
+from lstm_jax._types import Array, DType, Initializer, exportable, promote
+from lstm_jax.cells import _init
+from lstm_jax.cells._base import BaseCell
+from lstm_jax.cells._checks import (
+    axis_size,
+    check_carry,
+    check_heads,
+    check_input,
+    check_params,
+    check_type,
+    normalise,
+)
+from lstm_jax.cells._linear import add_bias, matmul, sigmoid
+from lstm_jax.cells.slstm import FORGET_GATES, LOWEST, exponential_gates
 
 #: exp(-m) is held at exp(-40) or more, whose inverse square (in the derivative) float32 can hold.
 LEAST = 40.0
@@ -40,7 +51,7 @@ MLSTMCarry: TypeAlias = tuple[Array, Array, Array]
 
 
 def mlstm_step(
-    params: MLSTMParams, carry: MLSTMCarry, x: Array, *, forget_gate: str = "sigmoid"
+    params: MLSTMParams, carry: MLSTMCarry, x: Array, *, forget_gate: str
 ) -> tuple[MLSTMCarry, Array]:
     r"""One step of the mLSTM (Beck et al. 2024, "xLSTM: Extended Long Short-Term Memory").
 
@@ -74,34 +85,42 @@ def mlstm_step(
         forget_gate: "sigmoid" or "exp".
 
     Returns:
-        ``((C, n, m), h)``: the carry in the dtypes that it had, h (*batch, H) in what parameters and
+        ``((C, n, m), h)``: the carry in the dtypes of the given carry, h (*batch, H) in what parameters and
         inputs promote to.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape, dtype or type does not fit.
 
     >>> cell = MLSTM(input_size=3, hidden_size=4, heads=2)
     >>> params = cell.init(jax.random.key(0))
-    >>> (C, n, m), y = mlstm_step(params, cell.initial_carry(), jnp.ones(3))
+    >>> (C, n, m), y = mlstm_step(params, cell.initial_carry(), jnp.ones(3), forget_gate="sigmoid")
     >>> C.shape, n.shape, m.shape, y.shape
     ((2, 2, 2), (2, 2), (2,), (4,))
     """
-    _check_fields("mlstm_step", params)
-    D = _linear.first_axis(params.w_ih)
-    H, heads = _last_axis(params.w_ih) // 4, _last_axis(params.w_gates) // 2
-    _check_params("mlstm_step", params, D, H, heads)
-    _checks.check_heads("mlstm_step", heads, {"hidden_size": H})
-    _checks.check_input("mlstm_step", x, D)
-    _check_carry("mlstm_step", carry, x, H, heads)
-    check_choice("mlstm_step", "forget_gate", forget_gate, FORGET_GATES)
+    owner = "mlstm_step"
+    check_type(owner, params, MLSTMParams)
+    D, H = axis_size(params.w_ih, 0), axis_size(params.w_ih, -1) // 4
+    heads = max(axis_size(params.w_gates, -1) // 2, 1)
+    bias = params.bias is not None or params.bias_gates is not None
+    check_params(owner, params, _shapes(D, H, heads, bias), f"D={D}, H={H}, {heads} heads")
+    check_heads(owner, heads, {"hidden_size": H})
+    check_choice(owner, "forget_gate", forget_gate, FORGET_GATES)
+    check_input(owner, x, D)
+    d = H // heads
+    check_carry(owner, "C, n, m", carry, x.shape[:-1], (heads, d, d), (heads, d), (heads,))
     return _update(forget_gate, carry, _project(params, x, None))
+
+
+def _shapes(D: int, H: int, heads: int, bias: bool) -> Any:
+    biases = ((4 * H,), (2 * heads,)) if bias else (None, None)
+    return MLSTMParams._make(((D, 4 * H), (D, 2 * heads), *biases))
 
 
 def _project(params: MLSTMParams, x: Array, dtype: DType | None) -> MLSTMPreactivation:
     """All products of the step; the gates' own are not rounded to ``dtype``, since they are exponents."""
-    qkvo = _linear.affine(x, params.w_ih, params.bias, dtype)
-    gates = _linear.product(x, params.w_gates, qkvo.dtype)
-    return MLSTMPreactivation(qkvo, _linear.add_bias(gates, params.bias_gates))
+    dtype = promote(x.dtype, params.w_ih.dtype) if dtype is None else dtype
+    qkvo = add_bias(matmul(x, params.w_ih, dtype), params.bias).astype(dtype)
+    return MLSTMPreactivation(qkvo, add_bias(matmul(x, params.w_gates, dtype), params.bias_gates))
 
 
 def _update(forget_gate: str, carry: MLSTMCarry, z: MLSTMPreactivation) -> tuple[MLSTMCarry, Array]:
@@ -118,64 +137,14 @@ def _update(forget_gate: str, carry: MLSTMCarry, z: MLSTMPreactivation) -> tuple
     scale = jnp.exp(jnp.minimum(m_t, 0))
     found = scale * jnp.sum(C * q[..., None, :], axis=-1)
     weight = scale * jnp.abs(jnp.sum(n * q, axis=-1, keepdims=True))
-    h = _linear.sigmoid(o) * (found / jnp.maximum(weight, jnp.exp(-jnp.clip(m_t, 0, LEAST))))
+    h = sigmoid(o) * (found / jnp.maximum(weight, jnp.exp(-jnp.clip(m_t, 0, LEAST))))
     new = C.astype(carry[0].dtype), n.astype(carry[1].dtype), m.astype(carry[2].dtype)
     *rows, columns = z.qkvo.shape
     return new, h.reshape(*rows, columns // 4).astype(z.qkvo.dtype)
 
 
-def _last_axis(a: Array) -> int:
-    shape = getattr(a, "shape", ())
-    return shape[-1] if shape else 0
-
-
-def _check_fields(owner: str, params: MLSTMParams) -> None:
-    _checks.check_fields(owner, params, MLSTMParams._fields)
-    if (params.bias is None) != (params.bias_gates is None):
-        raise value_error(
-            f"{owner} got one of bias and bias_gates without the other",
-            "both or neither",
-            "Make parameters with cell.init(key).",
-        )
-
-
-def _check_params(owner: str, params: MLSTMParams, D: int, H: int, heads: int) -> None:
-    """The four arrays are of the shapes that the sizes say."""
-    expected = {"w_ih": (D, 4 * H), "w_gates": (D, 2 * heads), "bias": (4 * H,), "bias_gates": (2 * heads,)}
-    given = {name: a for name, a in params._asdict().items() if a is not None}
-    for name, a in given.items():
-        check_float(owner, name, a)
-    wrong = {name: tuple(a.shape) for name, a in given.items() if tuple(a.shape) != expected[name]}
-    if wrong or heads < 1:
-        wrong = wrong or {"w_gates": tuple(params.w_gates.shape)}
-        raise value_error(
-            f"{owner} got " + ", ".join(f"{name} of shape {shape}" for name, shape in wrong.items()),
-            ", ".join(f"{name} {expected[name]}" for name in wrong) + f" (D={D}, H={H}, {heads} heads)",
-            "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
-            "or map over stacked parameters with jax.vmap.",
-        )
-
-
-def _check_carry(owner: str, carry: MLSTMCarry, x: Array, H: int, heads: int) -> None:
-    """C, n and m over x's batch axes."""
-    if not isinstance(carry, (tuple, list)) or len(carry) != 3:
-        parts = len(carry) if isinstance(carry, (tuple, list)) else 1
-        raise value_error(
-            f"{owner} got a carry of {parts} parts", "(C, n, m)", "Make one with cell.initial_carry()."
-        )
-    rows = (*x.shape[:-1], heads)
-    for name, part, row in zip("Cnm", carry, ((H // heads,) * 2, (H // heads,), ()), strict=True):
-        check_float(owner, name, part)
-        if tuple(part.shape) != (*rows, *row):
-            raise value_error(
-                f"{owner} got {name} of shape {tuple(part.shape)} with x of shape {tuple(x.shape)}",
-                f"{name} of shape {(*rows, *row)}: x's batch axes, then the {heads} heads",
-                "Make the carry with cell.initial_carry(batch_shape), or map over the batch with jax.vmap.",
-            )
-
-
-@dataclass(frozen=True)
-class MLSTM:
+@dataclass(frozen=True, repr=False)
+class MLSTM(BaseCell):
     r"""Hyperparameters of an mLSTM; :func:`mlstm_step` has the equations.
 
     The carry is ``(C, n, m)``: memory, normaliser, stabiliser. The output h is no part of it.
@@ -193,7 +162,7 @@ class MLSTM:
         forget_bias: added to the forget gates' bias at initialisation. 1, as for the LSTM, lets a new
             cell remember; under "exp" it makes old inputs weigh more than new ones, and 0 all alike.
             No effect later, and none without a bias.
-        w_ih_init, w_gates_init, bias_init: any function of ``jax.nn.initializers``; w_ih_init is
+        w_ih_init, w_gates_init, bias_init: functions as in ``jax.nn.initializers``; w_ih_init is
             called four times with (D, H), w_gates_init twice with (D, heads), bias_init four times
             with (H,) and twice with (heads,).
         param_dtype: dtype of the parameters.
@@ -201,7 +170,7 @@ class MLSTM:
             promote to. Under bfloat16 or float16, gates, carry and all sums stay float32.
 
     Raises:
-        ValueError: a size is not a positive whole number, heads do not divide H, the forget gate is
+        ValueError: a size is not a positive integer, heads do not divide H, the forget gate is
             neither of the two, or a dtype is not floating.
 
     >>> cell = MLSTM(input_size=3, hidden_size=4, heads=2)
@@ -217,21 +186,32 @@ class MLSTM:
     forget_gate: str = "sigmoid"
     use_bias: bool = True
     forget_bias: float = 1.0
-    w_ih_init: Initializer = _init.GLOROT_UNIFORM
-    w_gates_init: Initializer = _init.GLOROT_UNIFORM
-    bias_init: Initializer = _init.ZEROS
+    w_ih_init: Initializer = _init.glorot_uniform
+    w_gates_init: Initializer = _init.glorot_uniform
+    bias_init: Initializer = _init.zeros
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        _checks.normalise(self, "input_size", "hidden_size", "heads")
-        _checks.check_heads("MLSTM", self.heads, {"hidden_size": self.hidden_size})
+        normalise(self, "input_size", "hidden_size", "heads")
+        check_heads("MLSTM", self.heads, {"hidden_size": self.hidden_size})
         check_choice("MLSTM", "forget_gate", self.forget_gate, FORGET_GATES)
 
     @property
     def output_size(self) -> int:
         """Features of one output: H."""
         return self.hidden_size
+
+    @property
+    def param_shapes(self) -> Any:
+        """``MLSTMParams`` of shapes."""
+        return _shapes(self.input_size, self.hidden_size, self.heads, self.use_bias)
+
+    @property
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The rows of C, n and m."""
+        heads, d = self.heads, self.hidden_size // self.heads
+        return {"C": (heads, d, d), "n": (heads, d), "m": (heads,)}
 
     def init(self, key: Array) -> MLSTMParams:
         """Fresh parameters from one PRNG key."""
@@ -248,42 +228,23 @@ class MLSTM:
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: MLSTMParams | None = None) -> MLSTMCarry:
         """``(C_0, n_0, m_0)``: zeros, and m_0 = -2^100."""
-        if params is not None:
-            _check_fields("MLSTM.initial_carry", params)
-        weights = _init.weights_dtype(self, params)
-        dtype = promote(state_dtype(weights if self.dtype is None else self.dtype), weights)
-        heads, d = self.heads, self.hidden_size // self.heads
-        return (
-            _init.initial_state(self, batch_shape, None, dtype, row=(heads, d, d)),
-            _init.initial_state(self, batch_shape, None, dtype, row=(heads, d)),
-            _init.initial_state(self, batch_shape, None, dtype, row=(heads,), fill=NOTHING_YET),
-        )
-
-    def step(self, params: MLSTMParams, carry: MLSTMCarry, x: Array) -> tuple[MLSTMCarry, Array]:
-        """:func:`mlstm_step` in the cell's ``dtype``."""
-        u = self.project(params, x)
-        _check_carry("MLSTM.step", carry, x, self.hidden_size, self.heads)
-        return self.update(params, carry, u)
+        _init.learned_initial(self, params)
+        _, dtype = _init.state_dtypes(self, params)
+        rows = self.state_shapes.values()
+        C, n, m = (_init.initial_state(self, batch_shape, row, dtype) for row in rows)
+        return C, n, jnp.full_like(m, LOWEST)
 
     def project(self, params: MLSTMParams, x: Array) -> MLSTMPreactivation:
         """Queries, keys, values, output gate: (..., 4H); exponents of the gates: (..., 2 heads)."""
-        _check_fields("MLSTM", params)
-        _check_params("MLSTM", params, self.input_size, self.hidden_size, self.heads)
-        if (params.bias is not None) != self.use_bias:
-            raise value_error(
-                f"MLSTM got {'a' if params.bias is not None else 'no'} bias with use_bias={self.use_bias}",
-                "biases exactly where use_bias=True",
-                "Build the cell with the use_bias of its parameters, or make parameters with cell.init(key).",
-            )
-        _checks.check_input("MLSTM", x, self.input_size)
+        self.check(params, x)
         return _project(params, x, self.dtype)
 
     def recur(self, params: MLSTMParams, carry: MLSTMCarry, u: MLSTMPreactivation) -> MLSTMPreactivation:
-        """u: nothing of the carry enters a gate."""
+        """u: no gate reads the carry."""
         return u
 
     def update(
-        self, params: MLSTMParams, carry: MLSTMCarry, z: MLSTMPreactivation
+        self, params: MLSTMParams, carry: MLSTMCarry, z: MLSTMPreactivation, noise: None = None
     ) -> tuple[MLSTMCarry, Array]:
         """Gates, stabiliser, memory and normaliser, output."""
         return _update(self.forget_gate, carry, z)

@@ -1,17 +1,21 @@
-"""The read-out: what a network says of its hidden state."""
+"""The readout: a dense layer from hidden states to outputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_function, check_key, value_error
-from lstm_jax._types import Array, DType, Initializer, exportable
-from lstm_jax.cells import _checks, _init, _linear
+from lstm_jax._errors import check_function, check_key
+from lstm_jax._types import Array, DType, Initializer, exportable, promote
+from lstm_jax.cells import _init
+from lstm_jax.cells._base import BaseCell
+from lstm_jax.cells._checks import check_input, check_params, normalise
+from lstm_jax.cells._linear import add_bias, matmul
+from lstm_jax.cells.activations import Activation, identity
 
 
 @exportable
@@ -22,29 +26,24 @@ class ReadoutParams(NamedTuple):
     bias: Array | None = None  # (O,)
 
 
-def identity(x: Array) -> Array:
-    """x itself: the read-out's g where logits or a regression are wanted."""
-    return x
+@dataclass(frozen=True, repr=False)
+class Readout(BaseCell):
+    r"""The output layer of a network: :math:`o_t = g(h_t V + b)`.
 
-
-@dataclass(frozen=True)
-class Readout:
-    r"""The read-out of a network: :math:`o_t = g(h_t V + b)`.
-
-    It remembers nothing. Call it on hidden states with any leading axes, all steps at once; or put
-    it last into a :class:`lstm_jax.Stack`, where it is a cell whose carry is the empty tuple.
+    It has no state. Call it on hidden states with any leading axes, all steps at once; or put it last into a
+    :class:`lstm_jax.Stack`, where it is a cell whose carry is the empty tuple.
 
     Args:
-        input_size: H, features of what it reads.
-        output_size: O, features of what it says.
-        activation: g; the identity by default.
-        use_bias: whether there is a b.
-        w_init, bias_init: any function of ``jax.nn.initializers``, called with (H, O) and (O,).
+        input_size: H, features of the hidden state.
+        output_size: O, features of the output.
+        activation: g, by default the identity.
+        use_bias: whether there is a bias b.
+        w_init, bias_init: functions as in ``jax.nn.initializers``, called with (H, O) and (O,).
         param_dtype: dtype of the parameters.
         dtype: dtype of the product and of the output. None: what parameters and inputs promote to.
 
     Raises:
-        ValueError: a size is not a positive whole number, or a dtype is not floating.
+        ValueError: a size is not a positive integer, or a dtype is not floating.
 
     >>> readout = Readout(input_size=2, output_size=5, activation=jax.nn.softmax)
     >>> params = readout.init(jax.random.key(0))
@@ -55,49 +54,54 @@ class Readout:
     input_size: int
     output_size: int
     _: KW_ONLY
-    activation: Callable[[Array], Array] = identity
+    activation: Activation = identity
     use_bias: bool = True
-    w_init: Initializer = _init.GLOROT_UNIFORM
-    bias_init: Initializer = _init.ZEROS
+    w_init: Initializer = _init.glorot_uniform
+    bias_init: Initializer = _init.zeros
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
+    splits = False
+    has_state = False
+
     def __post_init__(self) -> None:
-        _checks.normalise(self, "input_size", "output_size")
+        normalise(self, "input_size", "output_size")
         check_function("Readout", "activation", self.activation)
+
+    @property
+    def param_shapes(self) -> Any:
+        """``ReadoutParams`` of shapes."""
+        H, O = self.input_size, self.output_size  # noqa: E741
+        return ReadoutParams._make(((H, O), (O,) if self.use_bias else None))
+
+    def fused_unsupported(self) -> str | None:
+        """There is no recurrence."""
+        return "Readout has no state"
 
     def init(self, key: Array) -> ReadoutParams:
         """Fresh parameters from one PRNG key."""
         check_key("Readout.init", key)
         k_w, k_bias = jax.random.split(key)
         w = self.w_init(k_w, (self.input_size, self.output_size), self.param_dtype)
-        return ReadoutParams(
-            w, self.bias_init(k_bias, (self.output_size,), self.param_dtype) if self.use_bias else None
-        )
+        bias = self.bias_init(k_bias, (self.output_size,), self.param_dtype) if self.use_bias else None
+        return ReadoutParams(w, bias)
 
     def __call__(self, params: ReadoutParams, h: Array) -> Array:
         """g(h V + b): (..., H) -> (..., O)."""
-        _checks.check_input("Readout", h, self.input_size)
-        expected = {"w": (self.input_size, self.output_size), "bias": (self.output_size,)}
-        if not self.use_bias:
-            del expected["bias"]
-        for name, shape in expected.items():
-            value = getattr(params, name, None)
-            if value is None or tuple(value.shape) != shape:
-                got = "without" if value is None else f"of shape {tuple(value.shape)} as"
-                raise value_error(
-                    f"Readout got parameters {got} {name}",
-                    f"{name} of shape {shape}",
-                    "Make them with init(key).",
-                )
-        return self.activation(_linear.affine(h, params.w, params.bias, self.dtype))
+        check_input("Readout", h, self.input_size)
+        sizes = f"H={self.input_size}, O={self.output_size}"
+        check_params("Readout", params, self.param_shapes, sizes)
+        dtype = promote(h.dtype, params.w.dtype) if self.dtype is None else self.dtype
+        return self.activation(add_bias(matmul(h, params.w, dtype), params.bias).astype(dtype))
 
     def initial_carry(
         self, batch_shape: Sequence[int] = (), params: ReadoutParams | None = None
     ) -> tuple[()]:
-        """Nothing: a read-out has no state."""
+        """The empty tuple: a readout has no state."""
         return ()
 
-    def step(self, params: ReadoutParams, carry: tuple[()], x: Array) -> tuple[tuple[()], Array]:
-        """The read-out as a cell without state."""
+    def step(
+        self, params: ReadoutParams, carry: tuple[()], x: Array, noise: None = None
+    ) -> tuple[tuple[()], Array]:
+        """The readout as a cell without state."""
         return carry, self(params, x)

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax._errors import check_choice
 from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
-from lstm_jax.cells import _checks, _init, _linear
+from lstm_jax.cells import _init
+from lstm_jax.cells._base import VectorCell
+from lstm_jax.cells._checks import check_carry, check_head_params, check_heads, check_input, normalise
+from lstm_jax.cells._linear import add_bias, head_matmul, head_shape, matmul, sigmoid
 
-#: m_0, which any pre-activation exceeds: a power of two, and so the same number in every dtype that
-#: reaches as far (in float16 it is minus infinity, which serves as well).
-NOTHING_YET = -(2.0**100)
+#: m_0, below any pre-activation. A power of two is the same number in every dtype with this range; in float16
+#: it is minus infinity, which works as well.
+LOWEST = -(2.0**100)
 FORGET_GATES = ("sigmoid", "exp")
 
 
 @exportable
 class SLSTMParams(NamedTuple):
-    """Parameters of an :class:`SLSTM`. The gates stand side by side in the order i, f, z, o."""
+    """Parameters of an :class:`SLSTM`. The gates are side by side in the order i, f, z, o."""
 
     w_ih: Array  # (D, 4H)
-    w_hh: Array  # (H, 4H), or a block for each head: (heads, H/heads, 4H/heads)
+    w_hh: Array  # (H, 4H), or the diagonal blocks (heads, H/heads, 4H/heads)
     bias: Array | None = None  # (4H,)
     initial: Array | None = None  # learned h_0, (H,)
 
@@ -33,7 +36,7 @@ SLSTMCarry: TypeAlias = tuple[Array, Array, Array, Array]
 
 
 def slstm_step(
-    params: SLSTMParams, carry: SLSTMCarry, x: Array, *, forget_gate: str = "sigmoid"
+    params: SLSTMParams, carry: SLSTMCarry, x: Array, *, forget_gate: str
 ) -> tuple[SLSTMCarry, Array]:
     r"""One step of the sLSTM (Beck et al. 2024, "xLSTM: Extended Long Short-Term Memory").
 
@@ -63,28 +66,24 @@ def slstm_step(
         forget_gate: "sigmoid" or "exp".
 
     Returns:
-        ``((h, c, n, m), h)`` in the dtypes that the carry had.
+        ``((h, c, n, m), h)`` in the dtypes of the given carry.
 
     Raises:
-        ValueError: a shape or dtype does not fit.
+        ValueError: a shape, dtype or type does not fit.
 
     >>> cell = SLSTM(input_size=3, hidden_size=4, heads=2)
     >>> params = cell.init(jax.random.key(0))
-    >>> (h, c, n, m), y = slstm_step(params, cell.initial_carry(), jnp.ones(3))
+    >>> (h, c, n, m), y = slstm_step(params, cell.initial_carry(), jnp.ones(3), forget_gate="sigmoid")
     >>> y.shape, n.tolist()
     ((4,), [1.0, 1.0, 1.0, 1.0])
     """
-    heads, H, _ = _linear.blocks_of(getattr(params, "w_hh", None))
-    _checks.check_step("slstm_step", params, "h, c, n, m", carry, x, 4, _linear.blocks(heads), H)
+    D, H = check_head_params("slstm_step", SLSTMParams, params, gates=4)
     check_choice("slstm_step", "forget_gate", forget_gate, FORGET_GATES)
-    u = _linear.affine(x, params.w_ih, None)
-    return _update(forget_gate, carry, _recur(params, carry, u))
-
-
-def _recur(params: SLSTMParams, carry: SLSTMCarry, u: Array) -> Array:
-    """u + h R + b: (..., 4H), the four pre-activations side by side."""
-    z = u.astype(state_dtype(u.dtype)) + _linear.recurrent_product(carry[0], params.w_hh, 4, u.dtype)
-    return _linear.add_bias(z, params.bias)
+    check_input("slstm_step", x, D)
+    check_carry("slstm_step", "h, c, n, m", carry, x.shape[:-1], (H,), (H,), (H,), (H,))
+    dtype = promote(x.dtype, params.w_ih.dtype)
+    z = matmul(x, params.w_ih, dtype) + head_matmul(carry[0], params.w_hh, 4, dtype)
+    return _update(forget_gate, carry, add_bias(z, params.bias))
 
 
 def exponential_gates(forget_gate: str, i: Array, f: Array, m: Array) -> tuple[Array, Array, Array]:
@@ -101,12 +100,12 @@ def _update(forget_gate: str, carry: SLSTMCarry, z: Array) -> tuple[SLSTMCarry, 
     i, f, m_t = exponential_gates(forget_gate, i, f, m.astype(dtype))
     c_t = f * c.astype(dtype) + i * jnp.tanh(z)
     n_t = f * n.astype(dtype) + i
-    h_t = (_linear.sigmoid(o) * (c_t / n_t)).astype(h.dtype)
+    h_t = (sigmoid(o) * (c_t / n_t)).astype(h.dtype)
     return (h_t, c_t.astype(c.dtype), n_t.astype(n.dtype), m_t.astype(m.dtype)), h_t
 
 
-@dataclass(frozen=True)
-class SLSTM:
+@dataclass(frozen=True, repr=False)
+class SLSTM(VectorCell):
     r"""Hyperparameters of an sLSTM; :func:`slstm_step` has the equations.
 
     The carry is ``(h, c, n, m)``: hidden state, cell state, normaliser, stabiliser.
@@ -114,22 +113,22 @@ class SLSTM:
     Args:
         input_size: D, features of one input.
         hidden_size: H, units of each part of the carry.
-        heads: parts of h that hear only themselves; a divisor of H.
+        heads: diagonal blocks of w_hh, a divisor of H.
         forget_gate: "sigmoid", or "exp" for :math:`f = \exp(\tilde f)`.
-        use_bias: whether there is a b.
+        use_bias: whether there is a bias b.
         forget_bias: added to the forget gate's bias at initialisation. 1, as for the LSTM, lets a new
             cell remember; under "exp" it makes old inputs weigh more than new ones, and 0 all alike.
             No effect later, and none without a bias.
         learn_initial_carry: keep h_0 among the parameters instead of zeros. c_0, n_0 and m_0 are never
             learned: the first step forgets them.
-        w_ih_init, w_hh_init, bias_init: any function of ``jax.nn.initializers``; called once for each
+        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``; called once for each
             gate (w_hh_init: and head), with shape (D, H), (H/heads, H/heads) and (H,).
         param_dtype: dtype of the parameters.
         dtype: dtype of the matrix products, of h and of the outputs. None: what parameters and
             inputs promote to. Under bfloat16 or float16, c, n, m and all sums stay float32.
 
     Raises:
-        ValueError: a size is not a positive whole number, heads do not divide H, the forget gate is
+        ValueError: a size is not a positive integer, heads do not divide H, the forget gate is
             neither of the two, or a dtype is not floating.
 
     >>> cell = SLSTM(input_size=3, hidden_size=4, heads=2)
@@ -146,56 +145,52 @@ class SLSTM:
     use_bias: bool = True
     forget_bias: float = 1.0
     learn_initial_carry: bool = False
-    w_ih_init: Initializer = _init.GLOROT_UNIFORM
-    w_hh_init: Initializer = _init.ORTHOGONAL
-    bias_init: Initializer = _init.ZEROS
+    w_ih_init: Initializer = _init.glorot_uniform
+    w_hh_init: Initializer = _init.orthogonal
+    bias_init: Initializer = _init.zeros
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
     def __post_init__(self) -> None:
-        _checks.normalise(self, "input_size", "hidden_size", "heads")
-        _checks.check_heads("SLSTM", self.heads, {"hidden_size": self.hidden_size})
+        normalise(self, "input_size", "hidden_size", "heads")
+        check_heads("SLSTM", self.heads, {"hidden_size": self.hidden_size})
         check_choice("SLSTM", "forget_gate", self.forget_gate, FORGET_GATES)
 
     @property
-    def output_size(self) -> int:
-        """Features of one output: H."""
-        return self.hidden_size
+    def param_shapes(self) -> Any:
+        """``SLSTMParams`` of shapes."""
+        D, H = self.input_size, self.hidden_size
+        bias, initial = (4 * H,) if self.use_bias else None, (H,) if self.learn_initial_carry else None
+        return SLSTMParams._make(((D, 4 * H), head_shape(self.heads, H, 4 * H), bias, initial))
+
+    @property
+    def state_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The rows of h, c, n and m."""
+        return {name: (self.hidden_size,) for name in "hcnm"}
 
     def init(self, key: Array) -> SLSTMParams:
         """Fresh parameters from one PRNG key."""
         H, dtype = self.hidden_size, self.param_dtype
-        w_ih, w_hh, bias = _init.init_weights(self, key, 4, _linear.blocks(self.heads))
+        w_ih, w_hh, bias = _init.init_weights(self, key, 4, self.heads)
         if bias is not None:
             bias = bias.at[H : 2 * H].add(self.forget_bias)
         return SLSTMParams(w_ih, w_hh, bias, jnp.zeros(H, dtype) if self.learn_initial_carry else None)
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: SLSTMParams | None = None) -> SLSTMCarry:
-        """``(h_0, c_0, n_0, m_0)``, each (*batch_shape, H): zeros, but for a learned h_0 and m_0 = -2^100."""
+        """``(h_0, c_0, n_0, m_0)``, each (*batch_shape, H): zeros or a learned h_0; m_0 is -2^100."""
         learned = _init.learned_initial(self, params)
-        dtype = _init.compute_dtype(self, params)
-        wide = promote(state_dtype(dtype), _init.weights_dtype(self, params))
-        return (
-            _init.initial_state(self, batch_shape, learned, dtype),
-            _init.initial_state(self, batch_shape, None, wide),
-            _init.initial_state(self, batch_shape, None, wide),
-            _init.initial_state(self, batch_shape, None, wide, fill=NOTHING_YET),
-        )
-
-    def step(self, params: SLSTMParams, carry: SLSTMCarry, x: Array) -> tuple[SLSTMCarry, Array]:
-        """:func:`slstm_step` in the cell's ``dtype``."""
-        _checks.check_carry("SLSTM.step", "h, c, n, m", carry, x, self.hidden_size)
-        return self.update(params, carry, _recur(params, carry, self.project(params, x)))
-
-    def project(self, params: SLSTMParams, x: Array) -> Array:
-        """x W: (..., 4H)."""
-        _checks.check_cell(self, params, x, 4, _linear.blocks(self.heads))
-        return _linear.affine(x, params.w_ih, None, self.dtype)
+        h_dtype, dtype = _init.state_dtypes(self, params)
+        h = _init.initial_state(self, batch_shape, (self.hidden_size,), h_dtype, learned)
+        zeros = _init.initial_state(self, batch_shape, (self.hidden_size,), dtype)
+        return h, zeros, zeros, jnp.full_like(zeros, LOWEST)
 
     def recur(self, params: SLSTMParams, carry: SLSTMCarry, u: Array) -> Array:
         """u + h R + b: (..., 4H)."""
-        return _recur(params, carry, u)
+        z = u.astype(state_dtype(u.dtype)) + head_matmul(carry[0], params.w_hh, 4, u.dtype)
+        return add_bias(z, params.bias)
 
-    def update(self, params: SLSTMParams, carry: SLSTMCarry, z: Array) -> tuple[SLSTMCarry, Array]:
+    def update(
+        self, params: SLSTMParams, carry: SLSTMCarry, z: Array, noise: None = None
+    ) -> tuple[SLSTMCarry, Array]:
         """Gates, stabiliser, cell state and normaliser, hidden state."""
         return _update(self.forget_gate, carry, z)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import normalised_dtype, value_error
+from lstm_jax._errors import canonical_dtype, value_error
 from lstm_jax._types import DType, promote
 
 
@@ -27,7 +27,7 @@ def plain(tree: Any) -> Any:
 
 def common_dtype(owner: str, arrays: Iterable[Any], dtype: DType | None) -> np.dtype:
     """The dtype of the parameters to be made: ``dtype``, or what the arrays promote to."""
-    found = promote(*(a.dtype for a in arrays)) if dtype is None else normalised_dtype(owner, "dtype", dtype)
+    found = promote(*(a.dtype for a in arrays)) if dtype is None else canonical_dtype(owner, "dtype", dtype)
     if found == np.float64 and not jax.config.read("jax_enable_x64"):
         raise value_error(
             f"{owner} got weights of float64" if dtype is None else f"{owner} got dtype=float64",

@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Stack
+from lstm_jax import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
+    GRUVariant,
+    GRUVariantParams,
+    LSTMVariant,
+    LSTMVariantParams,
+    Stack,
+)
 from lstm_jax._errors import value_error
 from lstm_jax.cells.rnn import Activation
 from lstm_jax.interop._arrays import plain
@@ -22,6 +32,37 @@ TOLD |= {"w_ih_init", "w_hh_init", "bias_init"}
 ACTIVATIONS: dict[str, Activation] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 #: Cells by the number of gates side by side in their matrices.
 GATES: dict[int, Any] = {1: RNN, 3: GRU, 4: LSTM}
+#: The cells with options beside the plain ones.
+VARIANTS: dict[type, tuple[Any, Any]] = {
+    LSTM: (LSTMVariant, LSTMVariantParams),
+    GRU: (GRUVariant, GRUVariantParams),
+}
+
+
+def make_cell(kind: Any, input_size: int, hidden_size: int, **options: Any) -> Any:
+    """A plain cell, or its variant where an option differs from its default.
+
+    >>> make_cell(LSTM, 3, 2, clip=None, use_bias=False)
+    LSTM(input_size=3, hidden_size=2, use_bias=False)
+    >>> make_cell(LSTM, 3, 2, clip=1.0)
+    LSTMVariant(input_size=3, hidden_size=2, clip=1.0)
+    """
+    if kind not in VARIANTS:
+        return kind(input_size, hidden_size, **options)
+    plain = {field.name for field in fields(kind)}
+    variant = VARIANTS[kind][0](input_size, hidden_size, **options)
+    defaults = {field.name: field.default for field in fields(variant)}
+    if any(getattr(variant, name) != defaults[name] for name in options if name not in plain):
+        return variant
+    return kind(input_size, hidden_size, **{name: options[name] for name in options if name in plain})
+
+
+def params_for(cell: Any, params: Any) -> Any:
+    """Parameters of a plain cell as those of ``cell``, which may be a variant."""
+    for variant, record in VARIANTS.values():
+        if type(cell) is variant:
+            return record(**params._asdict())
+    return params
 
 
 class Direction(NamedTuple):
@@ -46,7 +87,7 @@ def flatten_layers(
     params: Any,
     *,
     kinds: Collection[type],
-    fits: Mapping[str, Collection[Any] | None] | None = None,
+    fits: Mapping[Any, Collection[Any] | None] | None = None,
     merges: Collection[str] = ("concat",),
 ) -> list[Layer]:
     """The layers of a network, once it is sure that ``target`` can represent all of it.
@@ -57,7 +98,8 @@ def flatten_layers(
         network: a cell, a ``Bidirectional`` or a ``Stack`` of these.
         params: its parameters.
         kinds: the cells that the target knows.
-        fits: what a field of a cell may be besides its default: one of these values, or any (None).
+        fits: what a field of a cell may be besides its default: one of these values, or any (None); the
+            key is the field, or a type of cell and the field.
         merges: how the target can merge two directions.
 
     Raises:
@@ -66,7 +108,8 @@ def flatten_layers(
     """
     faults: list[str] = []
     layers = list(_layers(network, params, "", faults, merges))
-    allowed = {name: None for name in TOLD} | dict(fits or {})
+    allowed: dict[Any, Any] = {name: None for name in TOLD} | dict(fits or {})
+    kinds = [*kinds, *(VARIANTS[kind][0] for kind in kinds if kind in VARIANTS)]
     for direction in (d for layer in layers for d in layer.directions):
         unexpected = _unexpected(direction.cell, kinds, allowed)
         faults += [f"{direction.where}{reason}" for reason in unexpected]
@@ -118,19 +161,20 @@ def _counts(params: Any, count: int, where: str, what: str, faults: list[str]) -
 
 
 def _unexpected(
-    cell: Any, kinds: Collection[type], allowed: Mapping[str, Collection[Any] | None]
+    cell: Any, kinds: Collection[type], allowed: Mapping[Any, Collection[Any] | None]
 ) -> list[str]:
     """What is not known of the cell; everything that differs from a default is suspect."""
     if type(cell) not in kinds:
-        known = ", ".join(kind.__name__ for kind in kinds)
+        known = ", ".join(kind.__name__ for kind in kinds if not kind.__name__.endswith("Variant"))
         inside = " (take its .cell and that cell's parameters)" if hasattr(cell, "cell") else ""
         return [f"{type(cell).__name__} is none of {known}{inside}"]
     found = []
     for field in fields(cell):
         value = getattr(cell, field.name)
-        if value == field.default or (field.name in allowed and allowed[field.name] is None):
+        key = (type(cell), field.name) if (type(cell), field.name) in allowed else field.name
+        if value == field.default or (key in allowed and allowed[key] is None):
             continue
-        others = allowed.get(field.name)
+        others = allowed.get(key)
         if others is not None and value in others:
             continue
         shown = getattr(value, "__name__", None) or repr(value)

@@ -31,12 +31,12 @@ def check_options(owner: str, cell: Any, target: str, allowed: Sequence[str] = (
     Raises:
         ValueError: an option that is not allowed is set.
 
-    >>> from lstm_jax import LSTM
-    >>> check_options("to_torch", LSTM(3, 4, proj_size=2), "torch.nn.LSTM", allowed=("proj_size",))
-    >>> check_options("to_keras", LSTM(3, 4, proj_size=2, peepholes=True), "keras.layers.LSTM")
+    >>> from lstm_jax import LSTMVariant
+    >>> check_options("to_torch", LSTMVariant(3, 4, proj_size=2), "torch.nn.LSTM", allowed=("proj_size",))
+    >>> check_options("to_keras", LSTMVariant(3, 4, proj_size=2, peepholes=True), "keras.layers.LSTM")
     Traceback (most recent call last):
     ...
-    ValueError: to_keras got LSTM(proj_size=2, peepholes=True); expected the plain LSTM, because ...
+    ValueError: to_keras got LSTMVariant(proj_size=2, peepholes=True); expected the plain LSTM, because ...
     """
     told = [
         f"{field.name}={getattr(cell, field.name)!r}"
@@ -50,7 +50,7 @@ def check_options(owner: str, cell: Any, target: str, allowed: Sequence[str] = (
         kind = type(cell).__name__
         raise value_error(
             f"{owner} got {kind}({', '.join(told)})",
-            f"the plain {kind}, because {target} has no such option",
+            f"the plain {kind.removesuffix('Variant')}, because {target} has no such option",
             "Train without, or keep the cell here: its weights would mean something else there.",
         )
 

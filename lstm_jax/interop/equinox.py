@@ -104,20 +104,27 @@ def to_equinox(network: Any, params: Any) -> Any:
         check_options("to_equinox", network, "a list of equinox's cells")
         check_tuple("to_equinox", params, len(network.layers))
         return [to_equinox(layer, p) for layer, p in zip(network.layers, params, strict=True)]
-    if type(network) not in (lstm_jax.LSTM, lstm_jax.GRU):
+    kinds = {
+        lstm_jax.LSTM: "LSTM",
+        lstm_jax.LSTMVariant: "LSTM",
+        lstm_jax.GRU: "GRU",
+        lstm_jax.GRUVariant: "GRU",
+    }
+    kind = kinds.get(type(network))
+    if kind is None:
         unknown_kind("to_equinox", network, "equinox", KINDS)
-    if isinstance(network, lstm_jax.GRU) and not network.reset_after:
+    if kind == "GRU" and not getattr(network, "reset_after", True):
         raise value_error(
-            "to_equinox got GRU(reset_after=False)",
+            "to_equinox got GRUVariant(reset_after=False)",
             "reset_after=True, as eqx.nn.GRUCell has it: r * (R h + b_n)",
             "Train with reset_after=True; the weights of one form mean something else in the other.",
         )
-    target = f"eqx.nn.{type(network).__name__}Cell"
+    target = f"eqx.nn.{kind}Cell"
     check_options("to_equinox", network, target, ("use_bias", "reset_after"))
     ours = fields_of("to_equinox", network, params, optional=("bias_hn",))
     theirs = {"weight_ih": ours["w_ih"].T, "weight_hh": ours["w_hh"].T}
     if "bias" in ours:
         theirs["bias"] = ours["bias"]
-        if isinstance(network, lstm_jax.GRU):
+        if kind == "GRU":
             theirs["bias_n"] = ours.get("bias_hn", zeros((network.hidden_size,), ours["bias"]))
     return theirs

@@ -11,7 +11,7 @@ from lstm_jax._errors import check_choice, check_tuple, value_error
 from lstm_jax.interop._convolutions import conv_lstm, two_convolutions
 from lstm_jax.interop._entries import Entries
 from lstm_jax.interop._layouts import apart, each, params_of, size_of, together, unreadable_shapes, zeros
-from lstm_jax.interop._networks import ACTIVATIONS
+from lstm_jax.interop._networks import ACTIVATIONS, VARIANTS
 from lstm_jax.interop._representable import check_options, fields_of, unknown_kind
 
 KINDS = ("LSTM", "GRU", "RNN", "ConvLSTM", "Stack", "Bidirectional")
@@ -147,7 +147,7 @@ def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> 
             )
         unknown_kind("to_flax", network, "flax", KINDS)
     theirs = write(network, params)
-    if optimized and api == "nnx" and isinstance(network, lstm_jax.LSTM):
+    if optimized and api == "nnx" and isinstance(network, (lstm_jax.LSTM, lstm_jax.LSTMVariant)):
         return _write_dense_lstm(network, params)
     return theirs
 
@@ -352,9 +352,9 @@ def _write_dense_lstm(cell: Any, params: Any) -> dict[str, Any]:
 
 
 def _plain_gru(cell: Any, params: Any) -> dict[str, Any]:
-    if not cell.reset_after:
+    if not getattr(cell, "reset_after", True):
         raise value_error(
-            "to_flax got GRU(reset_after=False)",
+            "to_flax got GRUVariant(reset_after=False)",
             "reset_after=True, as flax's GRUCell has it: r * (R h + b)",
             "Train with reset_after=True; the weights of one form mean something else in the other.",
         )
@@ -414,4 +414,7 @@ _WRITERS: dict[tuple[type, str], Callable[[Any, Any], dict[str, Any]]] = {
     (lstm_jax.RNN, "linen"): _write_linen_rnn,
     (lstm_jax.RNN, "nnx"): _write_nnx_rnn,
     (lstm_jax.ConvLSTM, "linen"): _write_linen_conv,
+}
+_WRITERS |= {
+    (variant, api): _WRITERS[kind, api] for kind, (variant, _) in VARIANTS.items() for api in ("linen", "nnx")
 }

@@ -26,7 +26,7 @@ from lstm_jax.interop._layouts import (
 )
 from lstm_jax.interop._representable import check_options, fields_of, unknown_kind
 
-KINDS = ("LSTM", "GRU(reset_after=False)", "RNN(activation=jax.nn.relu)", "ConvLSTM", "Stack")
+KINDS = ("LSTM", "GRUVariant(reset_after=False)", "RNN(activation=jax.nn.relu)", "ConvLSTM", "Stack")
 
 #: The last part of a module's name below a core.
 PARTS = ("linear", "linear_1", "input_to_hidden", "hidden_to_hidden")
@@ -45,7 +45,7 @@ def from_haiku(
     haiku                         its modules and arrays                here
     ============================  ====================================  ===================================
     ``LSTM``                      lstm/linear: w, b                     ``LSTM``
-    ``GRU``                       gru: w_i, w_h, b                      ``GRU(reset_after=False)``
+    ``GRU``                       gru: w_i, w_h, b                      ``GRUVariant(reset_after=False)``
     ``VanillaRNN``                vanilla_rnn/linear: w, b;             ``RNN(activation=jax.nn.relu)``
                                   vanilla_rnn/linear_1: w, perhaps b
     ``Conv1DLSTM``, ``2D``, 3D    conv1_dlstm/input_to_hidden: w, b;    ``ConvLSTM``; give ``input_shape``
@@ -123,8 +123,8 @@ def to_haiku(network: Any, params: Any, *, scope: str = "") -> dict[str, dict[st
     The convolutional core has a second bias, which takes the -1.
 
     Args:
-        network: ``LSTM``, ``GRU(reset_after=False)``, ``RNN(activation=jax.nn.relu)``, ``ConvLSTM``, or a
-            ``Stack`` of these.
+        network: ``LSTM``, ``GRUVariant(reset_after=False)``, ``RNN(activation=jax.nn.relu)``,
+            ``ConvLSTM``, or a ``Stack`` of these.
         params: its parameters.
         scope: the name of the module around it, for instance ``"agent/~"``.
 
@@ -241,8 +241,8 @@ def _read_gru(entries: Entries) -> tuple[Any, Any]:
     }
     entries.done(HINT)
     fields = {name: together(_turned(apart(array, "zrn")), "rzn") for name, array in fields.items()}
-    params = params_of(lstm_jax.GRUParams, **fields)
-    return lstm_jax.GRU(D, H, reset_after=False, param_dtype=params.w_ih.dtype), params
+    params = params_of(lstm_jax.GRUVariantParams, **fields)
+    return lstm_jax.GRUVariant(D, H, reset_after=False, param_dtype=params.w_ih.dtype), params
 
 
 def _turned(gates: dict[str, Any]) -> dict[str, Any]:
@@ -282,10 +282,10 @@ def _write_lstm(cell: Any, params: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _write_gru(cell: Any, params: Any) -> tuple[str, dict[str, Any]]:
-    if cell.reset_after:
+    if getattr(cell, "reset_after", True):
         raise value_error(
-            "to_haiku got GRU(reset_after=True), torch's and Keras's form, r * (h R_n + b_hn)",
-            "GRU(reset_after=False), because hk.GRU resets h before the product, (r * h) R_n",
+            "to_haiku got GRU, torch's and Keras's form, r * (h R_n + b_hn)",
+            "GRUVariant(reset_after=False), because hk.GRU resets h before the product, (r * h) R_n",
             "The weights of one form mean something else in the other: train with reset_after=False, "
             "or call lstm_jax.gru_step inside your haiku module.",
         )
@@ -322,7 +322,9 @@ def _write_conv(cell: Any, params: Any) -> tuple[str, dict[str, Any]]:
 
 _WRITERS: dict[type, Callable[[Any, Any], tuple[str, dict[str, Any]]]] = {
     lstm_jax.LSTM: _write_lstm,
+    lstm_jax.LSTMVariant: _write_lstm,
     lstm_jax.GRU: _write_gru,
+    lstm_jax.GRUVariant: _write_gru,
     lstm_jax.RNN: _write_rnn,
     lstm_jax.ConvLSTM: _write_conv,
 }

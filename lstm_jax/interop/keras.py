@@ -15,6 +15,7 @@ from lstm_jax import (
     ConvLSTM,
     ConvLSTMParams,
     GRUParams,
+    GRUVariant,
     LSTMParams,
     RNNParams,
 )
@@ -22,7 +23,14 @@ from lstm_jax._errors import value_error
 from lstm_jax._types import DType
 from lstm_jax.interop._arrays import cast, common_dtype, join, negative_zeros, ours, parts, theirs
 from lstm_jax.interop._entries import Entries
-from lstm_jax.interop._networks import GATES, activation_of, flatten_layers, stacked
+from lstm_jax.interop._networks import (
+    GATES,
+    activation_of,
+    flatten_layers,
+    make_cell,
+    params_for,
+    stacked,
+)
 
 #: Keras' ``merge_mode``, and what it is called here.
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product"}
@@ -84,8 +92,8 @@ def from_keras(
     >>> import numpy as np
     >>> weights = [np.ones((4, 9)), np.ones((3, 9)), np.ones((2, 9))]
     >>> cell, params = from_keras(weights, dtype="float32")
-    >>> cell.hidden_size, cell.reset_after, float(params.bias[0]), float(params.bias[-1])
-    (3, True, 2.0, 1.0)
+    >>> type(cell).__name__, cell.hidden_size, float(params.bias[0]), float(params.bias[-1])
+    ('GRU', 3, 2.0, 1.0)
     >>> above = [np.ones((3, 20)), np.ones((5, 20)), np.ones(20)]
     >>> network, params = from_keras([weights, above], dtype="float32")
     >>> [type(cell).__name__ for cell in network.layers]
@@ -251,7 +259,7 @@ class _Layer:
         if self.conv:
             cell: Any = self._conv(common, given, below)
         else:
-            cell = self.kind(self.D, self.H, **common, **self.options)
+            cell = make_cell(self.kind, self.D, self.H, **common, **self.options)
         return Bidirectional(cell, merge=MERGES[given["merge"]]) if self.both else cell
 
     def _conv(self, common: Mapping[str, Any], given: Mapping[str, Any], below: list[Any]) -> ConvLSTM:
@@ -276,6 +284,8 @@ class _Layer:
     def params(self, dtype: Any) -> Any:
         """The cell's parameters, or those of both directions."""
         own = [_read(self.kind, cast(arrays, dtype)) for arrays in self.taken]
+        if self.options.get("reset_after") is False:
+            own = [params_for(GRUVariant(1, 1), params) for params in own]
         return BidirectionalParams(*own) if self.both else own[0]
 
 
@@ -333,7 +343,7 @@ def to_keras(network: Any, params: Any) -> list[Any]:
         network,
         params,
         kinds=(RNN, LSTM, GRU, ConvLSTM),
-        fits={"activation": None, "reset_after": None},
+        fits={"activation": None, "recurrent_activation": None, "reset_after": None},
         merges=tuple(MERGES.values()),
     )
     lists = [
@@ -345,10 +355,10 @@ def to_keras(network: Any, params: Any) -> list[Any]:
 def _write(direction: Any) -> list[Any]:
     cell, params = direction.cell, direction.params
     arrays = [params.w_ih, params.w_hh] + ([] if params.bias is None else [params.bias])
-    if not isinstance(cell, GRU):
+    if not isinstance(cell, (GRU, GRUVariant)):
         return arrays
     arrays = [_swapped(array) for array in arrays]
-    if params.bias is not None and cell.reset_after:
+    if params.bias is not None and getattr(cell, "reset_after", True):
         r, z, n = parts(negative_zeros(params.bias), 3)
         second = join(z, r, n if params.bias_hn is None else params.bias_hn)
         arrays[2] = join(arrays[2][None], second[None], axis=0)

@@ -6,12 +6,30 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, BidirectionalParams, GRUParams, LSTMParams, RNNParams
+from lstm_jax import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
+    BidirectionalParams,
+    GRUParams,
+    LSTMParams,
+    LSTMVariant,
+    RNNParams,
+)
 from lstm_jax._errors import value_error
 from lstm_jax._types import DType
 from lstm_jax.interop._arrays import cast, common_dtype, join, negative_zeros, ours, parts, theirs
 from lstm_jax.interop._entries import Entries
-from lstm_jax.interop._networks import ACTIVATIONS, GATES, activation_of, flatten_layers, stacked
+from lstm_jax.interop._networks import (
+    ACTIVATIONS,
+    GATES,
+    activation_of,
+    flatten_layers,
+    make_cell,
+    params_for,
+    stacked,
+)
 
 _NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(\d+)(_reverse)?)?")
 
@@ -93,8 +111,8 @@ def from_torch(
     for layer, (D, H, P) in enumerate(plan.sizes):
         if P is not None:
             options["proj_size"] = P
-        cell = plan.kind(D, H, use_bias=plan.bias, param_dtype=dtype, **options)
-        own = [_read(plan.kind, cast(taken[layer, end], dtype)) for end in plan.ends(layer)]
+        cell = make_cell(plan.kind, D, H, use_bias=plan.bias, param_dtype=dtype, **options)
+        own = [_read(cell, plan.kind, cast(taken[layer, end], dtype)) for end in plan.ends(layer)]
         networks.append(Bidirectional(cell) if plan.both else cell)
         params.append(BidirectionalParams(*own) if plan.both else own[0])
     network, both = stacked(networks, params)
@@ -174,7 +192,7 @@ def _shapes(gates: int, D: int, H: int, P: int | None, bias: bool) -> dict[str, 
     return shapes | ({} if P is None else {"weight_hr": (P, H)})
 
 
-def _read(kind: Any, a: dict[str, Any]) -> Any:
+def _read(cell: Any, kind: Any, a: dict[str, Any]) -> Any:
     w_ih, w_hh = a["weight_ih"].T, a["weight_hh"].T
     if "bias_ih" not in a:
         bias = bias_hn = None
@@ -187,7 +205,8 @@ def _read(kind: Any, a: dict[str, Any]) -> Any:
         return RNNParams(w_ih, w_hh, bias)
     if kind is GRU:
         return GRUParams(w_ih, w_hh, bias, bias_hn)
-    return LSTMParams(w_ih, w_hh, bias, w_hr=a["weight_hr"].T if "weight_hr" in a else None)
+    params = params_for(cell, LSTMParams(w_ih, w_hh, bias))
+    return params._replace(w_hr=a["weight_hr"].T) if "weight_hr" in a else params
 
 
 def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
@@ -229,7 +248,7 @@ def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
     >>> {name: array.shape for name, array in state_dict.items()}
     {'weight_ih_l0': (8, 3), 'weight_hh_l0': (8, 2), 'bias_ih_l0': (8,), 'bias_hh_l0': (8,)}
     """
-    fits = {"proj_size": None, "activation": list(ACTIVATIONS.values())}
+    fits = {"proj_size": None, (RNN, "activation"): list(ACTIVATIONS.values())}
     layers = flatten_layers("to_torch", "torch.nn", network, params, kinds=(RNN, LSTM, GRU), fits=fits)
     first = layers[0].directions
     for layer in layers[1:]:
@@ -252,8 +271,9 @@ def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
 
 def _alike(directions: Any) -> dict[str, Any]:
     cell = directions[0].cell
-    options = {"kind": type(cell).__name__, "hidden_size": cell.hidden_size, "use_bias": cell.use_bias}
-    options |= {name: getattr(cell, name) for name in ("proj_size",) if hasattr(cell, name)}
+    kind = type(cell).__name__.removesuffix("Variant")
+    options = {"kind": kind, "hidden_size": cell.hidden_size, "use_bias": cell.use_bias}
+    options |= {"proj_size": cell.proj_size} if isinstance(cell, LSTMVariant) and cell.proj_size else {}
     options |= {"activation": cell.activation.__name__} if isinstance(cell, RNN) else {}
     return options | {"directions": len(directions)}
 

@@ -1,43 +1,41 @@
-"""Both directions of time, with the face of a cell."""
+"""Both directions of time, with the interface of a cell."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
 
 from lstm_jax._errors import check_choice, check_key, check_member, check_tuple, value_error
-from lstm_jax._random import is_noisy
 from lstm_jax._types import Array, Carry, Params, exportable
-from lstm_jax.cells._base import event_ndim, splits
-from lstm_jax.unrolling.fused_scan import emit
-from lstm_jax.unrolling.layers import MERGES, Layers
-from lstm_jax.unrolling.run import Options, Run, Times, Unrolled, flags_of
+from lstm_jax.cells._base import MERGES, BaseCell, FlatLayers, Network, as_base_cell, compute_form
+from lstm_jax.unrolling.run import Options, Steps, Unrolled, step_flags
 from lstm_jax.unrolling.steps import Flags
 
 
 @exportable
 class BidirectionalParams(NamedTuple):
-    """Parameters of a :class:`Bidirectional`: one set a direction."""
+    """Parameters of a :class:`Bidirectional`: one set for each direction."""
 
     forward: Params
     backward: Params
 
 
-@dataclass(frozen=True)
-class Bidirectional:
-    """A cell that walks both ways over time, with its own parameters for each (Schuster & Paliwal 1997).
+@dataclass(frozen=True, repr=False)
+class Bidirectional(Network):
+    """A cell in both directions of time, with parameters for each (Schuster & Paliwal 1997).
 
-    Unroll it; it cannot ``step``, because half of every output comes from the future. Both
-    directions of a cell that splits (:class:`lstm_jax.SplitCell`) go round in one loop. The carry
-    is ``(forward, backward)``, the backward one being the carry after the first valid step.
+    Unroll it; it cannot ``step``, because half of every output depends on later inputs. Both directions of a
+    cell that splits (:class:`lstm_jax.SplitCell`) run in one loop. The carry is ``(forward, backward)``, the
+    backward one being the carry after the first valid step.
 
     Args:
         cell: any cell.
-        merge: how the two outputs become one: ``"concat"`` (2H features), ``"sum"``, ``"mean"`` or
+        merge: how the two outputs are combined: ``"concat"`` (2H features), ``"sum"``, ``"mean"`` or
             ``"product"``.
 
     Raises:
@@ -61,7 +59,7 @@ class Bidirectional:
 
     @property
     def input_size(self) -> int:
-        """D of the cell."""
+        """Features of one input."""
         return self.cell.input_size
 
     @property
@@ -70,19 +68,29 @@ class Bidirectional:
         return self.cell.output_size * (2 if self.merge == "concat" else 1)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
+    def input_shape(self) -> Any:
         """The shape of one input, of cells whose inputs are images."""
-        return self.cell.input_shape
+        return getattr(self.cell, "input_shape", None)
 
     @property
-    def output_shape(self) -> tuple[int, ...]:
+    def output_shape(self) -> Any:
         """The shape of one output, of cells whose outputs are images."""
-        return (*self.cell.output_shape[:-1], self.output_size)
+        shape = getattr(self.cell, "output_shape", None)
+        return None if shape is None else (*shape[:-1], self.output_size)
 
     @property
-    def event_ndim(self) -> int:
+    def event_ndim(self) -> int:  # type: ignore[override]
         """How many trailing axes of an input are features."""
-        return event_ndim(self.cell)
+        return as_base_cell(self.cell).event_ndim
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether the cell draws anything."""
+        return as_base_cell(self.cell).has_noise
+
+    def compute_form(self) -> Bidirectional:
+        """The network of the cell's compute form."""
+        return dataclasses.replace(self, cell=compute_form(self.cell))
 
     def init(self, key: Array) -> BidirectionalParams:
         """Fresh parameters for both directions from one PRNG key."""
@@ -97,101 +105,132 @@ class Bidirectional:
         forward, backward = params if params is not None else (None, None)
         return self.cell.initial_carry(batch_shape, forward), self.cell.initial_carry(batch_shape, backward)
 
-    def step(self, params: Any, carry: Any, x: Any) -> Any:
-        """Refused: there is no single step in two directions."""
+    def step(self, params: Any, carry: Any, x: Any, noise: None = None) -> NoReturn:
+        """Raises a ``ValueError``: there is no single step in two directions."""
         raise value_error(
             "Bidirectional.step was called, but its output at a step depends on all steps after it",
             "a whole sequence",
             "Use lstm_jax.unroll(network, params, xs), or a network without Bidirectional for streaming.",
         )
 
-    def as_layers(self, noisy: bool) -> Layers | str:
-        """One layer in both directions (``lstm_jax.unrolling.layers``)."""
-        return Layers((self.cell,), 2, self.merge)
+    def flat_layers(self, noisy: bool) -> FlatLayers | str:
+        """One layer in both directions."""
+        return FlatLayers((self.cell,), 2, self.merge)
 
-    def compose(
-        self, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
+    def run_layers(
+        self,
+        run: Any,
+        options: Options,
+        params: Any,
+        xs: Array,
+        carry: Any,
+        reset_to: Any,
+        steps: Steps,
     ) -> Unrolled:
-        """Both directions; called by ``unroll``."""
+        """Both directions, in one loop where the cell splits."""
         check_tuple("Bidirectional", params, 2)
-        noisy = times.key is not None and is_noisy(self.cell)  # each direction has noise of its own
-        loops = splits(self.cell) and not hasattr(self.cell, "coefficients")  # or else all steps at once
-        loops = loops and options.implementation != "pallas"  # a kernel walks one way
-        both = _in_one_loop if loops and not noisy else _one_by_one
-        forward, backward = both(self.cell, run, params, xs, carry, options, times)
-        ys = MERGES[self.merge](forward.ys, backward.ys)
-        return Unrolled((forward.carry, backward.carry), ys, (forward.carries, backward.carries))
-
-
-def _one_by_one(
-    cell: Any, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
-) -> tuple[Unrolled, Unrolled]:
-    results = []
-    for index, reverse in enumerate((options.reverse, not options.reverse)):
-        results.append(
-            run(
-                cell,
-                params[index],
-                xs,
-                None if carry is None else carry[index],
-                options._replace(reverse=reverse),
-                times.of(index),
+        cell = as_base_cell(self.cell)
+        noisy = steps.key is not None and cell.has_noise  # each direction draws its own noise
+        in_one_loop = cell.splits and not cell.linear_recurrence and not noisy
+        in_one_loop = in_one_loop and options.implementation != "pallas"  # a kernel has one direction
+        reverses = (options.reverse, not options.reverse)
+        if in_one_loop:
+            forward, backward = _in_one_loop(cell, run, options, reverses, params, xs, carry, reset_to, steps)
+        else:
+            forward, backward = (
+                run(
+                    self.cell,
+                    options._replace(reverse=reverse),
+                    params[index],
+                    xs,
+                    None if carry is None else carry[index],
+                    None if reset_to is None else reset_to[index],
+                    steps.member(index),
+                )
+                for index, reverse in enumerate(reverses)
             )
-        )
-    return results[0], results[1]
+        ys = MERGES[self.merge](forward.ys, backward.ys)
+        carries = (forward.carries, backward.carries) if options.return_carries else None
+        return Unrolled((forward.carry, backward.carry), ys, carries)
 
 
 def _in_one_loop(
-    cell: Any, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
+    cell: Any,
+    run: Any,
+    options: Options,
+    reverses: tuple[bool, bool],
+    params: Any,
+    xs: Array,
+    carry: Any,
+    reset_to: Any,
+    steps: Steps,
 ) -> tuple[Unrolled, Unrolled]:
-    """Both directions as one cell that walks forward over pairs.
+    """Both directions as one cell that runs forward over pairs.
 
-    The direction that walks backward is given time flipped, and what it returns is flipped back.
+    The backward direction is given time flipped, and what it returns is flipped back.
     """
-    reverses = (options.reverse, not options.reverse)
 
-    def flip(a: Any, reverse: bool) -> Any:
-        return jax.tree.map(lambda a: jnp.flip(a, 0), a) if reverse else a
+    def flip(tree: Any, reverse: bool) -> Any:
+        return jax.tree.map(lambda a: jnp.flip(a, 0), tree) if reverse else tree
 
-    each = [flip(flags_of(xs.shape[0], options._replace(reverse=r), times), r) for r in reverses]
-    flags = Flags(*(None if pair[0] is None else pair for pair in zip(*each, strict=True)))
-    both = run(
+    each = []
+    for index, reverse in enumerate(reverses):
+        own = None if reset_to is None else reset_to[index]
+        found = step_flags(xs.shape[0], options._replace(reverse=reverse), steps, own)
+        each.append(flip(found, reverse))
+    (first, stored), (second, other) = each
+    flags = Flags(*(None if a is None else (a, b) for a, b in zip(first, second, strict=True)))
+    pair = run(
         Pair(cell),
+        options._replace(reverse=False),
         params,
         tuple(flip(xs, reverse) for reverse in reverses),
         carry,
-        options._replace(reverse=False),
-        times._replace(flags=flags),
+        None,
+        steps._replace(flags=(flags, None if stored is None else (stored, other))),
     )
-    carries = both.carries or (None, None)
+    carries = pair.carries or (None, None)
     forward, backward = (
-        Unrolled(both.carry[i], flip(both.ys[i], reverse), flip(carries[i], reverse))
+        Unrolled(pair.carry[i], flip(pair.ys[i], reverse), flip(carries[i], reverse))
         for i, reverse in enumerate(reverses)
     )
     return forward, backward
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two walks of one cell as one: all that it is given and returns is a pair."""
+class Pair(BaseCell):
+    """Two directions of one cell as one cell: its arguments and results are pairs."""
 
     cell: Any
 
     @property
-    def event_ndim(self) -> int:
+    def event_ndim(self) -> int:  # type: ignore[override]
         """How many trailing axes of an input are features."""
-        return event_ndim(self.cell)
+        return self.cell.event_ndim
 
-    def declines(self) -> str | None:
+    @property
+    def affine_recurrence(self) -> bool | None:  # type: ignore[override]
+        """That of the cell."""
+        return self.cell.affine_recurrence
+
+    @property
+    def update_reads_params(self) -> bool | None:  # type: ignore[override]
+        """That of the cell."""
+        return self.cell.update_reads_params
+
+    def fused_unsupported(self) -> str | None:
         """The cell's own reason."""
-        declines = getattr(self.cell, "declines", None)
-        return None if declines is None else declines()
+        return self.cell.fused_unsupported()
+
+    def describe(self) -> str:
+        """The cell, for ``explain``."""
+        return f"{self.cell.describe()}, both directions"
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: Any | None = None) -> Any:
         """One carry for each of the two sets of parameters."""
         return tuple(self.cell.initial_carry(batch_shape, p) for p in params or (None, None))
 
-    def step(self, params: Any, carry: Any, x: Any) -> Any:
+    def step(self, params: Any, carry: Any, x: Any, noise: None = None) -> Any:
         """One step of each."""
         return _unzip(map(self.cell.step, params, carry, x))
 
@@ -203,13 +242,13 @@ class Pair:
         """The pre-activation of each."""
         return tuple(map(self.cell.recur, params, carry, u))
 
-    def update(self, params: Any, carry: Any, z: Any) -> Any:
-        """The new carry and the output of each, before they are emitted."""
+    def update(self, params: Any, carry: Any, z: Any, noise: None = None) -> Any:
+        """The new carry and the output of each."""
         return _unzip(map(self.cell.update, params, carry, z))
 
     def emit(self, params: Any, raw: Any) -> Any:
-        """What leaves the step, of each."""
-        return _unzip(emit(self.cell, p, r) for p, r in zip(params, zip(*raw, strict=True), strict=True))
+        """The new carry and the output of each from what ``update`` returns."""
+        return _unzip(self.cell.emit(p, r) for p, r in zip(params, zip(*raw, strict=True), strict=True))
 
 
 def _unzip(results: Iterable[tuple[Carry, Array]]) -> Any:

@@ -1,8 +1,9 @@
-"""Layers one upon the other, with the face of a cell."""
+"""Layers on top of each other, with the interface of a cell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -12,15 +13,14 @@ import jax.numpy as jnp
 from lstm_jax._errors import check_choice, check_key, check_member, check_tuple, is_number, value_error
 from lstm_jax._random import bernoulli
 from lstm_jax._types import Array, Carry, Params
-from lstm_jax.cells._base import event_ndim
+from lstm_jax.cells._base import FlatLayers, Network, as_base_cell, compute_form, flatten
 from lstm_jax.cells.readout import Readout
-from lstm_jax.unrolling.layers import Layers, joined, layers_of
-from lstm_jax.unrolling.run import Options, Run, Times, Unrolled
+from lstm_jax.unrolling.run import Options, Steps, Unrolled
 from lstm_jax.unrolling.steps import one_step
 
 
-@dataclass(frozen=True)
-class Stack:
+@dataclass(frozen=True, repr=False)
+class Stack(Network):
     """Layers one upon the other: the outputs of each are the inputs of the next.
 
     Parameters and carry are tuples with one entry a layer. A stack steps where all its layers do.
@@ -32,8 +32,8 @@ class Stack:
             instance, belongs outside.
         skip: every layer after the first also reads the network's input, behind the output of the
             layer below it (Graves 2013); its ``input_size`` is the sum of both.
-        dropout: share of the features between two layers that is set to zero, the others being
-            scaled up by 1 / (1 - dropout), when ``unroll`` is given a ``key`` (Srivastava et al.
+        dropout: rate at which features between two layers are set to zero; the others are multiplied by
+            1 / (1 - dropout), when ``unroll`` is given a ``key`` (Srivastava et al.
             2014; on the non-recurrent connections: Zaremba et al. 2014). With ``residual``, what
             the layer reads is dropped, what is added to its output is not.
         dropout_mask: ``"step"`` draws a fresh mask at every step, ``"sequence"`` one for all of them
@@ -69,9 +69,7 @@ class Stack:
             check_member("Stack", layer)
         check_choice("Stack", "dropout_mask", self.dropout_mask, ("step", "sequence"))
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
-            raise value_error(
-                f"Stack got dropout={self.dropout!r}", "a share in [0, 1)", "0 switches it off."
-            )
+            raise value_error(f"Stack got dropout={self.dropout!r}", "a rate in [0, 1)", "0 switches it off.")
         object.__setattr__(self, "dropout", float(self.dropout))
         self._check_sizes()
 
@@ -121,9 +119,11 @@ class Stack:
             )
         return says
 
+    members_choose = True
+
     @property
     def input_size(self) -> int:
-        """D of the first layer."""
+        """Features of one input of the first layer."""
         return self.layers[0].input_size
 
     @property
@@ -132,20 +132,30 @@ class Stack:
         return self.layers[-1].output_size
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
+    def input_shape(self) -> Any:
         """The shape of one input, where the first layer's inputs are images."""
-        return self.layers[0].input_shape
+        return getattr(self.layers[0], "input_shape", None)
 
     @property
-    def output_shape(self) -> tuple[int, ...]:
+    def output_shape(self) -> Any:
         """The shape of one output, where the layers' outputs are images."""
         images = [layer for layer in self.layers if not isinstance(layer, Readout)]
-        return (*images[-1].output_shape[:-1], self.output_size)
+        shape = getattr(images[-1], "output_shape", None) if images else None
+        return None if shape is None else (*shape[:-1], self.output_size)
 
     @property
-    def event_ndim(self) -> int:
+    def event_ndim(self) -> int:  # type: ignore[override]
         """How many trailing axes of an input are features."""
-        return event_ndim(self.layers[0])
+        return as_base_cell(self.layers[0]).event_ndim
+
+    @property
+    def has_noise(self) -> bool:
+        """Whether there is dropout between layers, or a layer with noise."""
+        return self.dropout > 0 or any(as_base_cell(layer).has_noise for layer in self.layers)
+
+    def compute_form(self) -> Stack:
+        """The stack of the layers' compute forms."""
+        return dataclasses.replace(self, layers=tuple(map(compute_form, self.layers)))
 
     def init(self, key: Array) -> tuple[Params, ...]:
         """Fresh parameters, one entry a layer, from one PRNG key."""
@@ -158,63 +168,80 @@ class Stack:
         each = params if params is not None else (None,) * len(self.layers)
         return tuple(layer.initial_carry(batch_shape, p) for layer, p in zip(self.layers, each, strict=True))
 
-    def step(self, params: Any, carry: Any, x: Array) -> tuple[tuple[Carry, ...], Array]:
+    def step(self, params: Any, carry: Any, x: Array, noise: None = None) -> tuple[tuple[Carry, ...], Array]:
         """One step through all layers, without noise."""
         check_tuple("Stack", params, len(self.layers))
         check_tuple("Stack", carry, len(self.layers), "a carry")
+        carries, y = [], x
+        for index, layer in enumerate(self.layers):
+            below = y
+            new, y = layer.step(params[index], carry[index], self._layer_input(index, y, x))
+            carries.append(new)
+            y = self._layer_output(index, y, below)
+        return tuple(carries), y
 
-        def layer_step(index: int, y: Array) -> tuple[Carry, Array]:
-            return self.layers[index].step(params[index], carry[index], y)
-
-        after, y = self._through(x, layer_step, lambda index, y: y)
-        return tuple(after), y
-
-    def as_layers(self, noisy: bool) -> Layers | str:
-        """All layers as one network of equal ones, where they are (``lstm_jax.unrolling.layers``)."""
+    def flat_layers(self, noisy: bool) -> FlatLayers | str:
+        """All layers as one chain, where they are."""
         if len(self.layers) > 1:
             if self.residual or self.skip:
-                return f"Stack({'residual' if self.residual else 'skip'}=True) does more than hand outputs on"
+                option = "residual" if self.residual else "skip"
+                return f"Stack({option}=True) does more than pass outputs on"
             if self.dropout and noisy:
                 return "Stack(dropout=...) drops features between its layers"
-        return joined([layers_of(layer, noisy) for layer in self.layers])
+        first: FlatLayers | None = None
+        last: FlatLayers | None = None
+        cells: tuple[Any, ...] = ()
+        for index, layer in enumerate(self.layers):
+            part = flatten(layer, noisy)
+            if isinstance(part, str):
+                return part
+            first, last = first or part, part
+            if part.directions != first.directions:
+                return "some of its layers run in one direction and some in both"
+            if part.merge not in (None, "concat") and index < len(self.layers) - 1:
+                return f"a layer merges its directions by {part.merge!r} below another layer"
+            cells += part.cells
+        assert last is not None
+        return last._replace(cells=cells)
 
-    def compose(
-        self, run: Run, params: Any, xs: Array, carry: Any | None, options: Options, times: Times
+    def run_layers(
+        self,
+        run: Any,
+        options: Options,
+        params: Any,
+        xs: Array,
+        carry: Any,
+        reset_to: Any,
+        steps: Steps,
     ) -> Unrolled:
-        """Layer after layer, each over all of time; called by ``unroll``."""
+        """One layer after the other, each over all of time."""
         check_tuple("Stack", params, len(self.layers))
-
-        def layer_run(index: int, ys: Array) -> tuple[Unrolled, Array]:
-            before = None if carry is None else carry[index]
-            out = run(self.layers[index], params[index], ys, before, options, times.of(index))
-            return out, out.ys
-
-        def drop(index: int, ys: Array) -> Array:
-            return self._drop(ys, times.of(len(self.layers) + index))
-
-        outs, ys = self._through(xs, layer_run, drop)
-        return Unrolled(tuple(out.carry for out in outs), ys, tuple(out.carries for out in outs))
-
-    def _through(
-        self, x: Array, layer: Callable[[int, Array], tuple[Any, Array]], drop: Callable[[int, Array], Array]
-    ) -> tuple[list[Any], Array]:
-        """How layers are wired, the same for one step and for a sequence."""
-        results = []
-        y = x
-        for index in range(len(self.layers)):
-            below = y
+        carries, all_carries, ys = [], [], xs
+        for index, layer in enumerate(self.layers):
+            below = ys
             if index > 0:
-                y = drop(index, y)
-                if self.skip:
-                    y = jnp.concatenate([y, x.astype(y.dtype)], axis=-1)
-            result, y = layer(index, y)
-            results.append(result)
-            if index > 0 and self.residual:
-                y = y + below.astype(y.dtype)
-        return results, y
+                ys = self._drop(ys, steps.member(len(self.layers) + index))
+            first = None if carry is None else carry[index]
+            target = None if reset_to is None else reset_to[index]
+            inputs = self._layer_input(index, ys, xs)
+            out = run(layer, options, params[index], inputs, first, target, steps.member(index))
+            carries.append(out.carry)
+            all_carries.append(out.carries)
+            ys = self._layer_output(index, out.ys, below)
+        return Unrolled(tuple(carries), ys, tuple(all_carries) if options.return_carries else None)
 
-    def _drop(self, ys: Array, times: Times) -> Array:
-        key, keep = times.key, 1 - self.dropout
+    def _layer_input(self, index: int, below: Array, x: Array) -> Array:
+        """What a layer reads: the output below it, and with ``skip`` the network's input."""
+        if index == 0 or not self.skip:
+            return below
+        return jnp.concatenate([below, x.astype(below.dtype)], axis=-1)
+
+    def _layer_output(self, index: int, y: Array, below: Array) -> Array:
+        """The output of a layer, with ``residual`` added to the output below it."""
+        return y + below.astype(y.dtype) if index > 0 and self.residual else y
+
+    def _drop(self, ys: Array, steps: Steps) -> Array:
+        key, keep = steps.key, 1 - self.dropout
         if key is None or self.dropout == 0:
             return ys
 
@@ -224,8 +251,8 @@ class Stack:
         if self.dropout_mask == "sequence":
             kept = mask(key)[None]
         else:
-            steps = times.start + jnp.arange(ys.shape[0], dtype=jnp.int32)
-            kept = jax.vmap(lambda t: mask(jax.random.fold_in(key, t)))(steps)
+            times = steps.start + jnp.arange(ys.shape[0], dtype=jnp.int32)
+            kept = jax.vmap(lambda t: mask(jax.random.fold_in(key, t)))(times)
         return jnp.where(kept, ys / jnp.asarray(keep, ys.dtype), jnp.zeros((), ys.dtype))
 
 
@@ -233,5 +260,5 @@ def _space(network: Any, side: str) -> tuple[int, ...] | None:
     """The axes of an input or output but for the last: () of vectors; None where a cell does not say."""
     shape = getattr(network, f"{side}_shape", None)
     if shape is None:
-        return () if event_ndim(network) == 1 else None
+        return () if as_base_cell(network).event_ndim == 1 else None
     return tuple(shape[:-1])

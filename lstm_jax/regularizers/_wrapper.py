@@ -1,9 +1,9 @@
-"""Base class for cells that wrap a cell; it delegates everything to the wrapped cell."""
+"""Base class for cells that wrap a cell; it delegates everything else to the wrapped cell."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from types import MethodType
+import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,19 +11,19 @@ import jax.numpy as jnp
 
 from lstm_jax._errors import check_member, is_number, value_error
 from lstm_jax._types import Array, Carry, Params, exportable
-from lstm_jax.cells._base import event_ndim
+from lstm_jax.cells._base import BaseCell, Network, as_base_cell, compute_form
 
 
 @exportable
 class Masked(NamedTuple):
-    """Parameters for one sequence: those of the cell inside, and the wrapper's masks for all its steps."""
+    """Parameters for one sequence: those of the wrapped cell, and the wrapper's masks for all its steps."""
 
     params: Params
     masks: Any
 
 
 class Noise(NamedTuple):
-    """The noise of one step: the wrapper's own, and that of the cell inside."""
+    """The noise of one step: the wrapper's own, and that of the wrapped cell."""
 
     own: Any
     inner: Any
@@ -32,113 +32,141 @@ class Noise(NamedTuple):
 NO_NOISE = Noise(None, None)
 
 
-class delegated:
-    """A method that a wrapper has only where the cell inside has it too."""
-
-    def __init__(self, method: Callable[..., Any]) -> None:
-        self.method, self.__doc__ = method, method.__doc__
-
-    def __get__(self, wrapper: Any, kind: Any = None) -> Any:
-        if wrapper is None:
-            return self.method
-        getattr(wrapper.cell, self.method.__name__)  # raises the AttributeError that hasattr waits for
-        return MethodType(self.method, wrapper)
-
-
-class Wrapper:
+class Wrapper(BaseCell):
     """A cell that wraps a cell. Its parameters and its carry are those of the wrapped cell.
 
-    A wrapper draws noise once per sequence (``sequence_noise``) or at every step (``step_noise``), and
+    A wrapper draws noise once per sequence (``draw_sequence``) or at every step (``draw_step``), and
     overrides the methods that use it.
     """
 
     cell: Any
 
     @property
+    def inner(self) -> Any:
+        """The wrapped cell, a user's in its adapter."""
+        return as_base_cell(self.cell)
+
+    # --- facts of the wrapped cell ---
+
+    @property
     def input_size(self) -> Any:
-        """D of the cell inside."""
-        return self.cell.input_size
+        """Features of one input."""
+        return getattr(self.inner, "input_size", None)
 
     @property
     def output_size(self) -> Any:
         """Features of one output."""
-        return self.cell.output_size
+        return getattr(self.inner, "output_size", None)
 
     @property
     def input_shape(self) -> Any:
-        """The shape of one input."""
-        return self.cell.input_shape
+        """The shape of one input, of cells whose inputs are images."""
+        return getattr(self.inner, "input_shape", None)
 
     @property
     def output_shape(self) -> Any:
-        """The shape of one output."""
-        return self.cell.output_shape
+        """The shape of one output, of cells whose outputs are images."""
+        return getattr(self.inner, "output_shape", None)
 
     @property
-    def event_ndim(self) -> int:
+    def event_ndim(self) -> int:  # type: ignore[override]
         """How many trailing axes of an input are features."""
-        return event_ndim(self.cell)
+        return self.inner.event_ndim
 
     @property
-    def takes_candidate(self) -> bool:
-        """Whether ``update`` takes a factor for its candidate."""
-        return getattr(self.cell, "takes_candidate", False)
+    def splits(self) -> bool:  # type: ignore[override]
+        """Whether the wrapped cell splits."""
+        return self.inner.splits
 
-    def declines(self) -> str | None:
-        """The reason of the cell inside, if any."""
-        declines = getattr(self.cell, "declines", None)
-        return None if declines is None else declines()
+    @property
+    def affine_recurrence(self) -> bool | None:  # type: ignore[override]
+        """That of the wrapped cell."""
+        return self.inner.affine_recurrence
+
+    @property
+    def update_reads_params(self) -> bool | None:  # type: ignore[override]
+        """That of the wrapped cell."""
+        return self.inner.update_reads_params
+
+    @property
+    def emits(self) -> bool:  # type: ignore[override]
+        """That of the wrapped cell."""
+        return self.inner.emits
+
+    @property
+    def scales_candidate(self) -> bool:  # type: ignore[override]
+        """Whether ``update`` takes a factor for its candidate."""
+        return self.inner.scales_candidate
+
+    @property
+    def sequence_noise(self) -> bool:  # type: ignore[override]
+        """Whether something is drawn once per sequence."""
+        return self.draws_sequence or self.inner.sequence_noise
+
+    @property
+    def step_noise(self) -> bool:  # type: ignore[override]
+        """Whether something is drawn at every step."""
+        return self.draws_step or self.inner.step_noise
+
+    def fused_unsupported(self) -> str | None:
+        """The reason of the wrapped cell, if any."""
+        return self.inner.fused_unsupported()
+
+    def describe(self) -> str:
+        """The wrapper and the wrapped cell, for ``explain``."""
+        return f"{type(self).__name__}({self.inner.describe()})"
+
+    def compute_form(self) -> Any:
+        """The wrapper around the wrapped cell's compute form."""
+        return dataclasses.replace(self, cell=compute_form(self.cell))  # type: ignore[type-var]
 
     def init(self, key: Array) -> Params:
-        """The parameters of the cell inside."""
+        """The parameters of the wrapped cell."""
         return self.cell.init(key)
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: Params | None = None) -> Carry:
-        """The carry of the cell inside."""
+        """The carry of the wrapped cell."""
         return self.cell.initial_carry(batch_shape, params)
 
     # --- noise ---
 
-    def sequence_noise(self, key: Array, carry: Carry, x: Array) -> Any:
-        """Masks for the whole of a sequence."""
+    #: Whether ``draw_sequence`` and ``draw_step`` draw something.
+    draws_sequence: bool = False
+    draws_step: bool = False
+
+    def draw_sequence(self, key: Array, carry: Carry, x: Array) -> Any:
+        """Masks for a whole sequence."""
         return None
 
-    def step_noise(self, key: Array, carry: Carry) -> Any:
+    def draw_step(self, key: Array, carry: Carry) -> Any:
         """Masks for one step."""
         return None
 
     def perturb(self, params: Params, key: Array, carry: Carry, x: Array) -> Masked:
-        """What is random once a sequence, here and in the cell inside."""
+        """Noise drawn once per sequence, for the wrapper and the wrapped cell."""
         k_own, k_inner = jax.random.split(key)
-        if hasattr(self.cell, "perturb"):
-            params = self.cell.perturb(params, k_inner, carry, x)
-        return Masked(params, self.sequence_noise(k_own, carry, x))
+        params = self.inner.perturb(params, k_inner, carry, x)
+        return Masked(params, self.draw_sequence(k_own, carry, x))
 
     def draw(self, key: Array, carry: Carry) -> Noise:
-        """What is random at each step, here and in the cell inside."""
+        """Noise of one step, for the wrapper and the wrapped cell."""
         k_own, k_inner = jax.random.split(key)
-        inner = self.cell.draw(k_inner, carry) if hasattr(self.cell, "draw") else None
-        return Noise(self.step_noise(k_own, carry), inner)
+        return Noise(self.draw_step(k_own, carry), self.inner.draw(k_inner, carry))
 
-    # --- the cell inside ---
+    # --- delegation ---
 
     def step(self, params: Params, carry: Carry, x: Array, noise: Noise | None = None) -> tuple[Carry, Array]:
-        """One step of the cell inside."""
-        params, inner = split_masks(params)[0], (noise or NO_NOISE).inner
-        more = () if inner is None else (inner,)
-        return self.cell.step(params, carry, x, *more)
+        """One step of the wrapped cell."""
+        return self.inner.step(split_masks(params)[0], carry, x, (noise or NO_NOISE).inner)
 
-    @delegated
     def project(self, params: Params, x: Array) -> Any:
-        """What needs no carry."""
-        return self.cell.project(split_masks(params)[0], x)
+        """The projected input."""
+        return self.inner.project(split_masks(params)[0], x)
 
-    @delegated
     def recur(self, params: Params, carry: Carry, u: Any) -> Any:
         """The pre-activation."""
-        return self.cell.recur(split_masks(params)[0], carry, u)
+        return self.inner.recur(split_masks(params)[0], carry, u)
 
-    @delegated
     def update(
         self,
         params: Params,
@@ -146,33 +174,33 @@ class Wrapper:
         z: Any,
         noise: Noise | None = None,
         *,
-        candidate: Array | None = None,
+        candidate_scale: Array | None = None,
     ) -> tuple[Carry, Array]:
-        """The new carry and the output; ``candidate`` is for the cell that has one."""
-        inner = (noise or NO_NOISE).inner
-        more = {} if inner is None else {"noise": inner}
-        if candidate is not None:
-            more["candidate"] = candidate
-        return self.cell.update(split_masks(params)[0], carry, z, **more)
+        """The new carry and the output; ``candidate_scale`` is for cells that take one."""
+        scale = {} if candidate_scale is None else {"candidate_scale": candidate_scale}
+        return self.inner.update(split_masks(params)[0], carry, z, (noise or NO_NOISE).inner, **scale)
 
-    @delegated
     def emit(self, params: Params, raw: Any) -> tuple[Carry, Array]:
-        """What leaves the step."""
-        return self.cell.emit(split_masks(params)[0], raw)
+        """The new carry and the output from what ``update`` returns."""
+        return self.inner.emit(split_masks(params)[0], raw)
 
-    def by_parts(self, params: Params, carry: Carry, x: Array, noise: Any) -> tuple[Carry, Array]:
-        """``step`` out of the methods of a cell that splits."""
+    def gates(self, params: Params, carry: Carry, x: Array) -> Any:
+        """The gates of the wrapped cell."""
+        return self.inner.gates(split_masks(params)[0], carry, x)
+
+    def step_by_parts(self, params: Params, carry: Carry, x: Array, noise: Any) -> tuple[Carry, Array]:
+        """``step`` as the composition of the methods of a cell that splits."""
         raw = self.update(params, carry, self.recur(params, carry, self.project(params, x)), noise)
-        return self.emit(params, raw) if hasattr(self, "emit") else raw
+        return self.emit(params, raw)
 
 
 def split_masks(params: Params) -> tuple[Params, Any]:
-    """The parameters of the cell inside, and the masks, None where none were drawn."""
+    """The parameters of the wrapped cell, and the masks; None where none were drawn."""
     return params if isinstance(params, Masked) else (params, None)
 
 
 def drop(mask: Array | None, a: Array, rate: float) -> Array:
-    """What the mask leaves, divided by its share; ``a`` may have time before the mask's axes."""
+    """``a`` where the mask is True, divided by 1 - rate; ``a`` may have time before the axes of the mask."""
     if mask is None:
         return a
     mask = mask.reshape((1,) * (a.ndim - mask.ndim) + mask.shape)
@@ -182,17 +210,17 @@ def drop(mask: Array | None, a: Array, rate: float) -> Array:
 def check_wrapped(owner: str, cell: Any) -> None:
     """A cell, not a network of cells."""
     check_member(owner, cell)
-    if hasattr(cell, "compose"):
+    if isinstance(cell, Network):
         raise value_error(
             f"{owner} got a {type(cell).__name__}", "a cell", "Wrap the cells of the network one by one."
         )
 
 
 def check_rate(cell: Any, name: str) -> None:
-    """A share that leaves something."""
+    """A rate in [0, 1), kept as a Python float."""
     rate = getattr(cell, name)
     if not is_number(rate) or not 0 <= rate < 1:
         raise value_error(
-            f"{type(cell).__name__} got {name}={rate!r}", "a share in [0, 1)", "0 switches it off."
+            f"{type(cell).__name__} got {name}={rate!r}", "a rate in [0, 1)", "0 switches it off."
         )
     object.__setattr__(cell, name, float(rate))

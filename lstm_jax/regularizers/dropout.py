@@ -10,20 +10,19 @@ import jax
 from lstm_jax._errors import check_choice, value_error
 from lstm_jax._random import bernoulli
 from lstm_jax._types import Array, Carry, Params, state_dtype
-from lstm_jax.cells._base import splits
+from lstm_jax.cells._base import as_base_cell
 from lstm_jax.regularizers._wrapper import (
     NO_NOISE,
     Noise,
     Wrapper,
     check_rate,
     check_wrapped,
-    delegated,
     drop,
     split_masks,
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class VariationalDropout(Wrapper):
     r"""Dropout with one mask for all steps (Gal & Ghahramani 2016).
 
@@ -35,11 +34,11 @@ class VariationalDropout(Wrapper):
 
     Args:
         cell: any cell; for ``recurrent`` one that splits (:class:`lstm_jax.SplitCell`).
-        inputs: share of the features of x that is dropped.
+        inputs: rate at which features of x are dropped.
         recurrent: share of the units of h that is dropped.
 
     Raises:
-        ValueError: a share is not in [0, 1), or the cell does not show what its products read.
+        ValueError: a rate is not in [0, 1), or the cell does not show what its products read.
 
     >>> import jax, jax.numpy as jnp, lstm_jax
     >>> cell = VariationalDropout(lstm_jax.LSTM(3, 8), inputs=0.2, recurrent=0.5)
@@ -60,14 +59,24 @@ class VariationalDropout(Wrapper):
         check_wrapped("VariationalDropout", self.cell)
         for name in ("inputs", "recurrent"):
             check_rate(self, name)
-        if self.recurrent and not splits(self.cell):
+        if self.recurrent and not as_base_cell(self.cell).splits:
             raise value_error(
                 f"VariationalDropout got recurrent={self.recurrent} for {type(self.cell).__name__}",
                 "a cell with project, recur and update, which show what its products read",
                 "Drop inputs alone, or give the cell these methods (see lstm_jax.SplitCell).",
             )
 
-    def sequence_noise(self, key: Array, carry: Carry, x: Array) -> tuple[Array | None, Any]:
+    @property
+    def draws_sequence(self) -> bool:  # type: ignore[override]
+        """Whether a rate is above 0."""
+        return self.inputs > 0 or self.recurrent > 0
+
+    @property
+    def linear_recurrence(self) -> bool:  # type: ignore[override]
+        """That of the wrapped cell."""
+        return self.inner.linear_recurrence
+
+    def draw_sequence(self, key: Array, carry: Carry, x: Array) -> tuple[Array | None, Any]:
         """The mask of the inputs, and those of the states."""
         k_x, *keys = jax.random.split(key, 1 + len(jax.tree.leaves(carry)))
         seen = bernoulli(k_x, 1 - self.inputs, x) if self.inputs else None
@@ -79,34 +88,31 @@ class VariationalDropout(Wrapper):
     def step(self, params: Params, carry: Carry, x: Array, noise: Noise | None = None) -> tuple[Carry, Array]:
         """One step with these masks."""
         if self.recurrent:
-            return self.by_parts(params, carry, x, noise)
+            return self.step_by_parts(params, carry, x, noise)
         return Wrapper.step(self, params, carry, self._seen(params, x), noise)
 
-    @delegated
     def project(self, params: Params, x: Array) -> Any:
         """What needs no carry, of the inputs that are left."""
-        return self.cell.project(split_masks(params)[0], self._seen(params, x))
+        return self.inner.project(split_masks(params)[0], self._seen(params, x))
 
-    @delegated
     def recur(self, params: Params, carry: Carry, u: Any) -> Any:
         """The pre-activation, of the units that are left."""
         params, masks = split_masks(params)
         state_masks = None if masks is None else masks[1]
         if state_masks is not None:
             carry = jax.tree.map(lambda mask, a: drop(mask, a, self.recurrent), state_masks, carry)
-        return self.cell.recur(params, carry, u)
+        return self.inner.recur(params, carry, u)
 
-    @delegated
     def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
         """Those of the cell inside (:class:`lstm_jax.ParallelCell`), of the inputs that are left."""
-        return self.cell.coefficients(split_masks(params)[0], self._seen(params, x))
+        return self.inner.coefficients(split_masks(params)[0], self._seen(params, x))
 
     def _seen(self, params: Params, x: Array) -> Array:
         masks = split_masks(params)[1]
         return drop(None if masks is None else masks[0], x, self.inputs)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CandidateDropout(Wrapper):
     r"""Recurrent dropout without memory loss (Semeniuta et al. 2016): of what would be let in.
 
@@ -140,18 +146,28 @@ class CandidateDropout(Wrapper):
         check_wrapped("CandidateDropout", self.cell)
         check_rate(self, "rate")
         check_choice("CandidateDropout", "mask", self.mask, ("step", "sequence"))
-        if not getattr(self.cell, "takes_candidate", False):
+        if not as_base_cell(self.cell).scales_candidate:
             raise value_error(
                 f"CandidateDropout got a {type(self.cell).__name__}",
                 "a cell whose update takes a factor for its candidate: LSTM or GRU",
                 "Use VariationalDropout or Zoneout for other cells.",
             )
 
-    def sequence_noise(self, key: Array, carry: Carry, x: Array) -> Array | None:
+    @property
+    def draws_sequence(self) -> bool:  # type: ignore[override]
+        """Whether one mask serves all steps."""
+        return self.mask == "sequence"
+
+    @property
+    def draws_step(self) -> bool:  # type: ignore[override]
+        """Whether each step has a mask of its own."""
+        return self.mask == "step"
+
+    def draw_sequence(self, key: Array, carry: Carry, x: Array) -> Array | None:
         """The mask, where it is one for all steps."""
         return self._drawn(key, carry) if self.mask == "sequence" else None
 
-    def step_noise(self, key: Array, carry: Carry) -> Array | None:
+    def draw_step(self, key: Array, carry: Carry) -> Array | None:
         """The mask, where it is one a step."""
         return self._drawn(key, carry) if self.mask == "step" else None
 
@@ -160,9 +176,8 @@ class CandidateDropout(Wrapper):
 
     def step(self, params: Params, carry: Carry, x: Array, noise: Noise | None = None) -> tuple[Carry, Array]:
         """One step with this mask."""
-        return self.by_parts(params, carry, x, noise)
+        return self.step_by_parts(params, carry, x, noise)
 
-    @delegated
     def update(
         self,
         params: Params,
@@ -170,11 +185,11 @@ class CandidateDropout(Wrapper):
         z: Any,
         noise: Noise | None = None,
         *,
-        candidate: Array | None = None,
+        candidate_scale: Array | None = None,
     ) -> tuple[Carry, Array]:
         """The new carry and the output, of the candidates that are left."""
         mask = split_masks(params)[1] if self.mask == "sequence" else (noise or NO_NOISE).own
         if mask is not None:
-            factor = mask.astype(state_dtype(jax.tree.leaves(carry)[-1].dtype)) / (1 - self.rate)
-            candidate = factor if candidate is None else candidate * factor
-        return Wrapper.update(self, params, carry, z, noise, candidate=candidate)
+            scale = mask.astype(state_dtype(jax.tree.leaves(carry)[-1].dtype)) / (1 - self.rate)
+            candidate_scale = scale if candidate_scale is None else candidate_scale * scale
+        return Wrapper.update(self, params, carry, z, noise, candidate_scale=candidate_scale)

@@ -15,13 +15,12 @@ from lstm_jax.regularizers._wrapper import (
     Wrapper,
     check_rate,
     check_wrapped,
-    delegated,
     drop,
     split_masks,
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class WeightDrop(Wrapper):
     r"""Dropout of recurrent weights (DropConnect: Wan et al. 2013; on R, AWD-LSTM: Merity et al. 2018).
 
@@ -59,6 +58,13 @@ class WeightDrop(Wrapper):
             )
         object.__setattr__(self, "weights", tuple(self.weights))
 
+    draws_sequence = True
+
+    @property
+    def linear_recurrence(self) -> bool:  # type: ignore[override]
+        """That of the wrapped cell."""
+        return self.inner.linear_recurrence
+
     def perturb(self, params: Params, key: Array, carry: Carry, x: Array) -> Masked:
         """The weights that are left, for one sequence."""
         k_inner, *keys = jax.random.split(key, 1 + len(self.weights))
@@ -75,7 +81,6 @@ class WeightDrop(Wrapper):
             left[name] = drop(bernoulli(k, 1 - self.rate, value), value, self.rate)
         return Wrapper.perturb(self, params._replace(**left), k_inner, carry, x)
 
-    @delegated
     def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
         """Those of the cell inside (:class:`lstm_jax.ParallelCell`), by the weights that are left."""
-        return self.cell.coefficients(split_masks(params)[0], x)
+        return self.inner.coefficients(split_masks(params)[0], x)

@@ -15,11 +15,10 @@ from lstm_jax.regularizers._wrapper import (
     Noise,
     Wrapper,
     check_wrapped,
-    delegated,
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Zoneout(Wrapper):
     r"""Units keep their last value at random (Krueger et al. 2017).
 
@@ -55,19 +54,24 @@ class Zoneout(Wrapper):
         if not rates or not all(is_number(rate) and 0 <= rate <= 1 for rate in rates):
             raise value_error(
                 f"Zoneout got rates={self.rates!r}",
-                "a share in [0, 1], or a tuple of one for each state",
+                "a rate in [0, 1], or a tuple with one for each state",
                 "0 switches it off; an LSTM's states are (h, c).",
             )
         rates = tuple(map(float, rates))
         object.__setattr__(self, "rates", rates if many else rates[0])
 
-    def declines(self) -> str | None:
-        """Why the fast path cannot take this cell, or None."""
-        if hasattr(self.cell, "emit"):
-            return "Zoneout comes after the product that the state goes through when it is emitted"
-        return Wrapper.declines(self)
+    @property
+    def draws_step(self) -> bool:  # type: ignore[override]
+        """Whether a rate is above 0."""
+        return any(self.rates) if isinstance(self.rates, tuple) else self.rates > 0
 
-    def step_noise(self, key: Array, carry: Carry) -> list[Array | None]:
+    def fused_unsupported(self) -> str | None:
+        """Why the fused scan cannot run this cell, or None."""
+        if self.inner.emits:
+            return "Zoneout comes after the product that the state goes through when it is emitted"
+        return super().fused_unsupported()
+
+    def draw_step(self, key: Array, carry: Carry) -> list[Array | None]:
         """Which units keep their value, for each state that has a rate."""
         leaves, rates = jax.tree.leaves(carry), self._rates(carry)
         keys = jax.random.split(key, len(leaves))
@@ -79,7 +83,6 @@ class Zoneout(Wrapper):
         new, y = Wrapper.step(self, params, carry, x, noise)
         return self._zoned(carry, new, y, noise)
 
-    @delegated
     def update(
         self,
         params: Params,
@@ -87,10 +90,10 @@ class Zoneout(Wrapper):
         z: Any,
         noise: Noise | None = None,
         *,
-        candidate: Array | None = None,
+        candidate_scale: Array | None = None,
     ) -> tuple[Carry, Array]:
         """The new carry, of which every state keeps a part, and the output."""
-        new, y = Wrapper.update(self, params, carry, z, noise, candidate=candidate)
+        new, y = Wrapper.update(self, params, carry, z, noise, candidate_scale=candidate_scale)
         return self._zoned(carry, new, y, noise)
 
     def _zoned(self, old: Carry, new: Carry, y: Array, noise: Noise | None) -> tuple[Carry, Array]:

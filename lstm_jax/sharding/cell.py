@@ -29,22 +29,28 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from lstm_jax._errors import value_error
 from lstm_jax._types import Array, Carry, Params
+from lstm_jax.cells._base import Network, compute_form
+from lstm_jax.cells.activations import identity
 from lstm_jax.cells.gru import GRU
+from lstm_jax.cells.gru_variant import GRUVariant
 from lstm_jax.cells.indrnn import IndRNN
 from lstm_jax.cells.lstm import LSTM
+from lstm_jax.cells.lstm_variant import LSTMVariant
 from lstm_jax.cells.minimal import MinGRU, MinLSTM
-from lstm_jax.cells.readout import Readout, identity
+from lstm_jax.cells.readout import Readout
 from lstm_jax.cells.rnn import RNN
-from lstm_jax.regularizers._wrapper import Noise, Wrapper, delegated
-from lstm_jax.unrolling.run import Options, Run, Times, Unrolled
+from lstm_jax.regularizers._wrapper import Noise, Wrapper
+from lstm_jax.unrolling.run import Options, Steps, Unrolled
 from lstm_jax.unrolling.steps import mask_out
 
-DENSE_RECURRENCE = (RNN, LSTM, GRU)  # every unit hears every other: h is gathered at each step
-ELEMENTWISE = (IndRNN, MinGRU, MinLSTM, Readout)  # no unit hears another: nothing is
+#: Every unit reads every other: h is gathered at each step.
+DENSE_RECURRENCE = (RNN, LSTM, LSTMVariant, GRU, GRUVariant)
+#: Every unit reads itself only: nothing is gathered.
+ELEMENTWISE = (IndRNN, MinGRU, MinLSTM, Readout)
 
 
-@dataclass(frozen=True)
-class Share(Wrapper):
+@dataclass(frozen=True, repr=False)
+class CellShard(Wrapper):
     """One device's units of a cell, inside ``shard_map``: they hear all, and compute themselves.
 
     ``cell`` has the size of the part. Of its parameters, w_hh has the rows of all units.
@@ -53,14 +59,12 @@ class Share(Wrapper):
     cell: Any
     axis: str
 
-    @delegated
     def project(self, params: Params, x: Array) -> Any:
         """x W for the own units."""
         # The cell looks at w_hh's shape alone, and expects as many rows as it has units.
         w_hh = jax.ShapeDtypeStruct((self.cell.hidden_size, params.w_hh.shape[1]), params.w_hh.dtype)
         return self.cell.project(params._replace(w_hh=w_hh), x)
 
-    @delegated
     def recur(self, params: Params, carry: Carry, u: Any) -> Any:
         """What the own units hear of all units."""
         h, *others = carry if isinstance(carry, tuple) else (carry,)
@@ -69,11 +73,11 @@ class Share(Wrapper):
 
     def step(self, params: Params, carry: Carry, x: Array, noise: Noise | None = None) -> tuple[Carry, Array]:
         """One step of the own units."""
-        return self.by_parts(params, carry, x, noise)
+        return self.step_by_parts(params, carry, x, noise)
 
 
-@dataclass(frozen=True)
-class Sharded:
+@dataclass(frozen=True, repr=False)
+class Sharded(Network):
     """A cell whose units are spread over one axis of a mesh, and the rows of the batch over another.
 
     Parameters, carries and outputs are those of the cell, in the same shapes; what changes is where
@@ -139,7 +143,7 @@ class Sharded:
         return self.mesh.shape[self.model]
 
     @property
-    def share(self) -> Any:
+    def shard_cell(self) -> Any:
         """What one device computes: a cell of its units."""
         if isinstance(self.cell, Readout):
             return replace(self.cell, output_size=self.cell.output_size // self.parts, activation=identity)
@@ -147,7 +151,7 @@ class Sharded:
         if _heads(self.cell) > 1:
             return replace(self.cell, **own, heads=self.cell.heads // self.parts)
         part = replace(self.cell, **own)
-        return Share(part, self.model) if isinstance(self.cell, DENSE_RECURRENCE) else part
+        return CellShard(part, self.model) if isinstance(self.cell, DENSE_RECURRENCE) else part
 
     # --- the cell's own face ---
 
@@ -169,21 +173,34 @@ class Sharded:
         """The carry of the cell."""
         return self.cell.initial_carry(batch_shape, params)
 
-    def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
+    def compute_form(self) -> Sharded:
+        """The sharded compute form of the cell."""
+        return replace(self, cell=compute_form(self.cell))
+
+    def step(self, params: Params, carry: Carry, x: Array, noise: None = None) -> tuple[Carry, Array]:
         """One step, each device its units and rows."""
         rows, units = self._specs(x.shape[:-1])
         states = jax.tree.map(lambda _: units, carry)
         specs, out_specs = (states, rows), (states, units)
-        carry, y = self._spread(self.share.step, params, (carry, x), specs, out_specs)
+        carry, y = self._spread(self.shard_cell.step, params, (carry, x), specs, out_specs)
         return carry, self._activated(y)
 
-    def compose(
-        self, run: Run, params: Params, xs: Array, carry: Carry | None, options: Options, times: Times
+    def run_layers(
+        self,
+        run: Any,
+        options: Options,
+        params: Params,
+        xs: Array,
+        carry: Carry | None,
+        reset_to: Carry | None,
+        steps: Steps,
     ) -> Unrolled:
-        """All of time, each device its units and rows; called by ``unroll``."""
+        """All of time, each device its units and rows."""
 
-        def walk(params: Params, carry: Carry | None, xs: Array, times: Times) -> Unrolled:
-            return run(self.share, params, xs, carry, options, times)
+        def run_shard(
+            params: Params, carry: Carry | None, xs: Array, reset_to: Carry | None, steps: Steps
+        ) -> Unrolled:
+            return run(self.shard_cell, options, params, xs, carry, reset_to, steps)
 
         batch = xs.shape[1:-1]
         rows, units = self._specs(batch)
@@ -191,11 +208,16 @@ class Sharded:
         units_t: Any = P(None, *units)
         like = jax.eval_shape(lambda p: self.cell.initial_carry(batch, p), params)
         states, states_t = jax.tree.map(lambda _: units, like), jax.tree.map(lambda _: units_t, like)
-        arrays = (carry, xs, times._replace(key=None))  # these cells draw nothing
-        specs = (None if carry is None else states, rows_t, Times(rows_t, rows_t, None, P(), None))
+        arrays = (carry, xs, reset_to, steps._replace(key=None))  # these cells draw nothing
+        specs: Any = (
+            None if carry is None else states,
+            rows_t,
+            None if reset_to is None else states_t,
+            Steps(rows_t, rows_t, None, P(), rows),  # type: ignore[arg-type]
+        )
         out_specs = Unrolled(states, units_t, states_t if options.return_carries else None)
-        out = self._spread(walk, params, arrays, specs, out_specs)
-        return out._replace(ys=self._activated(out.ys, times.valid))
+        out = self._spread(run_shard, params, arrays, specs, out_specs)
+        return out._replace(ys=self._activated(out.ys, steps.valid))
 
     def _activated(self, y: Array, valid: Array | None = None) -> Array:
         """A read-out's activation may look at all outputs of a row, so it comes after the devices' parts."""
@@ -295,11 +317,11 @@ def _unsupported_reason(cell: Any) -> str | None:
         return f"{type(cell).__name__} draws its noise for all units together"
     if not isinstance(cell, (*DENSE_RECURRENCE, *ELEMENTWISE)):
         return "nothing is known of how its units lie in its parameters"
-    if isinstance(cell, LSTM) and cell.layer_norm is not None:
+    if isinstance(cell, LSTMVariant) and cell.layer_norm is not None:
         return f"layer_norm={cell.layer_norm!r} needs the mean over all units at every step"
-    if isinstance(cell, LSTM) and cell.proj_size is not None:
+    if isinstance(cell, LSTMVariant) and cell.proj_size is not None:
         return "with proj_size a unit's h is made of all units' states"
-    if isinstance(cell, GRU) and not cell.reset_after:
+    if isinstance(cell, GRUVariant) and not cell.reset_after:
         return (
             "with reset_after=False two products come one after the other, each with an exchange of its own"
         )

@@ -16,7 +16,7 @@ from lstm_jax._types import Params
 from lstm_jax.cells import _init
 from lstm_jax.networks.bidirectional import Bidirectional
 from lstm_jax.networks.stack import Stack
-from lstm_jax.sharding.cell import Sharded, Share
+from lstm_jax.sharding.cell import CellShard, Sharded
 
 
 def shard(network: Any, mesh: Mesh, *, data: str | None = "data", model: str = "model") -> Any:
@@ -155,7 +155,7 @@ def communication(network: Any, params: Params, batch: int) -> Communication:
         m = cell.parts if isinstance(cell, Sharded) else 1
         for a in jax.tree.leaves(own):
             summed += a.size * a.dtype.itemsize // m
-        if isinstance(cell, Sharded) and isinstance(cell.share, Share):
-            h = _init.compute_dtype(cell.cell, own).itemsize * cell.output_size
+        if isinstance(cell, Sharded) and isinstance(cell.shard_cell, CellShard):
+            h = _init.state_dtypes(cell.cell, own)[0].itemsize * cell.output_size
             exchanged += batch // d * h * (m - 1) // m
     return Communication(exchanged, exchanged, 2 * (d - 1) * summed // d)

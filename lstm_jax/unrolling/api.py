@@ -1,16 +1,19 @@
-"""``unroll``: a cell, or a network of cells, over a whole sequence."""
+"""``unroll`` and ``explain``: a cell, or a network of cells, over a whole sequence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 
 from lstm_jax._types import Array, Carry, Params
-from lstm_jax.unrolling import validation
-from lstm_jax.unrolling.run import Options, Unrolled, begin, run
+from lstm_jax.cells._base import compute_form
+from lstm_jax.unrolling import registry, validation
+from lstm_jax.unrolling.registry import NAMED, Implementation, LayerPlan
+from lstm_jax.unrolling.run import Options, Unrolled, prepare, run
 
 
 def unroll(
@@ -22,6 +25,7 @@ def unroll(
     lengths: Array | Sequence[int] | int | None = None,
     mask: Array | None = None,
     resets: Array | None = None,
+    reset_to: Carry | None = None,
     reverse: bool = False,
     checkpoint: str | int | None = None,
     truncate: int | None = None,
@@ -32,41 +36,46 @@ def unroll(
 ) -> tuple[Carry, Any]:
     """Run a cell, a :class:`Stack` or a :class:`Bidirectional` over a sequence.
 
-    With everything left out it is ``jax.lax.scan(partial(cell.step, params), carry, xs)``. A step
-    is *valid* where ``mask`` is True and t < ``lengths``; an invalid step is absent: nothing of it
-    is seen (a NaN there reaches neither a value nor a gradient), its output is zero, and the carry
-    passes it unchanged.
+    Without options this is ``jax.lax.scan(partial(cell.step, params), carry, xs)``. A step is *valid* where
+    ``mask`` is True and t < ``lengths``. An invalid step is absent: its input, reset and noise are not
+    read (a NaN there reaches neither a value nor a gradient), its output is zero, and the carry passes
+    through unchanged.
 
     Args:
-        cell: any object with ``init``, ``initial_carry`` and ``step``, hashable; or a composition.
-        params: what ``cell.init`` returned.
-        xs: (T, *batch, D), floats. T = 0 and empty batches are sequences too.
-        carry: what to begin with; None asks the cell (zeros, or what it learned).
-        lengths: (*batch,) ints, steps t >= lengths are invalid. Clipped to [0, T] where they are
-            arrays of JAX; a Python or NumPy value out of range is refused.
-        mask: (T, *batch) bool, False marks invalid steps anywhere.
-        resets: (T, *batch) bool, True says that x_t begins a segment: packed segments then give
-            what they give apart, in both directions.
-        reverse: walk from the last valid step to the first; outputs stay aligned with the inputs.
-        checkpoint: what the backward pass may remember: None, all it needs; a window length, the
-            carries between windows of that many steps; ``"sqrt"``, windows of about sqrt(T).
-        truncate: k lets no gradient cross from input j*k - 1 to input j*k, for any j, counted with
-            ``start``. The values do not change. (A given carry belongs to the windows before this
-            one; with ``reverse``, where windows are not handed on, it is never cut.)
-        key: PRNG key for networks that have noise (dropout); without it there is none.
-        start: absolute index of xs[0], so that windows draw the noise of the whole.
+        cell: any hashable object with ``init``, ``initial_carry`` and ``step``; or a network.
+        params: the result of ``cell.init``.
+        xs: (T, *batch, D), floats. T = 0 and empty batches are allowed.
+        carry: the first carry; None: the cell's own (zeros, or learned). Promoted to the dtype of
+            the cell's own.
+        lengths: (*batch,) ints; steps t >= lengths are invalid. A JAX array is clipped to [0, T]; a Python
+            or NumPy value out of range raises an error.
+        mask: (T, *batch) bool; False marks invalid steps anywhere.
+        resets: (T, *batch) bool; True says that x_t begins a segment. Packed segments give the same results
+            as separate ones, in both directions.
+        reset_to: what a restart goes back to: a carry with a leading time axis, (T, *batch, ...) each.
+            None: the cell's own initial carry. Forward, a reset at t restarts from ``reset_to[t]`` before
+            x_t is read. In reverse, a reset at t starts the backward pass of the segment that ends at
+            t - 1 from ``reset_to[t]``. A :class:`Bidirectional` takes a pair. Entries without a reset are
+            never read.
+        reverse: run from the last valid step to the first; outputs stay aligned with the inputs.
+        checkpoint: what the backward pass stores. None: everything it needs; a window length: the carries
+            between windows of that many steps; ``"sqrt"``: windows of about sqrt(T) steps.
+        truncate: k stops gradients between inputs j*k - 1 and j*k for every j, counted with ``start``.
+            Values do not change. (A given carry belongs to the windows before this one. With ``reverse``,
+            where windows are not passed on, its gradient is never stopped.)
+        key: PRNG key for networks with noise (dropout). Without it there is no noise.
+        start: absolute index of xs[0], so that windows draw the noise of the whole sequence.
         return_carries: also return the carry after each step.
         implementation: ``"auto"`` always works. ``"scan"`` is the plain loop over ``cell.step``,
-            ``"fused"`` the same loop with its own derivative rule, ``"parallel"`` all steps at once, for
-            cells whose recurrence is linear, ``"pallas"`` one kernel for the whole sequence, ``"cudnn"``
-            cuDNN's LSTM; one that cannot run raises its reason. :func:`lstm_jax.implementations` lists what
-            each supports and when ``"auto"`` takes it; :func:`lstm_jax.explain` shows what runs for
+            ``"fused"`` the same loop with its own derivative rule, ``"parallel"`` all steps at once for
+            linear recurrences, ``"pallas"`` one kernel for the whole sequence, ``"cudnn"`` cuDNN's LSTM. A
+            named implementation that cannot run raises its reason. :func:`lstm_jax.implementations` lists
+            what each supports and when ``"auto"`` takes it; :func:`lstm_jax.explain` shows what runs for
             these arguments.
 
     Returns:
-        ``(carry, ys)``, the carry after the last step walked and the outputs (T, *batch, H); with
-        ``return_carries``, ``(carry, (ys, carries))``, where ``carries[t]`` is the carry after
-        step t, held at invalid steps.
+        ``(carry, ys)``: the carry after the last step and the outputs (T, *batch, H). With
+        ``return_carries``, ``(carry, (ys, carries))``, where ``carries[t]`` is the carry after step t.
 
     Raises:
         ValueError: a shape, dtype, length or option does not fit; raised while tracing.
@@ -80,15 +89,100 @@ def unroll(
     [5, 3, 1, 0]
     """
     options = Options(bool(reverse), checkpoint, truncate, bool(return_carries), implementation)
-    validation.check_network("unroll", cell)
-    validation.check_options(options)
-    lengths = validation.host_lengths(lengths, xs)
-    validation.check_start(start)
-    carry, ys, carries = _jitted(cell, options, params, xs, carry, lengths, mask, resets, key, start)
+    lengths = validation.check_static("unroll", cell, options, xs, lengths, start)
+    arrays = params, xs, carry, lengths, mask, resets, reset_to, key, start
+    carry, ys, carries = _compiled(compute_form(cell), options, *arrays)
     return carry, ((ys, carries) if return_carries else ys)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _jitted(cell: Any, options: Options, *args: Any) -> Unrolled:
-    """The one jit around the time loop."""
-    return begin(run, cell, options, *args)
+def _unroll(
+    cell: Any,
+    options: Options,
+    params: Params,
+    xs: Array,
+    carry: Carry | None,
+    lengths: Array | None,
+    mask: Array | None,
+    resets: Array | None,
+    reset_to: Carry | None,
+    key: Array | None,
+    start: Array,
+) -> Unrolled:
+    xs, steps = prepare(cell, xs, lengths, mask, resets, key, start)
+    carry, reset_to = validation.check_carries(cell, params, xs, carry, reset_to, resets)
+    return run(cell, options, params, xs, carry, reset_to, steps)
+
+
+#: The one jit around the time loop: a second eager call compiles nothing.
+_compiled = partial(jax.jit, static_argnums=(0, 1))(_unroll)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The result of :func:`explain`; printing it shows a table, and what its implementations support."""
+
+    layers: tuple[LayerPlan, ...]
+
+    @property
+    def implementation(self) -> str:
+        """The implementation of all layers with a loop, or their names joined by ``+`` where they differ."""
+        names = dict.fromkeys(layer.implementation for layer in self.layers if layer.implementation != "vmap")
+        return "+".join(names) or "vmap"
+
+    @property
+    def rows(self) -> tuple[Implementation, ...]:
+        """The rows of :func:`lstm_jax.implementations` for those that run."""
+        names = dict.fromkeys(layer.implementation for layer in self.layers)
+        return tuple(NAMED[name] for name in names if name in NAMED)
+
+    def __str__(self) -> str:
+        width = max(len(layer.cell) for layer in self.layers)
+        lines = [f"{layer.cell:<{width}}  {layer}" for layer in self.layers]
+        return "\n".join([*lines, *map(str, self.rows)])
+
+
+def explain(
+    cell: Any,
+    params: Params,
+    xs: Array | jax.ShapeDtypeStruct,
+    carry: Carry | None = None,
+    *,
+    lengths: Any = None,
+    mask: Any = None,
+    resets: Any = None,
+    reset_to: Carry | None = None,
+    reverse: bool = False,
+    checkpoint: str | int | None = None,
+    truncate: int | None = None,
+    key: Any = None,
+    start: Any = 0,
+    return_carries: bool = False,
+    implementation: str = "auto",
+) -> Plan:
+    """Which implementation :func:`lstm_jax.unroll` takes for these arguments, why, and how it divides work.
+
+    Takes the arguments of ``unroll``; arrays may be ``jax.ShapeDtypeStruct``. Nothing is computed: the
+    call is traced by the code that ``unroll`` runs, so the two always agree. An enclosing ``vmap`` or
+    derivative is not seen. For memory ask the compiled program:
+    ``jax.jit(f).lower(...).compile().memory_analysis()``.
+
+    Returns:
+        A :class:`Plan` with one row for each cell that loops (both directions of a :class:`Bidirectional`
+        that share a loop are one row), in the order in which they run.
+
+    Raises:
+        ValueError: whatever ``unroll`` would raise.
+
+    >>> import jax, lstm_jax
+    >>> cell = lstm_jax.GRUVariant(input_size=3, hidden_size=2, reset_after=False)
+    >>> params = jax.eval_shape(cell.init, jax.random.key(0))
+    >>> xs = jax.ShapeDtypeStruct((5, 4, 3), "float32")
+    >>> print(lstm_jax.explain(cell, params, xs).implementation)
+    scan
+    """
+    options = Options(bool(reverse), checkpoint, truncate, bool(return_carries), implementation)
+    lengths = validation.check_static("explain", cell, options, xs, lengths, start)
+    arrays = params, xs, carry, lengths, mask, resets, reset_to, key, start
+    with registry.recording() as layers:
+        jax.eval_shape(partial(_unroll, compute_form(cell), options), *arrays)
+    return Plan(tuple(layers))

@@ -27,9 +27,9 @@ from jax.interpreters import ad, batching, mlir
 
 from lstm_jax._errors import value_error
 from lstm_jax._types import Array, Carry, Params
+from lstm_jax.cells._base import MERGES, FlatLayers, flatten, label
 from lstm_jax.cells.lstm import LSTM, LSTMParams
-from lstm_jax.unrolling.carries import default_carry, match_carry_type
-from lstm_jax.unrolling.layers import MERGES, Layers, layers_of
+from lstm_jax.unrolling.carries import given_carry, own_carry
 from lstm_jax.unrolling.steps import mask_out
 
 # --- the vector of weights -----------------------------------------------------------------------
@@ -66,48 +66,40 @@ def flat_weights(each: Sequence[LSTMParams]) -> Array:
 
 # --- what it can run -----------------------------------------------------------------------------
 
-#: Fields of an LSTM that change no equation: all others have to be at their defaults.
-FREE = {"input_size", "hidden_size", "use_bias", "forget_bias", "learn_initial_carry"}
-FREE |= {"w_ih_init", "w_hh_init", "bias_init", "param_dtype", "dtype"}
-
 
 def cudnn_unsupported(
-    network: Any, params: Params, xs: Any, carry: Carry | None, options: Any, times: Any
+    network: Any, params: Params, xs: Any, carry: Carry | None, options: Any, steps: Any
 ) -> str | None:
     """Why cuDNN cannot run this network with these options, or None; ``unroll``'s Options and Times."""
-    layers = layers_of(network, times.key is not None)
+    layers = flatten(network, steps.key is not None)
     reason = layers if isinstance(layers, str) else _unexpected(layers)
-    reason = reason or _declined(options, times) or _misfit(layers, params, xs, carry)  # type: ignore[arg-type]
+    reason = reason or _declined(options, steps) or _misfit(layers, params, xs, carry)  # type: ignore[arg-type]
     return reason or no_device() or _precision()[1]
 
 
-def _unexpected(layers: Layers) -> str | None:
+def _unexpected(layers: FlatLayers) -> str | None:
     for cell in layers.cells:
         if type(cell) is not LSTM:
-            return f"{type(cell).__name__} is not an LSTM"
-        plain = LSTM(cell.input_size, cell.hidden_size)
-        fields = [name for name in plain.__dataclass_fields__ if name not in FREE]
-        if unexpected := [name for name in fields if getattr(cell, name) != getattr(plain, name)]:
-            return f"cuDNN's LSTM has no {', '.join(unexpected)}"
+            return f"{label(cell)} is not an LSTM"
     sizes = {cell.hidden_size for cell in layers.cells}
     return f"all layers of one call have one hidden_size, not {sorted(sizes)}" if len(sizes) > 1 else None
 
 
-def _declined(options: Any, times: Any) -> str | None:
+def _declined(options: Any, steps: Any) -> str | None:
     if options.return_carries:
         return "return_carries: cuDNN gives the last carry alone"
     if options.truncate is not None:
         return "truncate: cuDNN's backward pass walks over all steps"
     if options.checkpoint is not None:
         return "checkpoint: cuDNN's reserve is for all steps (put jax.checkpoint around unroll)"
-    if times.resets is not None:
+    if steps.resets is not None:
         return "resets: cuDNN's carry never begins anew"
-    if times.valid is not None and times.lengths is None:
+    if steps.valid is not None and steps.lengths is None:
         return "mask: cuDNN knows lengths alone"
     return None
 
 
-def _misfit(layers: Layers, params: Params, xs: Any, carry: Carry | None) -> str | None:
+def _misfit(layers: FlatLayers, params: Params, xs: Any, carry: Carry | None) -> str | None:
     if not all(isinstance(n, int) for n in xs.shape):
         return "the numbers of steps and rows have to be known when tracing"
     if 0 in xs.shape:
@@ -152,24 +144,24 @@ def cudnn_reason() -> str:
 
 
 def cudnn_run(
-    network: Any, params: Params, xs: Array, carry: Carry | None, options: Any, times: Any
+    network: Any, params: Params, xs: Array, carry: Carry | None, options: Any, steps: Any
 ) -> tuple[Carry, Array]:
     """``(carry, ys)`` of a whole network that has no obstacle."""
-    layers = layers_of(network, times.key is not None)
-    assert isinstance(layers, Layers)
+    layers = flatten(network, steps.key is not None)
+    assert isinstance(layers, FlatLayers)
     T, batch, H = xs.shape[0], xs.shape[1:-1], layers.cells[0].hidden_size
     rows = math.prod(batch)
     own = _each(params)
     first = _first_carry(layers, params, xs, carry)
     h, c = (jnp.stack([pair[index].reshape(rows, H) for pair in first]) for index in (0, 1))
-    lengths = None if times.lengths is None else times.lengths.reshape(rows)
+    lengths = None if steps.lengths is None else steps.lengths.reshape(rows)
     flat = xs.reshape(T, rows, xs.shape[-1])
     if options.reverse:
         flat = _turned(flat, lengths)
     # cuDNN takes no row without a step: such a row walks one, and what comes of it is not looked at.
-    steps = jnp.full(rows, T, jnp.int32) if lengths is None else jnp.maximum(lengths, 1)
+    counts = jnp.full(rows, T, jnp.int32) if lengths is None else jnp.maximum(lengths, 1)
     call = Call(xs.shape[-1], H, len(layers.cells), layers.directions, _precision()[0])
-    ys, h_T, c_T = _lstm(call, jnp.swapaxes(flat, 0, 1), h, c, flat_weights(own), steps)
+    ys, h_T, c_T = _lstm(call, jnp.swapaxes(flat, 0, 1), h, c, flat_weights(own), counts)
     ys = jnp.swapaxes(ys, 0, 1)
     if lengths is not None:
         some = jax.lax.expand_dims(lengths > 0, (0, 2))  # (1, B, 1)
@@ -179,14 +171,14 @@ def cudnn_run(
     ys = ys.reshape(T, *batch, ys.shape[-1])
     if layers.merge is not None:
         ys = MERGES[layers.merge](*jnp.split(ys, 2, axis=-1))
-    if times.valid is not None:
-        ys = mask_out(times.valid, ys)
+    if steps.valid is not None:
+        ys = mask_out(steps.valid, ys)
     states = [a.reshape(*batch, H) for pair in zip(h_T, c_T, strict=True) for a in pair]
     structure = jax.tree.structure(jax.eval_shape(lambda p: network.initial_carry(batch, p), params))
     return jax.tree.unflatten(structure, states), ys
 
 
-def _first_carry(layers: Layers, params: Params, xs: Array, carry: Carry | None) -> list[Carry]:
+def _first_carry(layers: FlatLayers, params: Params, xs: Array, carry: Carry | None) -> list[Carry]:
     """(h, c) of each layer and direction: given or the cell's own, once its parameters were looked at."""
     batch, found = xs.shape[1:-1], []
     for index, own in enumerate(_each(params)):
@@ -194,10 +186,10 @@ def _first_carry(layers: Layers, params: Params, xs: Array, carry: Carry | None)
         # Of what a layer reads, the type alone counts.
         reads = jnp.broadcast_to(xs[..., :1], (*xs.shape[:-1], cell.input_size))
         if carry is None:
-            found.append(default_carry(cell, own, reads, batch))
+            found.append(own_carry(cell, own, reads, batch))
         else:
             given = tuple(jax.tree.leaves(carry)[2 * index : 2 * index + 2])
-            found.append(match_carry_type(cell, own, reads, given, given=True))
+            found.append(given_carry(cell, own, reads, batch, given))
     return found
 
 

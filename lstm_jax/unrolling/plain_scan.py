@@ -1,37 +1,43 @@
-"""The plain scan of ``cell.step``: the reference that every other way is tested against."""
+"""The plain scan of ``cell.step``: the reference that every other implementation is tested against."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
+from jax import lax
 
 from lstm_jax._types import Array, Carry, Params
-from lstm_jax.unrolling.steps import Flags, Scanned, scan_steps
+from lstm_jax.unrolling.steps import Flags, begin_step, end_step
 
 
 def plain_scan(
     cell: Any,
+    options: Any,
     params: Params,
+    key: Array | None,
     initial: Carry,
     carry: Carry,
-    xs: Array,
+    xs: Any,
     flags: Flags,
-    key: Array | None = None,
-    *,
-    reverse: bool,
-    carries: bool,
-) -> Scanned:
-    """:func:`lstm_jax.unrolling.steps.walk` of any cell, differentiated as it stands."""
+) -> tuple[Carry, Any]:
+    """Scan any cell's step over time, differentiated as it is; ``xs`` is ``(xs, reset_to)``."""
 
-    def step(carry: Carry, at: tuple[Array, Any]) -> tuple[Carry, Array, None]:
-        x, t = at
+    def body(carry: Carry, at: Any) -> tuple[Carry, Any]:
+        flag, (x, stored) = at
+        held, start = begin_step(flag, initial if stored is None else stored, carry)
         if key is None:
-            return *cell.step(params, carry, x), None
-        return *cell.step(params, carry, x, cell.draw(jax.random.fold_in(key, t), carry)), None
+            new, y = cell.step(params, start, x)
+        else:
+            new, y = cell.step(params, start, x, cell.draw(jax.random.fold_in(key, flag.time), start))
+        carry, y = end_step(flag, held, new, y)
+        return carry, (y, carry if options.return_carries else None)
 
-    return scan_steps(step, initial, carry, (xs, flags.time), flags, reverse=reverse, carries=carries)
+    return lax.scan(body, carry, (flags, xs), reverse=options.reverse)
 
 
-def always_supported(cell: Any, params: Params, carry: Carry, xs: Array, flags: Flags) -> None:
-    """The plain scan takes every cell and every option."""
+def always_supported(
+    cell: Any, options: Any, params: Params, carry: Carry, xs: Any, flags: Flags
+) -> str | None:
+    """The plain scan runs every cell with every option."""
+    return None

@@ -1,162 +1,163 @@
-"""The implementations of the walk over time: one table of what each can do, and the choice among them.
-
-``unroll`` asks :func:`choose` what runs, ``explain`` tells it, the README prints the table. One more
-implementation is a module with an obstacle (why it cannot run this, or None) and a walk
-(``steps.scan`` of a cell), and a row here; what ``"auto"`` may take stands in ``AUTO`` too.
-"""
+"""The implementations of ``unroll``: what each can do, and the choice among them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jax
 
 from lstm_jax._errors import value_error
-from lstm_jax._types import Array, Carry, Params
-from lstm_jax.cells._base import Cell
-from lstm_jax.unrolling.associative import associative_scan, associative_unsupported
-from lstm_jax.unrolling.cudnn import cudnn_reason, cudnn_run, cudnn_unsupported
-from lstm_jax.unrolling.fused_scan import fused_scan, fused_unsupported
-from lstm_jax.unrolling.kernels.select import engine_name, kernel_scan, kernel_unsupported
+from lstm_jax._types import Carry, Params
+from lstm_jax.cells._base import FlatLayers, Network, flatten, label
+from lstm_jax.unrolling.associative import associative_scan, associative_unsupported, slower_than_a_loop
+from lstm_jax.unrolling.fused_scan import fused_scan, fused_unsupported, tiling_of
 from lstm_jax.unrolling.plain_scan import always_supported, plain_scan
-from lstm_jax.unrolling.steps import Flags, Scanned
-from lstm_jax.unrolling.tiling import parallel_loss
+from lstm_jax.unrolling.steps import Flags
+
+
+def _pallas_unsupported(
+    cell: Any, options: Any, params: Params, carry: Carry, xs: Any, flags: Flags
+) -> str | None:
+    from lstm_jax.unrolling.kernels.select import kernel_unsupported
+
+    return kernel_unsupported(cell, params, carry, xs, flags)
+
+
+def _pallas_scan(
+    cell: Any, options: Any, params: Params, key: Any, initial: Any, carry: Carry, xs: Any, flags: Flags
+) -> tuple[Carry, Any]:
+    from lstm_jax.unrolling.kernels.select import kernel_scan
+
+    reverse, carries = options.reverse, options.return_carries
+    scanned = kernel_scan(cell, params, initial, carry, xs[0], flags, reverse=reverse, carries=carries)
+    return scanned.carry, (scanned.ys, scanned.carries)
+
+
+def _pallas_reason() -> str:
+    from lstm_jax.unrolling.kernels.select import engine_name
+
+    return f"the whole sequence in one kernel ({engine_name()})"
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """One row of the table: what an implementation is, and what it supports.
+    """One implementation of ``unroll`` and what it supports.
 
-    The table is for people; what counts at a call is the obstacle, which knows shapes and options.
+    The columns are for people. What decides at a call is a function that knows its shapes and options.
     """
 
     name: str
-    what: str  # it is
+    what: str
     devices: str
     dtypes: str
     cells: str
-    declines: str  # of the time contract
-    transforms: str  # that it keeps
+    unsupported: str  # parts of the time contract
+    transforms: str
     auto: str  # when "auto" takes it, and on which evidence
+    #: Why it cannot run a cell: ``(cell, options, params, carry, xs, flags) -> str | None``.
+    why_not: Callable[..., str | None] = field(default=always_supported, repr=False)
+    #: ``(cell, options, params, key, initial, carry, xs, flags) -> (carry, (ys, carries, ...))``.
+    scan: Callable[..., tuple[Carry, Any]] = field(default=plain_scan, repr=False)
     #: Why it runs, where it does.
     reason: Callable[[], str] = field(default=str, repr=False)
-    #: Why it cannot run a cell: ``unsupported_reason(cell, params, carry, xs, flags)``.
-    unsupported_reason: Callable[[Any, Params, Carry, Any, Flags], str | None] | None = field(
-        default=None, repr=False
-    )
-    #: As :func:`lstm_jax.unrolling.plain_scan.plain_scan`.
-    scan: Callable[..., Scanned] | None = field(default=None, repr=False)
-    #: Why another is faster on this machine, though it could run: asked by ``"auto"`` alone.
-    loss: Callable[[], str | None] = field(default=lambda: None, repr=False)
-    #: Cells of whom ``"auto"`` asks it at all.
-    concerns: Callable[[Any], bool] = field(default=lambda cell: True, repr=False)
-    #: Instead of obstacle and walk, of one that runs a whole network in one call.
-    whole: Whole | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         columns = {name: getattr(self, name) for name in COLUMNS}
-        return f"{self.name}: {self.what}\n" + "\n".join(f"  {a + ':':<11} {b}" for a, b in columns.items())
+        lines = "\n".join(f"  {name + ':':<12} {text}" for name, text in columns.items())
+        return f"{self.name}: {self.what}\n{lines}"
 
 
-class Whole(NamedTuple):
-    """How a whole network is run in one call; all three are given ``unroll``'s Options and Times."""
+#: The columns of the table of implementations.
+COLUMNS = ("devices", "dtypes", "cells", "unsupported", "transforms", "auto")
 
-    unsupported_reason: Callable[[Any, Params, Any, Carry | None, Any, Any], str | None]
-    run: Callable[[Any, Params, Any, Carry | None, Any, Any], tuple[Carry, Array]]
-    reason: Callable[[], str]
-
-
-#: What the table tells of each.
-COLUMNS = ("devices", "dtypes", "cells", "declines", "transforms", "auto")
-
-ROWS = (
-    Implementation(
-        "scan",
-        "the plain loop over cell.step, differentiated as it stands",
-        devices="all",
-        dtypes="all floats",
-        cells="all",
-        declines="nothing",
-        transforms="all",
-        auto="last: what nothing else takes",
-        unsupported_reason=always_supported,
-        scan=plain_scan,
-        reason=lambda: "the plain scan of cell.step",
-    ),
-    Implementation(
-        "fused",
-        "the loop with its own derivative rule: weight gradients in one product after it",
-        devices="all",
-        dtypes="all floats",
-        cells="those that split into project, recur and update (SplitCell), recur being affine in the carry",
-        declines="nothing",
-        transforms="all",
-        auto="wherever it can run: 0.83 of the plain scan's time forward and 0.65 with gradients, the mean "
-        "of 8 cases on a CPU; not measured on GPUs and TPUs",
-        unsupported_reason=fused_unsupported,
-        scan=fused_scan,
-        reason=lambda: "the cell splits into project, recur and update: weight gradients in one product",
-    ),
-    Implementation(
-        "parallel",
-        "all steps at once, joined as a tree over time",
-        devices="all",
-        dtypes="all floats; sums in float32 or wider",
-        cells="those whose recurrence is linear (ParallelCell): MinGRU, MinLSTM",
-        declines="truncate; an unknown number of steps",
-        transforms="all",
-        auto="on GPUs and TPUs, for 2 log2(T) rounds instead of T steps (not measured); never on CPUs, where "
-        "the loop took 0.2 to 1.4 times its time",
-        unsupported_reason=associative_unsupported,
-        scan=associative_scan,
-        reason=lambda: "the recurrence is linear in the state: all steps at once",
-        loss=parallel_loss,
-        concerns=lambda cell: hasattr(cell, "coefficients"),
-    ),
-    Implementation(
-        "pallas",
-        "one kernel for the whole sequence, with the recurrent weights on the chip",
-        devices="TPUs, NVIDIA Hopper GPUs",
-        dtypes="on TPUs float32 and bfloat16, on GPUs bfloat16 and float16",
-        cells="LSTM without options; GRU (reset_after=True) without heads",
-        declines="resets, truncate; weights larger than the chip holds; unknown sizes; explicit meshes (each "
-        "device runs its own in shard_map)",
-        transforms="all; under vmap over weights it is plain JAX",
-        auto="never: compiled for both devices, measured on neither",
-        unsupported_reason=kernel_unsupported,
-        scan=kernel_scan,
-        reason=lambda: f"the whole sequence in one kernel ({engine_name()})",
-    ),
-    Implementation(
-        "cudnn",
-        "cuDNN by jax.experimental.rnn: all layers and both directions in one call",
-        devices="NVIDIA GPUs",
-        dtypes="float32; TF32 unless jax.default_matmul_precision is 'highest' or 'float32'",
-        cells="LSTM without options, Bidirectional of it, Stack of equal ones",
-        declines="mask, resets, truncate, checkpoint, return_carries; unknown or zero steps or rows",
-        transforms="jit, grad (once, in reverse mode); vmap, jvp and second derivatives raise",
-        auto="never: it does not keep every transform",
-        whole=Whole(cudnn_unsupported, cudnn_run, cudnn_reason),
-    ),
-)
-NAMED = {row.name: row for row in ROWS}
-#: The order in which "auto" asks them; the last takes everything.
+NAMED = {
+    row.name: row
+    for row in (
+        Implementation(
+            "scan",
+            "the plain loop over cell.step, differentiated as it is",
+            devices="all",
+            dtypes="all floats",
+            cells="all",
+            unsupported="nothing",
+            transforms="all",
+            auto="last: whatever no other implementation runs",
+            reason=lambda: "the plain scan of cell.step",
+        ),
+        Implementation(
+            "fused",
+            "the loop with its own derivative rule: weight gradients in one product after it",
+            devices="all",
+            dtypes="all floats",
+            cells="those that split into project, recur and update (SplitCell) with recur affine in "
+            "the carry",
+            unsupported="nothing",
+            transforms="all",
+            auto="wherever it can run: 0.83 of the plain scan's time forward and 0.65 with gradients, "
+            "the mean of 8 cases on a CPU; not measured on GPUs and TPUs",
+            why_not=fused_unsupported,
+            scan=fused_scan,
+            reason=lambda: "the cell splits into project, recur and update: weight gradients in one product",
+        ),
+        Implementation(
+            "parallel",
+            "all steps at once, combined as a tree over time",
+            devices="all",
+            dtypes="all floats; sums in float32 or wider",
+            cells="those with a linear recurrence (ParallelCell): MinGRU, MinLSTM",
+            unsupported="truncate; an unknown number of steps",
+            transforms="all",
+            auto="on GPUs and TPUs, for 2 log2(T) rounds instead of T steps (not measured); never on CPUs, "
+            "where the loop took 0.2 to 1.4 times its time",
+            why_not=associative_unsupported,
+            scan=associative_scan,
+            reason=lambda: "the recurrence is linear in the state: all steps at once",
+        ),
+        Implementation(
+            "pallas",
+            "one kernel for the whole sequence, with the recurrent weights on the chip",
+            devices="TPUs, NVIDIA Hopper GPUs",
+            dtypes="on TPUs float32 and bfloat16, on GPUs bfloat16 and float16",
+            cells="LSTM, GRU",
+            unsupported="resets, truncate; weights larger than the chip holds; unknown sizes; explicit "
+            "meshes (each device runs its own in shard_map)",
+            transforms="all; vmap over weights runs plain JAX",
+            auto="never: compiled for both devices, measured on neither",
+            why_not=_pallas_unsupported,
+            scan=_pallas_scan,
+            reason=_pallas_reason,
+        ),
+        Implementation(
+            "cudnn",
+            "cuDNN by jax.experimental.rnn: all layers and both directions in one call",
+            devices="NVIDIA GPUs",
+            dtypes="float32; TF32 unless jax.default_matmul_precision is 'highest' or 'float32'",
+            cells="LSTM, Bidirectional of it, Stack of equal ones",
+            unsupported="mask, resets, truncate, checkpoint, return_carries; unknown or zero steps or rows",
+            transforms="jit, grad (once, in reverse mode); vmap, jvp and second derivatives raise",
+            auto="never: it does not keep every transform",
+        ),
+    )
+}
+#: The order in which "auto" tries them; the last runs everything.
 AUTO = ("parallel", "fused", "scan")
-#: What ``unroll`` takes.
+#: What ``unroll`` accepts.
 IMPLEMENTATIONS = ("auto", *NAMED)
 
 
 class Table(tuple[Implementation, ...]):
-    """All implementations; printing it shows what each can do."""
+    """All implementations; printing it shows what each supports."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))
 
     @property
     def markdown(self) -> str:
-        """The table as the README has it: a row for each."""
+        """The table in Markdown, one row for each implementation."""
         head = "| | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1)
         rows = [
             f'| `"{row.name}"`: {row.what} | ' + " | ".join(getattr(row, name) for name in COLUMNS) + " |"
@@ -166,7 +167,7 @@ class Table(tuple[Implementation, ...]):
 
 
 def implementations() -> Table:
-    """What :func:`lstm_jax.unroll` knows by name, and what each supports.
+    """The implementations that :func:`lstm_jax.unroll` knows by name, and what each supports.
 
     Returns:
         A tuple of :class:`Implementation`, which prints as a table.
@@ -174,69 +175,120 @@ def implementations() -> Table:
     >>> [row.name for row in implementations()]
     ['scan', 'fused', 'parallel', 'pallas', 'cudnn']
     >>> print(implementations()[0])
-    scan: the plain loop over cell.step, differentiated as it stands
-      devices:    all
-      dtypes:     all floats
-      cells:      all
-      declines:   nothing
-      transforms: all
-      auto:       last: what nothing else takes
+    scan: the plain loop over cell.step, differentiated as it is
+      devices:     all
+      dtypes:      all floats
+      cells:       all
+      unsupported: nothing
+      transforms:  all
+      auto:        last: whatever no other implementation runs
     """
-    return Table(ROWS)
+    return Table(NAMED.values())
 
 
 # --- the choice ----------------------------------------------------------------------------------
 
 
-class Choice(NamedTuple):
-    """An implementation and the reason for it."""
+@dataclass(frozen=True)
+class LayerPlan:
+    """What runs for one cell of a network."""
 
+    cell: str
     implementation: str
     reason: str
+    tiling: str = ""  # how the fused scan divides the work
+
+    def __str__(self) -> str:
+        return f"{self.implementation:<5}  {self.reason}" + (f" ({self.tiling})" if self.tiling else "")
 
 
-def choose(cell: Cell, params: Params, carry: Carry, xs: Array, implementation: str, flags: Flags) -> Choice:
-    """What runs for this cell; a named implementation that cannot run raises with its reason."""
-    if implementation != "auto":
-        row = NAMED[implementation]
-        assert row.unsupported_reason is not None  # of one that runs whole networks, choose_whole was asked
-        if (reason := row.unsupported_reason(cell, params, carry, xs, flags)) is not None:
-            _raise_unsupported(row, cell, reason)
-        return Choice(row.name, f"asked for by name: {row.reason()}")
-    passed = ""
-    for row in (NAMED[name] for name in AUTO):
-        assert row.unsupported_reason is not None
-        if not row.concerns(cell):
-            continue
-        reason = row.loss() or row.unsupported_reason(cell, params, carry, xs, flags)
-        if reason is None:
-            return Choice(row.name, row.reason() + passed)
-        passed += f"; not {row.name}: {reason}"
-    raise AssertionError("the last of AUTO takes everything")
+#: Where ``explain`` collects what ``unroll`` chooses while it is traced.
+_plans: ContextVar[list[LayerPlan] | None] = ContextVar("plans", default=None)
 
 
-def choose_whole(
-    network: Any, params: Params, xs: Any, carry: Carry | None, options: Any, times: Any
-) -> Choice | None:
-    """The choice where a whole network is run in one call; None where its cells are asked, one by one."""
-    if options.implementation == "auto" or (row := NAMED[options.implementation]).whole is None:
-        return None
-    reason = row.whole.unsupported_reason(network, params, xs, carry, options, times)
+def record(cell: Any, implementation: str, reason: str, tiling: str = "") -> None:
+    """Tell ``explain`` what runs for a cell."""
+    plans = _plans.get()
+    if plans is not None:
+        description = cell if isinstance(cell, str) else cell.describe()
+        plans.append(LayerPlan(description, implementation, reason, tiling))
+
+
+def choose(
+    cell: Any,
+    name: str,
+    options: Any,
+    params: Params,
+    carry: Carry,
+    xs: Any,
+    flags: Flags,
+    window: int | None,
+) -> Callable[..., tuple[Carry, Any]]:
+    """The scan that runs this cell; a named implementation that cannot run raises its reason."""
+    arguments = cell, options, params, carry, xs, flags
+    if name != "auto":
+        row = NAMED[name]
+        reason = row.why_not(*arguments)
+        if reason is not None:
+            raise_unsupported(name, cell, reason)
+        why = f"requested by name: {row.reason()}"
+    else:
+        passed = ""
+        for name in AUTO:
+            row = NAMED[name]
+            if name == "parallel" and not cell.linear_recurrence:
+                continue
+            reason = slower_than_a_loop() if name == "parallel" else None
+            reason = reason or row.why_not(*arguments)
+            if reason is None:
+                break
+            passed += f"; not {name}: {reason}"
+        why = row.reason() + passed
+    if _plans.get() is not None:
+        window_xs = jax.tree.map(lambda a: a[:window], xs)
+        tiling = str(tiling_of(cell, params, carry, window_xs)) if row.name == "fused" else ""
+        record(cell, row.name, why, tiling)
+    return row.scan
+
+
+def choose_whole_network(
+    network: Any, name: str, params: Params, xs: Any, carry: Carry | None, options: Any, steps: Any
+) -> bool:
+    """Whether one call runs the whole network; False where its cells choose one by one."""
+    if name != "cudnn":
+        return False
+    from lstm_jax.unrolling.cudnn import cudnn_reason, cudnn_unsupported
+
+    reason = cudnn_unsupported(network, params, xs, carry, options, steps)
     if reason is None:
-        return Choice(row.name, f"asked for by name: {row.whole.reason()}")
-    if hasattr(network, "layers") or _stateless(network, params):
-        return None
-    _raise_unsupported(row, network, reason)
+        layers = flatten(network, noisy=steps.key is not None)
+        assert isinstance(layers, FlatLayers)
+        first, *others = layers.cells
+        more = [f"{len(layers.cells)} layers"] * bool(others) + ["both directions"] * (layers.directions == 2)
+        description = ", ".join([first.describe(), *more])
+        record(description, name, f"requested by name: {cudnn_reason()}")
+        return True
+    if not network.has_state or (isinstance(network, Network) and network.members_choose):
+        return False
+    raise_unsupported(name, network, reason)
 
 
-def _raise_unsupported(row: Implementation, network: Any, reason: str) -> NoReturn:
+def raise_unsupported(name: str, network: Any, reason: str) -> NoReturn:
+    """Raise the reason why a named implementation cannot run."""
+    row = NAMED[name]
     raise value_error(
-        f"unroll got implementation={row.name!r} for {type(network).__name__}, which cannot run it: {reason}",
-        f"cells: {row.cells}; devices: {row.devices}; without {row.declines}",
+        f"unroll got implementation={name!r} for {label(network)}, which cannot run it: {reason}",
+        f"cells: {row.cells}; devices: {row.devices}; without {row.unsupported}",
         "Use implementation='auto' or 'scan'.",
     )
 
 
-def _stateless(network: Any, params: Params) -> bool:
-    """Whether there is nothing to walk with (a read-out)."""
-    return not jax.tree.leaves(jax.eval_shape(lambda p: network.initial_carry((), p), params))
+@contextmanager
+def recording() -> Iterator[list[LayerPlan]]:
+    """Collect what is chosen while a call of ``unroll`` is traced."""
+    plans: list[LayerPlan] = []
+    token = _plans.set(plans)
+    try:
+        yield plans
+    finally:
+        _plans.reset(token)

@@ -1,8 +1,12 @@
-"""The time loop: masks, resets, direction and truncation."""
+"""Masks, resets and truncation: what happens before and after each step of a loop over time.
+
+The plain scan, the fused scan and the tangents of the fused scan call :func:`begin_step` and
+:func:`end_step` in their loop bodies. Tangents may, because a selection is linear.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,36 +17,76 @@ from jax import lax
 
 from lstm_jax._types import Array, Carry
 
-
-def valid_steps(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Array | None) -> Array | None:
-    """Where a step is there, (T, *batch) bool; None where nothing is said about any."""
-    if lengths is None:
-        return mask
-    if lengths.dtype.itemsize < 4:  # too narrow to count steps
-        lengths = lengths.astype(jnp.int32)
-    within = jax.lax.broadcasted_iota(lengths.dtype, (T, *batch), 0) < lengths[None]
-    return within if mask is None else within & mask
-
-
-NEVER = np.int32(2**31 - 2)  # a step that does not come, and is no reset
+#: A time index after every step of a sequence; even, so that it is read as a step without a reset.
+NEVER = np.int32(2**31 - 2)
 
 
 class Flags(NamedTuple):
-    """What the loop is told about each step; None where nothing is special about any."""
+    """What a loop needs to know about each step; None where it is the same for all steps."""
 
-    valid: Any = None  # (T, *batch) bool: the step is there
-    restart: Any = None  # (T, *batch) bool: the carry starts anew before the step is read
+    valid: Any = None  # (T, *batch) bool: the step exists
+    restart: Any = None  # (T, *batch) bool: the carry restarts before the step is read
     cut: Any = None  # (T,) bool: no gradient enters the step through the carry
-    time: Any = None  # (T,) int: the absolute index of the step, where noise is drawn
+    time: Any = None  # (T,) int: absolute index of the step, from which its noise is drawn
+
+
+def begin_step(
+    flag: Flags, initial: Carry, carry: Carry, stop: Callable[[Array], Array] = lax.stop_gradient
+) -> tuple[Carry, Carry]:
+    """``(held, start)``: what an invalid step passes on, and what the step reads.
+
+    ``initial`` is what a restart goes back to. ``stop`` takes the gradient out of a carry: ``stop_gradient``
+    for values, ``zeros_like`` for tangents.
+    """
+    if flag.cut is not None:
+        carry = select(flag.cut, jax.tree.map(stop, carry), carry)
+    return carry, carry if flag.restart is None else select(flag.restart, initial, carry)
+
+
+def end_step(flag: Flags, held: Carry, new: Carry, y: Any) -> tuple[Carry, Any]:
+    """The carry after the step and the output: at an invalid step ``held`` and zeros."""
+    if flag.valid is None:
+        return new, y
+    return select(flag.valid, new, held), mask_out(flag.valid, y)
+
+
+def select(flag: Any, on_true: Any, on_false: Any) -> Any:
+    """``where`` for two trees; the axes of the flag are the leading axes of the leaves.
+
+    A tuple of flags goes with a tuple of trees: two directions in one loop have flags of their own.
+    """
+    if isinstance(flag, tuple):
+        return tuple(map(select, flag, on_true, on_false))
+    return jax.tree.map(lambda a, b: jnp.where(expand_flag(flag, a), a, b), on_true, on_false)
+
+
+def mask_out(valid: Any, tree: Any) -> Any:
+    """Zero where not valid. What was there, NaN included, reaches neither a value nor a gradient."""
+    if isinstance(valid, tuple):
+        return tuple(map(mask_out, valid, tree))
+    return jax.tree.map(lambda a: jnp.where(expand_flag(valid, a), a, jnp.zeros((), a.dtype)), tree)
+
+
+def expand_flag(flag: Array, like: Array) -> Array:
+    """The flag with trailing axes of length 1, as many as ``like`` has more."""
+    return lax.expand_dims(flag, range(flag.ndim, like.ndim)) if like.ndim > flag.ndim else flag
+
+
+def one_step(xs: Any) -> Any:
+    """A value of the type of one step, sharding and varying axes included, also where T = 0.
+
+    Only the type is used; the sum itself is dead code.
+    """
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), xs)
 
 
 class Scanned(NamedTuple):
-    """What a walk over time returns."""
+    """The result of :func:`scan_steps`."""
 
-    carry: Carry  # after the last step walked
+    carry: Carry  # after the last step
     ys: Any  # (T, *batch, ...) outputs, zero at invalid steps
-    carries: Carry | None  # (T, ...) the carry after each step, where asked for
-    saved: Any  # (T, ...) whatever the step function saved
+    carries: Carry | None  # (T, ...) the carry after each step, where requested
+    saved: Any  # (T, ...) what the step function saved
 
 
 def scan_steps(
@@ -54,46 +98,37 @@ def scan_steps(
     *,
     reverse: bool,
     carries: bool,
-    batch_splits: int = 1,
-    unroll: int = 1,
-    stop: Callable[[Array], Array] = lax.stop_gradient,
 ) -> Scanned:
-    """Scan ``step(carry, input) -> (carry, y, saved)`` over time, minding the flags.
+    """Scan ``step(carry, input) -> (carry, y, saved)`` over time with flags."""
 
-    ``initial`` is what a restart goes back to. ``stop`` takes the gradient out of a carry: it is
-    ``stop_gradient`` for values and ``zeros_like`` for tangents. ``batch_splits`` parts of the batch (its
-    first axis) walk side by side, each with its own products; ``unroll`` is ``lax.scan``'s.
+    def body(carry: Carry, at: Any) -> tuple[Carry, Any]:
+        flag, x = at
+        held, start = begin_step(flag, initial, carry)
+        new, y, saved = step(start, x)
+        carry, y = end_step(flag, held, new, y)
+        return carry, (y, carry if carries else None, saved)
+
+    carry, outs = lax.scan(body, carry, (flags, inputs), reverse=reverse)
+    return Scanned(carry, *outs)
+
+
+def split_batch(bodies: Sequence[Callable[[Carry, Any], tuple[Carry, Any]]]) -> Any:
+    """A scan body that runs parts of the batch (the first axis) side by side, one for each of ``bodies``.
+
+    Each part has matrix products of its own. The carry is a list with one entry for each part; see
+    :func:`batch_parts`.
     """
 
-    def one(initial: Carry, carry: Carry, at: tuple[Flags, Any]) -> tuple[Carry, Any]:
-        here, x = at
-        if here.cut is not None:
-            carry = select(here.cut, jax.tree.map(stop, carry), carry)
-        read = carry if here.restart is None else select(here.restart, initial, carry)
-        new, y, saved = step(read, x)
-        if here.valid is not None:
-            new = select(here.valid, new, carry)
-            y = mask_out(here.valid, y)
-        return new, (y, new if carries else None, saved)
+    def split_body(carries: list[Carry], at: Any) -> tuple[list[Carry], Any]:
+        parts = zip(bodies, carries, batch_parts(at, len(bodies)), strict=True)
+        results = [body(carry, part) for body, carry, part in parts]
+        return [carry for carry, _ in results], join_batch([out for _, out in results])
 
-    if batch_splits == 1:
-        carry, outs = lax.scan(partial(one, initial), carry, (flags, inputs), reverse=reverse, unroll=unroll)
-        return Scanned(carry, *outs)
-
-    initials = split_batch(initial, batch_splits)
-
-    def split_body(carries: list[Carry], at: tuple[Flags, Any]) -> tuple[list[Carry], Any]:
-        results = list(map(one, initials, carries, split_batch(at, batch_splits)))
-        return [new for new, _ in results], join_batch([out for _, out in results])
-
-    carries_, outs = lax.scan(
-        split_body, split_batch(carry, batch_splits), (flags, inputs), reverse=reverse, unroll=unroll
-    )
-    return Scanned(join_batch(carries_), *outs)
+    return split_body
 
 
-def split_batch(tree: Any, count: int) -> list[Any]:
-    """``count`` trees, each with a part of every leaf's first axis; numbers are in all of them."""
+def batch_parts(tree: Any, count: int) -> list[Any]:
+    """``count`` trees, each with a part of the first axis of every leaf; scalars are in all of them."""
 
     def part(a: Array, index: int) -> Array:
         return a[len(a) * index // count : len(a) * (index + 1) // count] if a.ndim else a
@@ -102,64 +137,56 @@ def split_batch(tree: Any, count: int) -> list[Any]:
 
 
 def join_batch(parts: list[Any]) -> Any:
-    """The tree whose :func:`split_batch` these are."""
+    """The tree whose :func:`batch_parts` these are."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
-def select(flag: Any, on_true: Any, on_false: Any) -> Any:
-    """``where`` over two trees, the flag's axes being the leaves' leading axes.
-
-    A tuple of flags goes with a tuple of trees: two directions in one loop have flags of their own.
-    """
-
-    def choose(flag: Array, a: Any, b: Any) -> Any:
-        return jax.tree.map(lambda a, b: jnp.where(_expand_flag(flag, a), a, b), a, b)
-
-    return jax.tree.map(choose, flag, on_true, on_false)
+# --- from the arguments of unroll to flags -------------------------------------------------------
 
 
-def mask_out(valid: Any, tree: Any) -> Any:
-    """Zero where not valid; what stood there (NaN, too) reaches neither a value nor a gradient."""
-
-    def zero(valid: Array, tree: Any) -> Any:
-        return jax.tree.map(lambda a: jnp.where(_expand_flag(valid, a), a, jnp.zeros((), a.dtype)), tree)
-
-    return jax.tree.map(zero, valid, tree)
-
-
-def one_step(xs: Any) -> Any:
-    """Something of the type of one step, sharding and varying axes included, also where T = 0.
-
-    Only the type is meant; the sum itself is dead code.
-    """
-    return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), xs)
+def valid_steps(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Array | None) -> Array | None:
+    """Which steps exist, (T, *batch) bool; None where all of them do."""
+    if lengths is None:
+        return mask
+    if lengths.dtype.itemsize < 4:  # too narrow to count steps
+        lengths = lengths.astype(jnp.int32)
+    within = lax.broadcasted_iota(lengths.dtype, (T, *batch), 0) < lengths[None]
+    return within if mask is None else within & mask
 
 
-def _expand_flag(flag: Array, leaf: Array) -> Array:
-    return lax.expand_dims(flag, range(flag.ndim, leaf.ndim)) if leaf.ndim > flag.ndim else flag
+def restarts(
+    resets: Array, valid: Array | None, reverse: bool, reset_to: Carry | None = None
+) -> tuple[Array, Carry | None]:
+    """At which steps the carry restarts before the step is read, and what each restart goes back to.
 
-
-def restarts(resets: Array, valid: Array | None, reverse: bool) -> Array:
-    """At which steps the carry starts anew before the step is read, in walking order.
-
-    A reset says that its step begins a segment. Forward that is where the carry restarts. In
-    reverse the step that begins a segment is the last one read of it, so the restart waits for the
-    next valid step of the walk: the one before it in time.
+    A reset at t says that x_t begins a segment. Forward, the carry restarts there. In reverse, the step that
+    begins a segment is the last one read of it, so the restart belongs to the next valid step that the loop
+    reads: the one before it in time.
     """
     starts = resets if valid is None else resets & valid
     if not reverse or resets.shape[0] == 0:
-        return starts
+        return starts, reset_to
     if valid is None:
-        return jnp.concatenate([starts[1:], jnp.zeros_like(starts[:1])])
+        moved = jnp.concatenate([starts[1:], jnp.zeros_like(starts[:1])])
+        return moved, jax.tree.map(lambda a: jnp.concatenate([a[1:], a[-1:]]), reset_to)
     # The next valid step after t in time and its flag, packed into one number: 2 * step + flag.
     step = lax.broadcasted_iota(jnp.int32, resets.shape, 0)
     packed = jnp.where(valid, 2 * step + starts.astype(jnp.int32), NEVER)
     following = lax.cummin(packed, axis=0, reverse=True)
-    return jnp.concatenate([following[1:] % 2 == 1, jnp.zeros_like(starts[:1])]) & valid
+    moved = jnp.concatenate([following[1:] % 2 == 1, jnp.zeros_like(starts[:1])]) & valid
+    if reset_to is None:
+        return moved, None
+    source = jnp.concatenate([following[1:], following[-1:]]) // 2
+    source = jnp.minimum(source, resets.shape[0] - 1)
+
+    def gather(a: Array) -> Array:
+        return jnp.take_along_axis(a, lax.expand_dims(source, range(source.ndim, a.ndim)), axis=0)
+
+    return moved, jax.tree.map(gather, reset_to)
 
 
 def cuts(T: Any, start: Array, period: int, reverse: bool) -> Array:
-    """Where truncation cuts: between inputs j*period - 1 and j*period, counted from the absolute start."""
+    """Where truncation stops gradients: between inputs j*period - 1 and j*period, counted with ``start``."""
     t = jnp.arange(T, dtype=jnp.int32)
     if reverse:
         return ((start + t + 1) % period == 0) & (t + 1 < T)

@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import check_choice, check_float, check_key, check_size, check_structure, value_error
+from lstm_jax._errors import check_choice, check_float, check_key, check_size, tree_text, value_error
 from lstm_jax._types import Array, Carry, Params
-from lstm_jax.cells._base import event_ndim
+from lstm_jax.cells._base import as_base_cell, label
 from lstm_jax.unrolling.registry import IMPLEMENTATIONS
 
 
-def check_network(owner: str, cell: Any) -> None:
-    """A hashable object with the three methods, or a composition."""
-    needed = ("init", "initial_carry", "compose" if hasattr(cell, "compose") else "step")
+def check_cell(owner: str, cell: Any) -> None:
+    """A hashable object with the three methods of a cell."""
+    needed = ("init", "initial_carry", "step")
     missing = [name for name in needed if not callable(getattr(cell, name, None))]
     if missing or isinstance(cell, type):
         what = f"the class {cell.__name__}" if isinstance(cell, type) else f"a {type(cell).__name__}"
@@ -30,13 +30,14 @@ def check_network(owner: str, cell: Any) -> None:
     except TypeError:
         raise value_error(
             f"{owner} got a {type(cell).__name__} that cannot be hashed",
-            "a hashable cell, since it is part of the key of the compiled loop",
+            "a hashable cell, since it is part of the key of the compiled program",
             "Make it a @dataclass(frozen=True) whose fields are numbers, names, tuples and functions.",
         ) from None
 
 
-def check_options(options: Any) -> None:
-    """The options that are known when tracing."""
+def check_static(owner: str, cell: Any, options: Any, xs: Any, lengths: Any, start: Any) -> Any:
+    """Check the cell and what is known before tracing; returns the lengths as an array."""
+    check_cell(owner, cell)
     check_choice("unroll", "implementation", options.implementation, IMPLEMENTATIONS)
     if options.checkpoint is not None and options.checkpoint != "sqrt":
         if isinstance(options.checkpoint, str):
@@ -44,10 +45,6 @@ def check_options(options: Any) -> None:
         check_size("unroll", "checkpoint", options.checkpoint)
     if options.truncate is not None:
         check_size("unroll", "truncate", options.truncate)
-
-
-def check_start(start: Any) -> None:
-    """A whole number, traced or not."""
     if isinstance(start, (int, np.integer)) and not isinstance(start, bool):
         check_size("unroll", "start", start, least=0)
     elif not hasattr(start, "dtype") or not jnp.issubdtype(start.dtype, jnp.integer) or start.shape != ():
@@ -56,18 +53,13 @@ def check_start(start: Any) -> None:
             "one whole number",
             "Give the absolute index of xs[0], for instance 0.",
         )
-
-
-def batch_shape(cell: Any, xs: Any) -> tuple[int, ...]:
-    """The axes between time and features."""
-    first = jax.tree.leaves(xs)[0]
-    return tuple(first.shape[1 : first.ndim - event_ndim(cell)])
+    return host_lengths(lengths, xs)
 
 
 def check_sequence(cell: Any, xs: Any) -> tuple[int, ...]:
     """A time-major array of floats; returns its batch axes."""
     check_float("unroll", "xs", xs)
-    events = event_ndim(cell)
+    events = as_base_cell(cell).event_ndim
     if xs.ndim < 1 + events:
         raise value_error(
             f"unroll got xs of shape {tuple(xs.shape)}",
@@ -78,10 +70,10 @@ def check_sequence(cell: Any, xs: Any) -> tuple[int, ...]:
     if events == 1 and isinstance(size, int) and xs.shape[-1] != size:
         raise value_error(
             f"unroll got xs of shape {tuple(xs.shape)}",
-            f"shape (T, *batch, {size}), {size} being the input features of {type(cell).__name__}",
+            f"shape (T, *batch, {size}), {size} being the input features of {label(cell)}",
             "Change input_size, or move the axes: time comes first, features last.",
         )
-    return batch_shape(cell, xs)
+    return tuple(xs.shape[1 : xs.ndim - events])
 
 
 def host_lengths(lengths: Any, xs: Any, owner: str = "unroll") -> Any:
@@ -152,27 +144,56 @@ def check_flags(
         check_key(owner, key)
 
 
-def check_carry(cell: Any, params: Params, carry: Carry, batch: tuple[int, ...]) -> None:
-    """A given carry has the structure and the shapes of the cell's own."""
-    expected = jax.eval_shape(lambda p: cell.initial_carry(batch, p), params)
-    hint = "Make one with cell.initial_carry(batch_shape), or hand on what unroll returned."
-    check_structure("unroll", carry, expected, f"that of {type(cell).__name__}", hint)
-    for (path, want), have in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(carry), strict=True):
-        name = "carry" + jax.tree_util.keystr(path)
+def check_carries(
+    cell: Any, params: Params, xs: Array, carry: Carry | None, reset_to: Carry | None, resets: Any
+) -> tuple[Carry | None, Carry | None]:
+    """``carry`` and ``reset_to`` in the structure of the cell's own carry, which their shapes must fit."""
+    if reset_to is not None and resets is None:
+        raise value_error(
+            "unroll got reset_to without resets",
+            "both",
+            "Pass resets, (T, *batch) bool, or leave reset_to out.",
+        )
+    if carry is None and reset_to is None:
+        return None, None
+    batch = tuple(xs.shape[1 : xs.ndim - as_base_cell(cell).event_ndim])
+    own = jax.eval_shape(lambda p: cell.initial_carry(batch, p), params)
+    if carry is not None:
+        carry = _like(cell, "carry", carry, own)
+    if reset_to is not None:
+        T = xs.shape[0]
+        timed = jax.tree.map(lambda a: jax.ShapeDtypeStruct((T, *a.shape), a.dtype), own)
+        reset_to = _like(cell, "reset_to", reset_to, timed)
+    return carry, reset_to
+
+
+def _like(cell: Any, name: str, given: Carry, own: Carry) -> Carry:
+    """``given`` in the structure of ``own``; tuples, lists and NamedTuples are the same."""
+    hint = {
+        "carry": "Make one with cell.initial_carry(batch_shape), or pass on what unroll returned.",
+        "reset_to": "Give a carry with a leading time axis, as return_carries=True returns it.",
+    }[name]
+    if not _same_nesting(given, own):
+        raise value_error(
+            f"unroll got {name} {tree_text(given)}", f"{tree_text(own)} for {label(cell)}", hint
+        )
+    leaves = jax.tree.leaves(given)
+    for (path, want), have in zip(jax.tree.leaves_with_path(own), leaves, strict=True):
+        where = name + jax.tree_util.keystr(path)
         if tuple(have.shape) != tuple(want.shape):
             raise value_error(
-                f"unroll got {name} of shape {tuple(have.shape)}", f"shape {tuple(want.shape)}", hint
+                f"unroll got {where} of shape {tuple(have.shape)}", f"shape {tuple(want.shape)}", hint
             )
         if jnp.issubdtype(want.dtype, jnp.floating) != jnp.issubdtype(have.dtype, jnp.floating):
-            raise value_error(f"unroll got {name} of dtype {have.dtype}", f"a dtype like {want.dtype}", hint)
+            raise value_error(f"unroll got {where} of dtype {have.dtype}", f"a dtype like {want.dtype}", hint)
+    return jax.tree.unflatten(jax.tree.structure(own), leaves)
 
 
-def known_length(T: Any) -> int:
-    """T as a number; a symbolic one cannot be rooted."""
-    if isinstance(T, (int, np.integer)):
-        return int(T)
-    raise value_error(
-        f"unroll got checkpoint='sqrt' with {T} steps",
-        "a known number of steps",
-        "Give a window length instead.",
-    )
+def _same_nesting(given: Any, own: Any) -> bool:
+    if isinstance(own, (tuple, list)):
+        if not isinstance(given, (tuple, list)) or len(given) != len(own):
+            return False
+        return all(map(_same_nesting, given, own))
+    if hasattr(own, "dtype"):
+        return hasattr(given, "dtype") and hasattr(given, "shape")
+    return bool(jax.tree.structure(given) == jax.tree.structure(own))  # type: ignore[operator]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack, keras_init, torch_init
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, Readout, Stack, keras_init, torch_init
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -82,7 +82,7 @@ def test_no_bias_where_none_is_wanted(kind):
     params = kind(3, 5, use_bias=False).init(KEY)
     assert params.bias is None and getattr(params, "bias_hn", None) is None
     assert Readout(3, 5, use_bias=False).init(KEY).bias is None
-    assert GRU(3, 5, reset_after=False).init(KEY).bias_hn is None
+    assert GRUVariant(3, 5, reset_after=False).init(KEY).bias_hn is None
 
 
 @CELLS
@@ -235,7 +235,7 @@ def test_torch_biases_are_the_sum_of_two(kind):
 
 def test_a_reset_before_grus_candidate_has_both_biases_in_one():
     H = 400
-    cell = GRU(1, H, reset_after=False, w_hh_init=jax.nn.initializers.zeros)
+    cell = GRUVariant(1, H, reset_after=False, w_hh_init=jax.nn.initializers.zeros)
     bias = np.asarray(torch_init(cell, KEY).bias)[2 * H :]
     assert np.max(np.abs(bias)) > 1.5 * H**-0.5
 

@@ -19,6 +19,15 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 KEY = jax.random.key(0)
 FORMS = pytest.mark.parametrize("form", ["current", "rate"])
+#: The options of the free step, which has no defaults.
+FREE = {
+    "tau": 100.0,
+    "dt": 20.0,
+    "sigma": 0.0,
+    "form": "current",
+    "integration": "euler",
+    "activation": jnp.tanh,
+}
 
 
 def drawn(cell, *batch, dtype=np.float64, seed=0):
@@ -55,7 +64,9 @@ def test_a_step_is_its_equations(form, which, noisy):
     f = np.tanh if f is None else (lambda a: np.maximum(a, 0))
     expected = getattr(oracle_leaky, form)(params, carry, x, f=f, **said)
     step = jax.jit(cell.step)(params, carry, x, *([noise] if noisy else []))
-    free = jax.jit(partial(leaky_rnn_step, form=form, sigma=0.3, **options))(params, carry, x, said["noise"])
+    free = jax.jit(partial(leaky_rnn_step, **FREE | {"form": form, "sigma": 0.3} | options))(
+        params, carry, x, said["noise"]
+    )
     assert_same(jax.device_get(step), expected)
     assert_same(jax.device_get(free), expected)
 
@@ -250,7 +261,7 @@ def test_step_returns_the_dtypes_it_was_handed(form, handed):
     params = cell.init(KEY)
     carry = jax.tree.map(lambda a: a.astype(handed), cell.initial_carry((2,)))
     x, noise = jnp.ones((2, 3)), jnp.ones((2, 2))
-    free = partial(leaky_rnn_step, form=form, sigma=0.1, integration="exponential")
+    free = partial(leaky_rnn_step, **FREE | {"form": form, "sigma": 0.1, "integration": "exponential"})
     for step in (cell.step, free):
         found = jax.eval_shape(step, params, carry, x, noise)
         assert {a.dtype.name for a in jax.tree.leaves(found)} == {handed}
@@ -304,10 +315,10 @@ ERRORS = {
         "xs of shape (4, 2)",
         "(T, *batch, 3)",
     ),
-    "a log_tau too few": (lambda: LEARNING.step(PARAMS, CARRY, X), "no log_tau with learn_tau=True"),
+    "a log_tau too few": (lambda: LEARNING.step(PARAMS, CARRY, X), "no params.log_tau with learn_tau=True"),
     "a log_tau too many": (
         lambda: CELL.step(PARAMS._replace(log_tau=LOG_TAU), CARRY, X),
-        "a log_tau with learn_tau=False",
+        "params.log_tau with learn_tau=False",
     ),
     "a log_tau of another size": (
         lambda: LEARNING.step(PARAMS._replace(log_tau=LOG_TAU[:1]), CARRY, X),
@@ -319,7 +330,11 @@ ERRORS = {
         "log_tau of dtype int",
         "floating",
     ),
-    "a bias too few": (lambda: CELL.step(PARAMS._replace(bias=None), CARRY, X), "no bias", "use_bias=True"),
+    "a bias too few": (
+        lambda: CELL.step(PARAMS._replace(bias=None), CARRY, X),
+        "no params.bias",
+        "use_bias=True",
+    ),
     "noise of another shape": (
         lambda: CELL.step(PARAMS, CARRY, X, STATE[0]),
         "noise of shape (2,)",
@@ -331,20 +346,20 @@ ERRORS = {
         "floating",
     ),
     "the step function with dt above tau": (
-        lambda: leaky_rnn_step(PARAMS, CARRY, X, tau=1.0),
+        lambda: leaky_rnn_step(PARAMS, CARRY, X, **FREE | {"tau": 1.0}),
         "leaky_rnn_step got dt=20.0 and tau=1.0",
         "dt <= tau",
     ),
     "the step function with noise below 0": (
-        lambda: leaky_rnn_step(PARAMS, CARRY, X, sigma=-1),
+        lambda: leaky_rnn_step(PARAMS, CARRY, X, **FREE | {"sigma": -1}),
         "leaky_rnn_step got sigma=-1",
     ),
     "the step function with learned tau by Euler": (
-        lambda: leaky_rnn_step(PARAMS._replace(log_tau=LOG_TAU), CARRY, X),
+        lambda: leaky_rnn_step(PARAMS._replace(log_tau=LOG_TAU), CARRY, X, **FREE),
         "leaky_rnn_step got learned time constants",
     ),
     "the step function with another form's carry": (
-        lambda: leaky_rnn_step(PARAMS, CARRY, X, form="rate"),
+        lambda: leaky_rnn_step(PARAMS, CARRY, X, **FREE | {"form": "rate"}),
         "leaky_rnn_step got a carry of 2 parts",
     ),
     "torch_init": (lambda: lstm_jax.torch_init(CELL, KEY), "torch_init got", "RNN, LSTM, GRU and Readout"),

@@ -11,7 +11,15 @@ import pytest
 from members import BY_NAME, D, assert_same, problem
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, FullGateLSTM, greff2017, lstm_gates, lstm_step, unroll
+from lstm_jax import (
+    LSTM,
+    RNN,
+    FullGateLSTM,
+    GRUVariant,
+    LSTMVariant,
+    greff2017,
+    unroll,
+)
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
 
@@ -36,21 +44,22 @@ def scanned(cell, params, xs=None, **options):
 
 
 def test_no_peepholes_are_peepholes_of_zero():
-    cell, plain = LSTM(D, H, peepholes=True, **WIDE), LSTM(D, H, **WIDE)
+    cell, plain = LSTMVariant(D, H, peepholes=True, **WIDE), LSTM(D, H, **WIDE)
     params = drawn(plain)
-    assert_same(scanned(cell, params._replace(peepholes=np.zeros(3 * H))), scanned(plain, params))
+    with_zeros = lstm_jax.LSTMVariantParams(*params[:3], peepholes=np.zeros(3 * H))
+    assert_same(scanned(cell, with_zeros), scanned(plain, params))
 
 
 def test_fresh_options_begin_as_the_lstm_does():
     """From one key, an LSTM with peepholes and wide limits is the one without."""
     key, plain = jax.random.key(3), LSTM(D, H, **WIDE)
-    cell = LSTM(D, H, peepholes=True, clip=1e6, cell_clip=1e6, **WIDE)
+    cell = LSTMVariant(D, H, peepholes=True, clip=1e6, cell_clip=1e6, **WIDE)
     assert_same(scanned(cell, cell.init(key)), scanned(plain, plain.init(key)))
 
 
 def test_coupled_is_the_lstm_with_tied_gates():
     """f = 1 - i = sigmoid of the negative: tie the forget gate's weights to minus the input gate's."""
-    cell, plain = LSTM(D, H, coupled=True, **WIDE), LSTM(D, H, **WIDE)
+    cell, plain = LSTMVariant(D, H, coupled=True, **WIDE), LSTM(D, H, **WIDE)
     params = drawn(cell)
 
     def tied(w):
@@ -62,17 +71,17 @@ def test_coupled_is_the_lstm_with_tied_gates():
 
 
 def test_the_forget_bias_of_coupled_gates_makes_them_remember():
-    cell = LSTM(D, H, coupled=True, forget_bias=2.0, **WIDE)
+    cell = LSTMVariant(D, H, coupled=True, forget_bias=2.0, **WIDE)
     params = cell.init(jax.random.key(0))
     np.testing.assert_array_equal(params.bias, [-2.0] * H + [0.0] * (2 * H))
-    gates = lstm_gates(params, cell.initial_carry(), np.zeros(D), coupled=True)
+    gates = cell.gates(params, cell.initial_carry(), np.zeros(D))
     np.testing.assert_allclose(gates.f, oracle.sigmoid(2.0))
 
 
 @pytest.mark.parametrize("gate, index", [("input", 0), ("forget", 1), ("output", 3)])
 def test_a_gate_taken_away_is_a_gate_held_open(gate, index):
     """A bias of 1000 opens a gate for good."""
-    cell, plain = LSTM(D, H, ablation=f"no_{gate}_gate", **WIDE), LSTM(D, H, **WIDE)
+    cell, plain = LSTMVariant(D, H, ablation=f"no_{gate}_gate", **WIDE), LSTM(D, H, **WIDE)
     params = drawn(cell)
 
     def with_gate(w, value):
@@ -87,12 +96,13 @@ def test_a_gate_taken_away_is_a_gate_held_open(gate, index):
 
 
 def test_a_projection_to_h_itself_changes_nothing():
-    cell, plain = LSTM(D, H, proj_size=H, **WIDE), LSTM(D, H, **WIDE)
+    cell, plain = LSTMVariant(D, H, proj_size=H, **WIDE), LSTM(D, H, **WIDE)
     params = drawn(plain)
-    assert_same(scanned(cell, params._replace(w_hr=np.eye(H))), scanned(plain, params))
+    projected = lstm_jax.LSTMVariantParams(*params[:3], w_hr=np.eye(H))
+    assert_same(scanned(cell, projected), scanned(plain, params))
 
 
-@pytest.mark.parametrize("build", [RNN, LSTM, GRU, partial(GRU, reset_after=False)])
+@pytest.mark.parametrize("build", [RNN, LSTMVariant, GRUVariant, partial(GRUVariant, reset_after=False)])
 def test_heads_are_cells_apart(build):
     """Two heads of two units: each half of h is a cell of its own that reads the same inputs."""
     cell, small = build(D, H, heads=2, **WIDE), build(D, H // 2, **WIDE)
@@ -115,7 +125,7 @@ def test_heads_are_cells_apart(build):
 
 def test_heads_are_drawn_one_by_one():
     """Each block is orthogonal, as one matrix without heads would be."""
-    params = LSTM(D, 6, heads=2, **WIDE).init(jax.random.key(0))
+    params = LSTMVariant(D, 6, heads=2, **WIDE).init(jax.random.key(0))
     assert params.w_hh.shape == (2, 3, 12)
     for head in params.w_hh:
         for block in np.split(head, 4, axis=-1):
@@ -127,16 +137,16 @@ def test_heads_are_drawn_one_by_one():
 
 
 def test_clip_limits_what_the_gates_see():
-    cell = LSTM(D, H, clip=0.5, **WIDE)
+    cell = LSTMVariant(D, H, clip=0.5, **WIDE)
     params = drawn(cell)
-    gates = lstm_gates(params, cell.initial_carry((3,)), 1e9 * sequence()[0], clip=0.5)
+    gates = cell.gates(params, cell.initial_carry((3,)), 1e9 * sequence()[0])
     for gate, f in zip(gates, (oracle.sigmoid, oracle.sigmoid, np.tanh, oracle.sigmoid), strict=True):
         assert np.all(np.isclose(gate, f(0.5)) | np.isclose(gate, f(-0.5)))
 
 
 @pytest.mark.parametrize("layer_norm", [None, "tfa", "haste"])
 def test_cell_clip_limits_the_cell_state(layer_norm):
-    cell = LSTM(D, H, cell_clip=0.3, layer_norm=layer_norm, **WIDE)
+    cell = LSTMVariant(D, H, cell_clip=0.3, layer_norm=layer_norm, **WIDE)
     (_, c), (_, (_, carries)) = scanned(cell, drawn(cell))
     assert np.max(np.abs(carries)) == 0.3 and np.all(np.abs(c) <= 0.3)
 
@@ -145,7 +155,7 @@ def test_the_two_layer_norms_carry_different_cell_states():
     """With scales of one, tfa's c has mean 0 and variance 1 after each step; haste's is the sum it was."""
     xs, made = sequence(), {}
     for which in ("tfa", "haste"):
-        cell = LSTM(D, H, layer_norm=which, **WIDE)
+        cell = LSTMVariant(D, H, layer_norm=which, **WIDE)
         params = drawn(cell)._replace(norm=cell.init(jax.random.key(0)).norm)
         _, (_, (_, made[which])) = scanned(cell, params, xs)
     np.testing.assert_allclose(np.mean(made["tfa"], axis=-1), 0, atol=1e-12)
@@ -155,7 +165,7 @@ def test_the_two_layer_norms_carry_different_cell_states():
 
 @pytest.mark.parametrize("layer_norm", ["tfa", "haste"])
 def test_layer_norm_does_not_see_the_scale_of_the_weights(layer_norm):
-    cell = LSTM(D, H, layer_norm=layer_norm, **WIDE)
+    cell = LSTMVariant(D, H, layer_norm=layer_norm, **WIDE)
     params = drawn(cell)
     scaled = params._replace(w_ih=1e4 * params.w_ih, w_hh=1e4 * params.w_hh)
     # But for the constant in the square root.
@@ -163,16 +173,16 @@ def test_layer_norm_does_not_see_the_scale_of_the_weights(layer_norm):
     assert_same(scanned(cell, scaled), scanned(cell, big), rtol=1e-5, atol=1e-6)
 
 
-# --- by name, and as free functions -------------------------------------------------------------
+# --- by name, and their gates -------------------------------------------------------------
 
 NAMES = {
-    "V": LSTM(D, H, peepholes=True),
-    "NIG": LSTM(D, H, peepholes=True, ablation="no_input_gate"),
-    "NFG": LSTM(D, H, peepholes=True, ablation="no_forget_gate"),
-    "NOG": LSTM(D, H, peepholes=True, ablation="no_output_gate"),
-    "NIAF": LSTM(D, H, peepholes=True, ablation="no_input_activation"),
-    "NOAF": LSTM(D, H, peepholes=True, ablation="no_output_activation"),
-    "CIFG": LSTM(D, H, peepholes=True, coupled=True),
+    "V": LSTMVariant(D, H, peepholes=True),
+    "NIG": LSTMVariant(D, H, peepholes=True, ablation="no_input_gate"),
+    "NFG": LSTMVariant(D, H, peepholes=True, ablation="no_forget_gate"),
+    "NOG": LSTMVariant(D, H, peepholes=True, ablation="no_output_gate"),
+    "NIAF": LSTMVariant(D, H, peepholes=True, ablation="no_input_activation"),
+    "NOAF": LSTMVariant(D, H, peepholes=True, ablation="no_output_activation"),
+    "CIFG": LSTMVariant(D, H, peepholes=True, coupled=True),
     "NP": LSTM(D, H),
     "FGR": FullGateLSTM(D, H),
 }
@@ -202,13 +212,10 @@ def test_the_study_s_parameters():
 
 
 @pytest.mark.parametrize("which", ["lstm_of_everything", "lstm_of_nearly_everything", "lstm_norm_haste"])
-def test_the_free_function_takes_the_options(which):
+def test_gates_are_those_of_the_step(which):
     given = problem(BY_NAME[which])
     cell, x = given.network, sequence()[0]
-    names = ("coupled", "ablation", "clip", "cell_clip", "layer_norm")
-    options = {name: getattr(cell, name) for name in names}
-    assert_same(lstm_step(given.params, given.carry, x, **options), cell.step(given.params, given.carry, x))
-    gates = lstm_gates(given.params, given.carry, x, **options)
+    gates = cell.gates(given.params, given.carry, x)
     (_, c), _ = cell.step(given.params, given.carry, x)
     if cell.layer_norm == "haste":  # c is what it is without a norm
         np.testing.assert_allclose(c, gates.f * given.carry[1] + gates.i * gates.g)
@@ -226,7 +233,7 @@ def test_full_gate_step_is_the_cells():
 def test_what_is_not_used_costs_nothing():
     """The programs of a plain LSTM and of one built with every option off are one program."""
     plain = LSTM(D, H)
-    off = LSTM(
+    off = LSTMVariant(
         D,
         H,
         proj_size=None,
@@ -238,11 +245,12 @@ def test_what_is_not_used_costs_nothing():
         cell_clip=None,
         layer_norm=None,
     )
-    assert plain == off and hash(plain) == hash(off)
-    params = plain.init(jax.random.key(0))
-    assert not any(getattr(params, name) is not None for name in ("peepholes", "w_hr", "norm", "initial"))
+    params = off.init(jax.random.key(0))
+    assert params[3:] == (None,) * 4
     xs = jnp.ones((5, 2, D), jnp.float32)
-    program = str(jax.make_jaxpr(jax.grad(lambda p: unroll(plain, p, xs)[1].sum()))(params))
+    program = str(jax.make_jaxpr(jax.grad(lambda p: unroll(off, p, xs)[1].sum()))(params))
+    of_plain = plain.init(jax.random.key(0))
+    assert_same(scanned(off, params, xs), scanned(plain, of_plain, xs), rtol=0, atol=0)
     # x W and its weight's gradient; in the loops h R forward and its transpose backward, and once
     # more all h R's for the pre-activations' tangents; R's gradient.
     assert program.count("dot_general[") == 6
@@ -254,23 +262,26 @@ def test_what_is_not_used_costs_nothing():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: LSTM(D, 4, proj_size=5), "proj_size=5 with hidden_size=4; expected a projection to at most"),
-        (lambda: LSTM(D, 4, proj_size=0), "proj_size=0; expected a whole number, 1 or more"),
-        (lambda: LSTM(D, 4, heads=3), "heads=3 with hidden_size=4; expected heads of equal size"),
-        (lambda: LSTM(D, 4, heads=2, proj_size=3), "heads=2 with proj_size=3"),
-        (lambda: RNN(D, 4, heads=3), "RNN got heads=3 with hidden_size=4"),
-        (lambda: GRU(D, 4, heads=8), "GRU got heads=8 with hidden_size=4"),
-        (lambda: GRU(D, 4, heads=0), "heads=0; expected a whole number"),
         (
-            lambda: LSTM(D, 4, coupled=True, ablation="no_input_gate"),
+            lambda: LSTMVariant(D, 4, proj_size=5),
+            "proj_size=5 with hidden_size=4; expected a projection to at most",
+        ),
+        (lambda: LSTMVariant(D, 4, proj_size=0), "proj_size=0; expected a whole number, 1 or more"),
+        (lambda: LSTMVariant(D, 4, heads=3), "heads=3 with hidden_size=4; expected heads of equal size"),
+        (lambda: LSTMVariant(D, 4, heads=2, proj_size=3), "heads=2 with proj_size=3"),
+        (lambda: RNN(D, 4, heads=3), "RNN got heads=3 with hidden_size=4"),
+        (lambda: GRUVariant(D, 4, heads=8), "GRUVariant got heads=8 with hidden_size=4"),
+        (lambda: GRUVariant(D, 4, heads=0), "heads=0; expected a whole number"),
+        (
+            lambda: LSTMVariant(D, 4, coupled=True, ablation="no_input_gate"),
             "coupled=True with ablation='no_input_gate'; expected one of the two: coupled gates are one gate",
         ),
-        (lambda: LSTM(D, 4, coupled=True, ablation="no_forget_gate"), "coupled gates are one gate"),
-        (lambda: LSTM(D, 4, ablation="NIG"), "ablation='NIG'; expected one of 'no_input_gate'"),
-        (lambda: LSTM(D, 4, clip=0), "clip=0; expected a positive number"),
-        (lambda: LSTM(D, 4, cell_clip=-1.0), "cell_clip=-1.0; expected a positive number"),
-        (lambda: LSTM(D, 4, clip=True), "clip=True; expected a positive number"),
-        (lambda: LSTM(D, 4, layer_norm="keras"), "layer_norm='keras'; expected one of 'tfa', 'haste'"),
+        (lambda: LSTMVariant(D, 4, coupled=True, ablation="no_forget_gate"), "coupled gates are one gate"),
+        (lambda: LSTMVariant(D, 4, ablation="NIG"), "ablation='NIG'; expected one of 'no_input_gate'"),
+        (lambda: LSTMVariant(D, 4, clip=0), "clip=0; expected a positive number"),
+        (lambda: LSTMVariant(D, 4, cell_clip=-1.0), "cell_clip=-1.0; expected a positive number"),
+        (lambda: LSTMVariant(D, 4, clip=True), "clip=True; expected a positive number"),
+        (lambda: LSTMVariant(D, 4, layer_norm="keras"), "layer_norm='keras'; expected one of 'tfa', 'haste'"),
     ],
 )
 def test_contradictions(build, message):
@@ -282,29 +293,33 @@ def test_contradictions(build, message):
 @pytest.mark.parametrize(
     "options, change, message",
     [
-        ({}, {"peepholes": np.zeros(12)}, "got params.peepholes; expected peepholes exactly where"),
-        ({"peepholes": True}, {"peepholes": None}, "got no params.peepholes"),
+        (
+            {},
+            {"peepholes": np.zeros(12)},
+            "got params.peepholes with peepholes=False; expected peepholes to be None",
+        ),
+        ({"peepholes": True}, {"peepholes": None}, "got no params.peepholes with peepholes=True"),
         (
             {"peepholes": True},
             {"peepholes": np.zeros(8)},
-            "params.peepholes of shape (8,); expected shape (12,)",
+            "peepholes of shape (8,); expected peepholes (12,)",
         ),
-        ({"proj_size": 2}, {"w_hr": np.zeros((4, 3))}, "params.w_hr of shape (4, 3); expected shape (4, 2)"),
-        ({"layer_norm": "tfa"}, {"norm": None}, "got no params.norm"),
+        ({"proj_size": 2}, {"w_hr": np.zeros((4, 3))}, "w_hr of shape (4, 3); expected w_hr (4, 2)"),
+        ({"layer_norm": "tfa"}, {"norm": None}, "got no params.norm with layer_norm='tfa'"),
         ({"heads": 2}, {"w_hh": np.zeros((4, 16))}, "w_hh of shape (4, 16); expected w_hh (2, 2, 8)"),
     ],
 )
 def test_parameters_of_other_options(options, change, message):
-    cell = LSTM(D, H, **options, **WIDE)
+    cell = LSTMVariant(D, H, **options, **WIDE)
     params = drawn(cell)._replace(**change)
     with pytest.raises(ValueError) as caught:
         unroll(cell, params, sequence())
     assert message in str(caught.value)
 
 
-def test_the_free_function_refuses_what_the_parameters_do_not_hold():
-    given = problem(BY_NAME["lstm"])
-    with pytest.raises(ValueError, match=r"lstm_step got no params\.norm"):
-        lstm_step(given.params, given.carry, sequence()[0], layer_norm="tfa")
-    with pytest.raises(ValueError, match=r"w_ih of shape .* 3 gates"):
-        lstm_step(given.params, given.carry, sequence()[0], coupled=True)
+def test_free_steps_take_no_parameters_of_variants():
+    given = problem(BY_NAME["lstm_norm_tfa"])
+    with pytest.raises(ValueError, match="lstm_step got parameters of type LSTMVariantParams"):
+        lstm_jax.lstm_step(given.params, given.carry, sequence()[0])
+    with pytest.raises(ValueError, match="gru_step got parameters of type GRUVariantParams"):
+        lstm_jax.gru_step(drawn(GRUVariant(D, H, reset_after=False)), np.zeros((3, H)), sequence()[0])

@@ -143,8 +143,8 @@ SEQUENCE = np.zeros((5, 4, 3), np.float32)
     [
         ({"w_ih": np.zeros((3, 2), "f")}, ["w_ih of shape (3, 2)", "w_ih (3, "]),
         ({"bias": np.zeros(2, "f")}, ["bias of shape (2,)", "bias ("]),
-        ({"bias": None}, ["no bias with use_bias=True"]),
-        ({"initial": np.zeros(2, "f")}, ["params.initial of shape (2,)", "learn_initial_carry=False"]),
+        ({"bias": None}, ["no params.bias with use_bias=True"]),
+        ({"initial": np.zeros(2, "f")}, ["params.initial with learn_initial_carry=False"]),
         ({"w_ih": np.zeros((3, 6), np.int32)}, ["w_ih of dtype int32", "floating"]),
     ],
     ids=str,
@@ -172,9 +172,9 @@ def test_wrong_arguments_of_a_step_are_refused(which, in_a_cell):
         ((params, STATE[0], X), f"{name} got h of shape (2,)"),
         ((params, (STATE, STATE), X), f"{name} got a carry of 2 parts"),
         ((params, STATE.astype(int), X), f"{name} got h of dtype int64"),
-        ((GRU(3, 2).init(jax.random.key(0)), STATE, X), "GRUParams with w_hh, which it does not have"),
-        ((tuple(params), STATE, X), "parameters of type tuple without w_ih, bias"),
-        ((make(jnp.zeros((3, gates * 2 + 1))), STATE, X), "w_ih of shape"),
+        ((GRU(3, 2).init(jax.random.key(0)), STATE, X), f"type GRUParams; expected {kind.__name__}Params"),
+        ((tuple(params), STATE, X), f"type tuple; expected {kind.__name__}Params"),
+        ((make(jnp.zeros((3, gates * 2 + 1)), jnp.zeros(gates * 2)), STATE, X), "w_ih of shape"),
     ]
     for arguments, words in cases:
         with pytest.raises(ValueError, match="; expected ") as error:

@@ -259,7 +259,9 @@ def test_mlstm_carry_keeps_the_dtype_it_was_handed():
             carry = jax.tree.map(lambda a, dtype=handed: a.astype(dtype), cell.initial_carry((2,), params))
             new, y = jax.eval_shape(cell.step, params, carry, jnp.ones((2, D)))
             assert {part.dtype.name for part in new} == {handed} and y.dtype == out
-            new, y = jax.eval_shape(lstm_jax.mlstm_step, params, carry, jnp.ones((2, D)))
+            new, y = jax.eval_shape(
+                partial(lstm_jax.mlstm_step, forget_gate="sigmoid"), params, carry, jnp.ones((2, D))
+            )
             assert {part.dtype.name for part in new} == {handed} and y.dtype == "float32"
 
 
@@ -372,7 +374,10 @@ X = jnp.ones((2, D))
 ERRORS = {
     "indrnn: a matrix for the units": (
         lambda: lstm_jax.indrnn_step(
-            lstm_jax.IndRNNParams(jnp.ones((D, H)), jnp.ones((H, H))), jnp.ones((2, H)), X
+            lstm_jax.IndRNNParams(jnp.ones((D, H)), jnp.ones((H, H))),
+            jnp.ones((2, H)),
+            X,
+            activation=jax.nn.relu,
         ),
         "indrnn_step got w_hh of shape (4, 4); expected w_hh (4,)",
     ),
@@ -400,10 +405,13 @@ ERRORS = {
         lambda: lstm_jax.unroll(SLSTM(D, H, heads=2), SLSTM(D, H).init(KEY), X),
         "SLSTM got w_hh of shape (4, 16); expected w_hh (2, 2, 8)",
     ),
-    "slstm: params None": (lambda: lstm_jax.unroll(SLSTM(D, H), None, X), "type NoneType without w_ih"),
+    "slstm: params None": (
+        lambda: lstm_jax.unroll(SLSTM(D, H), None, X),
+        "type NoneType; expected SLSTMParams",
+    ),
     "slstm: no bias": (
         lambda: lstm_jax.unroll(SLSTM(D, H), SLSTM(D, H, use_bias=False).init(KEY), X),
-        "SLSTM got no bias with use_bias=True",
+        "SLSTM got no params.bias with use_bias=True",
     ),
     "slstm: x": (
         lambda: lstm_jax.unroll(SLSTM(D, H), SLSTM(D, H).init(KEY), jnp.ones((2, 5))),
@@ -419,7 +427,10 @@ ERRORS = {
     ),
     "slstm_step: params that disagree": (
         lambda: lstm_jax.slstm_step(
-            SLSTM(D, H).init(KEY)._replace(w_ih=jnp.ones((D, 8))), (jnp.ones((2, H)),) * 4, X
+            SLSTM(D, H).init(KEY)._replace(w_ih=jnp.ones((D, 8))),
+            (jnp.ones((2, H)),) * 4,
+            X,
+            forget_gate="sigmoid",
         ),
         "slstm_step got w_ih of shape (3, 8); expected w_ih (3, 16)",
     ),
@@ -428,7 +439,9 @@ ERRORS = {
         "slstm_step got forget_gate='none'",
     ),
     "slstm_step: x of whole numbers": (
-        lambda: lstm_jax.slstm_step(SLSTM(D, H).init(KEY), (jnp.ones((2, H)),) * 4, jnp.ones((2, D), int)),
+        lambda: lstm_jax.slstm_step(
+            SLSTM(D, H).init(KEY), (jnp.ones((2, H)),) * 4, jnp.ones((2, D), int), forget_gate="sigmoid"
+        ),
         "slstm_step got x of dtype int32",
     ),
     "mlstm: heads": (lambda: MLSTM(D, H, heads=3), "MLSTM got heads=3 with hidden_size=4; expected heads"),
@@ -440,19 +453,19 @@ ERRORS = {
     ),
     "mlstm: an LSTM's params": (
         lambda: lstm_jax.unroll(MLSTM(D, H), lstm_jax.LSTM(D, H).init(KEY), X),
-        "parameters of type LSTMParams without w_gates, bias_gates",
+        "parameters of type LSTMParams; expected MLSTMParams",
     ),
     "mlstm: params None": (
         lambda: lstm_jax.unroll(MLSTM(D, H), None, X),
-        "type NoneType without w_ih, w_gates, bias, bias_gates",
+        "type NoneType; expected MLSTMParams",
     ),
     "mlstm: no bias": (
         lambda: lstm_jax.unroll(MLSTM(D, H), MLSTM(D, H, use_bias=False).init(KEY), X),
-        "MLSTM got no bias with use_bias=True",
+        "MLSTM got no params.bias with use_bias=True",
     ),
     "mlstm: one bias": (
         lambda: lstm_jax.unroll(MLSTM(D, H), MLSTM(D, H).init(KEY)._replace(bias=None), X),
-        "got one of bias and bias_gates without the other",
+        "MLSTM got no params.bias with use_bias=True",
     ),
     "mlstm: x": (
         lambda: MLSTM(D, H).step(MLSTM(D, H).init(KEY), MLSTM(D, H).initial_carry((2,)), jnp.ones((2, 5))),
@@ -464,22 +477,28 @@ ERRORS = {
     ),
     "mlstm: a part of the carry": (
         lambda: MLSTM(D, H).step(MLSTM(D, H).init(KEY), MLSTM(D, H, heads=2).initial_carry((2,)), X),
-        "MLSTM.step got C of shape (2, 2, 2, 2) with x of shape (2, 3); expected C of shape (2, 1, 4, 4)",
+        "MLSTM.step got C of shape (2, 2, 2, 2) with x of batch axes (2,); expected C of shape (2, 1, 4, 4)",
     ),
     "mlstm_step: params that disagree": (
         lambda: lstm_jax.mlstm_step(
-            MLSTM(D, H).init(KEY)._replace(bias=jnp.ones(8)), MLSTM(D, H).initial_carry((2,)), X
+            MLSTM(D, H).init(KEY)._replace(bias=jnp.ones(8)),
+            MLSTM(D, H).initial_carry((2,)),
+            X,
+            forget_gate="sigmoid",
         ),
         "mlstm_step got bias of shape (8,); expected bias (16,)",
     ),
     "mlstm_step: no heads": (
         lambda: lstm_jax.mlstm_step(
-            MLSTM(D, H, use_bias=False).init(KEY)._replace(w_gates=jnp.ones((D, 0))), (X, X, X), X
+            MLSTM(D, H, use_bias=False).init(KEY)._replace(w_gates=jnp.ones((D, 0))),
+            (X, X, X),
+            X,
+            forget_gate="sigmoid",
         ),
         "mlstm_step got w_gates of shape (3, 0)",
     ),
     "mlstm_step: a carry of lists": (
-        lambda: lstm_jax.mlstm_step(MLSTM(D, H).init(KEY), ([0.0], [0.0], [0.0]), X),
+        lambda: lstm_jax.mlstm_step(MLSTM(D, H).init(KEY), ([0.0], [0.0], [0.0]), X, forget_gate="sigmoid"),
         "mlstm_step got C of type list",
     ),
     "mlstm_step: forget gate": (

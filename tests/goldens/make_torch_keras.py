@@ -27,7 +27,7 @@ def torch_cases():
     torch.manual_seed(0)
     yield "rnn_relu", nn.RNN(D, H, nonlinearity="relu"), {"activation": "relu"}
     yield "lstm", nn.LSTM(D, H), {}
-    yield "lstm_projected_stack_both", nn.LSTM(D, H, 2, bidirectional=True, proj_size=2), {}
+    yield "lstm_projected_stack_both", nn.LSTMVariant(D, H, 2, bidirectional=True, proj_size=2), {}
     yield "gru_both", nn.GRU(D, H, bidirectional=True), {}
     yield "gru_stack_without_bias", nn.GRU(D, H, 2, bias=False), {}
     yield "rnn_cell", nn.RNNCell(D, H), {"activation": "tanh"}

@@ -11,7 +11,19 @@ import pytest
 from jax_peers import CASES, READ_ALONE, conv, filled, flat, nested
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, SLSTM, Bidirectional, ConvLSTM, Readout, Stack, Zoneout
+from lstm_jax import (
+    GRU,
+    LSTM,
+    RNN,
+    SLSTM,
+    Bidirectional,
+    ConvLSTM,
+    GRUVariant,
+    LSTMVariant,
+    Readout,
+    Stack,
+    Zoneout,
+)
 from lstm_jax.interop import from_equinox, from_flax, from_haiku, to_equinox, to_flax, to_haiku
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -122,7 +134,7 @@ def test_numpy_stays_numpy_and_dtypes_stay():
 
 def test_conversions_are_traced():
     """Gradients by ours through the weights of theirs, and shapes without arrays."""
-    cell = GRU(D, H, reset_after=False)
+    cell = GRUVariant(D, H, reset_after=False)
     params = cell.init(jax.random.key(0))
 
     def total(params):
@@ -253,7 +265,7 @@ def test_all_faults_of_weights_at_once():
          ["linear/b (15,), expected (16,)"]),
         (from_haiku, lambda: haiku(LSTM(D, H)), {"lstm/linear/w": None}, ["missing: linear/w (?, 16)"]),
         (from_haiku, lambda: haiku(LSTM(D, H)), {"lstm/linear/w": (4, 16)}, ["(D + H, 4H)"]),
-        (from_haiku, lambda: haiku(GRU(D, H, reset_after=False)), {"gru/w_i": (3, 9), "gru/c": (2,)},
+        (from_haiku, lambda: haiku(GRUVariant(D, H, reset_after=False)), {"gru/w_i": (3, 9), "gru/c": (2,)},
          ["w_i (3, 9), expected (3, 12)", "unexpected: c (2,)"]),
         (from_haiku, lambda: haiku(RNN(D, H, activation=jax.nn.relu)),
          {"vanilla_rnn/linear_1/w": (4, 5), "vanilla_rnn/linear/b": None},
@@ -346,7 +358,7 @@ def test_faults_of_all_layers_at_once():
          "which each direction is"),
         (lambda: from_flax([]), "a tuple of one cell or more"),
         (lambda: written(to_equinox, RNN(D, H)), "equinox has no other"),
-        (lambda: written(to_equinox, GRU(D, H, reset_after=False)), "reset_after=True"),
+        (lambda: written(to_equinox, GRUVariant(D, H, reset_after=False)), "reset_after=True"),
     ],
 )  # fmt: skip
 def test_refusals(call, says):
@@ -356,10 +368,10 @@ def test_refusals(call, says):
 
 
 OPTIONS = [
-    (LSTM, {"proj_size": 2}), (LSTM, {"peepholes": True}), (LSTM, {"coupled": True}), (LSTM, {"heads": 2}),
-    (LSTM, {"ablation": "no_input_gate"}), (LSTM, {"clip": 3.0}), (LSTM, {"cell_clip": 3.0}),
-    (LSTM, {"layer_norm": "haste"}), (LSTM, {"learn_initial_carry": True}),
-    (GRU, {"heads": 2, "learn_initial_carry": True}),
+    (LSTMVariant, {"proj_size": 2}), (LSTMVariant, {"peepholes": True}), (LSTMVariant, {"coupled": True}),
+    (LSTMVariant, {"heads": 2}), (LSTMVariant, {"ablation": "no_input_gate"}), (LSTMVariant, {"clip":
+    3.0}), (LSTMVariant, {"cell_clip": 3.0}), (LSTMVariant, {"layer_norm": "haste"}), (LSTM,
+    {"learn_initial_carry": True}), (GRUVariant, {"heads": 2, "learn_initial_carry": True}),
 ]  # fmt: skip
 
 
@@ -370,7 +382,7 @@ def test_options_that_they_lack(kind, options):
         lambda: to_flax(cell, drawn(cell), api="linen"),
         lambda: to_flax(cell, drawn(cell), api="nnx", optimized=True),
         lambda: to_equinox(cell, drawn(cell)),
-        lambda: to_haiku(cell, drawn(cell)) if kind is LSTM else to_equinox(cell, drawn(cell)),
+        lambda: to_haiku(cell, drawn(cell)) if kind in (LSTM, LSTMVariant) else to_equinox(cell, drawn(cell)),
     ):
         with pytest.raises(ValueError) as caught:
             write()

@@ -15,7 +15,7 @@ import safetensors
 from jax.experimental import rnn as cudnn
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, Readout, Stack, Zoneout
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, GRUVariant, LSTMVariant, Readout, Stack, Zoneout
 from lstm_jax.interop import from_cudnn, from_keras, from_torch, load, to_cudnn, to_keras, to_torch
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -97,7 +97,7 @@ def stack_of(kind, D, H, layers, both=False, **options):
 
 NETWORKS = st.builds(
     stack_of,
-    st.sampled_from([LSTM, GRU, RNN, (LSTM, {"proj_size": 1})]),
+    st.sampled_from([LSTM, GRU, RNN, (LSTMVariant, {"proj_size": 1})]),
     st.integers(1, 4),
     st.integers(1, 3),
     st.integers(1, 3),
@@ -131,7 +131,7 @@ def test_to_torch_and_back_to_the_bit(network, seed):
     [
         LSTM(3, 2),
         GRU(3, 2),
-        GRU(3, 2, reset_after=False),
+        GRUVariant(3, 2, reset_after=False),
         RNN(3, 2, activation=jax.nn.relu, use_bias=False),
         Bidirectional(LSTM(3, 2, use_bias=False), merge="mean"),
         Stack((Bidirectional(GRU(3, 2)), LSTM(4, 3), RNN(3, 1, activation=jax.nn.relu))),
@@ -373,12 +373,12 @@ def test_layers_that_do_not_fit_each_other():
 
 
 UNKNOWN = {
-    "peepholes": LSTM(3, 2, peepholes=True),
-    "coupled": LSTM(3, 2, coupled=True),
-    "ablation": LSTM(3, 2, ablation="no_output_gate"),
-    "heads": LSTM(3, 2, heads=2),
-    "cell_clip": LSTM(3, 2, cell_clip=1.0),
-    "layer_norm": LSTM(3, 2, layer_norm="haste"),
+    "peepholes": LSTMVariant(3, 2, peepholes=True),
+    "coupled": LSTMVariant(3, 2, coupled=True),
+    "ablation": LSTMVariant(3, 2, ablation="no_output_gate"),
+    "heads": LSTMVariant(3, 2, heads=2),
+    "cell_clip": LSTMVariant(3, 2, cell_clip=1.0),
+    "layer_norm": LSTMVariant(3, 2, layer_norm="haste"),
     "learn_initial_carry": LSTM(3, 2, learn_initial_carry=True),
     "residual": Stack((LSTM(3, 2), LSTM(2, 2)), residual=True),
     "skip": Stack((LSTM(3, 2), LSTM(5, 2)), skip=True),
@@ -399,7 +399,7 @@ def test_what_no_other_can_represent(write, name):
 @pytest.mark.parametrize(
     ("write", "network", "word"),
     [
-        (to_torch, GRU(3, 2, reset_after=False), "reset_after=False"),
+        (to_torch, GRUVariant(3, 2, reset_after=False), "reset_after=False"),
         (to_torch, RNN(3, 2, activation=jnp.sin), "activation=sin"),
         (to_torch, Bidirectional(LSTM(3, 2), merge="sum"), "merge='sum'"),
         (to_torch, Stack((LSTM(3, 2), LSTM(2, 3))), "'hidden_size': 3"),
@@ -407,8 +407,8 @@ def test_what_no_other_can_represent(write, name):
         (to_torch, Stack((Bidirectional(LSTM(3, 2)), LSTM(4, 2))), "'directions': 1"),
         (to_torch, Stack((LSTM(3, 2), LSTM(2, 2, use_bias=False))), "'use_bias': False"),
         (to_torch, ConvLSTM((4, 3), 2, (3,)), "ConvLSTM is none of"),
-        (to_keras, LSTM(3, 2, proj_size=1), "proj_size=1"),
-        (to_cudnn, LSTM(3, 2, proj_size=1), "proj_size=1"),
+        (to_keras, LSTMVariant(3, 2, proj_size=1), "proj_size=1"),
+        (to_cudnn, LSTMVariant(3, 2, proj_size=1), "proj_size=1"),
         (to_cudnn, LSTM(3, 2, use_bias=False), "without bias"),
         (to_cudnn, GRU(3, 2), "GRU is none of LSTM"),
     ],
@@ -418,11 +418,11 @@ def test_what_one_cannot_represent(write, network, word):
 
 
 def test_all_that_is_not_represented_is_told_at_once():
-    network = Stack((LSTM(3, 2, peepholes=True, clip=1.0), Bidirectional(GRU(2, 2), merge="sum")))
+    network = Stack((LSTMVariant(3, 2, peepholes=True, clip=1.0), Bidirectional(GRU(2, 2), merge="sum")))
     told = refused(to_torch, network, drawn(network))
     for reason in (
-        "layer 0: LSTM with peepholes=True",
-        "layer 0: LSTM with clip=1.0",
+        "layer 0: LSTMVariant with peepholes=True",
+        "layer 0: LSTMVariant with clip=1.0",
         "layer 1: merge='sum'",
     ):
         assert reason in told

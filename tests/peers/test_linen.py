@@ -304,7 +304,7 @@ def test_an_ensemble_is_its_members():
 
 def test_a_checkpoint_by_orbax_gives_back_every_bit(tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint", reason="checkpoints of Flax modules")
-    model = modules.LSTM(H, num_layers=2, bidirectional=True, layer_norm="tfa")
+    model = modules.LSTMVariant(H, num_layers=2, bidirectional=True, layer_norm="tfa")
     made, other = (model.init(jax.random.key(seed), XS) for seed in (0, 1))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "model", made)
@@ -347,7 +347,9 @@ REFUSED = {
     "features": (lambda: init(modules.Recurrent(lstm_jax.LSTM(D, H)), XS[..., 1:]), r"\(\*batch, T, 4\)"),
     "mask": (lambda: applied(modules.LSTM(H), mask=np.ones((T, B), bool)), r"mask of shape \(6, 3\)"),
     "order of the carry": (
-        lambda: applied(modules.LSTM(H, proj_size=2), initial_carry=(jnp.zeros((B, 2)), jnp.zeros((B, H)))),
+        lambda: applied(
+            modules.LSTMVariant(H, proj_size=2), initial_carry=(jnp.zeros((B, 2)), jnp.zeros((B, H)))
+        ),
         r"initial_carry\[0\] of shape \(3, 2\)",
     ),
     "variables": (lambda: modules.from_variables(lstm_jax.LSTM(D, H), {"w_ih": 0}), "from_variables"),

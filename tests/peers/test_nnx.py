@@ -177,7 +177,10 @@ def test_carries_can_be_drawn():
 NETWORKS = {
     "lstm": lstm_jax.LSTM(D, H, **F64),
     "stack": lstm_jax.Stack(
-        (lstm_jax.Bidirectional(lstm_jax.GRU(D, H, **F64)), lstm_jax.LSTM(2 * H, 2, proj_size=1, **F64))
+        (
+            lstm_jax.Bidirectional(lstm_jax.GRU(D, H, **F64)),
+            lstm_jax.LSTMVariant(2 * H, 2, proj_size=1, **F64),
+        )
     ),
 }
 TURNED = {"lstm": lambda carry: carry[::-1], "stack": lambda carry: (carry[0], carry[1][::-1])}
@@ -375,8 +378,8 @@ def test_split_and_merge():
 
 def test_a_checkpoint_by_orbax_gives_back_every_bit(tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint", reason="checkpoints of Flax modules")
-    model = modules.LSTM(D, H, num_layers=2, bidirectional=True, layer_norm="tfa", rngs=nnx.Rngs(0))
-    other = modules.LSTM(D, H, num_layers=2, bidirectional=True, layer_norm="tfa", rngs=nnx.Rngs(1))
+    model = modules.LSTMVariant(D, H, num_layers=2, bidirectional=True, layer_norm="tfa", rngs=nnx.Rngs(0))
+    other = modules.LSTMVariant(D, H, num_layers=2, bidirectional=True, layer_norm="tfa", rngs=nnx.Rngs(1))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "model", nnx.state(model))
         checkpointer.wait_until_finished()
@@ -447,7 +450,7 @@ REFUSED = {
         r"w_ih of shape \(4, 8\); expected shape \(4, 20\)",
     ),
     "fields of params": (
-        lambda: lstm().load(parameters(lstm_jax.LSTM(D, H, peepholes=True))),
+        lambda: lstm().load(parameters(lstm_jax.LSTMVariant(D, H, peepholes=True))),
         "peepholes",
     ),
 }

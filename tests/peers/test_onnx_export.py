@@ -19,6 +19,8 @@ from lstm_jax import (  # noqa: E402
     RNN,
     Bidirectional,
     CandidateDropout,
+    GRUVariant,
+    LSTMVariant,
     Readout,
     Stack,
     VariationalDropout,
@@ -77,11 +79,11 @@ CELLS = {
     "lstm": LSTM(D, H),
     "lstm_bare": LSTM(D, H, use_bias=False),
     "lstm_learned": LSTM(D, H, learn_initial_carry=True),
-    "lstm_heads": LSTM(D, H, heads=2, peepholes=True),
+    "lstm_heads": LSTMVariant(D, H, heads=2, peepholes=True),
     "gru": GRU(D, H),
     "gru_learned": GRU(D, H, learn_initial_carry=True),
-    "gru_before": GRU(D, H, reset_after=False),
-    "gru_before_heads": GRU(D, H, reset_after=False, heads=2),
+    "gru_before": GRUVariant(D, H, reset_after=False),
+    "gru_before_heads": GRUVariant(D, H, reset_after=False, heads=2),
     "gru_bare": GRU(D, H, use_bias=False),
 }
 NETWORKS = CELLS | {
@@ -129,11 +131,11 @@ def test_onnxruntime_computes_what_unroll_does(name, carry, ragged, reverse):
     ("peepholes", "clip", "coupled"), list(itertools.product([False, True], [None, 0.4], [False, True]))
 )
 def test_options_of_the_lstm(peepholes, clip, coupled):
-    cell = LSTM(D, H, peepholes=peepholes, clip=clip, coupled=coupled)
+    cell = LSTMVariant(D, H, peepholes=peepholes, clip=clip, coupled=coupled)
     params = drawn(cell)
     ys, *_ = compare(cell, params, session(to_onnx(cell, params, carry=True)), T, B, carry=True)
     if clip:
-        plain = LSTM(D, H, peepholes=peepholes, coupled=coupled)
+        plain = LSTMVariant(D, H, peepholes=peepholes, coupled=coupled)
         begun = session(to_onnx(plain, params, carry=True))
         other, *_ = compare(plain, params, begun, T, B, carry=True)
         assert not np.allclose(ys, other, atol=1e-2)

@@ -16,7 +16,7 @@ runtime = pytest.importorskip("onnxruntime", reason="runs ONNX's models")
 
 from onnx import helper, numpy_helper  # noqa: E402
 
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack, unroll  # noqa: E402
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, LSTMVariant, Readout, Stack, unroll  # noqa: E402
 from lstm_jax.interop.onnx import OnnxActivation, from_onnx, from_onnx_node, save_onnx, to_onnx  # noqa: E402
 
 pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compiles")]
@@ -90,10 +90,10 @@ NETWORKS = {
     "rnn": RNN(D, H, activation=jax.nn.relu),
     "rnn_bare": RNN(D, H, use_bias=False, activation=OnnxActivation("Affine", 0.3, 0.1)),
     "gru": GRU(D, H, learn_initial_carry=True),
-    "gru_before": GRU(D, H, reset_after=False),
+    "gru_before": GRUVariant(D, H, reset_after=False),
     "lstm": LSTM(D, H, learn_initial_carry=True),
-    "lstm_options": LSTM(D, H, coupled=True, peepholes=True, clip=0.4),
-    "both": Bidirectional(LSTM(D, H, peepholes=True)),
+    "lstm_options": LSTMVariant(D, H, coupled=True, peepholes=True, clip=0.4),
+    "both": Bidirectional(LSTMVariant(D, H, peepholes=True)),
     "both_product": Bidirectional(GRU(D, H, learn_initial_carry=True), merge="product"),
     "stack": Stack((LSTM(D, H), GRU(H, H), RNN(H, H, use_bias=False))),
     "residual": Stack((LSTM(D, H), GRU(H, H), RNN(H, H)), residual=True),
@@ -288,7 +288,7 @@ def test_both_layouts_in_one_chain():
     found = from_onnx(made)
     assert found.network == Stack(
         (
-            Bidirectional(GRU(D, H, reset_after=False, use_bias=False)),
+            Bidirectional(GRUVariant(D, H, reset_after=False, use_bias=False)),
             LSTM(2 * H, H, use_bias=False),
         )
     )
@@ -376,7 +376,7 @@ def test_what_comes_after_the_last_layer_is_the_callers():
         helper.make_node("MatMul", ["Y_h", "V"], ["said"]),
     ]
     made = model(parts, weights, {"X": ("T", "B", D)}, {"said": (1, "B", 2)})
-    assert from_onnx(made).network == GRU(D, H, reset_after=False, use_bias=False)
+    assert from_onnx(made).network == GRUVariant(D, H, reset_after=False, use_bias=False)
 
 
 # --- refusals -----------------------------------------------------------------------------------
@@ -402,7 +402,9 @@ def test_what_stands_between_is_told():
     told = r"GRU above.*GRU below says \(between them: Relu, Squeeze\).*from_onnx_node"
     with pytest.raises(ValueError, match=told):
         from_onnx(chain_of("Relu"))
-    assert from_onnx_node(chain_of("Relu"), "above").network == GRU(H, H, reset_after=False, use_bias=False)
+    assert from_onnx_node(chain_of("Relu"), "above").network == GRUVariant(
+        H, H, reset_after=False, use_bias=False
+    )
     assert from_onnx_node(chain_of("Relu"), "Y").network.input_size == D
 
 

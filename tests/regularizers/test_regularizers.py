@@ -19,7 +19,9 @@ from lstm_jax import (
     RNN,
     Bidirectional,
     CandidateDropout,
+    GRUVariant,
     LeakyRNN,
+    LSTMVariant,
     MinGRU,
     Readout,
     Stack,
@@ -45,9 +47,9 @@ NOISY = {
     "candidate": CandidateDropout(CELL, 0.5),
     "candidate_sequence": CandidateDropout(GRU(D, H, **WIDE), 0.5, mask="sequence"),
     "zoneout": Zoneout(CELL, rates=(0.3, 0.5)),
-    "zoneout_scan": Zoneout(GRU(D, H, reset_after=False, **WIDE), rates=0.5),
-    "projected": VariationalDropout(LSTM(D, H, proj_size=2, peepholes=True, **WIDE), recurrent=0.4),
-    "zoneout_projected": Zoneout(LSTM(D, H, proj_size=2, **WIDE), rates=0.5),
+    "zoneout_scan": Zoneout(GRUVariant(D, H, reset_after=False, **WIDE), rates=0.5),
+    "projected": VariationalDropout(LSTMVariant(D, H, proj_size=2, peepholes=True, **WIDE), recurrent=0.4),
+    "zoneout_projected": Zoneout(LSTMVariant(D, H, proj_size=2, **WIDE), rates=0.5),
     "all": Zoneout(
         CandidateDropout(VariationalDropout(WeightDrop(CELL, 0.5), inputs=0.2, recurrent=0.2), 0.5), rates=0.3
     ),
@@ -407,7 +409,7 @@ def test_weight_drop_of_other_weights():
 def test_candidate_dropout_loses_no_memory(mask):
     """With both gates open, c grows by g / (1 - rate) or not at all, and never shrinks."""
     units = 300
-    cell = LSTM(D, units, ablation="no_forget_gate", **WIDE)
+    cell = LSTMVariant(D, units, ablation="no_forget_gate", **WIDE)
     params = jax.tree.map(jnp.zeros_like, cell.init(KEY))
     params = params._replace(bias=params.bias.at[:units].set(1000.0).at[units : 2 * units].set(0.5))
     wrapped = CandidateDropout(cell, 0.25, mask=mask)
@@ -479,11 +481,11 @@ def test_penalties_check_their_arguments():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: Zoneout(CELL, rates=1.5), "Zoneout got rates=1.5; expected a share in [0, 1]"),
+        (lambda: Zoneout(CELL, rates=1.5), "Zoneout got rates=1.5; expected a rate in [0, 1]"),
         (lambda: Zoneout(CELL, rates=()), "Zoneout got rates=()"),
         (lambda: Zoneout(CELL, rates=(0.1, True)), "Zoneout got rates=(0.1, True)"),
         (lambda: Zoneout(LSTM, rates=0.5), "a cell: an object with init"),
-        (lambda: WeightDrop(CELL, 1.0), "WeightDrop got rate=1.0; expected a share in [0, 1)"),
+        (lambda: WeightDrop(CELL, 1.0), "WeightDrop got rate=1.0; expected a rate in [0, 1)"),
         (lambda: WeightDrop(CELL, 0.5, weights="w_hh"), "a tuple of names"),
         (lambda: VariationalDropout(CELL, inputs=-0.1), "VariationalDropout got inputs=-0.1"),
         (

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, Readout, Stack
+from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, GRUVariant, Readout, Stack
 
 T, B, D, H = 5, 8, 3, 4
 NETWORKS = {
@@ -17,7 +17,7 @@ NETWORKS = {
     "lstm": LSTM(D, H),
     "lstm_learned": LSTM(D, H, learn_initial_carry=True),
     "gru": GRU(D, H),
-    "gru_reset_before": GRU(D, H, reset_after=False),
+    "gru_reset_before": GRUVariant(D, H, reset_after=False),
     "bidirectional": Bidirectional(LSTM(D, H)),
     "stack": Stack((GRU(D, H), Bidirectional(RNN(H, 2)), LSTM(4, H), Readout(H, H))),
     "slstm": SLSTM(D, H, heads=2),

@@ -1,6 +1,6 @@
 """All steps at once: what the plain scan gives, without a loop."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -19,9 +19,11 @@ from members import BY_NAME, assert_same, problem, total, values_and_gradients
 
 import lstm_jax
 from lstm_jax import LSTM, Bidirectional, MinGRU, MinLSTM, Stack, explain
-from lstm_jax.unrolling.api import _jitted
-from lstm_jax.unrolling.associative import FORGET, associative_scan
-from lstm_jax.unrolling.registry import NAMED
+from lstm_jax.unrolling import registry
+from lstm_jax.unrolling.api import _compiled
+from lstm_jax.unrolling.associative import LOG_ZERO, associative_scan
+from lstm_jax.unrolling.run import Options
+from lstm_jax.unrolling.steps import Flags
 
 D, H = members.D, members.H
 MINIMAL = ["min_gru", "min_lstm"]  # the second one learns its initial carry
@@ -32,10 +34,10 @@ DOUBLE = pytest.mark.usefixtures("x64", "quick_compiles")
 @pytest.fixture
 def accelerator(monkeypatch):
     """The rule as it is where there is a GPU."""
-    monkeypatch.setitem(NAMED, "parallel", replace(NAMED["parallel"], loss=lambda: None))
-    _jitted.clear_cache()
+    monkeypatch.setattr(registry, "slower_than_a_loop", lambda: None)
+    _compiled.clear_cache()
     yield
-    _jitted.clear_cache()
+    _compiled.clear_cache()
 
 
 def finite(given):
@@ -346,15 +348,14 @@ def test_long_sequences_in_float32(kind, bias):
 
 
 def scanned(log_a, b):
-    """The walk alone, over coefficients that are given."""
+    """The implementation alone, over given coefficients."""
 
     class Given:
         def coefficients(self, params, xs):
             return xs
 
-    flags = lstm_jax.loop.Flags()
     zero = jnp.zeros(b.shape[1:], b.dtype)
-    return associative_scan(Given(), (), None, zero, (log_a, b), flags, reverse=False, carries=False).ys
+    return associative_scan(Given(), Options(), (), None, None, zero, ((log_a, b), None), Flags())[1][0]
 
 
 @pytest.mark.slow
@@ -398,7 +399,7 @@ def test_saturated_gates_give_finite_values_and_gradients(kind, compute, impleme
 
 @pytest.mark.usefixtures("x64")
 def test_what_is_forgotten_is_forgotten_in_every_dtype():
-    assert np.exp(np.float64(FORGET)) == 0 and np.isfinite(np.float32(FORGET) * 2**31)
+    assert np.exp(np.float64(LOG_ZERO)) == 0 and np.isfinite(np.float32(LOG_ZERO) * 2**31)
 
 
 @pytest.mark.parametrize("compute", ["bfloat16", "float16", None])
@@ -502,7 +503,7 @@ def test_a_cpu_takes_the_loop_and_says_why():
     [
         (MinGRU(D, H), {}, ["parallel"], "the recurrence is linear"),
         (MinGRU(D, H), {"checkpoint": 2, "reverse": True}, ["parallel"], "the recurrence is linear"),
-        (MinLSTM(D, H), {"truncate": 2}, ["fused"], "not parallel: truncate cuts gradients"),
+        (MinLSTM(D, H), {"truncate": 2}, ["fused"], "not parallel: truncate stops gradients"),
         (MinLSTM(D, H), {"implementation": "fused"}, ["fused"], "splits"),
         (MinLSTM(D, H), {"implementation": "scan"}, ["scan"], "by name"),
         (Average(), {}, ["parallel"], "the recurrence is linear"),
@@ -519,7 +520,7 @@ def test_an_accelerator_takes_it_where_it_can(cell, options, expected, reason):
     assert all(reason in layer.reason for layer in plan.layers)
     jax.eval_shape(lambda params, xs: lstm_jax.unroll(cell, params, xs, **options), params, xs)
     if expected == ["parallel"]:
-        assert plan.layers[0].schedule is None and plan.layers[0].memory is not None
+        assert plan.layers[0].tiling == ""
 
 
 @pytest.mark.usefixtures("accelerator")
@@ -546,7 +547,7 @@ def test_steps_whose_number_is_not_known():
     "cell, options, words",
     [
         (LSTM(D, H), {}, ["'parallel' for LSTM", "no coefficients (see lstm_jax.ParallelCell)"]),
-        (MinGRU(D, H), {"truncate": 2}, ["'parallel' for MinGRU", "truncate cuts gradients"]),
+        (MinGRU(D, H), {"truncate": 2}, ["'parallel' for MinGRU", "truncate stops gradients"]),
         (Average(wrong=True), {}, ["'parallel' for Average", "shapes [(6, 2, 3), (6, 2, 1)]"]),
         (Stack((MinGRU(D, H), LSTM(H, H))), {}, ["'parallel' for LSTM"]),
         (Bidirectional(LSTM(D, H)), {}, ["cannot run it"]),

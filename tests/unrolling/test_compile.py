@@ -10,14 +10,27 @@ import numpy as np
 import pytest
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, IndRNN, MinGRU, MinLSTM, Readout, Stack
+from lstm_jax import (
+    GRU,
+    LSTM,
+    MLSTM,
+    RNN,
+    SLSTM,
+    Bidirectional,
+    GRUVariant,
+    IndRNN,
+    MinGRU,
+    MinLSTM,
+    Readout,
+    Stack,
+)
 
 T, B, D, H = 5, 2, 3, 4
 NETWORKS = {
     "rnn": lambda: RNN(D, H),
     "lstm": lambda: LSTM(D, H),
     "gru": lambda: GRU(D, H),
-    "gru_reset_before": lambda: GRU(D, H, reset_after=False),
+    "gru_reset_before": lambda: GRUVariant(D, H, reset_after=False),
     "bidirectional": lambda: Bidirectional(LSTM(D, H)),
     "stack": lambda: Stack([GRU(D, H), LSTM(H, H), Readout(H, 2)], dropout=0.5),
 }
@@ -133,6 +146,7 @@ OTHERS = {
     },
     **{name: False for name in ("use_bias", "reset_after")},
     "activation": jax.nn.softmax,
+    "recurrent_activation": jax.nn.hard_sigmoid,
     "ablation": "no_output_gate",
     "layer_norm": "tfa",
     "forget_gate": "exp",
@@ -160,6 +174,8 @@ NETWORKS_BY_KIND = {
     type(network): network
     for network in (
         *(kind(D, H) for kind in (RNN, LSTM, GRU, IndRNN, SLSTM, MLSTM, MinGRU, MinLSTM, Readout)),
+        lstm_jax.LSTMVariant(D, H),
+        lstm_jax.GRUVariant(D, H),
         lstm_jax.FullGateLSTM(D, H),
         lstm_jax.ConvLSTM((6, 6, D), H, (3, 3)),
         lstm_jax.LeakyRNN(D, H),

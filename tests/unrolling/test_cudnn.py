@@ -15,7 +15,17 @@ from against_oracle import B, D, H, T, assert_agrees, problem
 from jax.experimental import rnn
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, Bidirectional, Readout, Stack, VariationalDropout, explain, unroll
+from lstm_jax import (
+    GRU,
+    LSTM,
+    Bidirectional,
+    LSTMVariant,
+    Readout,
+    Stack,
+    VariationalDropout,
+    explain,
+    unroll,
+)
 from lstm_jax.interop import to_cudnn
 
 cudnn = import_module("lstm_jax.unrolling.cudnn")
@@ -45,10 +55,10 @@ def stand_in(monkeypatch, quick_compiles):
     monkeypatch.setattr(cudnn, "_forward", forward)
     monkeypatch.setattr(cudnn, "_backward", backward)
     monkeypatch.setattr(cudnn, "no_device", lambda: None)
-    walk._jitted.clear_cache()
+    walk._compiled.clear_cache()
     with jax.numpy_rank_promotion("allow"):  # the reference adds a scan's row to its batch
         yield seen
-    walk._jitted.clear_cache()  # nobody else is to find a program of the stand-in
+    walk._compiled.clear_cache()  # nobody else is to find a program of the stand-in
 
 
 @pytest.fixture(params=["reference", "cudnn"])
@@ -142,7 +152,7 @@ def test_layers_that_differ_are_calls_of_their_own(either):
     params, xs = network.init(jax.random.key(0)), jnp.ones((T, B, D))
     plan = explain(network, params, xs, implementation="cudnn")
     assert [layer.implementation for layer in plan.layers] == ["cudnn"] * 3 + ["vmap"]
-    assert plan.layers[2].cell.endswith("both ways")
+    assert plan.layers[2].cell.endswith("both directions")
     ys = unroll(network, params, xs, implementation="cudnn")[1]
     np.testing.assert_allclose(ys, unroll(network, params, xs)[1], atol=1e-5)
 
@@ -199,7 +209,7 @@ DECLINED = {
     "return_carries": (LSTM(D, H), {"return_carries": True}, "return_carries"),
     "cell": (GRU(D, H), {}, "GRU is not an LSTM"),
     "wrapper": (VariationalDropout(LSTM(D, H), inputs=0.5), {}, "VariationalDropout is not an LSTM"),
-    "option": (LSTM(D, H, peepholes=True, clip=1.0), {}, "cuDNN's LSTM has no peepholes, clip"),
+    "option": (LSTMVariant(D, H, peepholes=True, clip=1.0), {}, "LSTMVariant is not an LSTM"),
     "dtype": (LSTM(D, H, dtype="bfloat16"), {}, "float32 alone, not bfloat16, float32"),
     "both_ways": (Bidirectional(LSTM(D, H)), {"mask": np.ones((T, B), bool)}, "mask"),
     "inside": (Stack((LSTM(D, H), GRU(H, H))), {}, "GRU is not an LSTM"),
@@ -218,7 +228,7 @@ def test_what_it_declines_is_told(what, stand_in):
             call(network, params, xs, implementation="cudnn", **options)
         assert reason in str(error.value)
     for word in ("mask", "resets", "truncate", "checkpoint", "return_carries"):
-        assert word in lstm_jax.implementations()[-1].declines
+        assert word in lstm_jax.implementations()[-1].unsupported
 
 
 def test_dropout_between_layers_is_declined_only_with_a_key(stand_in):
@@ -241,11 +251,11 @@ def test_the_precision_is_jaxs_and_told(stand_in):
     assert (
         told(None)
         == told("tensorfloat32")
-        == ("asked for by name: one call of cuDNN, TF32 allowed", jax.lax.Precision.HIGH)
+        == ("requested by name: one call of cuDNN, TF32 allowed", jax.lax.Precision.HIGH)
     )
     assert told("highest") == told("float32")
     assert told("highest") == (
-        "asked for by name: one call of cuDNN, float32 without TF32",
+        "requested by name: one call of cuDNN, float32 without TF32",
         jax.lax.Precision.HIGHEST,
     )
     with pytest.raises(ValueError, match="jax_default_matmul_precision is 'bfloat16'"):

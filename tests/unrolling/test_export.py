@@ -11,13 +11,13 @@ import pytest
 from jax import export
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, Stack
+from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, GRUVariant, Stack
 
 D, H = 3, 2
 NETWORKS = {
     "lstm": LSTM(D, H),
     "gru": GRU(D, H),
-    "gru_reset_before": GRU(D, H, reset_after=False),
+    "gru_reset_before": GRUVariant(D, H, reset_after=False),
     "bidirectional": Bidirectional(LSTM(D, H)),
     "stack": Stack((LSTM(D, 4), RNN(4, H))),
     "slstm": SLSTM(D, 4, heads=2),

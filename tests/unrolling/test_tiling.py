@@ -10,7 +10,7 @@ import lstm_jax
 from lstm_jax import GRU, LSTM, _devices
 from lstm_jax.cells import _linear
 from lstm_jax.unrolling import fused_scan, tiling, windows
-from lstm_jax.unrolling.api import _jitted
+from lstm_jax.unrolling.api import _compiled
 
 T, B = 7, 6
 DAILY = ("lstm", "gru")
@@ -23,15 +23,15 @@ def is_single_cpu_device(monkeypatch):
     monkeypatch.setattr(tiling, "is_single_cpu_device", lambda: True)
     monkeypatch.setattr(_linear, "is_single_cpu_device", lambda: True)
     monkeypatch.setattr(windows, "is_single_cpu_device", lambda: True)
-    _jitted.clear_cache()
+    _compiled.clear_cache()
     yield
-    _jitted.clear_cache()
+    _compiled.clear_cache()
 
 
 @pytest.fixture
 def cut_small(is_single_cpu_device, monkeypatch):
     """Chunks of three steps, one left over, of two for tangents; lanes of two rows; two steps a body."""
-    monkeypatch.setattr(fused_scan, "choose_tiling", lambda *_: tiling.Tiling(3, 2, 3, 2))
+    monkeypatch.setattr(fused_scan, "choose_tiling", lambda *_, **__: tiling.Tiling(3, 2, 3, 2))
 
 
 def seen_by(case):
@@ -84,7 +84,7 @@ def test_two_directions_share_the_lanes(is_single_cpu_device):
     network = lstm_jax.Bidirectional(LSTM(128, 128))
     params = jax.eval_shape(network.init, jax.random.key(0))
     plan = lstm_jax.explain(network, params, jax.ShapeDtypeStruct((20, 32, 128), jnp.float32))
-    assert plan.layers[0].schedule == tiling.Tiling(None, 5, 6)
+    assert plan.layers[0].tiling == str(tiling.Tiling(None, 5, 6))
 
 
 def test_the_steps_of_a_body_reach_both_loops(monkeypatch):
@@ -93,13 +93,13 @@ def test_the_steps_of_a_body_reach_both_loops(monkeypatch):
 
     def loops(steps):
         monkeypatch.setattr(tiling, "UNROLL", steps)
-        _jitted.clear_cache()
+        _compiled.clear_cache()
         text = str(jax.make_jaxpr(jax.grad(lambda p: jnp.sum(lstm_jax.unroll(cell, p, xs)[1])))(params))
         return [text.count(f"unroll={n}\n") for n in (1, 3)]
 
     assert loops(1)[0] >= 2 and loops(1)[1] == 0
     assert loops(3)[0] == 0 and loops(3)[1] >= 2
-    _jitted.clear_cache()
+    _compiled.clear_cache()
 
 
 def test_nothing_is_cut_where_arrays_may_be_spread_over_devices():
@@ -123,7 +123,7 @@ def test_alone_is_one_cpu(monkeypatch, devices, backend):
     [(100, 32, 25), (128, 8, 8), (35, 33, None), (7, 3, 3), (13, 5, 5), (10, 0, 1), (5, 9, None), (4, 2, 2)],
 )
 def test_pieces_are_even_where_a_number_near_divides(T, steps, expected):
-    assert tiling.even(T, steps) == expected
+    assert tiling.even_divisor(T, steps) == expected
 
 
 def waves(leaf):

@@ -9,7 +9,7 @@ import pytest
 from jax.test_util import check_grads
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, IndRNN, Stack
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, IndRNN, Stack
 
 # The numbers are under test, not how fast they come.
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -19,7 +19,7 @@ CELLS = {
     "rnn": RNN(D, H, param_dtype="float64"),
     "lstm": LSTM(D, H, param_dtype="float64"),
     "gru": GRU(D, H, param_dtype="float64"),
-    "gru_reset_before": GRU(D, H, reset_after=False, param_dtype="float64"),
+    "gru_reset_before": GRUVariant(D, H, reset_after=False, param_dtype="float64"),
     "indrnn": IndRNN(D, H, activation=jnp.tanh, param_dtype="float64"),
 }
 NETWORKS = CELLS | {

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax._errors import value_error
+from lstm_jax.cells._base import MERGES
 from lstm_jax.cells.readout import Readout, ReadoutParams
 from lstm_jax.interop.onnx._nodes import GATES, READOUTS
-from lstm_jax.unrolling.layers import MERGES
 
 
 @dataclass

@@ -17,10 +17,15 @@ import numpy as np
 
 from lstm_jax._errors import check_choice, value_error
 from lstm_jax._types import Array
+from lstm_jax.cells._base import short_value
+from lstm_jax.cells._linear import head_shape
+from lstm_jax.cells.activations import identity
 from lstm_jax.cells.gru import GRU, GRUParams
+from lstm_jax.cells.gru_variant import GRUVariant
 from lstm_jax.cells.lstm import LSTM, LSTMParams
-from lstm_jax.cells.readout import identity
+from lstm_jax.cells.lstm_variant import LSTMVariant
 from lstm_jax.cells.rnn import RNN, RNNParams
+from lstm_jax.interop._networks import make_cell, params_for
 from lstm_jax.regularizers.dropout import CandidateDropout, VariationalDropout
 from lstm_jax.regularizers.weight_drop import WeightDrop
 
@@ -147,13 +152,13 @@ def node_of(cell: Any, params: Any, path: str = "", owner: str = "to_onnx") -> N
     at = f" at {path.rstrip('_')}" if path else ""
     while isinstance(cell, TRANSPARENT):
         cell = cell.cell
-    if type(cell) not in (RNN, LSTM, GRU):
+    if type(cell) not in (RNN, LSTM, LSTMVariant, GRU, GRUVariant):
         raise value_error(
             f"{owner} got a {type(cell).__name__}{at}",
             "RNN, LSTM or GRU, whose equations ONNX's nodes have",
             "Use jax.export for other networks: it takes any of them.",
         )
-    op = type(cell).__name__
+    op = type(cell).__name__.removesuffix("Variant")
 
     def cannot(what: str) -> NoReturn:
         raise value_error(
@@ -167,7 +172,12 @@ def node_of(cell: Any, params: Any, path: str = "", owner: str = "to_onnx") -> N
         cannot(f"dtype={cell.dtype}")
     ours, theirs = GATES[op]
     more: dict[str, Any] = {}
-    if isinstance(cell, LSTM):
+    if isinstance(cell, (LSTMVariant, GRUVariant)):
+        usual = type(cell)(1, 1)
+        for name in ("activation", "recurrent_activation"):
+            if getattr(cell, name) != getattr(usual, name):
+                cannot(f"{name}={short_value(getattr(cell, name))}")
+    if isinstance(cell, LSTMVariant):
         for name in ("proj_size", "ablation", "cell_clip", "layer_norm"):
             if getattr(cell, name) is not None:
                 cannot(f"{name}={getattr(cell, name)!r}")
@@ -179,8 +189,8 @@ def node_of(cell: Any, params: Any, path: str = "", owner: str = "to_onnx") -> N
     second = np.zeros(cell.hidden_size * len(theirs), np.float32)
     if isinstance(cell, RNN):
         more["activations"] = (activation_name(cell.activation, owner, at),)
-    elif isinstance(cell, GRU):
-        more["linear_before_reset"] = cell.reset_after
+    elif isinstance(cell, (GRU, GRUVariant)):
+        more["linear_before_reset"] = getattr(cell, "reset_after", True)
         bias_hn = _read(owner, at, "bias_hn", params.bias_hn)
         if bias_hn is not None:
             second[-cell.hidden_size :] = bias_hn
@@ -251,8 +261,8 @@ def _read(owner: str, at: str, name: str, value: Any) -> Any:
 
 def _fits(owner: str, at: str, cell: Any, arrays: dict[str, Any], gates: int) -> None:
     H, G = cell.hidden_size, gates
-    block = (cell.heads, H // cell.heads, G * H // cell.heads) if cell.heads > 1 else (H, G * H)
-    expected: dict[str, tuple[int, ...]] = {"w_ih": (cell.input_size, G * H), "w_hh": block}
+    expected: dict[str, tuple[int, ...]] = {"w_ih": (cell.input_size, G * H)}
+    expected["w_hh"] = head_shape(getattr(cell, "heads", 1), H, G * H)
     expected |= {"bias": (G * H,)} if cell.use_bias else {}
     for name, shape in expected.items():
         got = None if arrays[name] is None else tuple(arrays[name].shape)
@@ -314,11 +324,13 @@ def cell_of(node: Node, owner: str = "from_onnx") -> tuple[Any, Any]:
             options["peepholes"] = True
             peepholes = array(columns(node.P, LOOKING[1], ours.replace("g", "")))
         learned = None if initial is None else (initial[0], initial[1])
-        return LSTM(D, H, **options), LSTMParams(w_ih, w_hh, bias, learned, peepholes)
+        cell = make_cell(LSTM, D, H, **options)
+        params = params_for(cell, LSTMParams(w_ih, w_hh, bias, learned))
+        return cell, params if peepholes is None else params._replace(peepholes=peepholes)
     h = None if initial is None else initial[0]
     if node.op == "GRU":
-        cell = GRU(D, H, reset_after=node.linear_before_reset, **options)
-        return cell, GRUParams(w_ih, w_hh, bias, bias_hn, h)
+        cell = make_cell(GRU, D, H, reset_after=node.linear_before_reset, **options)
+        return cell, params_for(cell, GRUParams(w_ih, w_hh, bias, bias_hn, h))
     if node.activations is not None:
         options["activation"] = activation_of(node.activations[0])
     return RNN(D, H, **options), RNNParams(w_ih, w_hh, bias, h)

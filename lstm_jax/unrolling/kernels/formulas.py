@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax._types import Array
-from lstm_jax.cells import _linear
+from lstm_jax.cells._linear import sigmoid
 
 #: One array for each column: pre-activations, or the gates that they became.
 Four: TypeAlias = tuple[Array, Array, Array, Array]
@@ -48,7 +48,7 @@ class Kind(ABC):
     of_h: tuple[int, ...]  # the columns that hear h
 
     @abstractmethod
-    def activate(self, z: Four, sigmoid: Sigmoid = _linear.sigmoid) -> Four:
+    def activate(self, z: Four, sigmoid: Sigmoid = sigmoid) -> Four:
         """The gates."""
 
     @abstractmethod
@@ -104,7 +104,7 @@ class _LSTM(Kind):
     count = 2
     of_x = of_h = 0, 1, 2, 3
 
-    def activate(self, z: Four, sigmoid: Sigmoid = _linear.sigmoid) -> Four:
+    def activate(self, z: Four, sigmoid: Sigmoid = sigmoid) -> Four:
         return sigmoid(z[0]), sigmoid(z[1]), jnp.tanh(z[2]), sigmoid(z[3])
 
     def update(self, gates: Four, before: Array) -> States:
@@ -136,7 +136,7 @@ class _GRU(Kind):
     of_x = 0, 1, 3
     of_h = 0, 1, 2
 
-    def activate(self, z: Four, sigmoid: Sigmoid = _linear.sigmoid) -> Four:
+    def activate(self, z: Four, sigmoid: Sigmoid = sigmoid) -> Four:
         r, k, q = sigmoid(z[0]), sigmoid(z[1]), z[2]
         return r, k, q, jnp.tanh(z[3] + r * q)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lstm_jax._types import Array, state_dtype
-from lstm_jax.cells import _linear
+from lstm_jax.cells._linear import add_bias, matmul
 from lstm_jax.unrolling.kernels.engine import Engine, Inputs, Leaf, Saved, Tangents, Walk, read
 from lstm_jax.unrolling.kernels.formulas import KINDS, Kind, four, spread
 from lstm_jax.unrolling.steps import Flags, scan_steps
@@ -21,7 +21,7 @@ def forward(kind: Kind, inputs: Inputs, save: bool) -> Walk:
 
     def step(carry: Any, u: Array) -> tuple[Any, None, Array | None]:
         u = u.astype(state_dtype(u.dtype))
-        z = _linear.add_bias(spread(u, kind.of_x), bias) + heard(kind, carry[0], w_hh)
+        z = add_bias(spread(u, kind.of_x), bias) + heard(kind, carry[0], w_hh)
         gates = kind.activate(four(z))
         states = kind.update(gates, carry[-1].astype(z.dtype))
         return like(states, carry), None, jnp.concatenate(gates, axis=-1) if save else None
@@ -57,7 +57,7 @@ def backward(kind: Kind, saved: Saved, wanted: Leaf) -> Tangents:
 
 def heard(kind: Kind, h: Array, w_hh: Array) -> Array:
     """h W, for all four columns."""
-    return spread(_linear.product(h, w_hh, w_hh.dtype), kind.of_h)
+    return spread(matmul(h, w_hh, w_hh.dtype), kind.of_h)
 
 
 def like(states: Any, carry: Any) -> Any:

@@ -16,7 +16,6 @@ from lstm_jax._errors import check_choice
 from lstm_jax._types import Array, Carry, DType, Params, state_dtype
 from lstm_jax.cells.gru import GRU, GRUParams
 from lstm_jax.cells.lstm import LSTM, LSTMParams
-from lstm_jax.cells.lstm_form import LSTMForm
 from lstm_jax.unrolling.kernels.engine import Engine, Inputs
 from lstm_jax.unrolling.kernels.formulas import GRU_KIND, LSTM_KIND, Kind
 from lstm_jax.unrolling.kernels.primitive import states_of
@@ -46,13 +45,12 @@ class Known(NamedTuple):
     """A cell that kernels know."""
 
     kind: Kind
-    options: tuple[str, ...]  # that make it another
     bias: Callable[[Any, DType], Array | None]  # (4H,) of its parameters, in a dtype
 
 
 KNOWN: dict[type, Known] = {
-    LSTM: Known(LSTM_KIND, ("proj_size", "peepholes", "heads", *LSTMForm._fields), _lstm_bias),
-    GRU: Known(GRU_KIND, ("heads", "reset_after"), _gru_bias),
+    LSTM: Known(LSTM_KIND, _lstm_bias),
+    GRU: Known(GRU_KIND, _gru_bias),
 }
 
 
@@ -112,14 +110,7 @@ def kernel_unsupported(cell: Any, params: Params, carry: Carry, xs: Any, flags: 
     name = type(cell).__name__
     if type(cell) not in KNOWN:
         return f"the kernels are for {' and '.join(kind.__name__ for kind in KNOWN)}, and this is {name}"
-    known, plain = KNOWN[type(cell)], type(cell)(cell.input_size, cell.hidden_size)
-    changed = [
-        f"{option}={getattr(cell, option)!r}"
-        for option in known.options
-        if getattr(cell, option) != getattr(plain, option)
-    ]
-    if changed:
-        return f"the kernels are for the {name} without {', '.join(changed)}"
+    known = KNOWN[type(cell)]
     if flags.restart is not None:
         return "no kernel knows resets"
     if flags.cut is not None:

@@ -16,7 +16,9 @@ from lstm_jax import (
     Bidirectional,
     CandidateDropout,
     ConvLSTM,
+    GRUVariant,
     IndRNN,
+    LSTMVariant,
     MinGRU,
     Readout,
     Stack,
@@ -45,12 +47,12 @@ def counted(cell):
         (LSTM(1, 1), "W", [1, 4, 2, 3]),  # i f g o of ours as i o f c
         (LSTM(1, 1), "R", [1, 4, 2, 3]),
         (LSTM(1, 1), "B", [1, 4, 2, 3, 0, 0, 0, 0]),
-        (LSTM(1, 1, peepholes=True), "P", [1, 3, 2]),  # i f o as i o f
-        (LSTM(1, 1, coupled=True), "W", [1, 3, 0, 2]),  # i g o; f has no weights
-        (LSTM(1, 1, coupled=True, peepholes=True), "P", [1, 2, 0]),
+        (LSTMVariant(1, 1, peepholes=True), "P", [1, 3, 2]),  # i f o as i o f
+        (LSTMVariant(1, 1, coupled=True), "W", [1, 3, 0, 2]),  # i g o; f has no weights
+        (LSTMVariant(1, 1, coupled=True, peepholes=True), "P", [1, 2, 0]),
         (GRU(1, 1), "W", [2, 1, 3]),  # r z n as z r h
         (GRU(1, 1), "B", [2, 1, 3, 0, 0, 1]),  # b_hn is the candidate's second bias
-        (GRU(1, 1, reset_after=False), "B", [2, 1, 3, 0, 0, 0]),
+        (GRUVariant(1, 1, reset_after=False), "B", [2, 1, 3, 0, 0, 0]),
         (RNN(1, 1), "B", [1, 0]),
         (LSTM(1, 1, use_bias=False), "B", None),
         (GRU(1, 2), "W", [3, 4, 1, 2, 5, 6]),
@@ -62,7 +64,7 @@ def test_the_order_of_the_gates(cell, field, expected):
 
 
 def test_heads_become_one_matrix():
-    cell = GRU(D, 4, heads=2)
+    cell = GRUVariant(D, 4, heads=2)
     w = cell.init(jax.random.key(0)).w_hh
     node = node_of(cell, cell.init(jax.random.key(0)))
     blocks = node.R.reshape(3, 2, 2, 2, 2)  # gate, head, unit, head heard, unit heard
@@ -75,10 +77,10 @@ CELLS = {
     "rnn": RNN(D, H, activation=jax.nn.relu),
     "rnn_affine": RNN(D, H, activation=OnnxActivation("Affine", 0.1, 0.2), use_bias=False),
     "lstm": LSTM(D, H, learn_initial_carry=True),
-    "lstm_options": LSTM(D, H, peepholes=True, coupled=True, clip=0.3),
-    "lstm_bare": LSTM(D, H, peepholes=True, use_bias=False),
+    "lstm_options": LSTMVariant(D, H, peepholes=True, coupled=True, clip=0.3),
+    "lstm_bare": LSTMVariant(D, H, peepholes=True, use_bias=False),
     "gru": GRU(D, H, learn_initial_carry=True),
-    "gru_before": GRU(D, H, reset_after=False),
+    "gru_before": GRUVariant(D, H, reset_after=False),
 }
 
 
@@ -169,10 +171,10 @@ def no_onnx(monkeypatch):
 
 
 REFUSED = {
-    "projection": (LSTM(D, 4, proj_size=2), r"LSTM\(proj_size=2\).*jax.export"),
-    "ablation": (LSTM(D, H, ablation="no_input_gate"), r"LSTM\(ablation='no_input_gate'\)"),
-    "layer_norm": (LSTM(D, H, layer_norm="tfa"), r"LSTM\(layer_norm='tfa'\)"),
-    "cell_clip": (LSTM(D, H, cell_clip=1.0), r"LSTM\(cell_clip=1.0\)"),
+    "projection": (LSTMVariant(D, 4, proj_size=2), r"LSTM\(proj_size=2\).*jax.export"),
+    "ablation": (LSTMVariant(D, H, ablation="no_input_gate"), r"LSTM\(ablation='no_input_gate'\)"),
+    "layer_norm": (LSTMVariant(D, H, layer_norm="tfa"), r"LSTM\(layer_norm='tfa'\)"),
+    "cell_clip": (LSTMVariant(D, H, cell_clip=1.0), r"LSTM\(cell_clip=1.0\)"),
     "dtype": (GRU(D, H, dtype="bfloat16"), r"GRU\(dtype=bfloat16\)"),
     "activation": (RNN(D, H, activation=jnp.sin), r"activation=.*sin.*leaky_relu.*OnnxActivation"),
     "mlstm": (MLSTM(D, 4, heads=2), "got a MLSTM; expected RNN, LSTM or GRU.*jax.export"),
