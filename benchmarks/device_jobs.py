@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -67,7 +68,8 @@ class Run(NamedTuple):
 
 def emit(**message: Any) -> None:
     """Report to the parent process."""
-    print(json.dumps(message), flush=True)
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
 
 
 def begin(*words: Any) -> None:
@@ -188,21 +190,39 @@ QUICK_CHECKS = (
 
 
 def correctness(run: Run) -> None:
-    for check in QUICK_CHECKS if run.quick else CHECKS:
-        for implementation in ("fused", "scan", "cudnn"):
-            compare(run, check, implementation)
+    checks = QUICK_CHECKS if run.quick else CHECKS
+    compare_all(run, [(check, name) for check in checks for name in ("fused", "scan", "cudnn")])
 
 
-def compare(run: Run, check: Check, implementation: str, repeats: int = 1) -> bool:
-    """Compare values and gradients with float64 and report a row. Returns whether they are right.
+def compare_all(run: Run, todo: Sequence[tuple[Check, str]], repeats: int = 1) -> bool:
+    """Compile all checks in several threads, and run them in order. Returns whether all are right."""
+    begin("compiling", len(todo), "checks")
+    right = True
+    with ThreadPoolExecutor(THREADS) as pool:
+        for (check, name), prepared in zip(todo, pool.map(partial(prepare, run), *zip(*todo)), strict=True):
+            about = {"case": str(check), "what": f"check of {name}", "dtype": check.dtype}
+            begin(f"check of {name}", check, check.dtype)
+            if isinstance(prepared, Prepared):
+                found = judge(prepared, check, repeats, about)
+                right = right and found
+            else:
+                status, why = prepared
+                row(status, why, **about)
+                right = right and status != "fails"
+    return right
 
-    With ``repeats``, every repetition must also return the same bits, in memory that contained NaN before.
-    """
-    about = {"case": str(check), "what": f"check of {implementation}", "dtype": check.dtype}
+
+class Prepared(NamedTuple):
+    """A check that is compiled."""
+
+    problem: reference.Problem
+    call: Callable[[], Any]  # (ys and last states, values and gradients)
+
+
+def prepare(run: Run, check: Check, implementation: str) -> Prepared | tuple[str, str]:
+    """Compile a check, or the status and the reason why it cannot run."""
     if run.late():
-        row("skipped", "no time left", **about)
-        return True
-    begin(f"check of {implementation}", check, check.dtype)
+        return "skipped", "no time left"
     cell = getattr(lstm_jax, check.cell)(check.D, check.H, dtype=check.dtype)
     problem, params = draw(check, cell)
     options: dict[str, Any] = {"implementation": implementation}
@@ -220,15 +240,26 @@ def compare(run: Run, check: Check, implementation: str, repeats: int = 1) -> bo
     with run.kernels(), precision(run.setting("float32")):
         declined = implementation in DECLINING and unsupported_reason(cell, *args, **options)
         if declined:
-            row("declines", declined, **about)
-            return True
+            return "declines", declined
         try:
-            forward = jax.jit(lambda *args: value(*args)[1])
-            backward = jax.jit(jax.value_and_grad(value, (0, 1, 2), has_aux=True))
-            found = [poisoned(lambda: (forward(*args), backward(*args))) for _ in range(repeats)]
+            forward = jax.jit(lambda *args: value(*args)[1]).lower(*args).compile()
+            backward = jax.jit(jax.value_and_grad(value, (0, 1, 2), has_aux=True)).lower(*args).compile()
         except Exception as error:
-            row("fails", error_line(error), **about)
-            return False
+            return "fails", error_line(error)
+    return Prepared(problem, lambda: (forward(*args), backward(*args)))
+
+
+def judge(prepared: Prepared, check: Check, repeats: int, about: dict[str, str]) -> bool:
+    """Compare values and gradients with float64 and report a row. Returns whether they are right.
+
+    Every repetition must return the same bits, in memory that is likely to have contained NaN before.
+    """
+    problem, call = prepared
+    try:
+        found = [poisoned(call) for _ in range(repeats)]
+    except Exception as error:
+        row("fails", error_line(error), **about)
+        return False
     plain, ((_, (ys, last)), (d_params, d_xs, d_carry)) = found[0]
     solution = reference.solve(problem)
     returned = {
@@ -237,7 +268,7 @@ def compare(run: Run, check: Check, implementation: str, repeats: int = 1) -> bo
         "gradient of xs": (d_xs, solution.d_xs),
         **{f"gradient of {n}": (getattr(d_params, n), a) for n, a in solution.d_params.items()},
     }
-    for k, name in enumerate(("h", "c")[: len(carry)]):
+    for k, name in enumerate(("h", "c")[: len(problem.carry)]):
         returned[f"last {name}"] = last[k], solution.carry[k]
         returned[f"gradient of {name}"] = jax.tree.leaves(d_carry)[k], solution.d_carry[k]
     errors = {name: distance(*pair) for name, pair in returned.items()}
@@ -284,11 +315,11 @@ def distance(found: Any, expected: np.ndarray) -> float:
 
 
 def poisoned(call: Callable[[], Any]) -> Any:
-    """Call a function whose results are likely to be written to memory that contained NaN."""
-    shapes = jax.tree.leaves(jax.eval_shape(call))
-    junk = [jnp.full(a.shape, jnp.nan, a.dtype) for a in shapes for _ in range(2)]
+    """Call a function, so that its results are likely to be written to memory that contains NaN."""
+    first = jax.block_until_ready(call())
+    junk = [jnp.full(a.shape, jnp.nan, a.dtype) for a in jax.tree.leaves(first) for _ in range(2)]
     jax.block_until_ready(junk)
-    for a in junk:
+    for a in (*junk, *jax.tree.leaves(first)):
         a.delete()
     return jax.block_until_ready(call())
 
@@ -315,7 +346,12 @@ QUICK_CASES = {
     "cases-wide": (Case(2, 4, 3, 3, layers=2),),
     "cases-batch": (Case(2, 4, 3, 3, cell="GRU", resets=0.1),),
 }
-STEPS = (4, 8, 16)
+#: Steps per loop body, beside 1. The last one is also measured in TF32 and float16.
+STEPS = (4, 16, 8)
+
+
+#: Of a case's time. Programs with a backward pass take longer to compile and to run.
+FORWARD_SHARE = 0.4
 
 
 def contestants(run: Run) -> list[Contestant]:
@@ -330,8 +366,8 @@ def contestants(run: Run) -> list[Contestant]:
     found = [(fused, exact), (TORCH, fp16), (TORCH, bf16), (TORCH, tf32), (TORCH, exact), (SCAN, bf16)]
     found += [(fused, bf16), (named("cudnn"), tf32), (fused, tf32)]
     found += [(with_steps_per_body(fused, n), bf16) for n in steps]
-    found += [(with_steps_per_body(fused, n), tf32) for n in steps]
-    found += [(SCAN, tf32), (named("cudnn"), exact), (with_steps_per_body(fused, steps[-1]), fp16)]
+    found += [(with_steps_per_body(fused, steps[-1]), setting) for setting in (tf32, fp16)]
+    found += [(SCAN, tf32), (named("cudnn"), exact)]
     return [own(who, setting) for who, setting in dict.fromkeys(found)]
 
 
@@ -355,7 +391,7 @@ def compete(run: Run, case: Case, who: Sequence[Contestant], until: float) -> No
         if run.late():
             row("skipped", "no time left", case=str(case), what="all", mode=mode)
             continue
-        deadline = now + (until - now) / (len(MODES) - position)
+        deadline = until if position else now + FORWARD_SHARE * (until - now)
 
         def tell(stage: str, mode: str = mode) -> None:
             begin(case, mode, stage)
@@ -447,8 +483,7 @@ def pallas(run: Run, name: str) -> None:
         cell = checks[0].cell
         checks = (Check(2, 3, 3, 8, "bfloat16", cell, lengths=True),)
         timed = (Case(2, 3, 3, 8, cell=cell),)
-    right = [compare(run, check, "pallas", repeats=1 if run.quick else 2) for check in checks]
-    if not all(right):
+    if not compare_all(run, [(check, "pallas") for check in checks], repeats=1 if run.quick else 2):
         row("skipped", "wrong results are not timed", what="time of lstm_jax pallas")
         return
     for position, case in enumerate(timed):

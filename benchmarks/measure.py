@@ -107,11 +107,13 @@ def measure(
     pool = ThreadPoolExecutor(threads) if threads else None
     try:
         pending = {who.name: enter(who, case, mode, setting, pool, tell) for who in contestants if pool}
+        tell("compiling")
         for who in contestants:
             found = pending.get(who.name) or enter(who, case, mode, setting, pool, tell)
             if isinstance(found, Row):
                 rows[who.name] = found
                 continue
+            tell(f"first call of {who.name}")
             valid = make_problem(case, who.setting or setting).valid
             rows[who.name], ready, results = compare(
                 found, valid, who.setting or setting, reference, deadline
