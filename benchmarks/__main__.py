@@ -178,8 +178,8 @@ def plan(
 
     def case_job(into: list[Measurement], case: Case, mode: str, who: Sequence[Contestant]) -> Job:
         def job(say: Callable[[str], Any]) -> str:
-            tell = lambda stage: say(f"{case}, {mode}: {stage}")  # noqa: E731
-            into.append(measure(case, mode, who, setting, tell=tell, **shared))
+            on_stage = lambda stage: say(f"{case}, {mode}: {stage}")  # noqa: E731
+            into.append(measure(case, mode, who, setting, on_stage=on_stage, **shared))
             return reports.block(into[-1])
 
         return job

@@ -91,13 +91,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="NAME[,NAME]",
         help=f"jobs to run, of {', '.join(NAMES)}",
     )
-    add("--out", type=Path, default=Path("benchmarks/results"), help="(default: %(default)s)")
+    add("--out", type=Path, help="(default: benchmarks/results, or runs/benchmarks with --quick)")
     add("--quick", action="store_true", help="tiny sizes, to check that everything runs; also on a CPU")
     args = parser.parse_args(argv)
-    budget = args.budget or (BUDGET_S if args.only == NAMES else BUDGET_ONLY_S)
+    budget = args.budget
+    if budget is None:
+        budget = BUDGET_S if args.only == NAMES else BUDGET_ONLY_S
     if budget <= 0:
         parser.error("--budget must be positive")
-    results = Results(args.out / f"device-{datetime.now(UTC):%Y-%m-%dT%H%M%S}.json", budget)
+    out = args.out or Path("runs/benchmarks" if args.quick else "benchmarks/results")
+    results = Results(out / f"device-{datetime.now(UTC):%Y-%m-%dT%H%M%S}.json", budget)
     jobs = stretched([job for job in JOBS if job.name in args.only], budget)
     for job in jobs:
         outcome = run(job, command(job, args.quick), results, began + budget - time.monotonic())
@@ -174,6 +177,7 @@ def run(job: Job, words: Sequence[str], results: Results, left_s: float) -> Outc
         finally:  # also if this process is interrupted
             kill(process)
         reader.join(5.0)
+        process.stdout.close()
         if outcome.code and outcome.code != NO_DEVICE:
             outcome = outcome._replace(text=outcome.text + reader.during())
         errors.seek(0)
@@ -311,12 +315,8 @@ def cells(rows: Sequence[dict[str, Any]]) -> tuple[str, ...]:
     for row in rows:
         shown = [] if row["status"] in ("timed", "measured") else [row["status"]]
         words.append(": ".join([*shown, *([row["note"]] if row.get("note") else [])]))
-    return (
-        median("forward"),
-        median("forward+backward"),
-        compile_s,
-        "; ".join(dict.fromkeys(filter(None, words))),
-    )
+    result = "; ".join(dict.fromkeys(filter(None, words)))
+    return median("forward"), median("forward+backward"), compile_s, result
 
 
 if __name__ == "__main__":

@@ -196,12 +196,13 @@ def correctness(run: Run) -> None:
 
 def compare_all(run: Run, todo: Sequence[tuple[Check, str]], repeats: int = 1) -> bool:
     """Compile all checks in several threads, and run them in order. Returns whether all are right."""
-    begin("compiling", len(todo), "checks")
     right = True
     with ThreadPoolExecutor(THREADS) as pool:
-        for (check, name), prepared in zip(todo, pool.map(partial(prepare, run), *zip(*todo)), strict=True):
+        futures = [pool.submit(prepare, run, *pair) for pair in todo]
+        for (check, name), future in zip(todo, futures, strict=True):
             about = {"case": str(check), "what": f"check of {name}", "dtype": check.dtype}
-            begin(f"check of {name}", check, check.dtype)
+            begin(*about.values())
+            prepared = future.result()
             if isinstance(prepared, Prepared):
                 found = judge(prepared, check, repeats, about)
                 right = right and found
@@ -393,7 +394,7 @@ def compete(run: Run, case: Case, who: Sequence[Contestant], until: float) -> No
             continue
         deadline = until if position else now + FORWARD_SHARE * (until - now)
 
-        def tell(stage: str, mode: str = mode) -> None:
+        def on_stage(stage: str, mode: str = mode) -> None:
             begin(case, mode, stage)
 
         try:
@@ -404,7 +405,7 @@ def compete(run: Run, case: Case, who: Sequence[Contestant], until: float) -> No
                     who,
                     who[0].setting or run.setting("float32"),
                     QUICK_ROUNDS if run.quick else ROUNDS,
-                    tell=tell,
+                    on_stage=on_stage,
                     sample_s=0.0 if run.quick else SAMPLE_S,
                     threads=THREADS,
                     deadline=min(deadline, run.deadline),

@@ -79,7 +79,7 @@ def measure(
     *,
     rate: float | None = None,
     sample_s: float = SAMPLE_S,
-    tell: Callable[[str], Any] = lambda _: None,
+    on_stage: Callable[[str], Any] = lambda _: None,
     threads: int = 0,
     deadline: float = FOREVER,
 ) -> Measurement:
@@ -93,7 +93,7 @@ def measure(
         rounds: samples of each contestant.
         rate: operations per second of a matrix product, to compute ``matmul_fraction`` with.
         sample_s: shortest duration of a sample.
-        tell: called with the name of each stage.
+        on_stage: called with the name of each stage.
         threads: compile all programs at once in this many threads; 0 compiles each one when it is needed.
         deadline: of ``time.monotonic``. A program that is not compiled by then is skipped, and no round but
             the first begins after it.
@@ -106,14 +106,14 @@ def measure(
     reference: dict[str, Any] = {}
     pool = ThreadPoolExecutor(threads) if threads else None
     try:
-        pending = {who.name: enter(who, case, mode, setting, pool, tell) for who in contestants if pool}
-        tell("compiling")
+        pending = {who.name: enter(who, case, mode, setting, pool, on_stage) for who in contestants if pool}
+        on_stage("compiling")
         for who in contestants:
-            found = pending.get(who.name) or enter(who, case, mode, setting, pool, tell)
+            found = pending.get(who.name) or enter(who, case, mode, setting, pool, on_stage)
             if isinstance(found, Row):
                 rows[who.name] = found
                 continue
-            tell(f"first call of {who.name}")
+            on_stage(f"first call of {who.name}")
             valid = make_problem(case, who.setting or setting).valid
             rows[who.name], ready, results = compare(
                 found, valid, who.setting or setting, reference, deadline
@@ -127,7 +127,7 @@ def measure(
 
     spins = {who.name: who.spins for who in contestants}
     timed = {name: Timed(ready.call, spins[name]) for name, ready in built.items()}
-    tell("rounds")
+    on_stage("rounds")
     samples, repeats = time_rounds(timed, rounds, sample_s, deadline)
     work = flops(case, mode, int(make_problem(case, contestants[0].setting or setting).valid.sum()))
     summaries = {name: summarize(samples[name]) for name in built}
@@ -155,7 +155,7 @@ def enter(
     mode: str,
     setting: Setting,
     pool: ThreadPoolExecutor | None,
-    tell: Callable[[str], Any],
+    on_stage: Callable[[str], Any],
 ) -> Row | Compiling:
     """The contestant's program, being compiled by ``pool`` or compiled, or the reason why it has none."""
     setting = who.setting or setting
@@ -163,7 +163,7 @@ def enter(
         return Row("absent", why)
     if why := who.declines(case, mode, setting):
         return Row("declines", why)
-    tell(who.name)
+    on_stage(who.name)
     future: Compiling = Future()
     try:
         finish = who.build(case, make_problem(case, setting), mode, setting)
