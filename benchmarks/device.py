@@ -64,6 +64,9 @@ NAMES = tuple(job.name for job in JOBS)
 BUDGET_S, BUDGET_ONLY_S = 400.0, 180.0
 #: A job is skipped if less of the budget is left.
 MIN_S = 5.0
+#: Of a job, unless the user sets them. torch shares the GPU, and NumPy shares the cores with the threads
+#: that compile.
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OPENBLAS_NUM_THREADS": "1"}
 #: Exit code of a job that finds no accelerator.
 NO_DEVICE = 3
 STDERR_CHARACTERS = 2000
@@ -158,7 +161,7 @@ def run(job: Job, words: Sequence[str], results: Results, left_s: float) -> Outc
         outcome = Outcome(f"skipped: {max(left_s, 0.0):.0f} s of the budget are left")
         results.finish(job.name, outcome, 0.0, "")
         return outcome
-    environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | os.environ  # torch shares the GPU
+    environment = ENVIRONMENT | os.environ
     began = time.monotonic()
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(

@@ -216,12 +216,12 @@ def compare_all(run: Run, todo: Sequence[tuple[Check, str]], repeats: int = 1) -
 class Prepared(NamedTuple):
     """A check that is compiled."""
 
-    problem: reference.Problem
+    solution: reference.Solution
     call: Callable[[], Any]  # (ys and last states, values and gradients)
 
 
 def prepare(run: Run, check: Check, implementation: str) -> Prepared | tuple[str, str]:
-    """Compile a check, or the status and the reason why it cannot run."""
+    """Compile a check and compute its reference, or the status and the reason why it cannot run."""
     if run.late():
         return "skipped", "no time left"
     cell = getattr(lstm_jax, check.cell)(check.D, check.H, dtype=check.dtype)
@@ -247,7 +247,7 @@ def prepare(run: Run, check: Check, implementation: str) -> Prepared | tuple[str
             backward = jax.jit(jax.value_and_grad(value, (0, 1, 2), has_aux=True)).lower(*args).compile()
         except Exception as error:
             return "fails", error_line(error)
-    return Prepared(problem, lambda: (forward(*args), backward(*args)))
+    return Prepared(reference.solve(problem), lambda: (forward(*args), backward(*args)))
 
 
 def judge(prepared: Prepared, check: Check, repeats: int, about: dict[str, str]) -> bool:
@@ -255,21 +255,20 @@ def judge(prepared: Prepared, check: Check, repeats: int, about: dict[str, str])
 
     Every repetition must return the same bits, in memory that is likely to have contained NaN before.
     """
-    problem, call = prepared
+    solution, call = prepared
     try:
         found = [poisoned(call) for _ in range(repeats)]
     except Exception as error:
         row("fails", error_line(error), **about)
         return False
     plain, ((_, (ys, last)), (d_params, d_xs, d_carry)) = found[0]
-    solution = reference.solve(problem)
     returned = {
         "ys": (ys, solution.ys),
         "ys without gradients": (plain[0], solution.ys),
         "gradient of xs": (d_xs, solution.d_xs),
         **{f"gradient of {n}": (getattr(d_params, n), a) for n, a in solution.d_params.items()},
     }
-    for k, name in enumerate(("h", "c")[: len(problem.carry)]):
+    for k, name in enumerate(("h", "c")[: len(solution.carry)]):
         returned[f"last {name}"] = last[k], solution.carry[k]
         returned[f"gradient of {name}"] = jax.tree.leaves(d_carry)[k], solution.d_carry[k]
     errors = {name: distance(*pair) for name, pair in returned.items()}
@@ -374,7 +373,8 @@ def contestants(run: Run) -> list[Contestant]:
 
 def own(who: Contestant, setting: Setting) -> Contestant:
     """A contestant with a setting of its own, which becomes part of its name."""
-    return who._replace(name=f"{who.name} | {setting}", setting=setting)
+    spins = who.spins and setting.platform == "cpu"  # a GPU is not slowed down by idle threads
+    return who._replace(name=f"{who.name} | {setting}", setting=setting, spins=spins)
 
 
 def cases(run: Run, name: str) -> None:

@@ -46,22 +46,24 @@ def solve(problem: Problem) -> Solution:
         ys.append(there * after[0])
         memory.append((keep, there, before, saved))
 
-    d_us, d_ws = np.zeros_like(us), np.zeros_like(params["w_hh"])
-    d_bias_hn = np.zeros(xs.shape[1:2] + before[0].shape[1:])
+    d_us, d_products = np.zeros_like(us), np.zeros_like(us)
     for t in reversed(range(len(xs))):
         keep, there, before, saved = memory[t]
         d_after = [there * a for a in d_carry]
         d_after[0] = d_after[0] + there * weights_ys[t]
-        d_before, d_us[t], d_products = backward(params, before, saved, d_after)
-        d_ws += before[0].T @ d_products
-        d_bias_hn += d_products[:, -d_bias_hn.shape[1] :]
+        d_before, d_us[t], d_products[t] = backward(params, before, saved, d_after)
         held = [np.where(there, 0, a) for a in d_carry]
         d_carry = tuple(a + keep * b for a, b in zip(held, d_before, strict=True))
-    flat = d_us.reshape(-1, d_us.shape[-1])
-    d_params = {"w_ih": xs.reshape(-1, xs.shape[-1]).T @ flat, "w_hh": d_ws, "bias": flat.sum(0)}
+    hs = np.stack([before[0] for _, _, before, _ in memory])
+    d_params = {"w_ih": _summed(xs, d_us), "w_hh": _summed(hs, d_products), "bias": d_us.sum((0, 1))}
     if "bias_hn" in params:
-        d_params["bias_hn"] = d_bias_hn.sum(0)
+        d_params["bias_hn"] = d_products[..., -hs.shape[-1] :].sum((0, 1))
     return Solution(np.stack(ys), carry, d_params, d_us @ params["w_ih"].T, d_carry)
+
+
+def _summed(a: Array, b: Array) -> Array:
+    """The product of two sequences, summed over time and batch."""
+    return a.reshape(-1, a.shape[-1]).T @ b.reshape(-1, b.shape[-1])
 
 
 def _wide(part: Any) -> Any:

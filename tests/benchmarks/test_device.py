@@ -334,7 +334,7 @@ def test_wrong_results_are_recorded(capsys, fault):
         arrays = ((ys, last), ((0.0, (ys, last)), (lstm_jax.LSTMParams(**a.d_params), d_xs, a.d_carry)))
         return jax.tree.map(lambda a: jax.numpy.asarray(a, np.float32), arrays)
 
-    prepared = device_jobs.Prepared(problem, call)
+    prepared = device_jobs.Prepared(solution, call)
     assert not device_jobs.judge(prepared, check, 2, {"what": "check"})
     (row,) = rows_of(capsys)
     expected = {"values": "ys", "gradients": "gradient of xs", "nan": "error nan in gradient of xs"}
