@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -38,16 +39,16 @@ from benchmarks.timing import SAMPLE_S, Timed, matmul_rates, sample, summarize, 
 #: Seconds at the end of a job in which nothing new begins.
 RESERVE_S = 2.0
 ROUNDS, QUICK_ROUNDS = 7, 2
-#: Threads that compile. More wait for each other when a GPU's products are tuned.
+#: Threads that compile programs.
 THREADS = 8
 
 
 class Run(NamedTuple):
-    """What a job knows: the platform, the time at which it must end, and whether sizes are tiny."""
+    """Platform, deadline and size of a job."""
 
     platform: str
-    deadline: float  # of time.monotonic
-    quick: bool = False
+    deadline: float  # of time.monotonic; nothing new begins after it
+    quick: bool = False  # tiny sizes
     #: The platform whose Pallas kernels are interpreted; "": kernels run on the device.
     interpreted: str = ""
 
@@ -84,7 +85,7 @@ def row(status: str, note: str = "", **values: Any) -> None:
 
 
 def device(run: Run) -> None:
-    """Versions, and the rates that other figures can be compared with."""
+    """Versions, rates of matrix products and copies, and the cost of a loop iteration."""
     row("measured", driver(), what="driver")
     row("measured", torch_build(), what="torch")
     sizes = (64,) if run.quick else (4096, 8192)
@@ -113,7 +114,7 @@ def device(run: Run) -> None:
 
 
 def settings(run: Run) -> list[Setting]:
-    """float32, TF32 where there is such a thing, bfloat16 and float16."""
+    """float32, TF32 on GPUs, bfloat16 and float16."""
     found = [
         run.setting("float32"),
         run.setting("float32", True),
@@ -350,12 +351,12 @@ QUICK_CASES = {
 STEPS = (4, 16, 8)
 
 
-#: Of a case's time. Programs with a backward pass take longer to compile and to run.
+#: Fraction of a case's time for the forward mode. Backward passes take longer to compile and to run.
 FORWARD_SHARE = 0.4
 
 
 def contestants(run: Run) -> list[Contestant]:
-    """Those of the table, the most telling first."""
+    """Contestants of the table, in order of value."""
     exact, tf32, bf16, fp16 = (
         run.setting("float32"),
         run.setting("float32", True),
@@ -378,7 +379,7 @@ def own(who: Contestant, setting: Setting) -> Contestant:
 
 
 def cases(run: Run, name: str) -> None:
-    """Every case gets an equal part of the time that is left."""
+    """Measure all cases of a job. Each may take an equal part of the remaining time."""
     todo = (QUICK_CASES if run.quick else CASES)[name]
     for position, case in enumerate(todo):
         share = (run.deadline - time.monotonic()) / (len(todo) - position)
@@ -422,7 +423,7 @@ def compete(run: Run, case: Case, who: Sequence[Contestant], until: float) -> No
 
 
 class Kernels(NamedTuple):
-    """One form of kernel: what is checked, and what is timed if that is right."""
+    """Checks and timed cases of one form of kernel."""
 
     checks: tuple[Check, ...]
     timed: tuple[Case, ...]
@@ -432,7 +433,7 @@ def squares(B: int, *sizes: int, cell: str = "LSTM") -> tuple[Case, ...]:
     return tuple(Case(B, 1024, H, H, cell=cell) for H in sizes)
 
 
-#: By the plan of the kernels for Hopper GPUs. The sizes include those that do not fill a block.
+#: The sizes select the forms by the layout rules of the kernels for Hopper GPUs. Some do not fill a block.
 PALLAS = {
     "pallas-block": Kernels(
         (
@@ -478,8 +479,10 @@ PALLAS = {
 
 
 def pallas(run: Run, name: str) -> None:
-    """Correctness first. A form that is wrong is not timed."""
+    """Check a form of kernel and, if all checks are right, time it."""
     checks, timed = PALLAS[name]
+    if run.interpreted:
+        row("measured", f"kernels for {run.interpreted.upper()}s, in Pallas' interpreter", what="pallas")
     if run.quick:
         cell = checks[0].cell
         checks = (Check(2, 3, 3, 8, "bfloat16", cell, lengths=True),)
@@ -639,6 +642,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
+    try:
+        code = main()
+    except Exception:
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(code)  # without waiting for threads that still compile
