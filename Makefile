@@ -2,7 +2,7 @@
 #   PYTHON, PYTHON_LATEST   the interpreters (default: searched for, see find_python)
 #   JAX, TORCH              what the main and the peers' environments install
 #   WORKERS, PYTEST_ARGS    pytest's processes, and what else it is told (PYTEST_ARGS="-k lstm -x")
-#   BENCH_ARGS              what the benchmark is told (BENCH_ARGS=--quick)
+#   BENCH_ARGS              options of the benchmark (BENCH_ARGS=--quick)
 
 PYTHON ?=
 PYTHON_LATEST ?=
@@ -74,12 +74,12 @@ test-latest: $(LATEST)  ## the everyday tests on the newest Python and jax
 	.venv-latest/bin/python $(PYTEST) $(CORE) $(PYTEST_ARGS)
 
 bench: export KERAS_BACKEND ?= jax
-bench: $(PEERS)  ## time and memory beside the other libraries, into benchmarks/results
+bench: $(PEERS)  ## time and memory compared with other libraries, into benchmarks/results
 	.venv-peers/bin/python -m benchmarks $(BENCH_ARGS)
 
-# A device's build of jax is the caller's: make bench-device PYTHON=... runs what is installed there.
+# Installs nothing: uses the jax that PYTHON has, because each device needs its own build.
 bench-device: PYTHON := $(or $(PYTHON),python)
-bench-device:  ## all that waits for a GPU (tests, cases, experiments, profile, training), within 25 minutes
+bench-device:  ## correctness and speed on a GPU or TPU, within 400 seconds, into benchmarks/results
 	$(PYTHON) -m benchmarks.device $(BENCH_ARGS)
 
 lint: $(MAIN)  ## ruff: rules and format

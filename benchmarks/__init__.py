@@ -1,1 +1,1 @@
-"""How fast the library is, measured against its peers. ``python -m benchmarks --help``."""
+"""Speed and memory of this library beside other libraries. See ``python -m benchmarks --help``."""

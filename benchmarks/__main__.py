@@ -1,9 +1,8 @@
-"""Compare ``unroll`` with the plain scan and with other libraries: same weights, same work.
+"""Compare ``unroll`` with the plain scan and with other libraries, with equal weights and inputs.
 
-Outputs and gradients are compared with ours before anything is timed. Rounds interleave all contestants
-in rotating order, results are waited for, and a contestant that equals ours takes part, so that the
-spread of the measurement is known. Every figure comes out of one run: tables, a JSON file with every
-round, and pictures.
+Outputs and gradients are compared with ours before timing. Each round calls all contestants, in rotating
+order, and every call waits for its results. Ours is measured twice, which shows the noise. All figures come
+from one run: tables, a JSON file and figures.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 
 import jax
 
-from benchmarks import memory, report as reports, timing
+from benchmarks import files, memory, report as reports, timing
 from benchmarks.cases import CURVES, MODES, NAMED, QUICK, QUICK_CURVES, Case, Setting, precision
 from benchmarks.contestants import HOUSE, NAMES, NNX, OURS, PEERS, SCAN, TORCH, named
 from benchmarks.contestants.contestant import Contestant
@@ -28,14 +27,14 @@ from benchmarks.report import Report
 
 PARTS = ("cases", "curves", "memory")
 QUICK_ROUNDS = 3
-#: Square matrix products whose rate is called the machine's: the best of these sizes.
+#: Sizes of square matrix products. The fastest one gives the rate that fractions refer to.
 MATMULS = {"cpu": (512, 1024, 2048), "gpu": (4096, 8192), "tpu": (4096, 8192)}
 QUICK_MATMULS = (64,)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print, write; 1 where somebody failed or gave other results than ours."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU is shared with torch
+    """Run the benchmark. Returns 1 if a contestant failed or its results differ from ours."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch shares the GPU
     parser = make_parser()
     args = parser.parse_args(argv)
     if args.redraw is not None:
@@ -45,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.rounds < 1:
         parser.error("--rounds must be 1 or more")
     if {"all", "none"} & set(args.peers) and len(args.peers) > 1:
-        parser.error("--peers: all and none stand alone")
+        parser.error("--peers: all and none cannot be combined with other names")
     try:
         device = jax.devices(args.device or jax.default_backend())[0]
     except RuntimeError as error:
         parser.error(f"--device {args.device}: {error}")
     setting = Setting(device.platform, args.dtype, args.tf32 == "on")
     if setting.tf32 and setting.platform != "gpu":
-        parser.error("--tf32 on: only GPUs round so")
+        parser.error("--tf32 on: only GPUs have TF32")
     with jax.default_device(device), precision(setting):
         return run(args, setting)
 
@@ -93,7 +92,7 @@ def make_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=PARTS,
         help="cases; curves of cost over T, B and H; time against memory "
-        "(default: all three, but the cases alone where --cases names some)",
+        "(default: all three, or only the cases with --cases)",
     )
     add(
         "--implementations",
@@ -101,19 +100,19 @@ def make_parser() -> argparse.ArgumentParser:
         choices=NAMES,
         default=[],
         metavar="NAME",
-        help=f"of ours, beside what is chosen by itself: {', '.join(NAMES)}",
+        help=f'implementations to measure beside "auto": {", ".join(NAMES)}',
     )
-    add("--without", nargs="+", default=[], metavar="NAME", help="contestants to leave out, by name")
+    add("--without", nargs="+", default=[], metavar="NAME", help="names of contestants to leave out")
     add("--rounds", type=int, default=11, help="(default: %(default)s)")
-    add("--quick", action="store_true", help="tiny sizes of every kind and few rounds: does it run?")
-    add("--no-pictures", action="store_true", help="tables alone (without matplotlib)")
-    add("--out", type=Path, help="(default: benchmarks/results, of a quick run runs/benchmarks)")
-    add("--redraw", type=Path, metavar="JSON", help="measure nothing: tables and pictures of an earlier run")
+    add("--quick", action="store_true", help="tiny sizes and few rounds, to check that everything runs")
+    add("--no-pictures", action="store_true", help="write tables only (without matplotlib)")
+    add("--out", type=Path, help="(default: benchmarks/results, or runs/benchmarks with --quick)")
+    add("--redraw", type=Path, metavar="JSON", help="write the tables and figures of an earlier run again")
     return parser
 
 
 def parse_cases(word: str) -> tuple[Case, ...]:
-    """A name or sizes."""
+    """The cases of a group's name, or the case with sizes B,T,D,H."""
     if word in NAMED:
         return NAMED[word]
     parts = word.split(",")
@@ -121,7 +120,7 @@ def parse_cases(word: str) -> tuple[Case, ...]:
         raise argparse.ArgumentTypeError(f"{word!r} is neither B,T,D,H nor one of {', '.join(NAMED)}")
     sizes = [int(part) for part in parts]
     if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"{word!r} holds a size below 1")
+        raise argparse.ArgumentTypeError(f"{word!r} contains a size below 1")
     return (Case(*sizes),)
 
 
@@ -129,7 +128,7 @@ def parse_cases(word: str) -> tuple[Case, ...]:
 
 
 def run(args: argparse.Namespace, setting: Setting) -> int:
-    """All parts that were asked for."""
+    """Run all requested parts."""
     contestants = (*HOUSE, *map(named, args.implementations), *chosen_peers(args.peers))
     contestants = tuple(who for who in contestants if who is OURS or who.name not in args.without)
     parts = args.parts or (PARTS[:1] if args.cases else PARTS)
@@ -143,7 +142,9 @@ def run(args: argparse.Namespace, setting: Setting) -> int:
     rounds = min(args.rounds, QUICK_ROUNDS) if args.quick else args.rounds
 
     print(reports.introduction(report, contestants))
-    print(f"results may differ from ours by {tolerance(setting):g} of the largest number; {rounds} rounds")
+    print(
+        f"accepted distance from our results: {tolerance(setting):g} of the largest number; {rounds} rounds"
+    )
     sizes = QUICK_MATMULS if args.quick else MATMULS.get(setting.platform, MATMULS["gpu"])
     report.matmul_rates = timing.matmul_rates(setting, sizes, takes_part(TORCH, contestants, setting))
     print(f"square matrix products: {reports.rates(report.matmul_rates)}", flush=True)
@@ -155,13 +156,13 @@ def run(args: argparse.Namespace, setting: Setting) -> int:
     with progress(len(jobs)) as (say, step):
         for job in jobs:
             print_above(job(say))
-            write(report, path)  # a run that is stopped leaves what it has
+            write(report, path)  # after each job, so that an interrupted run keeps its results
             step()
     finish(report, path, pictures=not args.no_pictures)
     return 1 if report.troubled else 0
 
 
-Job = Callable[[Callable[[str], Any]], str]  # measures into the report, returns what to print
+Job = Callable[[Callable[[str], Any]], str]  # adds to the report and returns the text to print
 
 
 def plan(
@@ -173,12 +174,12 @@ def plan(
     setting: Setting,
     shared: dict[str, Any],
 ) -> Iterator[Job]:
-    """What is to be done, one job a line of the progress bar."""
+    """The jobs of the run, one for each step of the progress bar."""
 
     def case_job(into: list[Measurement], case: Case, mode: str, who: Sequence[Contestant]) -> Job:
         def job(say: Callable[[str], Any]) -> str:
-            tell = lambda stage: say(f"{case}, {mode}: {stage}")  # noqa: E731
-            into.append(measure(case, mode, who, setting, tell=tell, **shared))
+            on_stage = lambda stage: say(f"{case}, {mode}: {stage}")  # noqa: E731
+            into.append(measure(case, mode, who, setting, on_stage=on_stage, **shared))
             return reports.block(into[-1])
 
         return job
@@ -209,19 +210,19 @@ def plan(
 
 
 def chosen_peers(words: Sequence[str]) -> tuple[Contestant, ...]:
-    """In the order of the table."""
+    """The chosen peers in the order of the table."""
     names = () if "none" in words else PEERS if "all" in words else words
     return tuple(who for name in PEERS if name in names for who in PEERS[name])
 
 
 def takes_part(who: Contestant, contestants: Sequence[Contestant], setting: Setting) -> bool:
-    """Whether it is among them, and here."""
+    """Whether a contestant is chosen and can run on this machine."""
     return who in contestants and not (who.absent() or who.declines(QUICK[0], MODES[0], setting))
 
 
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[tuple[Callable[[str], Any], Callable[[], Any]]]:
-    """A bar on stderr: one function says what goes on, the other says that a job is done."""
+    """A progress bar on stderr: functions that set its text and that advance it."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -232,7 +233,7 @@ def progress(total: int) -> Iterator[tuple[Callable[[str], Any], Callable[[], An
 
 
 def print_above(text: str) -> None:
-    """On stdout, without tearing the bar."""
+    """Print to stdout above the progress bar."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -243,13 +244,13 @@ def print_above(text: str) -> None:
 
 
 def write(report: Report, path: Path) -> None:
-    """The figures and the page."""
+    """Write the JSON file and the Markdown page."""
     reports.write_json(path, report)
-    reports.write(path.with_suffix(".md"), reports.markdown(report))
+    files.write(path.with_suffix(".md"), reports.markdown(report))
 
 
 def finish(report: Report, path: Path, *, pictures: bool = True) -> None:
-    """The summary, and all files."""
+    """Print the summary and write all files."""
     from benchmarks.plots import draw
 
     print(reports.closing(report))
@@ -260,7 +261,7 @@ def finish(report: Report, path: Path, *, pictures: bool = True) -> None:
 
 
 def redraw(path: Path) -> None:
-    """Tables and pictures once more."""
+    """Write the tables and figures of an earlier run again."""
     finish(Report.from_json(json.loads(path.read_text())), path)
 
 

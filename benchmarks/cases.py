@@ -1,4 +1,4 @@
-"""What is measured: sizes, kinds of problem, and the arrays of a problem, the same for everybody."""
+"""Benchmark cases: sizes, options, and the arrays that all contestants receive."""
 
 from __future__ import annotations
 
@@ -14,37 +14,49 @@ import lstm_jax
 
 
 class Case(NamedTuple):
-    """Sizes of one problem, and what is special about it."""
+    """Sizes and options of one problem."""
 
-    B: int  # rows
+    B: int  # batch size
     T: int  # steps
     D: int  # input features
     H: int  # hidden units
     layers: int = 1
     bidirectional: bool = False
-    ragged: bool = False  # rows of several lengths, from 1 to T
-    ensemble: int = 0  # so many networks, each with weights and inputs of its own
-    streaming: bool = False  # one step from a given carry: latency
+    ragged: bool = False  # sequences of different lengths, from 1 to T
+    ensemble: int = 0  # number of networks, each with its own weights and inputs; 0: one, without an axis
+    streaming: bool = False  # one step from a given carry, to measure latency
+    cell: str = "LSTM"  # or "GRU"
+    resets: float = 0.0  # fraction of the steps at which the carry is reset
 
     def __str__(self) -> str:
         words = [f"{self.B},{self.T},{self.D},{self.H}"]
+        words += [self.cell] if self.cell != "LSTM" else []
         words += [f"{self.layers} layers"] if self.layers > 1 else []
         words += [name for name in ("bidirectional", "ragged", "streaming") if getattr(self, name)]
         words += [f"ensemble of {self.ensemble}"] if self.ensemble else []
+        words += [f"resets at {self.resets:.0%}"] if self.resets else []
         return " ".join(words)
+
+    def as_json(self) -> dict[str, Any]:
+        """The sizes, and the options that do not have their default."""
+        return {
+            n: a
+            for n, a in self._asdict().items()
+            if n not in self._field_defaults or a != self._field_defaults[n]
+        }
 
     @property
     def modes(self) -> tuple[str, ...]:
-        """The work that makes sense: nobody trains on single steps."""
+        """The modes to measure. A streaming case has no backward pass."""
         return MODES[:1] if self.streaming else MODES
 
     @property
     def output_size(self) -> int:
-        """Features of one output."""
+        """Features of the output."""
         return self.H * (2 if self.bidirectional else 1)
 
 
-#: The work: the outputs alone, or the gradients of a loss for weights and inputs.
+#: What is computed: the outputs, or the gradients of a loss with respect to weights and inputs.
 MODES = ("forward", "forward+backward")
 
 CORE = (
@@ -61,11 +73,9 @@ STACK = (Case(32, 100, 128, 128, layers=2), Case(32, 100, 128, 128, layers=4))
 BIDIRECTIONAL = (Case(32, 100, 128, 128, bidirectional=True),)
 RAGGED = (Case(32, 100, 128, 128, ragged=True),)
 ENSEMBLE = (Case(16, 50, 32, 64, ensemble=8),)
-#: What is always measured on a device; torch takes cuDNN's persistent kernel in the float16 ones.
-DEVICE = tuple(Case(B, 1024, H, H) for H in (768, 1024) for B in (16, 64))
 STREAMING = (Case(1, 1, 128, 128, streaming=True), Case(32, 1, 128, 128, streaming=True))
 
-#: What ``--cases`` takes beside sizes.
+#: Groups of cases that ``--cases`` accepts beside sizes.
 NAMED = {
     "core": CORE,
     "stack": STACK,
@@ -73,10 +83,9 @@ NAMED = {
     "ragged": RAGGED,
     "ensemble": ENSEMBLE,
     "streaming": STREAMING,
-    "device": DEVICE,
     "all": CORE + STACK + BIDIRECTIONAL + RAGGED + ENSEMBLE + STREAMING,
 }
-#: Every kind once, and two of them together.
+#: Tiny cases that use every option.
 QUICK = (
     Case(2, 5, 3, 4),
     Case(2, 5, 3, 4, layers=2, bidirectional=True),
@@ -87,7 +96,7 @@ QUICK = (
 
 
 class Curve(NamedTuple):
-    """One size grows, the others stay as they are in ``base``."""
+    """Cases that differ from ``base`` in one size."""
 
     letter: str
     sizes: tuple[int, ...]
@@ -95,11 +104,11 @@ class Curve(NamedTuple):
 
     @property
     def cases(self) -> tuple[Case, ...]:
-        """From the smallest to the largest."""
+        """The cases, in increasing order of size."""
         return tuple(self._at(size) for size in self.sizes)
 
     def _at(self, size: int) -> Case:
-        inputs = {"D": size} if self.letter == "H" else {}  # as many features as units
+        inputs = {"D": size} if self.letter == "H" else {}  # D equals H
         return self.base._replace(**{self.letter: size}, **inputs)
 
 
@@ -113,39 +122,44 @@ QUICK_CURVES = tuple(Curve(letter, (3, 6), Case(3, 3, 3, 3)) for letter in "TBH"
 
 
 class Setting(NamedTuple):
-    """With what it is measured."""
+    """Platform and precision of a measurement."""
 
-    platform: str = "cpu"  # as jax calls it: cpu, gpu, tpu
-    dtype: str = "float32"  # of the inputs and of the matrix products
-    tf32: bool = False  # whether a GPU may round the factors of float32 products
+    platform: str = "cpu"  # JAX's name for it: cpu, gpu or tpu
+    dtype: str = "float32"  # of the inputs and the matrix products
+    tf32: bool = False  # whether a GPU may use TF32 for float32 products
+
+    def __str__(self) -> str:
+        return "TF32" if self.tf32 else self.dtype
 
 
 def precision(setting: Setting) -> Any:
-    """Float32 products as exact as the setting has them; on a CPU they always are."""
+    """A context with the matrix product precision of ``setting``. CPUs always compute in full precision."""
     if setting.platform == "cpu" or setting.dtype != "float32":
         return contextlib.nullcontext()
     return jax.default_matmul_precision("tensorfloat32" if setting.tf32 else "highest")
 
 
-Layers = tuple[tuple[lstm_jax.LSTMParams, ...], ...]  # a layer's directions, layer after layer
+Layers = tuple[tuple[Any, ...], ...]  # for each layer, its directions
 
 
 class Problem(NamedTuple):
-    """The arrays of a case. With an ensemble, all but the lengths have one more axis in front."""
+    """The arrays of a case. In an ensemble, all arrays but the lengths have one more leading axis."""
 
     params: Layers  # float32
     xs: jax.Array  # (T, B, D), or (B, D) when streaming
-    more: Any  # lengths (B,) or None; when streaming the carry, (h, c), each (B, H)
-    weights: jax.Array  # (T, B, outputs): the loss is the sum of weights * outputs
-    valid: np.ndarray  # (T, B, 1), or (B, 1) when streaming: outputs that are compared
+    more: Any  # None, lengths (B,), resets (T, B), or when streaming the carry (h, c), each (B, H)
+    weights: jax.Array  # (T, B, output_size); the loss is the sum of weights * outputs
+    valid: np.ndarray  # (T, B, 1), or (B, 1) when streaming: which outputs are compared
 
 
-@lru_cache(maxsize=1)  # both kinds of work take the same
+@lru_cache(maxsize=4)  # a case is measured in two modes, and on a device in several dtypes
 def make_problem(case: Case, setting: Setting) -> Problem:
-    """Random weights (biases too), inputs, lengths and a linear loss, which does not look at padding."""
+    """Random weights and biases, inputs, lengths, and a linear loss that ignores padding."""
     params, xs, weights, carry = jax.jit(_draw, static_argnums=(0, 1))(case, setting.dtype)
     valid = np.ones((*xs.shape[bool(case.ensemble) : -1], 1), bool)
     more = carry if case.streaming else None
+    if case.resets:
+        more = jax.random.bernoulli(jax.random.key(1), case.resets, (case.T, case.B))
     if case.ragged:
         lengths = np.linspace(case.T, 1, case.B).astype(np.int32)  # longest first
         valid = (np.arange(case.T)[:, None] < lengths)[..., None]
@@ -170,10 +184,10 @@ def _draw(case: Case, dtype: str) -> tuple[Layers, jax.Array, jax.Array, Any]:
 
 
 def make_network(case: Case, dtype: str | None = None) -> Any:
-    """The case as a cell or a network of this library."""
+    """The case as a cell or network of this library."""
 
     def layer(size: int) -> Any:
-        cell = lstm_jax.LSTM(size, case.H, dtype=dtype)
+        cell = getattr(lstm_jax, case.cell)(size, case.H, dtype=dtype)
         return lstm_jax.Bidirectional(cell) if case.bidirectional else cell
 
     layers = (layer(case.D), *(layer(case.output_size) for _ in range(case.layers - 1)))
@@ -181,7 +195,7 @@ def make_network(case: Case, dtype: str | None = None) -> Any:
 
 
 def as_layers(case: Case, params: Any) -> Layers:
-    """A network's parameters, each layer as a tuple of its directions."""
+    """A network's parameters as a tuple of layers, each a tuple of directions."""
     layers = (params,) if case.layers == 1 else params
     return tuple(tuple(layer) if case.bidirectional else (layer,) for layer in layers)
 
@@ -195,10 +209,11 @@ def as_network(case: Case, layers: Layers) -> Any:
 
 
 def flops(case: Case, mode: str, valid_steps: int) -> int:
-    """Operations of the matrix products alone: two for a weight and a valid step, three times over
-    with the backward pass (products for the weights and for the states and inputs)."""
+    """Operations in matrix products: two per weight and valid step, and three times as many with the
+    backward pass, which adds products for the weights and for the states and inputs."""
     directions = 2 if case.bidirectional else 1
     inputs = case.D + (case.layers - 1) * case.output_size
-    weights = directions * 4 * case.H * (inputs + case.layers * case.H)
+    gates = {"LSTM": 4, "GRU": 3}[case.cell]
+    weights = directions * gates * case.H * (inputs + case.layers * case.H)
     forward = 2 * weights * valid_steps * max(1, case.ensemble)
     return forward * (1 if mode == MODES[0] else 3)

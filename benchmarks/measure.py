@@ -1,60 +1,72 @@
-"""One case and one kind of work: who takes part, whether they agree, and what it takes them."""
+"""Measure one case in one mode: build all contestants, compare their results, then time them."""
 
 from __future__ import annotations
 
-import statistics
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import Case, Setting, flops, make_problem
 from benchmarks.contestants.contestant import Built, Contestant
-from benchmarks.timing import SAMPLE_S, Timed, time_rounds
+from benchmarks.timing import SAMPLE_S, Timed, summarize, time_rounds
 
-#: How far results may lie from ours, as a part of the largest number in an array. Under narrow types
-#: the libraries differ in what they keep wide (ours: weights, sums and cell state), and over many steps
-#: it adds up; that all compute the same is what float32 shows.
+#: Largest accepted distance from our results, relative to the largest number in an array. With narrow types
+#: the libraries differ in what they keep in float32 (this one: weights, sums and the cell state), and the
+#: differences accumulate over time. The float32 comparison shows that all compute the same function.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.05}
 TF32_TOLERANCE = 0.02
+FOREVER = float("inf")
 
 
 @dataclass(frozen=True)
 class Row:
-    """What there is to say of a contestant after a measurement."""
+    """The result of one contestant."""
 
-    status: str  # "timed"; or "absent", "declines", "fails", "refused", and why is in ``note``
+    #: "timed"; or "absent", "declines", "fails", "differs" or "skipped", with the reason in ``note``.
+    status: str
     note: str = ""
-    rounds_s: tuple[float, ...] = ()
     min_s: float | None = None
+    q1_s: float | None = None
     median_s: float | None = None
-    ratio: float | None = None  # its median to that of the first contestant
-    distance: float | None = None  # from our results, as a part of the largest number in an array
+    q3_s: float | None = None
+    count: int = 0  # samples
+    ratio: float | None = None  # its median divided by that of the first contestant
+    distance: float | None = None  # from our results, relative to the largest number in an array
     compile_s: float | None = None
     temporary_bytes: int | None = None
-    matmul_fraction: float | None = None  # of the matrix products' rate, measured in the same run
+    matmul_fraction: float | None = None  # of the matrix product rate in the same run
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that do not have their default."""
+        empty = asdict(Row(""))
+        return {name: value for name, value in asdict(self).items() if value != empty[name]}
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """All contestants in one case and one kind of work."""
+    """All contestants in one case and mode."""
 
     case: Case
     mode: str
     flops: int
-    repeats: int  # calls in each of the samples
+    repeats: int  # calls in each sample
     rows: dict[str, Row]
 
     def as_json(self) -> dict[str, Any]:
-        """Plain dicts, lists and numbers."""
-        return asdict(self) | {"case": self.case._asdict(), "title": str(self.case)}
+        """Plain dicts, lists and numbers, without fields that have their default."""
+        rows = {name: row.as_json() for name, row in self.rows.items()}
+        return {"title": str(self.case), **asdict(self), "case": self.case.as_json(), "rows": rows}
 
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Measurement:
         """The inverse of :meth:`as_json`."""
-        rows = {name: Row(**row | {"rounds_s": tuple(row["rounds_s"])}) for name, row in tree["rows"].items()}
+        rows = {name: Row(**row) for name, row in tree["rows"].items()}
         return cls(Case(**tree["case"]), tree["mode"], tree["flops"], tree["repeats"], rows)
 
 
@@ -67,40 +79,74 @@ def measure(
     *,
     rate: float | None = None,
     sample_s: float = SAMPLE_S,
-    tell: Callable[[str], Any] = lambda _: None,
+    on_stage: Callable[[str], Any] = lambda _: None,
+    threads: int = 0,
+    deadline: float = FOREVER,
 ) -> Measurement:
-    """Build, compare with the first of ``contestants`` (ours), and time those who agree."""
-    problem = make_problem(case, setting)
-    built: dict[str, Built] = {}
+    """Build all contestants, compare them with the first one (ours), and time those that agree.
+
+    Args:
+        case: the problem.
+        mode: one of ``MODES``.
+        contestants: each is measured with ``setting``, or with its own.
+        setting: platform and precision.
+        rounds: samples of each contestant.
+        rate: operations per second of a matrix product, to compute ``matmul_fraction`` with.
+        sample_s: shortest duration of a sample.
+        on_stage: called with the name of each stage.
+        threads: compile all programs at once in this many threads; 0 compiles each one when it is needed.
+        deadline: of ``time.monotonic``. A program that is not compiled by then is skipped, and no round but
+            the first begins after it.
+
+    Raises:
+        Exception: what the first contestant raises. Errors of the others are recorded in their rows.
+    """
     rows: dict[str, Row] = {}
+    built: dict[str, Built] = {}
     reference: dict[str, Any] = {}
-    for who in contestants:
-        rows[who.name], ready, results = enter(who, case, mode, setting, problem, reference, tell)
-        if ready is not None:
-            built[who.name] = ready
-            reference = reference or results
+    pool = ThreadPoolExecutor(threads) if threads else None
+    try:
+        pending = {who.name: enter(who, case, mode, setting, pool, on_stage) for who in contestants if pool}
+        on_stage("compiling")
+        for who in contestants:
+            found = pending.get(who.name) or enter(who, case, mode, setting, pool, on_stage)
+            if isinstance(found, Row):
+                rows[who.name] = found
+                continue
+            on_stage(f"first call of {who.name}")
+            valid = make_problem(case, who.setting or setting).valid
+            rows[who.name], ready, results = compare(
+                found, valid, who.setting or setting, reference, deadline
+            )
+            if ready is not None:
+                built[who.name] = ready
+                reference = reference or results
+    finally:
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     spins = {who.name: who.spins for who in contestants}
     timed = {name: Timed(ready.call, spins[name]) for name, ready in built.items()}
-    tell("rounds")
-    seconds, repeats = time_rounds(timed, rounds, sample_s)
-    work = flops(case, mode, int(problem.valid.sum()))
-    first = statistics.median(seconds[contestants[0].name])
+    on_stage("rounds")
+    samples, repeats = time_rounds(timed, rounds, sample_s, deadline)
+    work = flops(case, mode, int(make_problem(case, contestants[0].setting or setting).valid.sum()))
+    summaries = {name: summarize(samples[name]) for name in built}
+    first = summaries[contestants[0].name].median_s
     for name, ready in built.items():
-        median = statistics.median(seconds[name])
-        rows[name] = Row(
-            "timed",
-            ready.note,
-            tuple(seconds[name]),
-            min(seconds[name]),
-            median,
-            median / first,
-            rows[name].distance,
-            ready.compile_s,
-            ready.temporary_bytes,
-            work / median / rate if rate else None,
+        median = summaries[name].median_s
+        rows[name] = replace(
+            rows[name],
+            note=ready.note,
+            **summaries[name]._asdict(),
+            ratio=median / first,
+            compile_s=ready.compile_s,
+            temporary_bytes=ready.temporary_bytes,
+            matmul_fraction=work / median / rate if rate else None,
         )
     return Measurement(case, mode, work, repeats, rows)
+
+
+Compiling = Future[Built]
 
 
 def enter(
@@ -108,51 +154,71 @@ def enter(
     case: Case,
     mode: str,
     setting: Setting,
-    problem: Any,
-    reference: dict[str, Any],
-    tell: Callable[[str], Any],
-) -> tuple[Row, Built | None, dict[str, Any]]:
-    """Whether it takes part, and what it gives. Without a ``reference`` it is the reference: its errors
-    are ours, and stop the run."""
+    pool: ThreadPoolExecutor | None,
+    on_stage: Callable[[str], Any],
+) -> Row | Compiling:
+    """The contestant's program, being compiled by ``pool`` or compiled, or the reason why it has none."""
+    setting = who.setting or setting
     if why := who.absent():
-        return Row("absent", why), None, {}
+        return Row("absent", why)
     if why := who.declines(case, mode, setting):
-        return Row("declines", why), None, {}
-    tell(who.name)
+        return Row("declines", why)
+    on_stage(who.name)
+    future: Compiling = Future()
     try:
-        ready = who.build(case, problem, mode, setting)
-        results = as_numpy(ready.ours(ready.call()), problem.valid)
-    except Exception as error:  # another library's: told, and the others go on
+        finish = who.build(case, make_problem(case, setting), mode, setting)
+        if pool is not None:
+            return pool.submit(finish)
+        future.set_result(finish())
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+def compare(
+    future: Compiling, valid: np.ndarray, setting: Setting, reference: dict[str, Any], deadline: float
+) -> tuple[Row, Built | None, dict[str, Any]]:
+    """Run the compiled program once and compare its results with ``reference``.
+
+    If ``reference`` is empty, the results become the reference, and errors are raised.
+    """
+    try:
+        left = None if deadline == FOREVER or not reference else max(0.0, deadline - time.monotonic())
+        ready = future.result(left)
+        results = on_device(ready.ours(ready.call()), valid)
+    except TimeoutError:
+        return Row("skipped", "not compiled in time"), None, {}
+    except Exception as error:  # of another library: recorded, and the others continue
         if not reference:
             raise
-        return Row("fails", f"{type(error).__name__}: {first_line(error)}"), None, {}
+        return Row("fails", error_line(error)), None, {}
     try:
         distance, where = farthest(results, reference or results)
     except ValueError as error:
-        return Row("refused", str(error)), None, {}
-    if not distance <= tolerance(setting):  # NaN is refused
+        return Row("differs", str(error)), None, {}
+    if not distance <= tolerance(setting):  # also true of NaN
         why = f"its {where} differ from ours by {distance:.2g} of the largest number"
-        return Row("refused", why, distance=distance), None, {}
+        return Row("differs", why, distance=distance), None, {}
     return Row("timed", distance=distance), ready, results
 
 
-def as_numpy(results: dict[str, Any], valid: np.ndarray) -> dict[str, Any]:
-    """On the host, in float32; outputs at padding do not count."""
-    arrays = jax.tree.map(lambda a: np.asarray(a, np.float32), results)
-    if "outputs" in arrays:
-        arrays["outputs"] = np.where(valid, arrays["outputs"], np.float32(0))
+def on_device(results: dict[str, Any], valid: np.ndarray) -> dict[str, Any]:
+    """The results in float32, with zeros at padding."""
+    arrays = jax.tree.map(lambda a: jnp.asarray(a).astype(jnp.float32), results)
+    if "outputs" in arrays and not valid.all():
+        arrays["outputs"] = jnp.where(valid, arrays["outputs"], jnp.float32(0))
     return arrays
 
 
 def tolerance(setting: Setting) -> float:
-    """For the comparison, by dtype."""
+    """The largest accepted distance from our results."""
     if setting.dtype == "float32" and setting.platform == "gpu" and setting.tf32:
         return TF32_TOLERANCE
     return TOLERANCE[setting.dtype]
 
 
 def farthest(results: dict[str, Any], reference: dict[str, Any]) -> tuple[float, str]:
-    """The largest distance between two arrays, as a part of the largest number in them, and where."""
+    """The largest distance between two arrays relative to the largest number in them, and its name."""
     if results.keys() != reference.keys():
         raise ValueError(f"gives {', '.join(results)} instead of {', '.join(reference)}")
     found = [(0.0, "results")]
@@ -161,11 +227,16 @@ def farthest(results: dict[str, Any], reference: dict[str, Any]) -> tuple[float,
         if [a.shape for a in ours] != [a.shape for a in theirs]:
             raise ValueError(f"its {name} have other shapes than ours")
         for a, b in zip(ours, theirs, strict=True):
-            distance = np.max(np.abs(a - b), initial=0.0) / (np.max(np.abs(a), initial=0.0) + 1e-6)
-            found.append((float(distance), name))
+            found.append((float(_distance(a, b)), name))
     return max(found, key=lambda pair: np.inf if np.isnan(pair[0]) else pair[0])
 
 
-def first_line(error: Exception) -> str:
-    """Of an error's text."""
-    return next(iter(str(error).strip().splitlines()), "")[:200]
+@jax.jit
+def _distance(a: Any, b: Any) -> jax.Array:
+    return jnp.max(jnp.abs(a - b), initial=0.0) / (jnp.max(jnp.abs(a), initial=0.0) + 1e-6)
+
+
+def error_line(error: BaseException) -> str:
+    """The type and the first line of an error."""
+    line = next(iter(str(error).strip().splitlines()), "")[:200]
+    return f"{type(error).__name__}: {line}"

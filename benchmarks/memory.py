@@ -1,4 +1,4 @@
-"""Time against memory: each policy of ``checkpoint`` beside the plain scan, and very long sequences."""
+"""Time against memory: each ``checkpoint`` policy beside the plain scan, and very long sequences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import lstm_jax
 from benchmarks.cases import Case, Setting, make_network
 from benchmarks.contestants import SCAN
-from benchmarks.contestants.contestant import Contestant, compile_now, temporary_bytes
+from benchmarks.contestants.contestant import Contestant, lower, temporary_bytes
 from benchmarks.contestants.ours import ours
 
 POLICY_CASES = (Case(8, 1000, 64, 64), Case(32, 1000, 128, 128))
@@ -26,23 +26,23 @@ LOSSES = ("of all outputs", "of the last state")
 
 
 def contestants(policies: Sequence[str | int | None]) -> tuple[Contestant, ...]:
-    """One for each policy, and the plain scan."""
+    """One contestant for each policy, and the plain scan."""
     return (*(ours(f"checkpoint={policy!r}", policy) for policy in policies), SCAN)
 
 
 class Long(NamedTuple):
-    """A very long sequence: gradients for the weights alone."""
+    """A very long sequence: gradients with respect to the weights."""
 
     case: Case
     checkpoint: str | None
     loss: str
     compile_s: float
     temporary_bytes: int | None
-    call_s: float | None  # one call, the first; None where it was only compiled
+    call_s: float | None  # the first call; None where the program was only compiled
 
 
 def long_sequence(case: Case, checkpoint: str | None, loss: str, setting: Setting, run: bool) -> Long:
-    """What the compiled program needs, asked for without making its arguments; and one call of it."""
+    """Compile from shapes, read the temporary memory, and call the program once if ``run``."""
     cell = make_network(case, setting.dtype)
 
     def value(params: Any, xs: Any, weights: Any) -> jax.Array:
@@ -59,7 +59,7 @@ def long_sequence(case: Case, checkpoint: str | None, loss: str, setting: Settin
             jax.random.normal(keys[2], (*steps, case.B, case.H), setting.dtype),
         )
 
-    compiled, compile_s = compile_now(jax.value_and_grad(value), *jax.eval_shape(arguments))
+    compiled, compile_s = lower(jax.value_and_grad(value), *jax.eval_shape(arguments))()
     call_s = None
     if run:
         args = jax.block_until_ready(jax.jit(arguments)())

@@ -1,4 +1,4 @@
-"""Pictures of a run: bars of ratios, curves of cost, time against memory."""
+"""Figures of a run: ratios as bars, cost as curves, and time against memory."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from benchmarks.contestants import AGAIN, HOUSE, OURS, SCAN
 from benchmarks.measure import Measurement
 from benchmarks.report import Report
 
-# Okabe and Ito's colours, which people with any kind of colour vision tell apart.
+# Okabe and Ito's palette, which is distinguishable with all kinds of colour vision.
 OURS_COLOUR, SCAN_COLOUR = "#0072B2", "#8C8C8C"
 OTHERS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LETTERS = {"T": "steps T", "B": "rows B", "H": "units H (as many features)"}
 
 
 def draw(report: Report, stem: Path) -> list[Path]:
-    """All pictures that there is something for, as PNG files next to each other."""
+    """Write a PNG file for each kind of figure that has data, and return the paths."""
     try:
         import matplotlib
     except ImportError as error:
-        raise SystemExit(f'No pictures without matplotlib ({error}): pip install ".[bench]"') from error
+        raise SystemExit(f'The figures require matplotlib ({error}): pip install ".[bench]"') from error
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
@@ -53,7 +53,7 @@ def draw(report: Report, stem: Path) -> list[Path]:
 
 
 def subtitle(report: Report) -> str:
-    """Where and with what."""
+    """Machine, precision and version."""
     about = report.about
     where = about["processor"] if about["platform"] == "cpu" else about["device"]
     tf32 = (
@@ -65,7 +65,7 @@ def subtitle(report: Report) -> str:
 
 
 def plain_log(axis: Any, subs: tuple[float, ...] = (1, 2, 5)) -> None:
-    """Numbers as one writes them, with few of them on a log axis."""
+    """A log axis with few ticks, labelled in decimal notation."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     axis.set_major_locator(LogLocator(10, subs=subs))
@@ -77,10 +77,10 @@ def plain_log(axis: Any, subs: tuple[float, ...] = (1, 2, 5)) -> None:
 
 
 def bars(plt: Any, report: Report) -> Any:
-    """A bar a contestant, the geometric mean over the plain cases; every case as a dot."""
+    """A bar for each contestant, the geometric mean over the plain cases, and a dot for each case."""
     modes = [mode for mode in MODES if any(m.mode == mode for m in report.cases)]
-    present = {name for m in report.cases for name, row in m.rows.items() if row.status == "timed"}
-    names = [n for m in report.cases[:1] for n in m.rows if n in present and n not in (OURS.name, AGAIN.name)]
+    timed = {name for m in report.cases for name, row in m.rows.items() if row.status == "timed"}
+    names = [n for m in report.cases[:1] for n in m.rows if n in timed and n not in (OURS.name, AGAIN.name)]
     figure, axes = plt.subplots(
         1,
         len(modes),
@@ -129,7 +129,7 @@ def one_panel_of_bars(ax: Any, measurements: list[Measurement], names: list[str]
             marker="D",
             linewidths=1,
             zorder=3,
-            label="several layers, both directions, lengths, ensemble, streaming" if y == 0 else None,
+            label="layers, bidirectional, ragged, ensemble, streaming" if y == 0 else None,
         )
     ax.set_xscale("log")
     plain_log(ax.xaxis, (1, 1.5, 2, 3, 5, 7))
@@ -142,7 +142,7 @@ def one_panel_of_bars(ax: Any, measurements: list[Measurement], names: list[str]
             alpha=0.5,
             lw=0,
             zorder=0,
-            label="spread of ours against itself",
+            label="spread of two equal runs of ours",
         )
     ax.axvline(1, color="#222222", lw=1, zorder=5)
     ax.set_xlabel("faster than ours  ←  1  →  slower than ours")
@@ -150,7 +150,7 @@ def one_panel_of_bars(ax: Any, measurements: list[Measurement], names: list[str]
 
 
 def ratios_of(measurements: list[Measurement], name: str) -> list[float]:
-    """Of those in which it was timed."""
+    """The ratios of one contestant in the cases in which it was timed."""
     rows = [m.rows[name] for m in measurements if name in m.rows]
     return [row.ratio for row in rows if row.ratio is not None]
 
@@ -159,7 +159,7 @@ def ratios_of(measurements: list[Measurement], name: str) -> list[float]:
 
 
 def curves(plt: Any, report: Report) -> Any:
-    """Milliseconds over T, B and H: a column a letter, a row a kind of work."""
+    """Milliseconds over T, B and H, with a row of panels for each mode."""
     modes = [mode for mode in MODES if any(m.mode == mode for c in report.curves.values() for m in c)]
     figure, axes = plt.subplots(
         len(modes),
@@ -219,7 +219,7 @@ def label_curve(ax: Any, letter: str, mode: str, measurements: list[Measurement]
 
 
 def memory(plt: Any, report: Report) -> Any:
-    """A panel a case: temporary memory to the right, time upwards, a sign for each policy."""
+    """Time over temporary memory, with a panel for each case and a marker for each policy."""
     figure, axes = plt.subplots(
         1,
         len(report.memory),
@@ -244,7 +244,7 @@ def memory(plt: Any, report: Report) -> Any:
         ax.set_ylabel("milliseconds")
         ax.set_title(f"{measurement.mode}, B,T,D,H = {measurement.case}", fontsize=9)
         ax.grid(color="#DDDDDD", lw=0.6)
-    title = "Time against memory, by what the backward pass may remember"
+    title = "Time against memory, by checkpoint policy"
     figure.suptitle(f"{title}\n{subtitle(report)}", fontsize=10)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)

@@ -1,8 +1,7 @@
-"""A run as tables and as a file: where and with what it was measured, and every round."""
+"""A run as tables and as JSON, with the machine, versions and options that it used."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -16,23 +15,26 @@ from typing import Any
 import jax
 
 import lstm_jax
-from benchmarks import summary
+from benchmarks import files, summary
 from benchmarks.cases import MODES, Case, Setting
 from benchmarks.contestants import HOUSE, OURS
 from benchmarks.contestants.contestant import Contestant
 from benchmarks.contestants.torch_ import cores
+from benchmarks.files import number
 from benchmarks.measure import Measurement, Row
 from benchmarks.memory import Long
 
 
 @dataclass
 class Report:
-    """Everything a run found, growing while it goes on."""
+    """All results of a run so far."""
 
     about: dict[str, Any]
     matmul_rates: dict[str, float] = field(default_factory=dict)
     cases: list[Measurement] = field(default_factory=list)
-    curves: dict[str, list[Measurement]] = field(default_factory=dict)  # by the letter that grows
+    curves: dict[str, list[Measurement]] = field(
+        default_factory=dict
+    )  # by the letter of the size that varies
     memory: list[Measurement] = field(default_factory=list)
     long: list[Long] = field(default_factory=list)
 
@@ -46,7 +48,7 @@ class Report:
             "cases": [m.as_json() for m in self.cases],
             "curves": {letter: [m.as_json() for m in curve] for letter, curve in self.curves.items()},
             "memory": [m.as_json() for m in self.memory],
-            "long": [row._asdict() | {"case": row.case._asdict()} for row in self.long],
+            "long": [row._asdict() | {"case": row.case.as_json()} for row in self.long],
         }
 
     @classmethod
@@ -64,34 +66,39 @@ class Report:
 
     @property
     def troubled(self) -> list[str]:
-        """Who should have taken part and could not."""
+        """Contestants that failed or returned other results, one line each."""
         everything = [*self.cases, *self.memory, *(m for curve in self.curves.values() for m in curve)]
         return [
             f"{name} {row.status} in {m.case}, {m.mode}: {row.note}"
             for m in everything
             for name, row in m.rows.items()
-            if row.status in ("fails", "refused")
+            if row.status in ("fails", "differs")
         ]
 
 
 def machine(setting: Setting, contestants: Sequence[Contestant], options: dict[str, Any]) -> dict[str, Any]:
-    """Where, when and with what."""
-    names = ["jax", "jaxlib", "numpy", *(who.package for who in contestants)]
-    versions = {name: version(name) for name in dict.fromkeys(names)} | {"lstm_jax": lstm_jax.__version__}
+    """The machine, versions, time and options of a run."""
+    return where(setting.platform, ("jax", "jaxlib", "numpy", *(who.package for who in contestants))) | {
+        "dtype": setting.dtype,
+        "tf32": setting.tf32,
+        "options": options,
+        "contestants": {who.name: who.how for who in contestants},
+        "absent": {who.name: why for who in contestants if (why := who.absent())},
+    }
+
+
+def where(platform_name: str, packages: Sequence[str]) -> dict[str, Any]:
+    """The machine, the versions of packages, and the time."""
+    versions = {name: version(name) for name in dict.fromkeys(packages)} | {"lstm_jax": lstm_jax.__version__}
     return {
-        "device": jax.devices(setting.platform)[0].device_kind,
-        "platform": setting.platform,
+        "device": jax.devices(platform_name)[0].device_kind,
+        "platform": platform_name,
         "processor": processor(),
         "cores": cores(),
         "python": platform.python_version(),
         "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "dtype": setting.dtype,
-        "tf32": setting.tf32,
-        "options": options,
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-        "contestants": {who.name: who.how for who in contestants},
-        "absent": {who.name: why for who in contestants if (why := who.absent())},
     }
 
 
@@ -103,50 +110,39 @@ def version(package: str) -> str | None:
 
 
 def processor() -> str:
-    """The model's name where Linux tells it."""
+    """The model name of the processor."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.exists() else None
     return found[1].strip() if found else platform.processor() or platform.machine()
 
 
 def stem(about: dict[str, Any]) -> str:
-    """A file name: the device, the dtype, the date."""
+    """A file name of the device, the dtype and the date."""
     device = about["processor"] if about["platform"] == "cpu" else about["device"]
     words = [about["platform"], device, about["dtype"], *(["tf32"] if about["tf32"] else [])]
-    return re.sub(r"[^A-Za-z0-9.]+", "-", " ".join([*words, about["date"][:16].replace(":", "")]))
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    return files.stem(*words, about["date"][:16].replace(":", ""))
 
 
 def write_json(path: Path, report: Report) -> None:
-    """Every round, every figure."""
-    write(path, json.dumps(report.as_json(), indent=1) + "\n")
+    """Write all figures."""
+    files.write(path, files.dumps(report.as_json()) + "\n")
 
 
 def headline(about: dict[str, Any]) -> str:
-    """One line on what was measured, and with what."""
-    where = about["processor"] if about["platform"] == "cpu" else f"{about['device']}, {about['processor']}"
+    """Machine, precision and versions in one line."""
+    place = about["processor"] if about["platform"] == "cpu" else f"{about['device']}, {about['processor']}"
     libraries = ", ".join(f"{name} {number}" for name, number in about["versions"].items() if number)
     kind = about["dtype"]
     if about["platform"] == "gpu" and kind == "float32":
         kind += f" (TF32 {'on' if about['tf32'] else 'off'})"
-    return f"{where}, {about['cores']} cores; {kind}; Python {about['python']}, {libraries}; {about['date']}"
+    return f"{place}, {about['cores']} cores; {kind}; Python {about['python']}, {libraries}; {about['date']}"
 
 
 # --- on the terminal ----------------------------------------------------------------------------
 
 
 def block(measurement: Measurement) -> str:
-    """One case and mode, a line a contestant."""
+    """One case and mode, with a line for each contestant."""
     width = max(len(name) for name in measurement.rows)
     calls = f"samples of {measurement.repeats} calls" if measurement.repeats > 1 else "samples of one call"
     heads = f"{'min ms':>10}{'median ms':>11}{'ratio':>8}{'compile s':>11}{'temp MB':>10}{'of matmul':>11}"
@@ -157,7 +153,7 @@ def block(measurement: Measurement) -> str:
 
 
 def figures(row: Row) -> str:
-    """Numbers of a line, or why there are none."""
+    """The numbers of a contestant, or the reason why there are none."""
     if row.status != "timed":
         return f"  {row.status}: {row.note}"
     compile_s = number(row.compile_s, ".2f")
@@ -167,13 +163,8 @@ def figures(row: Row) -> str:
     return f"{numbers}{compile_s:>11}{temporary:>10}{fraction:>11}  {row.note}"
 
 
-def number(value: float | None, form: str, scale: float = 1.0) -> str:
-    """A dash where there is none."""
-    return "-" if value is None else format(value * scale, form)
-
-
 def closing(report: Report) -> str:
-    """Geometric means, and where somebody is faster."""
+    """Geometric means, and the cases in which another library is faster."""
     lines = [
         f"geometric mean over {m.cases} case{'s' * (m.cases > 1)}: {m.what}: {m.value:.2f}"
         for m in summary.means(report.cases)
@@ -188,7 +179,7 @@ def closing(report: Report) -> str:
 
 
 def long_line(row: Long) -> str:
-    """One very long sequence."""
+    """The results of one very long sequence."""
     time = "not run" if row.call_s is None else f"{row.call_s:.1f} s"
     temporary = number(row.temporary_bytes, ".2f", 1e-6)
     return (
@@ -201,7 +192,7 @@ def long_line(row: Long) -> str:
 
 
 def markdown(report: Report) -> str:
-    """The tables of a run."""
+    """All tables of a run."""
     parts = [headline(report.about)]
     for mode in MODES:
         chosen = [m for m in report.cases if m.mode == mode]
@@ -238,12 +229,12 @@ def markdown(report: Report) -> str:
 
 
 def rates(by_library: dict[str, float]) -> str:
-    """Of square matrix products."""
+    """The rates of square matrix products."""
     return ", ".join(f"{name} {rate / 1e9:.1f} GFLOP/s" for name, rate in by_library.items())
 
 
 def ratios(measurements: Sequence[Measurement]) -> str:
-    """Ours in milliseconds, everybody else as a multiple."""
+    """Our median in milliseconds, and those of the others as multiples of it."""
 
     def text(row: Row) -> str:
         return f"{row.ratio:.2f}" if row.ratio is not None else row.status
@@ -252,32 +243,33 @@ def ratios(measurements: Sequence[Measurement]) -> str:
 
 
 def policies(measurements: Sequence[Measurement]) -> str:
-    """A line a policy: what it takes, and what it needs."""
-    lines = ["| B,T,D,H | | median ms | temporary MB |", "| --- | --- | ---: | ---: |"]
-    for m in measurements:
-        for name, row in m.rows.items():
-            words = number(row.median_s, ".3f", 1e3), number(row.temporary_bytes, ".3f", 1e-6)
-            lines.append(f"| {m.case} | {name} | {words[0]} | {words[1]} |")
-    return "\n".join(lines)
+    """Time and memory of each policy."""
+    lines = [
+        (m.case, name, number(row.median_s, ".3f", 1e3), number(row.temporary_bytes, ".3f", 1e-6))
+        for m in measurements
+        for name, row in m.rows.items()
+    ]
+    heads = "| B,T,D,H | | median ms | temporary MB |\n| --- | --- | ---: | ---: |"
+    return "\n".join([heads, *("| " + " | ".join(map(str, line)) + " |" for line in lines)])
 
 
 def cells(measurements: Sequence[Measurement], text: Any, lead: Any = None) -> str:
-    """A row a case, a column a contestant; who takes part in none of them is told of in the notes."""
+    """A row for each case and a column for each contestant that ran at least one of them."""
     names = list(dict.fromkeys(name for m in measurements for name in m.rows))
     out = ("absent", "declines")
     present = [n for n in names if any(n in m.rows and m.rows[n].status not in out for m in measurements)]
-    lines = [["B,T,D,H", *present], ["---", *["---:"] * len(present)]]
+    lines = []
     for m in measurements:
         words = [text(m.rows[n]) if n in m.rows else "" for n in present]
         if lead is not None:
             words[present.index(OURS.name)] = lead(m)
-        lines.append([str(m.case), *words])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        lines.append([m.case, *words])
+    return files.table(["B,T,D,H", *present], lines)
 
 
 def introduction(report: Report, contestants: Sequence[Contestant]) -> str:
-    """What is about to be measured, and who is not here."""
+    """What will be measured, and which contestants are absent."""
     peers = [who.name for who in contestants if who not in HOUSE and who.name not in report.about["absent"]]
-    lines = [headline(report.about), f"beside ours and the plain scan: {', '.join(peers) or 'nobody'}"]
+    lines = [headline(report.about), f"beside ours and the plain scan: {', '.join(peers) or 'none'}"]
     lines += [f"absent: {name} ({why})" for name, why in report.about["absent"].items()]
     return "\n".join(lines)

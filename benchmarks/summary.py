@@ -1,4 +1,4 @@
-"""What a whole run says: geometric means over the plain cases, and where another library is faster."""
+"""Summary of a run: geometric means over the plain cases, and cases in which another library is faster."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ class Mean(NamedTuple):
 
     what: str
     value: float
-    cases: int  # over so many
+    cases: int  # number of cases in the mean
 
 
 class Verdict(NamedTuple):
-    """Ours beside the best other library on JAX, in one case."""
+    """Ours beside the fastest other JAX library, in one case and mode."""
 
     title: str
     mode: str
-    best: str  # its name
-    ratio: float  # our median to its
-    spread: float  # between our two equal contestants, at least 1
-    slower: bool  # by more than the spread
+    best: str  # the name of that library
+    ratio: float  # our median divided by its median
+    spread: float  # ratio between the two measurements of ours, at least 1
+    slower: bool  # whether ratio exceeds spread
 
 
 def is_plain(measurement: Measurement) -> bool:
-    """One layer, one direction, full rows: the cases that means are taken over."""
+    """Whether the case has no options. Geometric means are over these cases."""
     case = measurement.case
     return case == type(case)(case.B, case.T, case.D, case.H)
 
 
 def spread(measurement: Measurement) -> float | None:
-    """How far two equal contestants lie apart in the same run, at least 1."""
+    """The ratio between the two measurements of ours in the same run, at least 1."""
     a, b = (median(measurement, who.name) for who in (OURS, AGAIN))
     return None if a is None or b is None else max(a / b, b / a)
 
 
 def best_library(measurement: Measurement) -> tuple[str, float] | None:
-    """The fastest of the other libraries on JAX, and its median."""
+    """The fastest other JAX library and its median."""
     medians = [(median(measurement, name), name) for name in LIBRARY_NAMES]
     timed = [(seconds, name) for seconds, name in medians if seconds is not None]
     return None if not timed else min(timed)[::-1]
 
 
 def median(measurement: Measurement, name: str) -> float | None:
-    """Seconds, None for those who were not timed."""
+    """Median seconds, or None if the contestant was not timed."""
     row = measurement.rows.get(name)
     return None if row is None else row.median_s
 
 
 def verdicts(measurements: Sequence[Measurement]) -> list[Verdict]:
-    """For every case with another library in it."""
+    """A verdict for every case in which another JAX library was timed."""
     found = []
     for measurement in measurements:
         best, apart = best_library(measurement), spread(measurement)
@@ -71,7 +71,7 @@ def verdicts(measurements: Sequence[Measurement]) -> list[Verdict]:
 
 
 def means(measurements: Sequence[Measurement]) -> list[Mean]:
-    """The geometric means that can be had of what was measured."""
+    """All geometric means that the measurements allow."""
     plain = [m for m in measurements if is_plain(m)]
     modes = {mode: [m for m in plain if m.mode == mode] for mode in MODES}
     both = MODES[1]
@@ -97,13 +97,13 @@ def means(measurements: Sequence[Measurement]) -> list[Mean]:
 
 
 def best_to_ours(measurement: Measurement) -> float | None:
-    """More than 1 where ours is faster than the best."""
+    """The median of the fastest other library divided by ours."""
     best = best_library(measurement)
     return None if best is None else best[1] / measurement.rows[OURS.name].median_s
 
 
 def of(measurement: Measurement, field: str, above: str, below: str) -> float | None:
-    """A ratio of two contestants, None where one of them has no such figure (or it is zero)."""
+    """The ratio of one figure of two contestants, or None if either is missing or zero."""
     rows: list[Row | None] = [measurement.rows.get(name) for name in (above, below)]
     values = [getattr(row, field) if row and row.status == "timed" else None for row in rows]
     return values[0] / values[1] if all(values) else None

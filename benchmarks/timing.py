@@ -1,4 +1,4 @@
-"""Seconds of a call, fairly: interleaved rounds in rotating order, and what the machine can do at best."""
+"""Interleaved timing of several functions, and the rate of matrix products."""
 
 from __future__ import annotations
 
@@ -8,46 +8,67 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from benchmarks.cases import Setting
 
-#: A sample lasts at least this long for the fastest: short calls are repeated inside of it.
+#: Shortest duration of a sample of the fastest contestant. Shorter calls are repeated within a sample.
 SAMPLE_S = 5e-3
-MOST_REPEATS = 1000
+MAX_REPEATS = 1000
 
 
 class Timed(NamedTuple):
-    """Who is timed."""
+    """One function to time."""
 
     call: Callable[[], Any]  # waits for its results
-    spins: bool = False  # idle threads of it slow what follows
+    spins: bool = False  # whether its idle threads slow down the next call
+
+
+class Summary(NamedTuple):
+    """Statistics of the samples of one function, in seconds per call."""
+
+    min_s: float
+    q1_s: float
+    median_s: float
+    q3_s: float
+    count: int
+
+
+def summarize(samples: Sequence[float]) -> Summary:
+    """
+    >>> summarize([3.0, 1.0, 2.0, 5.0])
+    Summary(min_s=1.0, q1_s=1.75, median_s=2.5, q3_s=3.5, count=4)
+    """
+    return Summary(*np.percentile(samples, (0, 25, 50, 75)).tolist(), len(samples))
 
 
 def rotated(names: Sequence[str], turn: int) -> list[str]:
-    """The order of a round: everybody comes first once, and last."""
+    """The order of one round. Every name comes first in one of ``len(names)`` rounds."""
     first = turn % len(names)
     return [*names[first:], *names[:first]]
 
 
-def schedule(contestants: Mapping[str, Timed], rounds: int) -> Iterator[tuple[str, bool]]:
-    """Who runs, and whether it counts: what comes after a contestant that spins is thrown away once."""
-    spun = False
-    for turn in range(rounds):
-        for name in rotated(list(contestants), turn):
-            if spun:
-                yield name, False
-            yield name, True
-            spun = contestants[name].spins
+def schedule(contestants: Mapping[str, Timed], turn: int, spun: bool = False) -> Iterator[tuple[str, bool]]:
+    """The calls of one round, and whether each counts.
+
+    The call after a contestant that spins is made twice, and the first of the two is discarded.
+    ``spun``: whether the previous round ended with a contestant that spins.
+    """
+    for name in rotated(list(contestants), turn):
+        if spun:
+            yield name, False
+        yield name, True
+        spun = contestants[name].spins
 
 
 def repeats(contestants: Mapping[str, Timed], sample_s: float = SAMPLE_S) -> int:
-    """How often a call is repeated in a sample: the same for all, found with the fastest."""
+    """Calls in each sample, the same for all contestants, computed from the fastest of them."""
     fastest = min(sample(who.call, 1) for who in contestants.values() for _ in range(2))
-    return max(1, min(MOST_REPEATS, round(sample_s / max(fastest, 1e-9))))
+    return max(1, min(MAX_REPEATS, round(sample_s / max(fastest, 1e-9))))
 
 
 def sample(call: Callable[[], Any], times: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds a call, over so many calls."""
+    """Mean seconds per call over ``times`` calls."""
     began = clock()
     for _ in range(times):
         call()
@@ -55,20 +76,31 @@ def sample(call: Callable[[], Any], times: int, clock: Callable[[], float] = tim
 
 
 def time_rounds(
-    contestants: Mapping[str, Timed], rounds: int, sample_s: float = SAMPLE_S
+    contestants: Mapping[str, Timed],
+    rounds: int,
+    sample_s: float = SAMPLE_S,
+    deadline: float = float("inf"),
 ) -> tuple[dict[str, list[float]], int]:
-    """Seconds a call in every round, for everybody; and the repeats that each of them is a mean of."""
+    """Samples of every contestant, one for each round, and the calls in each sample.
+
+    No round begins after ``deadline`` (of ``time.monotonic``), except the first.
+    """
     times = repeats(contestants, sample_s)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for name, counts in schedule(contestants, rounds):
-        taken = sample(contestants[name].call, times)
-        if counts:
-            seconds[name].append(taken)
+    spun = False
+    for turn in range(rounds):
+        if turn and time.monotonic() > deadline:
+            break
+        for name, counts in schedule(contestants, turn, spun):
+            taken = sample(contestants[name].call, times)
+            if counts:
+                seconds[name].append(taken)
+            spun = contestants[name].spins
     return seconds, times
 
 
 def matmul_rates(setting: Setting, sizes: Sequence[int], with_torch: bool) -> dict[str, float]:
-    """Operations a second of a square matrix product, the best size of each, by jax and by torch."""
+    """Operations per second of a square matrix product by JAX and by torch: the best of ``sizes``."""
     rates = {"jax": max(_rate(_jax_product(setting, size), size) for size in sizes)}
     if with_torch:
         rates["torch"] = max(_rate(_torch_product(setting, size), size) for size in sizes)
@@ -89,7 +121,7 @@ def _jax_product(setting: Setting, size: int) -> Callable[[], Any]:
 def _torch_product(setting: Setting, size: int) -> Callable[[], Any]:
     import torch
 
-    from benchmarks.contestants.torch_ import prepare
+    from benchmarks.contestants.torch_ import prepare, synchronize
 
     prepare(torch, setting)
     device = "cuda" if setting.platform == "gpu" else "cpu"
@@ -98,7 +130,6 @@ def _torch_product(setting: Setting, size: int) -> Callable[[], Any]:
     def call() -> None:
         with torch.inference_mode():
             a @ a
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(torch, setting)
 
     return call

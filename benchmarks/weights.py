@@ -1,8 +1,7 @@
-"""Where each library keeps its weights, one function a layout.
+"""Conversions of parameters between this library and others, one function for each layout.
 
-``from_torch`` reads a module; the others write ours in another library's layout and are made of jax
-operations, so that gradients flow back through them to our parameters. The tests compare by them, and
-the benchmark.
+``from_torch`` reads a torch module. The others convert our parameters to another library's layout with JAX
+operations, so that gradients can be mapped back to our parameters. The benchmark and the tests use them.
 """
 
 import jax.numpy as jnp
@@ -19,13 +18,14 @@ def side_by_side(*parts):
     return jnp.concatenate(parts, axis=-1)
 
 
-# --- torch: transposed, two biases --------------------------------------------------------------
+# --- torch: transposed weights, two biases --------------------------------------------------------------
 
 
 def from_torch(module, layer, suffix, read):
-    """Parameters of one layer and direction. ``read`` takes the value or the gradient of a tensor.
+    """Parameters of one layer and direction, where ``read`` returns the value or the gradient of a tensor.
 
-    The gradient of a sum of two biases is the gradient of either, so only values are added.
+    The gradient with respect to the sum of two biases equals the gradient with respect to either bias, so
+    only values are added.
     """
     values = {
         name: read(getattr(module, f"{name}_l{layer}{suffix}"))
@@ -46,12 +46,15 @@ def from_torch(module, layer, suffix, read):
 
 
 def to_torch(params):
-    """The tensors of one layer and direction of ``torch.nn.LSTM``, by the first half of their names."""
+    """The tensors of one layer and direction of ``torch.nn.LSTM`` or ``torch.nn.GRU``, by name."""
+    bias_hh = jnp.zeros_like(params.bias)
+    if isinstance(params, GRUParams) and params.bias_hn is not None:
+        bias_hh = bias_hh.at[-params.bias_hn.size :].set(params.bias_hn)
     return {
         "weight_ih": params.w_ih.T,
         "weight_hh": params.w_hh.T,
         "bias_ih": params.bias,
-        "bias_hh": jnp.zeros_like(params.bias),
+        "bias_hh": bias_hh,
     }
 
 
@@ -63,18 +66,18 @@ def gradient_of(tensor):
     return tensor.grad.numpy()
 
 
-# --- jax.experimental.rnn: torch's tensors in one flat vector, all matrices before all biases ------
+# --- jax.experimental.rnn: torch's tensors in one flat vector, weights first, then biases ------
 
 
 def to_cudnn(cells):
-    """Of all layers' directions, layer by layer."""
+    """``cells``: the parameters of each layer and direction, in order of layers."""
     tensors = [to_torch(params) for params in cells]
     order = [(t["weight_ih"], t["weight_hh"]) for t in tensors]
     order += [(t["bias_ih"], t["bias_hh"]) for t in tensors]
     return jnp.concatenate([jnp.ravel(a) for pair in order for a in pair])
 
 
-# --- flax linen: one kernel a gate; biases on the recurrent side (LSTM) or the input's (GRU, RNN) ----
+# --- flax linen: one kernel per gate; recurrent biases (LSTM) or input biases (GRU, RNN) ----
 
 
 def to_linen_lstm(params):
@@ -100,7 +103,7 @@ def to_linen_rnn(params):
     return {"i": {"kernel": params.w_ih, "bias": params.bias}, "h": {"kernel": params.w_hh}}
 
 
-# --- flax nnx: linen's layout by attribute, or one kernel for all gates --------------------------
+# --- flax nnx: linen's layout, or one kernel for all gates --------------------------
 
 
 def to_nnx_lstm(params):
@@ -112,7 +115,7 @@ def to_nnx_optimized_lstm(params):
 
 
 def to_nnx_gru(params):
-    """There is no place for a bias inside the reset gate's product."""
+    """nnx has no bias inside the product with the reset gate."""
     assert params.bias_hn is None
     return {"dense_i": {"kernel": params.w_ih, "bias": params.bias}, "dense_h": {"kernel": params.w_hh}}
 
@@ -121,7 +124,7 @@ def to_nnx_rnn(params):
     return {"dense_i": {"kernel": params.w_ih, "bias": params.bias}, "dense_h": {"kernel": params.w_hh}}
 
 
-# --- haiku: gates i g f o, rows [x; h], 1 added to the forget gate at run time -------------------
+# --- haiku: gates i g f o, rows [x; h], 1 added to the forget gate in the step -------------------
 
 
 def to_haiku_lstm(params):
@@ -131,7 +134,7 @@ def to_haiku_lstm(params):
 
 
 def to_haiku_gru(params):
-    """Gates z r a; its z says how much is new, ours how much is kept: sigmoid(-x) = 1 - sigmoid(x)."""
+    """Gates z r a. Its z weighs the new state and ours the old one, and sigmoid(-x) = 1 - sigmoid(x)."""
 
     def reordered(array):
         r, z, n = gates(array, 3)
@@ -161,7 +164,7 @@ def to_equinox(params):
     return fields | ({"bias_n": params.bias_hn} if isinstance(params, GRUParams) else {})
 
 
-# --- keras: a list of arrays; GRU gates z r h, with two biases where reset_after -----------------
+# --- keras: a list of arrays; GRU gates z r h, with two biases if reset_after -----------------
 
 
 def to_keras(params):

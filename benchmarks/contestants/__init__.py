@@ -1,4 +1,4 @@
-"""Who takes part: one file a library."""
+"""The contestants, one module for each library."""
 
 from benchmarks.contestants.cudnn import CUDNN
 from benchmarks.contestants.equinox_ import EQUINOX
@@ -10,11 +10,11 @@ from benchmarks.contestants.ours import AGAIN, LOW_MEMORY, NAMES as NAMES, OURS,
 from benchmarks.contestants.scan import SCAN
 from benchmarks.contestants.torch_ import TORCH
 
-#: Always there: ours, ours once more, ours with little memory, and the loop one writes by hand.
+#: Always measured: ours, ours a second time (the noise), ours with low memory, and a scan written by hand.
 HOUSE = (OURS, AGAIN, LOW_MEMORY, SCAN)
-#: Other libraries on JAX, the best of which is to be beaten.
+#: Other JAX libraries. The summary compares ours with the fastest of them.
 LIBRARIES = (*LINEN, *NNX, HAIKU, EQUINOX, KERAS)
-#: What ``--peers`` takes.
+#: Names that ``--peers`` accepts.
 PEERS = {
     "linen": LINEN,
     "nnx": NNX,

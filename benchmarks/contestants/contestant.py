@@ -1,7 +1,7 @@
-"""What a contestant is, and how those that are JAX programs are built.
+"""The type of a contestant, and how contestants that are JAX programs are built.
 
-All get the same arrays. What a library wants laid out otherwise (its own parameters, the batch in
-front) is laid out before the clock runs; what is timed ends when its results are there.
+All contestants receive the same arrays. Each library's own layout (parameters, batch-major inputs) is
+prepared before timing. A timed call returns when its results are available.
 """
 
 from __future__ import annotations
@@ -15,45 +15,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.cases import MODES, Case, Problem, Setting
+from benchmarks.cases import MODES, Case, Problem, Setting, precision
 
 
 class Built(NamedTuple):
-    """A contestant made ready for one case and one kind of work."""
+    """A contestant that is ready to run one case in one mode."""
 
-    call: Callable[[], Any]  # does the work once and waits for its results
-    ours: Callable[[Any], dict[str, Any]]  # what ``call`` returned, named and in our layout
+    call: Callable[[], Any]  # computes once and waits for the results
+    ours: Callable[[Any], dict[str, Any]]  # the results of ``call`` by name, in our layout
     compile_s: float | None = None
     temporary_bytes: int | None = None
     note: str = ""
 
 
+#: Traces a case at once; the function that it returns compiles the program.
+Build = Callable[[Case, Problem, str, Setting], Callable[[], Built]]
+
+
 class Contestant(NamedTuple):
-    """Somebody who does the work."""
+    """One implementation in the comparison."""
 
     name: str
-    how: str  # in one line, what is run
-    package: str  # whose version is noted
-    absent: Callable[[], str | None]  # why it cannot be here, if it cannot
-    declines: Callable[[Case, str, Setting], str | None]  # why it cannot do this, if it cannot
-    build: Callable[[Case, Problem, str, Setting], Built]
-    spins: bool = False  # its idle threads go on and slow what runs next
+    how: str  # the call that is timed, in one line
+    package: str  # whose version is reported
+    absent: Callable[[], str | None]  # why it cannot run on this machine, or None
+    declines: Callable[[Case, str, Setting], str | None]  # why it cannot run this case, or None
+    build: Build
+    spins: bool = False  # whether its idle threads keep running and slow down the next call
+    setting: Setting | None = None  # its own dtype and precision, where contestants differ in these
 
 
 class Form(NamedTuple):
-    """A case as a JAX library writes it: pure functions, its own layout of the weights.
+    """A case written for one JAX library: pure functions and the library's layout of the weights.
 
-    ``run(weights, xs, lengths or None)`` gives all outputs; of a streaming case
-    ``run(weights, x, (h, c))`` gives ``((h, c), y)``.
+    ``run(weights, xs, more)`` returns all outputs; ``more`` is None, lengths or resets. For a streaming
+    case, ``run(weights, x, (h, c))`` returns ``((h, c), y)``.
     """
 
-    convert: Callable[[Any], Any]  # from our weights, by operations of jax
+    convert: Callable[[Any], Any]  # from our weights, with JAX operations
     run: Callable[[Any, Any, Any], Any]
     time_major: bool = True
 
 
 def imports(*modules: str) -> Callable[[], str | None]:
-    """An ``absent`` that tries the imports."""
+    """An ``absent`` that tries to import ``modules``."""
 
     def absent() -> str | None:
         try:
@@ -67,17 +72,17 @@ def imports(*modules: str) -> Callable[[], str | None]:
 
 
 def never(*_: Any) -> None:
-    """Always here, declines nothing."""
+    """An ``absent`` or ``declines`` that always returns None."""
 
 
-def build_jax(form: Callable[[Case, Setting], Form]) -> Callable[[Case, Problem, str, Setting], Built]:
-    """A ``build``: one compiled program, its arguments laid out before it is timed.
+def build_jax(form: Callable[[Case, Setting], Form], options: dict[str, Any] | None = None) -> Build:
+    """A ``build`` for a JAX program, compiled with XLA's ``options``.
 
-    The gradients are those for the library's own parameters; for the comparison they are led back
-    to ours through the derivative of the conversion.
+    The timed gradients are those with respect to the library's own parameters. The comparison maps them
+    to our parameters through the vector-Jacobian product of ``convert``.
     """
 
-    def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Built:
+    def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Callable[[], Built]:
         convert, run, time_major = form(case, setting)
         if case.ensemble:
             convert, run = jax.vmap(convert), jax.vmap(run, (0, 0, None))
@@ -87,14 +92,6 @@ def build_jax(form: Callable[[Case, Setting], Form]) -> Callable[[Case, Problem,
 
         def loss(weights: Any, xs: Any, more: Any, loss_weights: Any) -> jax.Array:
             return jnp.sum(run(weights, xs, more) * loss_weights, dtype=jnp.float32)
-
-        xs = jnp.asarray(arrange(problem.xs))
-        args = (jax.jit(convert)(problem.params), xs, problem.more)
-        if mode == MODES[0]:
-            compiled, compile_s = compile_now(run, *args)
-        else:
-            args = (*args, jnp.asarray(arrange(problem.weights)))
-            compiled, compile_s = compile_now(jax.value_and_grad(loss, (0, 1)), *args)
 
         def ours(results: Any) -> dict[str, Any]:
             if case.streaming:
@@ -106,22 +103,45 @@ def build_jax(form: Callable[[Case, Setting], Form]) -> Callable[[Case, Problem,
             (params,) = jax.jit(lambda given: jax.vjp(convert, problem.params)[1](given))(weights)
             return {"gradients for weights": params, "gradients for inputs": arrange(xs)}
 
-        return Built(
-            lambda: jax.block_until_ready(compiled(*args)), ours, compile_s, temporary_bytes(compiled)
-        )
+        args = (jax.jit(convert)(problem.params), jnp.asarray(arrange(problem.xs)), problem.more)
+        function = run
+        if mode != MODES[0]:
+            args, function = (*args, jnp.asarray(arrange(problem.weights))), jax.value_and_grad(loss, (0, 1))
+        with precision(setting):
+            compiling = lower(function, *args, options=options)
+
+        def finish() -> Built:
+            compiled, compile_s = compiling()
+            return Built(
+                lambda: jax.block_until_ready(compiled(*args)), ours, compile_s, temporary_bytes(compiled)
+            )
+
+        return finish
 
     return build
 
 
-def compile_now(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """The compiled program, and the seconds that tracing and compiling took with nothing remembered."""
+def lower(
+    function: Callable[..., Any], *args: Any, options: dict[str, Any] | None = None
+) -> Callable[[], tuple[Any, float]]:
+    """Trace a function with empty caches. The returned function compiles it.
+
+    It returns the compiled program and the seconds that tracing and compiling took.
+    """
     jax.clear_caches()
     began = time.perf_counter()
-    compiled = jax.jit(function).lower(*args).compile()
-    return compiled, time.perf_counter() - began
+    lowered = jax.jit(function, compiler_options=options).lower(*args)
+    traced_s = time.perf_counter() - began
+
+    def compiling() -> tuple[Any, float]:
+        began = time.perf_counter()
+        compiled = lowered.compile()
+        return compiled, traced_s + time.perf_counter() - began
+
+    return compiling
 
 
 def temporary_bytes(compiled: Any) -> int | None:
-    """What a compiled program needs for a while, arguments and results apart."""
+    """Temporary memory of a compiled program, without its arguments and results."""
     stats = compiled.memory_analysis()
     return None if stats is None else int(stats.temp_size_in_bytes)

@@ -1,4 +1,4 @@
-"""``jax.experimental.rnn``: cuDNN's LSTM from JAX, float32 on NVIDIA GPUs."""
+"""``jax.experimental.rnn``: cuDNN's LSTM, called from JAX, in float32 on NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.contestants.contestant import Contestant, Form, build_jax, impor
 
 
 def form(case: Case, setting: Setting) -> Form:
-    """Batch-major; one flat vector of weights for all layers and directions."""
+    """Batch-major, with one flat vector of weights for all layers and directions."""
     from jax.experimental import rnn
 
     cells = case.layers * (2 if case.bidirectional else 1)
@@ -46,12 +46,12 @@ def form(case: Case, setting: Setting) -> Form:
 
 def declines(case: Case, mode: str, setting: Setting) -> str | None:
     if setting.platform != "gpu":
-        return "runs on GPUs alone"
+        return "runs on GPUs only"
     if setting.dtype != "float32":
-        return "float32 alone"
+        return "float32 only"
     if case.ensemble:
-        return "does not go under vmap"
-    return "whole sequences alone" if case.streaming else None
+        return "does not support vmap"
+    return "whole sequences only" if case.streaming else None
 
 
 CUDNN = Contestant(

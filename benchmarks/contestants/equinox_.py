@@ -1,4 +1,4 @@
-"""Equinox: ``LSTMCell`` in a ``jax.lax.scan`` over one row, under ``jax.vmap``, as its pages have it."""
+"""Equinox: ``LSTMCell`` in a ``jax.lax.scan`` over one sequence under ``jax.vmap``, as it documents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.contestants.contestant import Contestant, Form, build_jax, impor
 
 
 def form(case: Case, setting: Setting) -> Form:
-    """The rows lie on the second axis (vmap over axis 1): nothing needs to be transposed."""
+    """``jax.vmap`` maps over the second axis, so that time-major arrays need no transposition."""
     import equinox as eqx
 
     dtype = jnp.dtype(setting.dtype)
@@ -27,7 +27,7 @@ def form(case: Case, setting: Setting) -> Form:
     def convert(layers: Any) -> Any:
         return [[fill(params) for params in layer] for layer in layers]
 
-    def walk(cell: Any, xs: Any, reverse: bool) -> Any:
+    def unroll(cell: Any, xs: Any, reverse: bool) -> Any:
         def step(state: Any, x: Any) -> Any:
             h, c = cell(x, state)
             return (h, c), h
@@ -37,7 +37,7 @@ def form(case: Case, setting: Setting) -> Form:
 
     def row(cells: Any, xs: Any) -> Any:
         for layer in cells:
-            ys = [walk(cell, xs, bool(way)) for way, cell in enumerate(layer)]
+            ys = [unroll(cell, xs, bool(way)) for way, cell in enumerate(layer)]
             xs = jnp.concatenate(ys, axis=-1)
         return xs
 
@@ -52,7 +52,7 @@ def form(case: Case, setting: Setting) -> Form:
 
 
 def declines(case: Case, mode: str, setting: Setting) -> str | None:
-    return "it has no layer that takes lengths" if case.ragged else None
+    return "has no layer that takes lengths" if case.ragged else None
 
 
 EQUINOX = Contestant(

@@ -1,4 +1,4 @@
-"""Flax linen: ``nn.RNN`` over both of its LSTM cells."""
+"""Flax linen: ``nn.RNN`` with each of its two LSTM cells."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.contestants.contestant import Contestant, Form, build_jax, impor
 
 
 def form(cell_name: str, case: Case, setting: Setting) -> Form:
-    """Time-major ``nn.RNN``, ``nn.Bidirectional`` of two for both directions, one after the other."""
+    """Time-major ``nn.RNN`` for each layer, or ``nn.Bidirectional`` of two."""
     from flax import linen
 
     cell = partial(getattr(linen, cell_name), case.H, dtype=jnp.dtype(setting.dtype))

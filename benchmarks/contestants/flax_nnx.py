@@ -1,4 +1,4 @@
-"""Flax nnx: ``nnx.RNN`` over both of its LSTM cells, in the functional form (split and merge)."""
+"""Flax nnx: ``nnx.RNN`` with each of its two LSTM cells, in functional form (split and merge)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CONVERT = {"LSTMCell": weights.to_nnx_lstm, "OptimizedLSTMCell": weights.to_nnx_
 
 
 def form(cell_name: str, case: Case, setting: Setting) -> Form:
-    """Time-major ``nnx.RNN``, ``nnx.Bidirectional`` of two for both directions, one after the other."""
+    """Time-major ``nnx.RNN`` for each layer, or ``nnx.Bidirectional`` of two."""
     from flax import nnx
 
     def cell(size: int) -> Any:
@@ -59,7 +59,7 @@ def form(cell_name: str, case: Case, setting: Setting) -> Form:
 
 
 def nnx(cell_name: str) -> Contestant:
-    how = f"flax.nnx.RNN({cell_name}(D, H), time_major=True), split and merged inside of one jit"
+    how = f"flax.nnx.RNN({cell_name}(D, H), time_major=True), split and merged within one jit"
     build = build_jax(partial(form, cell_name))
     return Contestant(f"nnx {cell_name}", how, "flax", imports("flax.nnx"), never, build)
 

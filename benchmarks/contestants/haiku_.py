@@ -1,4 +1,4 @@
-"""Haiku: ``hk.dynamic_unroll`` of ``hk.LSTM``; several layers as ``hk.DeepRNN``."""
+"""Haiku: ``hk.dynamic_unroll`` of ``hk.LSTM``, or of ``hk.DeepRNN`` for several layers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.contestants.contestant import Contestant, Form, build_jax, impor
 
 
 def form(case: Case, setting: Setting) -> Form:
-    """Time-major; both directions are two unrolls a layer, since there is no wrapper for them."""
+    """Time-major. A bidirectional layer is two unrolls, because Haiku has no wrapper for it."""
     import haiku as hk
 
     def zeros(core: Any, xs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Keras on the JAX backend: ``keras.layers.LSTM`` by ``stateless_call``."""
+"""Keras with the JAX backend: ``stateless_call`` of ``keras.layers.LSTM``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ POLICY = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_
 
 
 def form(case: Case, setting: Setting) -> Form:
-    """Batch-major, as its layers want it; a loop rather than an unrolled program."""
+    """Batch-major, as its layers require, and compiled as a loop."""
     import keras
 
     options = {"return_sequences": True, "unroll": False, "dtype": POLICY[setting.dtype]}
     options |= {"zero_output_for_mask": True} if case.ragged else {}
-    if case.ensemble or setting.platform != "gpu":  # cuDNN's does not go under vmap
+    if case.ensemble or setting.platform != "gpu":  # its cuDNN call does not support vmap
         options |= {"use_cudnn": False}
 
     def layer(size: int) -> Any:
@@ -58,7 +58,7 @@ def absent() -> str | None:
     except ImportError as error:
         return str(error)
     if keras.backend.backend() != "jax":
-        return f"Keras runs on {keras.backend.backend()}: set KERAS_BACKEND=jax"
+        return f"Keras uses the backend {keras.backend.backend()}; set KERAS_BACKEND=jax"
     return None
 
 

@@ -1,4 +1,4 @@
-"""The plain ``jax.lax.scan`` of ``lstm_step``, as one writes it by hand."""
+"""A ``jax.lax.scan`` of the cell's step, as users write it by hand."""
 
 from __future__ import annotations
 
@@ -13,45 +13,59 @@ from benchmarks.cases import Case, Setting
 from benchmarks.contestants.contestant import Contestant, Form, build_jax, never
 
 
-def step_of(params: Any, dtype: str) -> Any:
-    """``lstm_step``; under narrow types with products in them, and weights and sums in float32."""
-    if dtype == "float32":
+def step_of(case: Case, params: Any, dtype: str) -> Any:
+    """``lstm_step``; for other cells, or with products in a narrow type, the cell's step."""
+    if dtype == "float32" and case.cell == "LSTM":
         return partial(lstm_jax.lstm_step, params)
-    size, units = params.w_ih.shape[0], params.w_hh.shape[0]
-    return partial(lstm_jax.LSTM(size, units, dtype=dtype).step, params)
+    cell = getattr(lstm_jax, case.cell)(params.w_ih.shape[0], case.H, dtype=dtype)
+    return partial(cell.step, params)
 
 
-def one_direction(params: Any, xs: Any, valid: Any, reverse: bool) -> Any:
-    """Outputs of one layer in one direction; ``valid`` (T, B, 1) holds the carry where it is False."""
-    one = step_of(params, xs.dtype.name)
-    h = jnp.zeros((xs.shape[1], params.w_hh.shape[0]), xs.dtype)
-    first = h, h.astype(jnp.float32)
-    if valid is None:
+def one_direction(case: Case, params: Any, xs: Any, valid: Any, resets: Any, reverse: bool) -> Any:
+    """Outputs of one layer in one direction.
+
+    ``valid`` (T, B, 1): the carry does not change where it is False. ``resets`` (T, B, 1): the carry is zero
+    before a step where it is True.
+    """
+    dtype = xs.dtype.name
+    one = step_of(case, params, dtype)
+    h = jnp.zeros((xs.shape[1], case.H), xs.dtype)
+    first = (h, h.astype(jnp.float32)) if case.cell == "LSTM" else h
+    if valid is None and resets is None:
         return jax.lax.scan(one, first, xs, reverse=reverse)[1]
 
-    def step(carry: Any, inputs: Any) -> Any:
+    def masked(carry: Any, inputs: Any) -> Any:
         x, there = inputs
         after, y = one(carry, x)
-        held = tuple(jnp.where(there, a, b) for a, b in zip(after, carry, strict=True))
+        held = jax.tree.map(lambda a, b: jnp.where(there, a, b), after, carry)
         return held, jnp.where(there, y, 0)
 
-    return jax.lax.scan(step, first, (xs, valid), reverse=reverse)[1]
+    def restarted(carry: Any, inputs: Any) -> Any:
+        x, restart = inputs
+        return one(jax.tree.map(lambda a: jnp.where(restart, 0, a), carry), x)
+
+    step, flags = (masked, valid) if resets is None else (restarted, resets)
+    return jax.lax.scan(step, first, (xs, flags), reverse=reverse)[1]
 
 
 def form(case: Case, setting: Setting) -> Form:
-    """A scan for each layer and direction."""
+    """One scan for each layer and direction."""
 
-    def run(layers: Any, xs: Any, lengths: Any) -> Any:
-        valid = None
-        if lengths is not None:
-            valid = (jnp.arange(xs.shape[0])[:, None] < lengths[None])[..., None]
+    def run(layers: Any, xs: Any, more: Any) -> Any:
+        valid = resets = None
+        if case.resets:
+            resets = more[..., None]
+        elif more is not None:
+            valid = (jnp.arange(xs.shape[0])[:, None] < more[None])[..., None]
         for layer in layers:
-            ys = [one_direction(params, xs, valid, bool(way)) for way, params in enumerate(layer)]
+            ys = [
+                one_direction(case, params, xs, valid, resets, bool(way)) for way, params in enumerate(layer)
+            ]
             xs = jnp.concatenate(ys, axis=-1)
         return xs
 
     def step(layers: Any, x: Any, carry: Any) -> Any:
-        return step_of(layers[0][0], setting.dtype)(carry, x)
+        return step_of(case, layers[0][0], setting.dtype)(carry, x)
 
     return Form(lambda layers: layers, step if case.streaming else run)
 

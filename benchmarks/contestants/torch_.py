@@ -1,8 +1,9 @@
-"""PyTorch: ``torch.nn.LSTM``, oneDNN's on a CPU and cuDNN's on a GPU."""
+"""PyTorch: ``torch.nn.LSTM`` and ``torch.nn.GRU``, which call oneDNN on a CPU and cuDNN on a GPU."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,10 +19,11 @@ SMALL_H, PERSISTENT, STANDARD = "persistent static, small H", "persistent static
 def algorithm(
     case: Case, dtype: str, capability: tuple[int, int], processors: int, *, backward: bool = False
 ) -> str:
-    """The class of cuDNN's algorithms that PyTorch asks for, by the arithmetic of its
-    ``aten/src/ATen/native/cudnn/RNN.cpp`` (``get_algo``; devices since Ampere).
+    """The cuDNN algorithm that PyTorch requests on devices since Ampere.
+
+    Follows ``get_algo`` in PyTorch's ``aten/src/ATen/native/cudnn/RNN.cpp``.
     """
-    if case.ragged:  # packed
+    if case.ragged:  # packed sequences
         return STANDARD
     if case.H <= (128 if backward else 192):
         return SMALL_H
@@ -33,17 +35,16 @@ def algorithm(
 
 
 def cores() -> int:
-    """How many this process may use."""
+    """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Built:
-    """Time-major; weights, inputs and lengths are torch's before it is timed."""
+def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Callable[[], Built]:
+    """Time-major modules. Weights, inputs and lengths become tensors before timing."""
     import torch
 
     device = "cuda" if setting.platform == "gpu" else "cpu"
     dtype = getattr(torch, setting.dtype)
-    prepare(torch, setting)
 
     def tensor(array: Any, **options: Any) -> Any:
         return torch.tensor(np.asarray(array, np.float32), dtype=dtype, device=device, **options)
@@ -79,10 +80,10 @@ def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Built:
         return loss
 
     def call() -> Any:
+        prepare(torch, setting)  # TF32 is a setting of the process, and settings may alternate
         with torch.inference_mode(not train):
             results = gradients() if train else forward()
-        if device == "cuda":
-            torch.cuda.synchronize()
+        synchronize(torch, setting)
         return results
 
     def joined(trees: list[Any]) -> Any:
@@ -100,20 +101,27 @@ def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Built:
             "gradients for inputs": joined([numpy(x.grad) for x in xs]),
         }
 
-    return Built(call, ours, note=about(torch, case, train, setting))
+    return lambda: Built(call, ours, note=about(torch, case, train, setting))
 
 
 def prepare(torch: Any, setting: Setting) -> None:
-    """All cores, and float32 as the setting has it."""
-    torch.set_num_threads(cores())
+    """Use all cores, and set the precision of float32 products."""
+    if torch.get_num_threads() != cores():
+        torch.set_num_threads(cores())
     if setting.platform == "gpu":
         torch.backends.cuda.matmul.allow_tf32 = setting.tf32
         torch.backends.cudnn.allow_tf32 = setting.tf32
 
 
+def synchronize(torch: Any, setting: Setting) -> None:
+    """Wait for the GPU, where there is one."""
+    if setting.platform == "gpu":
+        torch.cuda.synchronize()
+
+
 def make_module(torch: Any, case: Case, layers: Any, tensor: Any) -> Any:
-    """The network with our weights in it."""
-    kind = torch.nn.LSTMCell if case.streaming else torch.nn.LSTM
+    """A module with our weights."""
+    kind = torch.nn.LSTMCell if case.streaming else getattr(torch.nn, case.cell)
     more = {} if case.streaming else {"num_layers": case.layers, "bidirectional": case.bidirectional}
     reference = tensor(0)
     module = kind(case.D, case.H, dtype=reference.dtype, device=reference.device, **more)
@@ -127,7 +135,7 @@ def make_module(torch: Any, case: Case, layers: Any, tensor: Any) -> Any:
 
 
 def unroll(torch: Any, module: Any, xs: Any, lengths: Any) -> Any:
-    """Outputs; packed, and unpacked again, where rows have lengths (they come longest first)."""
+    """Outputs. Ragged sequences, the longest first, are packed before and padded after."""
     if lengths is None:
         return module(xs)[0]
     packed = torch.nn.utils.rnn.pack_padded_sequence(xs, lengths)
@@ -139,7 +147,7 @@ def numpy(tensor: Any) -> np.ndarray:
 
 
 def read_layers(case: Case, module: Any) -> Any:
-    """The gradients in our layout."""
+    """The gradients with respect to the weights in our layout."""
     suffixes = ("", "_reverse") if case.bidirectional else ("",)
     return tuple(
         tuple(weights.from_torch(module, layer, suffix, lambda a: numpy(a.grad)) for suffix in suffixes)
@@ -148,8 +156,8 @@ def read_layers(case: Case, module: Any) -> Any:
 
 
 def about(torch: Any, case: Case, train: bool, setting: Setting) -> str:
-    """What runs underneath."""
-    words = [f"{case.ensemble} modules one after the other"] if case.ensemble else []
+    """The library underneath and its options."""
+    words = [f"{case.ensemble} modules, called in turn"] if case.ensemble else []
     if setting.platform != "gpu":
         return "; ".join([*words, f"{torch.get_num_threads()} threads"])
     if not case.streaming:
@@ -161,6 +169,8 @@ def about(torch: Any, case: Case, train: bool, setting: Setting) -> str:
 
 
 def declines(case: Case, mode: str, setting: Setting) -> str | None:
+    if case.resets:
+        return "its modules take no resets"
     import torch
 
     if setting.platform == "gpu":

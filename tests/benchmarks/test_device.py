@@ -1,282 +1,398 @@
-"""The command for a device: nothing hangs it, nothing measured is lost, and each part runs on a CPU."""
+"""The device plan: processes and limits, the budget, results on disk, correctness checks, and each job."""
 
-import gzip
 import json
+import signal
+import subprocess
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from benchmarks import __main__ as benchmark, device, experiments, profiling, report, suite, training
-from benchmarks.cases import DEVICE, MODES, Case, Setting
-from benchmarks.contestants import NAMES, named
-from benchmarks.device import Job
-from benchmarks.sheet import Sheet
-from lstm_jax.unrolling import tiling
+import lstm_jax
+from benchmarks import device, device_jobs, reference, training
+from benchmarks.cases import Setting
+from benchmarks.contestants import TORCH
+from benchmarks.device import Job, Outcome, Results
+from benchmarks.device_jobs import Check, Run
+
+MACHINE = {
+    "device": "a GPU",
+    "processor": "a CPU",
+    "cores": 2,
+    "python": "3",
+    "versions": {},
+    "date": "today",
+}
 
 
 @pytest.fixture(autouse=True)
 def small_programs(quick_compiles):
-    """Nothing here looks at speed."""
+    """No test here depends on a speed."""
 
 
-def sheet(folder, columns=("a", "b")):
-    return Sheet(folder, "part", "A title", columns, report.machine(Setting("cpu"), (), {}))
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path / "device.json", 100.0)
+
+
+def job(limit=20.0, name="loop"):
+    return Job(name, limit, "a job")
+
+
+def script(text, *words):
+    """A command that prints what a job prints. ``emit`` is a function of its messages."""
+    head = "import json, sys, time\ndef emit(**message): print(json.dumps(message), flush=True)\n"
+    return [sys.executable, "-c", head + text, *words]
+
+
+def gone(pid):
+    """Whether a process ends within ten seconds."""
+    state = Path(f"/proc/{pid}/stat")
+    for _ in range(100):
+        if not state.exists() or ") Z " in state.read_text():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 # --- processes ------------------------------------------------------------------------------------
 
 SLEEPER = """
-import pathlib, subprocess, sys, time
+import pathlib, subprocess
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+emit(machine=json.loads(sys.argv[2]))
+emit(row={"status": "timed", "what": "first"})
 pathlib.Path(sys.argv[1]).write_text(str(child.pid))
+emit(begin="the second measurement")
 time.sleep(100)
 """
 
 
-@pytest.fixture
-def module(tmp_path, monkeypatch):
-    """Writes a module that ``python -m`` finds."""
-
-    def write(text):
-        (tmp_path / "a_job.py").write_text(text)
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-        return "a_job"
-
-    return write
-
-
-def test_what_hangs_is_killed_with_its_children(module, tmp_path):
-    told = tmp_path / "pid"
+def test_a_job_is_killed_with_its_children_at_its_limit(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "MIN_S", 0.1)
+    pid = tmp_path / "pid"
     began = time.monotonic()
-    outcome = device.run(Job("suite", "suite", (module(SLEEPER), str(told)), 3.0))
-    assert outcome.startswith("killed after 3 s") and time.monotonic() - began < 30
-    state = Path(f"/proc/{told.read_text()}/stat")
-    for _ in range(100):  # until init has taken it
-        if not state.exists() or ") Z " in state.read_text():
-            return
+    outcome = device.run(job(0.6), script(SLEEPER, str(pid), json.dumps(MACHINE)), results, 100.0)
+    assert outcome == Outcome("killed after 1 s in the second measurement") and time.monotonic() - began < 15
+    assert gone(pid.read_text()), "its child still runs"
+    tree = json.loads(results.path.read_text())
+    assert [row["what"] for row in tree["rows"]] == ["first"]
+    assert tree["jobs"][0]["outcome"] == outcome.text and tree["machine"] == MACHINE
+
+
+def test_an_interrupted_plan_kills_its_job(tmp_path):
+    """SIGTERM, as ``timeout`` and schedulers send it."""
+    pid = tmp_path / "pid"
+    text = f"""
+import signal, sys
+from pathlib import Path
+from benchmarks import device
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+words = {script(SLEEPER, str(pid), json.dumps(MACHINE))!r}
+device.run(device.JOBS[0], words, device.Results(Path({str(tmp_path / "device.json")!r}), 100.0), 100.0)
+"""
+    process = subprocess.Popen([sys.executable, "-c", text])
+    for _ in range(100):
+        if pid.exists() and pid.read_text():
+            break
         time.sleep(0.1)
-    pytest.fail("its child lives on")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(15) == 1
+    assert gone(pid.read_text()), "its job's child still runs"
 
 
 @pytest.mark.parametrize(
-    ("text", "outcome"),
+    ("text", "outcome", "said"),
     [
-        ("", "done in"),
-        ("import sys; sys.exit(3)", "failed with exit code 3"),
-        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "died of SIGSEGV"),
+        ("", "completed", None),
+        ("print('a message', file=sys.stderr); sys.exit(4)", "failed with exit code 4", "a message\n"),
+        (
+            "emit(begin='a kernel'); import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+            "died of SIGSEGV in a kernel",
+            "",
+        ),
     ],
-    ids=["done", "failed", "died"],
+    ids=["completed", "failed", "died"],
 )
-def test_how_a_process_ended_is_told(module, text, outcome):
-    assert device.run(Job("suite", "suite", (module(text),), 30.0)).startswith(outcome)
+def test_the_end_of_a_process_is_recorded(results, text, outcome, said):
+    assert device.run(job(), script(text), results, 100.0).text == outcome
+    (entry,) = json.loads(results.path.read_text())["jobs"]
+    assert entry["outcome"] == outcome and (entry.get("stderr") or None) == (said or None)
+    assert f"| loop | {outcome} (" in results.path.with_suffix(".md").read_text()
+    assert results.good == (outcome == "completed")
 
 
-def test_the_next_job_runs_after_one_that_died(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(device, "device", lambda: ("cpu", "a CPU"))
-    monkeypatch.setattr(
-        device, "run", lambda job: "died of SIGSEGV" if job.part == "suite" else "done in 1 s"
+def test_what_libraries_print_is_ignored(results):
+    text = "print('[1, 2]'); print('{'); print(3); emit(machine=json.loads(sys.argv[1]))"
+    text += "; emit(row={'status': 'timed', 'what': 'a'}); print('null')"
+    device.run(job(), script(text, json.dumps(MACHINE)), results, 100.0)
+    assert [row["what"] for row in results.rows] == ["a"] and results.good
+
+
+def test_rows_of_another_device_are_dropped(results):
+    text = "emit(machine=json.loads(sys.argv[1])); emit(row={'status': 'timed', 'what': 'a'})"
+    for name in ("a GPU", "a GPU", "another GPU"):
+        device.run(job(name=name), script(text, json.dumps(MACHINE | {"device": name})), results, 100.0)
+    assert [row["job"] for row in results.rows] == ["a GPU", "a GPU"] and not results.good
+    assert "another device (another GPU)" in results.jobs[-1]["outcome"]
+
+
+# --- the plan -------------------------------------------------------------------------------------
+
+
+def test_the_whole_plan_fits_its_budget():
+    assert sum(job.limit_s for job in device.JOBS) <= device.BUDGET_S == 400
+    assert len(set(device.NAMES)) == len(device.NAMES) and device.NAMES[:2] == ("device", "correctness")
+    assert {job.limit_s for job in device.JOBS if job.may_hang} == {25}
+
+
+def test_a_larger_budget_extends_limits_except_those_of_kernels():
+    jobs = [Job("loop", 40, ""), Job("pallas-grid", 25, ""), Job("training", 60, "")]
+    assert [job.limit_s for job in device.stretched(jobs, 125)] == [40, 25, 60]
+    assert [job.limit_s for job in device.stretched(jobs, 225)] == [80, 25, 120]
+    assert [job.limit_s for job in device.stretched(jobs, 10)] == [40, 25, 60]
+    assert device.stretched(jobs[1:2], 500) == jobs[1:2]
+
+
+@pytest.fixture
+def plan(monkeypatch, tmp_path):
+    """Runs the command with jobs replaced by a script, and returns its exit code and its results."""
+
+    def main(text, *words):
+        monkeypatch.setattr(device, "command", lambda job, quick: script(text, job.name, json.dumps(MACHINE)))
+        code = device.main(["--out", str(tmp_path), *words])
+        found = sorted(tmp_path.iterdir())
+        trees = [json.loads(path.read_text()) for path in found if path.suffix == ".json"]
+        return code, trees, found
+
+    return main
+
+
+REPORT = """
+emit(machine=json.loads(sys.argv[2]))
+emit(row={"status": "timed", "case": "1,2,3,4", "what": sys.argv[1], "mode": "forward", "median_s": 0.001})
+"""
+
+
+def test_only_the_given_jobs_run_in_the_order_of_the_plan(plan, capsys):
+    code, (tree,), found = plan(REPORT, "--only", "training,device")
+    assert code == 0 and [job["name"] for job in tree["jobs"]] == ["device", "training"]
+    assert [row["what"] for row in tree["rows"]] == ["device", "training"] and tree["budget_s"] == 180
+    assert [path.suffix for path in found] == [".json", ".md"]
+    printed = capsys.readouterr().out
+    assert printed.index("a GPU, a CPU, 2 cores") < printed.index("1,2,3,4") < printed.index(str(found[0]))
+
+
+def test_jobs_without_time_are_skipped_and_listed(plan, capsys, monkeypatch):
+    monkeypatch.setattr(device, "MIN_S", 0.5)
+    began = time.monotonic()
+    code, (tree,), _ = plan(f"{REPORT}\ntime.sleep(100)", "--budget", "0.9")
+    assert code == 1 and time.monotonic() - began < 15
+    outcomes = [job["outcome"] for job in tree["jobs"]]
+    assert [job["name"] for job in tree["jobs"]] == list(device.NAMES)
+    assert outcomes[0].startswith("killed after 1 s")
+    assert all(text.startswith("skipped: 0 s of the budget") for text in outcomes[1:])
+    assert [row["what"] for row in tree["rows"]] == ["device"]
+    assert "training        skipped: 0 s" in capsys.readouterr().out
+
+
+def test_results_are_on_disk_after_each_job(plan, tmp_path):
+    """Each job reads the file that the jobs before it left."""
+    text = f"""
+import pathlib
+emit(machine=json.loads(sys.argv[2]))
+rows = [len(json.loads(path.read_text())["jobs"]) for path in pathlib.Path({str(tmp_path)!r}).glob("*.json")]
+emit(row={{"status": "timed", "what": str(rows)}})
+"""
+    _, (tree,), _ = plan(text, "--only", "device,correctness,loop")
+    assert [row["what"] for row in tree["rows"][1:]] == ["[1]", "[2]"]
+
+
+def test_wrong_results_are_listed_and_the_plan_continues(plan, capsys):
+    text = REPORT.replace('"timed"', '"wrong" if sys.argv[1] == "loop" else "timed", "note": "error 3"')
+    code, (tree,), _ = plan(text, "--only", "loop,training")
+    assert code == 1 and [row["status"] for row in tree["rows"]] == ["wrong", "timed"]
+    assert {job["outcome"] for job in tree["jobs"]} == {"completed"}
+    assert "wrong: error 3" in capsys.readouterr().out
+
+
+def test_without_a_device_nothing_is_written(plan, capsys):
+    code, trees, _ = plan(f"sys.exit({device.NO_DEVICE})")
+    assert code == 2 and not trees and "found only a CPU; use --quick" in capsys.readouterr().out
+
+
+def test_a_job_needs_an_accelerator_or_quick(monkeypatch, capsys):
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert device_jobs.main(["device"]) == device.NO_DEVICE and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["--only", "speed"], ["--only", ""], ["--budget", "0"], ["--budget", "-3"]]
+)
+def test_invalid_arguments_raise(words, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        device.main(words)
+    assert stopped.value.code == 2
+    assert "is not one of device, correctness" in (error := capsys.readouterr().err) or "positive" in error
+
+
+def test_both_modes_share_a_line_of_the_table(results):
+    same = {"case": "1,2,3,4", "what": "fused", "dtype": "bfloat16"}
+    results.add("loop", same | {"status": "timed", "mode": "forward", "median_s": 0.002, "compile_s": 1.0})
+    results.add(
+        "loop", same | {"status": "differs", "mode": "forward+backward", "note": "by 2|3", "compile_s": 2.5}
     )
-    assert device.main(["--quick", "--parts", "suite,profile", "--out", str(tmp_path)]) == 1
-    assert "suite: died of SIGSEGV\nprofile: done in 1 s" in capsys.readouterr().out
+    (line,) = results.lines()
+    assert line == ("loop", "1,2,3,4", "fused", "bfloat16", "2.000", "", "1.0+2.5", "differs: by 2|3")
+    assert "| differs: by 2/3 |" in results.path.with_suffix(".md").read_text()
 
 
-def test_every_job_is_a_command_that_its_module_takes(monkeypatch):
-    """Those for a GPU, without running any: the words are parsed, cases and dtypes are complete."""
-    jobs = list(device.jobs(device.PARTS, "gpu", False, Path("out")))
-    assert [job.part for job in jobs] == ["suite", *["cases"] * 4, "experiments", "profile", "training"]
-    assert sum(job.limit_s for job in jobs) <= 25 * 60
-    assert {case[:2] + case[3:4] for case in DEVICE} == {(B, 1024, H) for B in (16, 64) for H in (768, 1024)}
-    seen = []
-    monkeypatch.setattr(benchmark, "run", lambda args, setting: seen.append((args, setting)) or 0)
-    monkeypatch.setattr(jax, "devices", lambda *_: [type("Device", (), {"platform": "gpu"})])
-    monkeypatch.setattr(jax, "default_device", lambda _: benchmark.contextlib.nullcontext())
-    for job in jobs[1:5]:
-        assert job.words[0] == "benchmarks" and benchmark.main(job.words[1:]) == 0
-    assert [(s.dtype, s.tf32) for _, s in seen] == [
-        ("float32", False),
-        ("float32", True),
-        ("bfloat16", False),
-        ("float16", False),
-    ]
-    assert all(args.cases == [DEVICE] and "torch" in args.peers for args, _ in seen)
-    for job in (jobs[0], *jobs[5:]):
-        with pytest.raises(SystemExit) as stopped:
-            import_module(job.words[0]).main([*job.words[1:], "--help"])
-        assert stopped.value.code == 0
+# --- correctness ----------------------------------------------------------------------------------
 
 
-def test_without_a_device_it_says_so_in_a_line(monkeypatch, capsys):
-    for found, words in ((None, "finds no device"), (("cpu", "a CPU"), "a CPU alone; --quick runs there")):
-        monkeypatch.setattr(device, "device", lambda found=found: found)
-        with pytest.raises(SystemExit) as stopped:
-            device.main([])
-        assert stopped.value.code == 2 and words in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        device.main(["--parts", "suite,speed"])
-    assert "'speed' is none of suite, cases" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "check",
+    [
+        Check(3, 4, 2, 3, lengths=True),
+        Check(3, 4, 2, 3, resets=True),
+        Check(3, 4, 2, 3, cell="GRU", lengths=True),
+        Check(3, 4, 2, 3, cell="GRU", resets=True),
+    ],
+    ids=str,
+)
+def test_gradients_of_the_reference_are_those_of_finite_differences(check):
+    problem, _ = device_jobs.draw(check, getattr(lstm_jax, check.cell)(check.D, check.H))
+    solution = reference.solve(problem)
 
+    def loss(problem):
+        found = reference.solve(problem)
+        pairs = [(found.ys, problem.weights_ys), *zip(found.carry, problem.weights_carry, strict=True)]
+        return sum(np.sum(a * w) for a, w in pairs)
 
-# --- files ----------------------------------------------------------------------------------------
-
-
-def test_a_row_is_written_before_it_is_measured_and_after(tmp_path, capsys):
-    table = sheet(tmp_path)
-    table.begin(a="one")
-    assert json.loads(table.path.read_text())["rows"] == [{"a": "one", "note": "began, and did not end"}]
-    table.end(b=0.5)
-    table.begin(a="two")
-    rows = json.loads(table.path.read_text())["rows"]
-    assert rows[0] == {"a": "one", "b": 0.5, "note": ""} and "did not end" in rows[1]["note"]
-    assert "| one | 0.5 |" in table.path.with_suffix(".md").read_text()
-    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".md"}
-
-
-def test_the_suite_writes_how_each_test_went(tmp_path):
-    recorder = suite.Recorder(tmp_path, "cpu")
-
-    def log(when, outcome, longrepr=None):
-        told = pytest.TestReport("a/test", ("a", 1, "t"), {}, outcome, longrepr, when, duration=0.5)
-        recorder.pytest_runtest_logreport(told)
-
-    log("setup", "passed")
-    log("call", "passed")
-    log("setup", "skipped", ("a", 1, "Skipped: no GPU"))
-    log("call", "failed", "lines\nE  1 | 2")
-    (path,) = tmp_path.glob("*.json")
-    assert [(row["outcome"], row["why"]) for row in json.loads(path.read_text())["rows"]] == [
-        ("passed", ""),
-        ("skipped", "Skipped: no GPU"),
-        ("failed", "E  1 / 2"),
-    ]
-
-
-# --- profile --------------------------------------------------------------------------------------
-
-
-def event(pid, tid, start, length, name):
-    return {"ph": "X", "pid": pid, "tid": tid, "ts": start, "dur": length, "name": name}
-
-
-def name(pid, text, tid=None):
-    kind = "process_name" if tid is None else "thread_name"
-    return {"ph": "M", "pid": pid, "name": kind, "args": {"name": text}} | (
-        {} if tid is None else {"tid": tid}
+    rng = np.random.default_rng(1)
+    towards = problem._replace(
+        params={name: rng.standard_normal(a.shape) for name, a in problem.params.items()},
+        xs=rng.standard_normal(problem.xs.shape),
+        carry=tuple(rng.standard_normal(a.shape) for a in problem.carry),
     )
+    slope = sum(np.sum(solution.d_params[name] * a) for name, a in towards.params.items())
+    slope += np.sum(solution.d_xs * towards.xs)
+    slope += sum(np.sum(a * b) for a, b in zip(solution.d_carry, towards.carry, strict=True))
+
+    def moved(step):
+        return problem._replace(
+            params={name: a + step * towards.params[name] for name, a in problem.params.items()},
+            xs=problem.xs + step * towards.xs,
+            carry=tuple(a + step * b for a, b in zip(problem.carry, towards.carry, strict=True)),
+        )
+
+    step = 1e-5
+    assert np.isclose((loss(moved(step)) - loss(moved(-step))) / (2 * step), slope, rtol=1e-6)
 
 
-TRACE = [
-    name(1, "/device:GPU:0"),
-    name(1, "Stream #13(Compute)", 7),
-    name(1, "Stream #14(MemcpyD2D)", 8),
-    name(1, "XLA Ops", 9),
-    name(2, "/host:CPU"),
-    name(2, "python", 7),
-    event(1, 7, 100.0, 2.0, "gemm"),
-    event(1, 7, 105.0, 1.0, "gates"),
-    event(1, 7, 106.0, 2.0, "gemm"),
-    event(1, 8, 100.0, 1.0, "copy"),
-    event(1, 9, 0.0, 1000.0, "a whole module"),
-    event(2, 7, 0.0, 1000.0, "python"),
-]
+def rows_of(capsys):
+    messages = map(json.loads, capsys.readouterr().out.splitlines())
+    return [message["row"] for message in messages if "row" in message]
 
 
-def test_a_profile_counts_kernels_and_the_time_between(tmp_path):
-    with gzip.open(tmp_path / "host.trace.json.gz", "wt") as file:
-        json.dump({"traceEvents": TRACE}, file)
-    found = profiling.read(tmp_path)
-    assert found.kernels == [("gemm", 2, 4.0, 0.5), ("gates", 1, 1.0, 0.125)]
-    assert (found.span_us, found.between_us) == (8.0, 3.0)
+def in_time(**changes):
+    return Run("cpu", time.monotonic() + 100, quick=True)._replace(**changes)
 
 
-def test_what_only_encloses_is_no_kernel():
-    line = [(0.0, 9.0, "loop"), (1.0, 3.0, "a"), (3.0, 4.0, "b"), (10.0, 11.0, "c")]
-    assert [kernel for _, _, kernel in profiling.leaves(line)] == ["a", "b", "c"]
-    with pytest.raises(ValueError, match="no kernel"):
-        profiling.profile(TRACE[:6])
+def test_right_results_are_recorded_with_their_errors(capsys):
+    todo = [(Check(2, 3, 2, 3, lengths=True), "fused"), (Check(2, 3, 2, 3), "cudnn")]
+    assert device_jobs.compare_all(in_time(), todo)
+    right, declined = rows_of(capsys)
+    assert right["status"] == "right" and right["dtype"] == "float32"
+    assert {"ys", "last h", "last c", "gradient of xs", "gradient of w_hh"} <= right["errors"].keys()
+    assert declined["status"] == "declines" and "NVIDIA GPU" in declined["note"]
 
 
-def test_a_real_trace_is_read():
-    if jax.default_backend() != "cpu":
-        pytest.skip("of a CPU's threads")
-    found, seconds = profiling.trace(Case(2, 8, 3, 4), MODES[0], Setting(), "scan")
-    assert seconds > 0 and found.span_us > found.between_us > 0
-    assert any(kernel.count >= 8 * profiling.CALLS for kernel in found.kernels)  # what is done at every step
+@pytest.mark.parametrize("fault", ["values", "gradients", "nan", "repetitions", "shape"])
+def test_wrong_results_are_recorded(capsys, fault):
+    check = Check(2, 3, 2, 3)
+    problem, _ = device_jobs.draw(check, lstm_jax.LSTM(2, 3))
+    solution, calls = reference.solve(problem), []
+
+    def call():
+        calls.append(1)
+        a = solution
+        ys, d_xs, last = a.ys.copy(), a.d_xs.copy(), a.carry
+        if fault == "values":
+            ys[0, 0, 0] += 0.01
+        if fault == "gradients":
+            d_xs *= 1.01
+        if fault == "nan":
+            d_xs[0] = np.nan
+        if fault == "repetitions":
+            ys += 1e-7 * len(calls)
+        if fault == "shape":
+            last = (last[0][None], last[1])
+        arrays = ((ys, last), ((0.0, (ys, last)), (lstm_jax.LSTMParams(**a.d_params), d_xs, a.d_carry)))
+        return jax.tree.map(lambda a: jax.numpy.asarray(a, np.float32), arrays)
+
+    prepared = device_jobs.Prepared(solution, call)
+    assert not device_jobs.judge(prepared, check, 2, {"what": "check"})
+    (row,) = rows_of(capsys)
+    expected = {"values": "ys", "gradients": "gradient of xs", "nan": "error nan in gradient of xs"}
+    expected |= {"repetitions": "repetitions differ", "shape": "error inf in last h"}
+    assert row["status"] == "wrong" and expected[fault] in row["note"], row
 
 
-# --- each part ------------------------------------------------------------------------------------
+def test_a_kernel_that_fails_or_is_wrong_is_not_timed(capsys, monkeypatch):
+    monkeypatch.setattr(device_jobs, "compete", lambda *_, **__: pytest.fail("timed"))
+    monkeypatch.setattr(device_jobs, "prepare", lambda *_: ("fails", "RuntimeError: no such kernel"))
+    device_jobs.pallas(in_time(), "pallas-grid")
+    assert [row["status"] for row in rows_of(capsys)] == ["fails", "skipped"]
 
 
-def test_every_idea_gives_the_librarys_results():
-    """Those that are loops of their own: outputs here, gradients in the whole run of make test-slow."""
-    case, references = Case(2, 3, 3, 4), {}
-    for idea in experiments.ideas(case, "float32"):
-        if idea.group not in ("unroll", "compiler"):
-            with jax.numpy_rank_promotion("allow"):
-                ys = jax.jit(idea.function)(*idea.args)
-            np.testing.assert_allclose(
-                ys, references.setdefault(idea.group, ys), atol=1e-6, err_msg=idea.name
-            )
-    assert set(references) == {"layout", "both directions", "two layers"}
+def test_nothing_begins_after_the_deadline(capsys):
+    late = in_time(deadline=time.monotonic() - 1)
+    assert device_jobs.compare_all(late, [(Check(2, 3, 2, 3), "fused")])
+    device_jobs.compete(late, device_jobs.QUICK_CASES["cases-long"][0], (), until=0.0)
+    assert {row["status"] for row in rows_of(capsys)} == {"skipped"}
 
 
-def test_the_steps_of_a_body_are_an_ideas_own(monkeypatch):
-    idea = next(i for i in experiments.ideas(Case(2, 3, 3, 4), "float32") if i.unroll == 2)
-    seen = []
-
-    def function(params, xs):
-        seen.append(tiling.UNROLL)
-        return xs * params.bias[0]
-
-    experiments.measured(idea._replace(function=function), Setting(), None, 1)
-    assert set(seen) == {2} and tiling.UNROLL == 1
+# --- each job -------------------------------------------------------------------------------------
 
 
-def test_an_idea_with_other_results_is_told():
-    idea = next(experiments.ideas(Case(2, 3, 3, 4), "float32"))
-    wrong = idea._replace(function=lambda params, xs: 2 * idea.function(params, xs))
-    reference = experiments.measured(idea, Setting(), None, 1)[1]
-    assert "other results" in experiments.measured(wrong, Setting(), reference, 1)[0]["note"]
+def test_every_form_of_kernel_has_three_checks_and_sizes_to_time():
+    assert all(len(form.checks) == 3 and form.timed for form in device_jobs.PALLAS.values())
+    timed = {case.H for form in device_jobs.PALLAS.values() for case in form.timed if case.cell == "LSTM"}
+    assert timed >= {256, 512, 768, 1024}
 
 
 def test_the_compilers_options_are_known_to_this_jax():
-    """XLA knows its options without a device; an unknown one is an error."""
-    program = jax.jit(lambda x: x + 1).lower(np.float32(1))
-    for options in (experiments.OPTIONS | experiments.RISKY).values():
-        program.compile(compiler_options=options)
+    """XLA knows its options without a device. An unknown option is an error."""
+    for options in (device_jobs.OPTIONS | device_jobs.RISKY).values():
+        assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
     with pytest.raises(Exception, match="xla_gpu_nonsense"):
-        program.compile(compiler_options={"xla_gpu_nonsense": 1})
-
-
-def test_training_counts_words_and_learns():
-    size = training.QUICK_SIZES[0]
-    values = training.words_per_second(size, "float32", "auto", 0.0)
-    assert np.isclose(values["words/s"] * values["ms a step"] / 1e3, size.T * size.B)
-    assert 0 < values["loss"] < np.log(size.words)  # the same words again and again
-
-
-def test_what_is_named_takes_part_or_says_why_not():
-    assert NAMES == ("scan", "fused", "pallas", "cudnn")
-    case, setting = Case(2, 3, 2, 3), Setting()
-    assert named("fused").declines(case, MODES[0], setting) is None
-    assert "NVIDIA GPU" in named("cudnn").declines(case, MODES[0], setting)
-    assert "float32 alone" in named("cudnn").declines(case, MODES[0], Setting(dtype="bfloat16"))
-    assert "vmap" in named("cudnn").declines(case._replace(ensemble=2), MODES[0], setting)
+        jax.jit(lambda x: x + 1, compiler_options={"xla_gpu_nonsense": 1})(1)
 
 
 @pytest.mark.slow
-def test_the_whole_command_runs_on_a_cpu(tmp_path):
-    words = (sys.executable, "-m", "benchmarks.device", "--quick", "--out", str(tmp_path))
-    import subprocess
+def test_training_reduces_the_loss():
+    trainer = training.ours(training.TINY, Setting(), "auto")
+    assert np.isclose(trainer.first_loss, np.log(training.TINY.words), rtol=0.1)
+    assert 0 < trainer.steps(20) < trainer.first_loss  # the same words at every step
 
-    done = subprocess.run(words, capture_output=True, text=True, env=None)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    written = {path.name.split("-")[-1] for path in tmp_path.glob("*.md")}
-    assert {"suite.md", "experiments.md", "profile.md", "training.md"} <= written
-    assert len(list(tmp_path.glob("*.json"))) == 7
-    for path in tmp_path.glob("*.json"):
-        assert "did not end" not in path.read_text() and "other results" not in path.read_text()
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", device.NAMES)
+def test_the_quick_rehearsal_of_each_job(name, tmp_path):
+    words = [sys.executable, "-m", "benchmarks.device", "--quick", "--only", name, "--out", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.glob("*.json")
+    tree = json.loads(path.read_text())
+    assert [job["outcome"] for job in tree["jobs"]] == ["completed"]
+    states = {row["status"] for row in tree["rows"]}
+    assert states & {"measured", "right", "timed"} and states.isdisjoint(
+        ("wrong", "differs", "fails", "skipped")
+    )
+    if TORCH.absent() is None and name in ("cases-long", "training"):
+        assert any("torch" in row["what"] and row["status"] == "timed" for row in tree["rows"])
+    assert {p.suffix for p in tmp_path.iterdir()} == {".json", ".md"}

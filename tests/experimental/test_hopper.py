@@ -2,16 +2,14 @@
 
 Pallas interprets GPU kernels since jax 0.12, with threads for blocks, memory that nobody wrote as NaN, and
 a detector of races; ``hopper_interpreter`` adds the shared memory of other blocks. On a device:
-``python -m benchmarks.hopper``.
+``python -m benchmarks.device``.
 """
 
 import contextlib
 import faulthandler
-import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -23,7 +21,6 @@ import pytest
 from oracle_kernels import problem, saved_for, walk, walk_back
 
 import lstm_jax
-from benchmarks import hopper as hopper_checks
 from lstm_jax.experimental import hopper, hopper_blocks, hopper_names
 from lstm_jax.experimental.hopper_plan import Plan
 from lstm_jax.unrolling.kernels.engine import saved_of
@@ -307,26 +304,3 @@ def test_lowers_where_x64_is_on(H):
     for way in ways:
         assert "mosaic_gpu" in lowered(partial(hopper.forward, GRU_KIND, save=True, exchange=way), inputs)
     assert "mosaic_gpu" in lowered(partial(hopper.backward, GRU_KIND), saved_of(inputs, scanned), wanted)
-
-
-# --- the benchmark -------------------------------------------------------------------------------
-
-
-def test_a_job_that_hangs_is_killed():
-    args = Namespace(limit=0.01, smoke=True, compile=False)
-    assert hopper_checks.attempt(hopper_checks.SMOKE[0], args)["status"] == "killed after 0.01 s"
-
-
-def test_a_job_that_fails_is_told_and_the_rest_goes_on(tmp_path, capsys):
-    args = Namespace(limit=100, total=1000, smoke=True, compile=False, device={"kind": "none"})
-    out = tmp_path / "results.json"
-    assert hopper_checks.run([{"kind": "nothing"}], args, out) == 1
-    (job,) = json.loads(out.read_text())["jobs"]
-    assert job["status"] == "failed" and "KeyError: 'nothing'" in job["said"]
-    assert "0 of 1 jobs done" in capsys.readouterr().out
-
-
-@interpreted
-@pytest.mark.slow
-def test_the_smallest_of_each_job():
-    assert hopper_checks.main(["--smoke"]) == 0
