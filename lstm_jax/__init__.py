@@ -87,7 +87,12 @@ from lstm_jax.sharding.network import (
     shard as shard,
     shardings as shardings,
 )
-from lstm_jax.unrolling.api import Plan as Plan, explain as explain, unroll as unroll
+from lstm_jax.unrolling.api import (
+    Plan as Plan,
+    explain as explain,
+    reset_carry as reset_carry,
+    unroll as unroll,
+)
 from lstm_jax.unrolling.registry import (
     Implementation as Implementation,
     LayerPlan as LayerPlan,

@@ -8,12 +8,15 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
+from lstm_jax._errors import value_error
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import compute_form
 from lstm_jax.unrolling import registry, validation
 from lstm_jax.unrolling.registry import NAMED, Implementation, LayerPlan
 from lstm_jax.unrolling.run import Options, Unrolled, prepare, run
+from lstm_jax.unrolling.steps import select
 
 
 def unroll(
@@ -115,6 +118,42 @@ def _unroll(
 
 #: The one jit around the time loop: a second eager call compiles nothing.
 _compiled = partial(jax.jit, static_argnums=(0, 1))(_unroll)
+
+
+def reset_carry(cell: Any, params: Params, carry: Carry, reset: Any) -> Carry:
+    """The carry with the rows where ``reset`` is True back at the cell's initial carry.
+
+    This is what ``resets`` of :func:`unroll` does before a step is read, for a loop that calls ``cell.step``
+    itself, such as acting in an environment whose episodes end at different times.
+
+    Args:
+        cell: a cell or a network.
+        params: its parameters.
+        carry: the carry before the step, with batch axes (*batch).
+        reset: (*batch) bool; True where a new segment begins.
+
+    Returns:
+        The carry, in the dtypes of the given one.
+
+    Raises:
+        ValueError: ``reset`` is not bool, or the carry does not fit the cell or the shape of ``reset``.
+
+    >>> import jax, jax.numpy as jnp, lstm_jax
+    >>> cell = lstm_jax.LSTM(input_size=3, hidden_size=2)
+    >>> params = cell.init(jax.random.key(0))
+    >>> h, c = lstm_jax.reset_carry(cell, params, (jnp.ones((4, 2)), jnp.ones((4, 2))), jnp.arange(4) == 1)
+    >>> c[:, 0]
+    Array([1., 0., 1., 1.], dtype=float32)
+    """
+    validation.check_cell("reset_carry", cell)
+    if not hasattr(reset, "dtype"):
+        reset = np.asarray(reset)
+    if reset.dtype != np.bool_:
+        raise value_error(f"reset_carry got reset of dtype {reset.dtype}", "bool", "Use reset != 0.")
+    initial = cell.initial_carry(tuple(reset.shape), params)
+    carry = validation.carry_like("reset_carry", cell, "carry", carry, initial)
+    initial = jax.tree.map(lambda a, like: a.astype(like.dtype), initial, carry)
+    return select(reset, initial, carry)
 
 
 @dataclass(frozen=True)

@@ -159,15 +159,15 @@ def check_carries(
     batch = tuple(xs.shape[1 : xs.ndim - as_base_cell(cell).event_ndim])
     own = jax.eval_shape(lambda p: cell.initial_carry(batch, p), params)
     if carry is not None:
-        carry = _like(cell, "carry", carry, own)
+        carry = carry_like("unroll", cell, "carry", carry, own)
     if reset_to is not None:
         T = xs.shape[0]
         timed = jax.tree.map(lambda a: jax.ShapeDtypeStruct((T, *a.shape), a.dtype), own)
-        reset_to = _like(cell, "reset_to", reset_to, timed)
+        reset_to = carry_like("unroll", cell, "reset_to", reset_to, timed)
     return carry, reset_to
 
 
-def _like(cell: Any, name: str, given: Carry, own: Carry) -> Carry:
+def carry_like(owner: str, cell: Any, name: str, given: Carry, own: Carry) -> Carry:
     """``given`` in the structure of ``own``; tuples, lists and NamedTuples are the same."""
     hint = {
         "carry": "Make one with cell.initial_carry(batch_shape), or pass on what unroll returned.",
@@ -175,17 +175,19 @@ def _like(cell: Any, name: str, given: Carry, own: Carry) -> Carry:
     }[name]
     if not _same_nesting(given, own):
         raise value_error(
-            f"unroll got {name} {tree_text(given)}", f"{tree_text(own)} for {label(cell)}", hint
+            f"{owner} got {name} {tree_text(given)}", f"{tree_text(own)} for {label(cell)}", hint
         )
     leaves = jax.tree.leaves(given)
     for (path, want), have in zip(jax.tree.leaves_with_path(own), leaves, strict=True):
         where = name + jax.tree_util.keystr(path)
         if tuple(have.shape) != tuple(want.shape):
             raise value_error(
-                f"unroll got {where} of shape {tuple(have.shape)}", f"shape {tuple(want.shape)}", hint
+                f"{owner} got {where} of shape {tuple(have.shape)}", f"shape {tuple(want.shape)}", hint
             )
         if jnp.issubdtype(want.dtype, jnp.floating) != jnp.issubdtype(have.dtype, jnp.floating):
-            raise value_error(f"unroll got {where} of dtype {have.dtype}", f"a dtype like {want.dtype}", hint)
+            raise value_error(
+                f"{owner} got {where} of dtype {have.dtype}", f"a dtype like {want.dtype}", hint
+            )
     return jax.tree.unflatten(jax.tree.structure(own), leaves)
 
 

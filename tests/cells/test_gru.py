@@ -119,10 +119,12 @@ def test_activations_are_used_where_the_equations_have_them(reset_after):
     for implementation in ("auto", "scan"):
         found = unroll(cell, params, xs, first, implementation=implementation)
         assert_same(jax.device_get(found), (h, np.stack(ys)))
-    gates = cell.gates(params, np.broadcast_to(first, (T, B, H)), xs)  # of all steps
+    gates = jax.device_get(cell.gates(params, np.broadcast_to(first, (T, B, H)), xs))  # of all steps
     for gate in (gates.r, gates.z):
         assert np.any(gate == 0) and np.any(gate == 1) and np.any((gate > 0) & (gate < 1))
     assert np.any(gates.n == 0) and np.any(gates.n > 1)
+    from_gates = (1 - gates.z) * gates.n + gates.z * first
+    assert_same(from_gates, relu_gru(params, first, xs, reset_after)[0])
 
 
 def test_a_name_and_its_function_make_equal_cells():

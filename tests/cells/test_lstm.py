@@ -109,10 +109,12 @@ def test_activations_are_used_where_the_equations_have_them():
     for implementation in ("fused", "scan"):
         found = unroll(cell, params, xs, (h, c), implementation=implementation)
         assert_same(jax.device_get(found), (carry, np.stack(ys)))
-    gates = cell.gates(params, tuple(np.broadcast_to(a, (T, B, H)) for a in (h, c)), xs)  # of all steps
+    carry = np.broadcast_to(h, (T, B, H)), np.broadcast_to(c, (T, B, H))
+    gates = jax.device_get(cell.gates(params, carry, xs))  # of all steps
     for gate in (gates.i, gates.f, gates.o):
         assert np.any(gate == 0) and np.any(gate == 1) and np.any((gate > 0) & (gate < 1))
     assert np.any(gates.g == 0) and np.any(gates.g > 1)
+    assert_same(gates.f * c + gates.i * gates.g, relu_lstm(params, (h, c), xs)[0][1])
 
 
 def test_a_name_and_its_function_make_equal_cells():

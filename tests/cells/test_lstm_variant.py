@@ -2,11 +2,13 @@
 
 from functools import partial
 
+import family
 import jax
 import jax.numpy as jnp
 import members
 import numpy as np
 import oracle
+import oracle_lstm
 import pytest
 from members import BY_NAME, D, assert_same, problem
 
@@ -211,14 +213,33 @@ def test_the_study_s_parameters():
     assert count("FGR") == by_hand(4, 3) + 9 * H * H
 
 
-@pytest.mark.parametrize("which", ["lstm_of_everything", "lstm_of_nearly_everything", "lstm_norm_haste"])
+@pytest.mark.parametrize("which", [row.name for row in family.LSTMS])
+def test_a_step_is_its_equations(which):
+    given = problem(BY_NAME[which], batch=())
+    x = sequence()[0, 0]
+    expected = BY_NAME[which].oracle.step(given.params, given.carry, x)
+    assert_same(jax.device_get(jax.jit(given.network.step)(given.params, given.carry, x)), expected)
+
+
+@pytest.mark.parametrize("which", [row.name for row in family.LSTMS])
 def test_gates_are_those_of_the_step(which):
+    """The step again, from its gates."""
     given = problem(BY_NAME[which])
-    cell, x = given.network, sequence()[0]
-    gates = cell.gates(given.params, given.carry, x)
-    (_, c), _ = cell.step(given.params, given.carry, x)
-    if cell.layer_norm == "haste":  # c is what it is without a norm
-        np.testing.assert_allclose(c, gates.f * given.carry[1] + gates.i * gates.g)
+    cell, params, x = given.network, given.params, sequence()[0]
+    i, f, g, o = cell.gates(params, given.carry, x)
+
+    def normalised(c):
+        epsilon = {"tfa": 1e-3, "haste": 1e-5}[cell.layer_norm]
+        rows = [oracle_lstm.layer_norm(row, params.norm.c, epsilon) for row in np.asarray(c)]
+        return np.stack(rows) + params.norm.c_offset
+
+    c = f * given.carry[1] + i * g
+    c = normalised(c) if cell.layer_norm == "tfa" else c
+    c = c if cell.cell_clip is None else np.clip(c, -cell.cell_clip, cell.cell_clip)
+    shown = normalised(c) if cell.layer_norm == "haste" else c
+    h = o * (shown if cell.ablation == "no_output_activation" else np.tanh(shown))
+    h = h if cell.proj_size is None else h @ params.w_hr
+    assert_same(cell.step(params, given.carry, x), ((jnp.asarray(h), jnp.asarray(c)), jnp.asarray(h)))
 
 
 def test_full_gate_step_is_the_cells():

@@ -681,3 +681,51 @@ def test_windows_of_a_network_see_the_noise_of_the_whole():
         network, (3, 4), given.params, given.xs, given.carry, given.flags, 2, as_is, False, key=KEY
     )
     assert_same(parts, whole)
+
+
+# --- reset_carry --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["lstm", "slstm", "stack_bidirectional"])
+def test_reset_carry_is_what_resets_do(which):
+    """Rows with a reset go back to the initial carry, learned or not; the others are untouched."""
+    member = BY_NAME[which]
+    given = problem(member)
+    batch = given.xs.shape[1:2]
+    reset = np.arange(batch[0]) % 2 == 1
+    initial = given.network.initial_carry(batch, given.params)
+    found = lstm_jax.reset_carry(given.network, given.params, given.carry, reset)
+    assert jax.tree.structure(found) == jax.tree.structure(initial)
+    for after, before, first in zip(*map(jax.tree.leaves, (found, given.carry, initial)), strict=True):
+        np.testing.assert_array_equal(after[reset], first[reset])
+        np.testing.assert_array_equal(after[~reset], before[~reset])
+
+
+def test_reset_carry_then_step_is_unroll_with_resets():
+    """Acting step by step with reset_carry gives what unroll gives with resets."""
+    given = problem(BY_NAME["lstm"])
+    rng = np.random.default_rng(0)
+    xs, resets = rng.normal(size=given.xs.shape), rng.random(given.xs.shape[:2]) < 0.4
+    carry, ys = given.carry, []
+    for x, reset in zip(xs, resets, strict=True):
+        carry = lstm_jax.reset_carry(given.network, given.params, carry, reset)
+        carry, y = given.network.step(given.params, carry, x)
+        ys.append(y)
+    expected = lstm_jax.unroll(given.network, given.params, xs, given.carry, resets=resets)
+    assert_same((carry, jnp.stack(ys)), expected)
+
+
+@pytest.mark.parametrize(
+    "carry, reset, words",
+    [
+        ((np.ones((4, 2)),) * 2, np.ones(4), "reset of dtype float64; expected bool"),
+        (np.ones((4, 2)), np.ones(4, bool), "expected (float"),
+        ((np.ones((4, 2)),) * 2, np.ones(3, bool), "carry[0] of shape (4, 2); expected shape (3, 2)"),
+    ],
+    ids=["numbers", "structure", "shape"],
+)
+def test_reset_carry_refuses(carry, reset, words):
+    cell = lstm_jax.LSTM(3, 2)
+    with pytest.raises(ValueError, match="reset_carry got") as refusal:
+        lstm_jax.reset_carry(cell, cell.init(jax.random.key(0)), carry, reset)
+    assert words in str(refusal.value)
