@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -226,6 +228,38 @@ class BaseCell:
 
     def __repr__(self) -> str:
         return short_repr(self)
+
+    # --- copies and pickles: equal to the original, as program caches require ---
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self  # frozen, and its fields are constants
+
+    def __reduce__(self) -> Any:
+        fields = {f.name: _by_name(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return _restore, (type(self), fields)
+
+
+class FunctionName(NamedTuple):
+    """Where a module-level function is found. ``pickle`` cannot store jitted ones such as ``jnp.tanh``."""
+
+    module: str
+    name: str
+
+
+def _by_name(value: Any) -> Any:
+    """The name of a module-level function; anything else unchanged."""
+    name = FunctionName(getattr(value, "__module__", "") or "", getattr(value, "__qualname__", ""))
+    found = getattr(sys.modules.get(name.module), name.name, None)
+    return name if callable(value) and found is value else value
+
+
+def _restore(cell: type, fields: dict[str, Any]) -> Any:
+    """The cell that ``BaseCell.__reduce__`` took apart."""
+
+    def value(kept: Any) -> Any:
+        return getattr(import_module(kept.module), kept.name) if isinstance(kept, FunctionName) else kept
+
+    return cell(**{name: value(kept) for name, kept in fields.items()})
 
 
 class VectorCell(BaseCell):

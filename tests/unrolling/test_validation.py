@@ -581,6 +581,33 @@ def test_a_carry_may_be_a_list():
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+class HiddenAndCell(NamedTuple):
+    """A user's own type for the carry of an LSTM."""
+
+    h: object
+    c: object
+
+
+def test_a_carry_may_be_another_named_tuple():
+    """The nesting counts. The carries that come back have the cell's own types."""
+    given = HiddenAndCell(STATE + 0.5, STATE - 0.25)
+    expected = lstm_jax.unroll(LSTM_CELL, LSTM_PARAMS, XS, tuple(given), return_carries=True)
+    found = lstm_jax.unroll(LSTM_CELL, LSTM_PARAMS, XS, given, return_carries=True)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_narrow_carry_is_promoted_by_unroll_and_kept_by_step():
+    narrow = tuple(jnp.full((B, H), value, jnp.bfloat16) for value in (0.3, -1.7))
+    wide = tuple(part.astype(jnp.float32) for part in narrow)
+    params = LSTM_CELL.init(KEY)
+    found = lstm_jax.unroll(LSTM_CELL, params, XS + 1, narrow)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(found)} == {"float32"}
+    jax.tree.map(np.testing.assert_array_equal, found, lstm_jax.unroll(LSTM_CELL, params, XS + 1, wide))
+    carry, y = LSTM_CELL.step(params, narrow, X)
+    assert {leaf.dtype.name for leaf in (*carry, y)} == {"bfloat16"}
+
+
 def test_explain_refuses_what_unroll_refuses():
     for options in (
         {"mask": SHAPE((B, T), "bool")},
