@@ -78,7 +78,7 @@ def check_key(owner: str, key: Any) -> None:
 
 
 def float_error(owner: str, name: str, value: Any) -> ValueError:
-    """The error for a value that is no array of floats."""
+    """The error for a value that is not an array of floats."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         return value_error(
             f"{owner} got {name} of type {type(value).__name__}", "an array", f"Use jnp.asarray({name})."

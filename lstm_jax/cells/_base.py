@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
+import numpy as np
 
 from lstm_jax._errors import value_error
 from lstm_jax._types import Array, Carry, Params, promote
@@ -486,4 +487,4 @@ def short_value(value: Any) -> str:
     """A value for messages: functions and dtypes by name, without addresses."""
     if callable(value) and not isinstance(value, BaseCell) and hasattr(value, "__name__"):
         return value.__name__
-    return value.name if type(value).__module__ == "numpy" and hasattr(value, "name") else repr(value)
+    return value.name if isinstance(value, np.dtype) else repr(value)

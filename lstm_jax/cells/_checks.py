@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from lstm_jax._errors import canonical_dtype, check_function, check_size, float_error, value_error
 
+INIT_HINT = "Make parameters with cell.init(key)."
 #: The constructor field that decides whether a parameter exists.
 FIELD_OF = {
     "bias": "use_bias",
@@ -88,20 +89,16 @@ def check_params(
         if array is None and (shape is None or name in optional):
             continue
         if array is None or shape is None:
-            field = FIELD_OF.get(name, "")
-            field = field if hasattr(cell, field) else "use_bias"
-            option = f" with {field}={getattr(cell, field)!r}" if hasattr(cell, field) else ""
-            raise value_error(
-                f"{owner} got {'no ' if array is None else ''}params.{name}{option}",
-                f"{name} to be None" if shape is None else f"{name} of shape {shape}",
-                f"Make parameters with cell.init(key), or build the cell with another {field}.",
-            )
+            raise _presence_error(owner, cell, name, array is None, shape)
         arrays, wanted = [array], [shape]
         if isinstance(shape, tuple) and shape and isinstance(shape[0], tuple):
             arrays, wanted = jax.tree.leaves(array), list(shape)
+        if len(arrays) != len(wanted):
+            raise value_error(
+                f"{owner} got params.{name} of {len(arrays)} arrays", f"{len(wanted)}", INIT_HINT
+            )
         for part, size in zip(arrays, wanted, strict=True):
-            if not hasattr(part, "dtype") or not jnp.issubdtype(part.dtype, jnp.floating):
-                raise float_error(owner, name, part)
+            check_param(owner, name, part)
             if tuple(part.shape) != size:
                 wrong.append(f"{name} of shape {tuple(part.shape)}")
                 right.append(f"{name} {size}")
@@ -112,6 +109,27 @@ def check_params(
             "Build the cell with the sizes of its parameters, make parameters with cell.init(key), "
             "or map over stacked parameters with jax.vmap.",
         )
+
+
+def _presence_error(owner: str, cell: Any, name: str, missing: bool, shape: Any) -> ValueError:
+    """The error for a parameter that is missing, or that the cell does not have."""
+    field = next((field for field in (FIELD_OF.get(name, ""), "use_bias") if hasattr(cell, field)), None)
+    optional = field is not None and name in FIELD_OF
+    return value_error(
+        f"{owner} got {'no ' if missing else ''}params.{name}"
+        + (f" with {field}={getattr(cell, field or '')!r}" if optional else ""),
+        f"{name} to be None" if shape is None else "an array" if 0 in shape else f"{name} of shape {shape}",
+        INIT_HINT[:-1] + (f", or build the cell with another {field}." if optional else "."),
+    )
+
+
+def check_param(owner: str, name: str, array: Any) -> None:
+    """A parameter is an array of floats."""
+    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
+        raise value_error(f"{owner} got {name} of type {type(array).__name__}", "an array", INIT_HINT)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        hint = "Cast the parameters with .astype(jnp.float32)."
+        raise value_error(f"{owner} got {name} of dtype {array.dtype}", "a floating dtype", hint)
 
 
 def check_input(owner: str, x: Any, size: int) -> None:
