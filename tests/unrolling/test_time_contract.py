@@ -683,6 +683,22 @@ def test_windows_of_a_network_see_the_noise_of_the_whole():
     assert_same(parts, whole)
 
 
+# --- windows longer than the sequence -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", ["lstm", "gru_reset_before", "min_gru", "stack_bidirectional"])
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_a_checkpoint_longer_than_the_sequence_changes_nothing(which, steps):
+    """The last batch of a data set is often shorter than the window length."""
+    given = problem(BY_NAME[which])
+    given = given._replace(xs=np.zeros((steps, *given.xs.shape[1:])), flags={})
+    expected = solve(given)
+    for checkpoint in (steps + 1, 100, "sqrt"):
+        assert_same(solve(given, checkpoint=checkpoint), expected)
+        plan = lstm_jax.explain(given.network, given.params, given.xs, checkpoint=checkpoint)
+        assert plan.implementation in ("fused", "scan", "fused+scan")
+
+
 # --- reset_carry --------------------------------------------------------------------------------
 
 
