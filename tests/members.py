@@ -11,8 +11,9 @@ of low precision, with ``dtype``. ``oracle`` is an ``oracle.Cell``, ``oracle.Sta
 takes ("fused", "scan", or "fused+scan" where layers differ). Inputs have D features; use sizes that
 differ from each other (D, H) so that a mistaken axis is noticed. ``variant=True`` marks a row that
 differs from another only in what the oracle and the edges see, so that the dearer laws (with
-gradients) pass it over. ``family=True`` marks a row that goes through the loop as others do: every
-day the oracle and one comparison of all gradients see it, and ``make test-slow`` every law.
+gradients) pass it over. ``family=True`` marks a row that goes through the loop as others do: of its
+two directions the oracle sees one every day. All else, the laws and gradients of ``DAILY`` apart, is
+for ``make test-slow``.
 ``event`` is the shape of one input where it is not (D,), ``carry`` turns random arrays into a carry
 that the cell could have come to. That is all: nothing else has to be written for a new cell.
 """
@@ -26,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import oracle
+import pytest
 from member import D as D, H as H, Member as Member
 from user_cells import Leaky as Leaky, Peephole as Peephole, leaky, peephole
 
@@ -149,6 +151,8 @@ MEMBERS = (
     *family.ROWS,
 )
 BY_NAME = {member.name: member for member in MEMBERS}
+#: Whose laws run every day; those of all others take minutes.
+DAILY = "lstm", "gru"
 
 
 def table(keep=lambda member: True):
@@ -163,6 +167,17 @@ def name(member):
 def brief(value):
     """A test's name that is the same in every process: of a cell, its type alone."""
     return type(value).__name__ if is_dataclass(value) else str(value)
+
+
+def slow(*row):
+    """A row for ``pytest.mark.parametrize`` that ``make test-slow`` runs."""
+    return pytest.param(*row, marks=pytest.mark.slow)
+
+
+def daily(values, *kept):
+    """Values for ``pytest.mark.parametrize``: every day those kept, or the first; the others are slow."""
+    kept = kept or (next(iter(values)),)
+    return [value if value in kept else slow(value) for value in values]
 
 
 # --- one problem, and the two ways to solve it --------------------------------------------------

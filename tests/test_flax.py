@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import D, H
+from members import D, H, slow
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, Stack
@@ -31,10 +31,10 @@ def test_carries_are_turned_round_wherever_an_lstm_stands():
     ("network", "random"),
     [
         (LSTM(D, H), False),
-        (lstm_jax.LeakyRNN(D, H, learn_initial_carry=True), False),
+        slow(lstm_jax.LeakyRNN(D, H, learn_initial_carry=True), False),
         (lstm_jax.LeakyRNN(D, H, noise=0.1), True),
         (lstm_jax.WeightDrop(LSTM(D, H), 0.5), True),
-        (Bidirectional(lstm_jax.Zoneout(GRU(D, H), 0.5)), True),
+        slow(Bidirectional(lstm_jax.Zoneout(GRU(D, H), 0.5)), True),
         (Stack((GRU(D, H), GRU(H, H))), False),
         (Stack((GRU(D, H), GRU(H, H)), dropout=0.5), True),
     ],

@@ -10,7 +10,7 @@ import pytest
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jax.test_util import check_grads
-from members import BY_NAME, assert_same, problem, random_like, total
+from members import BY_NAME, assert_same, daily, problem, random_like, slow, total
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, ConvLSTM, Readout, Stack, conv_lstm_step
@@ -185,6 +185,7 @@ def assert_close(left, right, tolerance=2e-5):
 
 
 @pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.slow
 def test_one_exported_program_serves_every_length_and_batch():
     scope = export.SymbolicScope()
     xs = jax.ShapeDtypeStruct(export.symbolic_shape("T, B, 5, 4, 3", scope=scope), jnp.float32)
@@ -199,7 +200,7 @@ def test_one_exported_program_serves_every_length_and_batch():
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
 @pytest.mark.usefixtures("quick_compiles")
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("kind", daily([AxisType.Auto, AxisType.Explicit]), ids=str)
 @pytest.mark.parametrize(
     "network", [pytest.param(CELL, id="cell"), pytest.param(NETWORK, id="network", marks=pytest.mark.slow)]
 )
@@ -224,6 +225,7 @@ def test_rows_over_devices_stay_there(network, kind):
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
 @pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.slow
 def test_rows_apart_in_shard_map():
     params, xs, lengths = drawn(CELL, 8)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
@@ -249,8 +251,8 @@ def test_all_layers_drop_pixels_apart_and_steps_repeat():
 # --- less precision -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compute, tolerance", [("bfloat16", 3e-2), ("float16", 4e-3)])
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("compute, tolerance", [("bfloat16", 3e-2), slow("float16", 4e-3)])
+@pytest.mark.parametrize("implementation", daily(["fused", "scan"]))
 def test_less_precision(compute, tolerance, implementation):
     """h and the outputs are of the compute dtype; c, the parameters and their gradients are not."""
     params, xs, _ = drawn(CELL, 2)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 KEY = jax.random.key(0)
 GATES = {RNN: 1, LSTM: 4, GRU: 3}
 CELLS = pytest.mark.parametrize("kind", GATES, ids=lambda kind: kind.__name__)
+MOSTLY_LSTM = pytest.mark.parametrize("kind", members.daily(GATES, LSTM), ids=lambda kind: kind.__name__)
 
 
 def by_gate(kind, array):
@@ -154,9 +156,9 @@ def networks(**options):
     )
 
 
-INITS = pytest.mark.parametrize(
-    "init", [lambda network, key: network.init(key), torch_init, keras_init], ids=["own", "torch", "keras"]
-)
+_INITS = [lambda network, key: network.init(key), torch_init, keras_init]
+INITS = pytest.mark.parametrize("init", _INITS, ids=["own", "torch", "keras"])
+MOSTLY_OWN = pytest.mark.parametrize("init", members.daily(_INITS), ids=["own", "torch", "keras"])
 
 
 @INITS
@@ -167,7 +169,7 @@ def test_parameters_have_the_parameters_dtype(init, dtype):
         assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
 
 
-@INITS
+@MOSTLY_OWN
 def test_the_same_key_repeats_and_no_two_arrays_are_alike(init):
     network = networks(bias_init=jax.nn.initializers.normal())
     params, again, other = (init(network, jax.random.key(seed)) for seed in (0, 0, 1))
@@ -180,7 +182,7 @@ def test_the_same_key_repeats_and_no_two_arrays_are_alike(init):
     assert len(np.unique(drawn)) > 0.99 * drawn.size
 
 
-@INITS
+@MOSTLY_OWN
 def test_initialisation_goes_through_jit_and_vmap(init):
     network = networks()
     keys = jax.random.split(KEY, 3)
@@ -209,7 +211,7 @@ def sets_of(network, params):
     return [(lstm, 4), (forward, 3), (backward, 3), (rnn, 4), (readout, 4)]
 
 
-@CELLS
+@MOSTLY_LSTM
 def test_torch_weights_are_uniform_in_one_over_the_root_of_hidden(kind):
     H = 64
     params = torch_init(kind(30, H), KEY)
@@ -217,7 +219,7 @@ def test_torch_weights_are_uniform_in_one_over_the_root_of_hidden(kind):
         assert_uniform(gate, H**-0.5)
 
 
-@CELLS
+@MOSTLY_LSTM
 def test_torch_biases_are_the_sum_of_two(kind):
     """Triangular on twice the bounds; a GRU's candidate keeps its two apart, each of them uniform."""
     H = 400
@@ -249,7 +251,7 @@ def test_a_torch_read_out_is_its_linear_layer():
 # --- keras_init ---------------------------------------------------------------------------------
 
 
-@CELLS
+@MOSTLY_LSTM
 def test_keras_weights_are_drawn_as_one_matrix_over_all_gates(kind):
     D, H = 40, 60
     params = keras_init(kind(D, H), KEY)
@@ -260,7 +262,7 @@ def test_keras_weights_are_drawn_as_one_matrix_over_all_gates(kind):
         assert np.max(np.abs(first @ first.T - np.eye(H))) > 0.1
 
 
-@CELLS
+@MOSTLY_LSTM
 def test_keras_biases_are_zero_but_for_the_forget_gates(kind):
     params = keras_init(kind(3, 2, bias_init=jax.nn.initializers.ones), KEY)
     expected = {RNN: [0, 0], LSTM: [0, 0, 1, 1, 0, 0, 0, 0], GRU: [0] * 6}[kind]

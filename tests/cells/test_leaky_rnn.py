@@ -9,7 +9,7 @@ import numpy as np
 import oracle_leaky
 import pytest
 from jax.test_util import check_grads
-from members import BY_NAME, assert_same, problem, random_like
+from members import BY_NAME, assert_same, daily, problem, random_like, slow
 
 import lstm_jax
 from lstm_jax import RNN, LeakyRNN, LeakyRNNParams, RNNParams, Stack, leaky_rnn_step
@@ -170,7 +170,7 @@ def noisy_run(cell, params, x, key, steps):
 
 @pytest.mark.usefixtures("x64")
 @FORMS
-@pytest.mark.parametrize("alpha, integration", [(0.05, "euler"), (0.8, "euler"), (0.5, "exponential")])
+@pytest.mark.parametrize("alpha, integration", [(0.05, "euler"), slow(0.8, "euler"), (0.5, "exponential")])
 def test_the_variance_that_noise_keeps_up(form, alpha, integration):
     """A linear unit by itself: 2 alpha sigma^2 / (1 - (1 - alpha)^2), in either form."""
     sigma, rows = 0.7, 20_000
@@ -232,8 +232,8 @@ def test_it_stands_in_stacks():
 
 
 @FORMS
-@pytest.mark.parametrize("compute, tolerance", [("bfloat16", 3e-2), ("float16", 4e-3)])
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("compute, tolerance", [("bfloat16", 3e-2), slow("float16", 4e-3)])
+@pytest.mark.parametrize("implementation", daily(["fused", "scan"]))
 def test_less_precision(form, compute, tolerance, implementation):
     """Rates and outputs are of the compute dtype; the current, the parameters and gradients are not."""
     cell = LeakyRNN(3, 2, form=form)

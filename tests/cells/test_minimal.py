@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_minimal
 import pytest
-from members import BY_NAME, D, H, assert_same, problem
+from members import BY_NAME, D, H, assert_same, daily, problem
 
 import lstm_jax
 from lstm_jax import GRU, MinGRU, MinGRUParams, MinLSTM, MinLSTMParams, min_gru_step, min_lstm_step
@@ -54,7 +54,7 @@ def test_the_shares_of_a_minimal_lstm_sum_to_one_also_where_both_gates_are_shut(
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("implementation", ["parallel", "fused", "scan"])
+@pytest.mark.parametrize("implementation", daily(["parallel", "fused", "scan"]))
 @WHICH
 def test_the_candidate_has_slope_one_at_zero_and_a_quarter_below(which, implementation):
     kind, make, _, _, gates = CELLS[which]

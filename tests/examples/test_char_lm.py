@@ -31,10 +31,16 @@ def text(char_lm):
 
 
 @pytest.fixture(scope="module")
-def run(char_lm, text, tmp_path_factory):
-    """A folder with the text and a finished run."""
+def folder(text, tmp_path_factory):
+    """With the text."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "text.txt").write_text(text, "utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(char_lm, folder):
+    """The folder with a finished run, too."""
     arguments = [*TINY, "--steps", "100", "--text", str(folder / "text.txt"), "--out", str(folder / "out")]
     assert char_lm.main(arguments) == 0
     return folder
@@ -45,6 +51,7 @@ def metrics(folder):
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_leaves_all_its_files_and_nothing_else(self, run):
         assert {path.name for path in (run / "out").iterdir()} == FILES
         for name in ("learning_curve.png", "gates.png"):
@@ -52,6 +59,7 @@ class TestRun:
         said = json.loads((run / "out" / "config.json").read_text())
         assert said["arguments"]["hidden"] == 8 and said["versions"]["jax"] == jax.__version__
 
+    @pytest.mark.slow
     def test_loss_goes_down(self, run):
         rows = metrics(run / "out")
         assert rows[-1]["step"] == 100
@@ -59,6 +67,7 @@ class TestRun:
         assert sum("valid_bits" in row for row in rows) == 10
         assert rows[-1]["valid_bits"] == pytest.approx(rows[-1]["valid_nats"] / math.log(2), abs=1e-4)
 
+    @pytest.mark.slow
     def test_weights_have_flat_names(self, char_lm, run):
         arrays = safetensors.numpy.load_file(run / "out" / "weights.safetensors")
         model, _ = char_lm.load(run / "out")
@@ -74,11 +83,12 @@ class TestRun:
             "layers.2.bias": (V,),
         }
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "more",
         [
             "--cell gru --embedding 6 --layers 1 --dropout 0",
-            pytest.param("--cell rnn --layers 1 --epochs 0.1", marks=pytest.mark.slow),
+            "--cell rnn --layers 1 --epochs 0.1",
         ],
     )
     def test_other_networks(self, char_lm, run, tmp_path, more, capsys):
@@ -97,6 +107,7 @@ class TestRun:
         assert seen[0].out == Path("runs/demo") and seen[0].hidden == 7 and seen[0].text is None
 
 
+@pytest.mark.slow
 class TestSampling:
     def sample(self, char_lm, capsys, run, *more):
         capsys.readouterr()
@@ -151,7 +162,9 @@ class TestTraining:
         assert train_step._cache_size() == 1
         assert int(state.step) == 3
 
-    @pytest.mark.parametrize(("cell", "length"), [("lstm", 30), ("gru", 9), ("rnn", 8)])
+    @pytest.mark.parametrize(
+        ("cell", "length"), [("lstm", 30), pytest.param("gru", 9, marks=pytest.mark.slow), ("rnn", 8)]
+    )
     def test_evaluation_counts_every_character_once(self, char_lm, cell, length):
         model = char_lm.Model("abcdef", cell, 5, 2, 0, 0.3)
         network, params = model.network(), model.init(jax.random.key(0))
@@ -258,6 +271,7 @@ class TestErrors:
         with pytest.raises(char_lm.UserError):
             char_lm.split(np.zeros(needed - 1, np.int32), 0.05, batch=4, window=10)
 
+    @pytest.mark.slow
     def test_run_folder(self, char_lm, capsys, tmp_path, run):
         path = tmp_path / "weights.safetensors"
 
@@ -277,6 +291,7 @@ class TestErrors:
         safetensors.numpy.save_file({"w": np.zeros(3)}, path, metadata)
         assert "damaged" in sample()
 
+    @pytest.mark.slow
     def test_prompt_with_unknown_characters(self, char_lm, capsys, run):
         said = self.refused(char_lm, capsys, "--sample-from", run / "out", "--prompt", "The ÄÖ")
         assert "'Ä', 'Ö'" in said
@@ -294,12 +309,14 @@ class TestErrors:
         said = self.refused(char_lm, capsys, *arguments.split())
         assert arguments.split()[0] in said
 
-    def test_out_is_a_file(self, char_lm, capsys, run):
-        said = self.refused(char_lm, capsys, *TINY, "--text", run / "text.txt", "--out", run / "text.txt")
+    def test_out_is_a_file(self, char_lm, capsys, folder):
+        path = folder / "text.txt"
+        said = self.refused(char_lm, capsys, *TINY, "--text", path, "--out", path)
         assert "cannot make the run folder" in said
 
-    def test_a_loss_that_is_no_number(self, char_lm, capsys, run, tmp_path):
-        arguments = [*TINY, "--lr", "1e38", "--steps", "30", "--text", run / "text.txt", "--out", tmp_path]
+    def test_a_loss_that_is_no_number(self, char_lm, capsys, folder, tmp_path):
+        text = folder / "text.txt"
+        arguments = [*TINY, "--lr", "1e38", "--steps", "30", "--text", text, "--out", tmp_path]
         said = self.refused(char_lm, capsys, *arguments)
         assert "at step" in said and "--lr 3.3e+37" in said
         assert not (tmp_path / "weights.safetensors").exists()

@@ -65,6 +65,7 @@ def fail():
 
 
 class TestGoingOn:
+    @pytest.mark.slow
     def test_after_an_error(self, whole, tmp_path, monkeypatch, capsys):
         """In the middle of a group of losses, of an epoch, and of two checkpoints."""
         out = tmp_path / "out"
@@ -92,6 +93,7 @@ class TestGoingOn:
         assert main("--resume", tmp_path) == 0
         assert outcome(tmp_path) == whole
 
+    @pytest.mark.slow
     def test_a_last_line_that_was_not_written_to_its_end(self, whole, tmp_path, monkeypatch):
         interrupt(monkeypatch, 50, fail)
         with pytest.raises(RuntimeError):

@@ -89,6 +89,7 @@ def folder(program, bars, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 class TestRun:
     def test_files(self, folder):
         pictures = {"learning_curve.png", "confusion.png", "misread.png"}

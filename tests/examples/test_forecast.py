@@ -44,6 +44,7 @@ def run(program, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 class TestRun:
     def test_leaves_all_its_files_and_nothing_else(self, run):
         out = run / "out"

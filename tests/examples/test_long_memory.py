@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from members import daily
 
 import lstm_jax
 
@@ -55,7 +56,7 @@ class TestProblems:
         # Between the last symbol and the first answer lie 19 blanks and the signal.
         assert (symbols[29] == 9).all() and (symbols[10:29] == 8).all() and (symbols[30:] == 8).all()
 
-    @pytest.mark.parametrize("name", ["adding", "order", "copy"])
+    @pytest.mark.parametrize("name", daily(["adding", "order", "copy"]))
     def test_who_remembers_nothing_gets_the_memoryless_loss(self, program, name):
         problem, lag = program.PROBLEMS[name], 20
         _, target = drawn(program, name, lag, 4096)
@@ -78,7 +79,7 @@ class TestProblems:
 
 
 class TestReach:
-    @pytest.mark.parametrize("cell", ["rnn", "lstm"])
+    @pytest.mark.parametrize("cell", daily(["rnn", "lstm"], "lstm"))
     def test_is_the_jacobian_s(self, program, cell):
         """Beside finite differences of L in the carry, in float64."""
         with jax.enable_x64(True):
@@ -130,6 +131,7 @@ class TestRun:
     def rows(self, folder):
         return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
+    @pytest.mark.slow
     def test_files(self, folder):
         names = {"config.json", "metrics.jsonl", "steps_to_solve.png", "why_gates.png"}
         assert {path.name for path in folder.iterdir()} == names
@@ -137,6 +139,7 @@ class TestRun:
         assert config["finished"] and config["arguments"]["lags"] == [10, 11, 12]
         assert config["weights"] == 3 * ((8 * 4 + 4 * 4 + 4) + (4 * 4 + 4))  # a cell and a read-out a lag
 
+    @pytest.mark.slow
     def test_rows(self, folder):
         rows = self.rows(folder)
         assert [(row["step"], row["lag"], row["cell"]) for row in rows] == [
@@ -154,6 +157,7 @@ class TestRun:
         assert [len(reach) for reach in rows[-1]["reach_before"]] == [13, 13]  # 14 steps
         assert rows[-1]["reach_before"][0][0] == 1
 
+    @pytest.mark.slow
     def test_goes_on(self, program, folder, tmp_path, monkeypatch, capsys):
         """Stopped in the second line, and gone on with: the same lines as in one go."""
         learn, calls = program.learn, []

@@ -44,16 +44,23 @@ def write_mat(path, lengths=((5, 9, 3, 7), (6, 4), (8, 2, 5)), seed=0):
 
 
 @pytest.fixture(scope="module")
-def run(music, tmp_path_factory):
-    """A folder with a corpus and a finished run."""
+def folder(tmp_path_factory):
+    """With a corpus."""
     folder = tmp_path_factory.mktemp("run")
     write_mat(folder / "corpus.mat")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(music, folder):
+    """The folder with a finished run, too."""
     arguments = [*TINY, "--steps", "4", "--data", str(folder / "corpus.mat"), "--out", str(folder / "out")]
     assert music.main(arguments) == 0
     return folder
 
 
 class TestRun:
+    @pytest.mark.slow
     def test_leaves_all_its_files_and_nothing_else(self, run):
         out = run / "out"
         assert {path.name for path in out.iterdir()} == FILES
@@ -63,6 +70,7 @@ class TestRun:
         assert config["data"]["source"] == "corpus.mat"
         assert config["data"]["pieces"] == {"train": 4, "valid": 2, "test": 3}
 
+    @pytest.mark.slow
     def test_what_it_reports_is_of_the_best_weights(self, music, run):
         """Once more in float64, piece by piece, without padding."""
         rows = [json.loads(line) for line in (run / "out" / "metrics.jsonl").read_text().splitlines()]
@@ -213,6 +221,7 @@ class TestMidi:
             again[on // division : off // division, note - 21] = True
         assert (again == roll).all()
 
+    @pytest.mark.slow
     def test_of_the_run(self, run):
         _, tempo, notes = parse_midi((run / "out" / "continuation.mid").read_bytes())
         assert tempo == 600_000 and notes  # 100 frames a minute
@@ -251,8 +260,8 @@ class TestErrors:
         assert "not a cell array" in read()
         assert not (tmp_path / "out").exists()
 
-    def test_batch_larger_than_the_corpus(self, music, capsys, run, tmp_path):
-        arguments = [*TINY, "--batch", "5", "--data", run / "corpus.mat", "--out", tmp_path / "out"]
+    def test_batch_larger_than_the_corpus(self, music, capsys, folder, tmp_path):
+        arguments = [*TINY, "--batch", "5", "--data", folder / "corpus.mat", "--out", tmp_path / "out"]
         assert "4 examples" in self.refused(music, capsys, *arguments)
 
     @pytest.mark.parametrize("arguments", ["--dropout 1", "--weight-drop -1", "--transpose 12", "--tempo 0"])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from members import daily
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 sys.path.insert(0, str(EXAMPLES))
@@ -130,7 +131,7 @@ def second_window():
 
 
 class TestReplay:
-    @pytest.mark.parametrize("cell", [*program.CELLS, "none"])
+    @pytest.mark.parametrize("cell", daily([*program.CELLS, "none"], "lstm", "none"))
     def test_learning_sees_what_was_acted(self, second_window, cell):
         agent, params, memory, steps = second_window(cell)
         begun = np.asarray(steps.first).sum(0)
@@ -198,6 +199,7 @@ class TestLearning:
         expected = -A * np.log(chosen) + 0.5 * (A + old - old) ** 2 - 0.3 * entropy
         assert float(got) == pytest.approx(expected.mean(), abs=1e-5)
 
+    @pytest.mark.slow
     def test_a_window_goes_on_where_the_one_before_ended(self):
         args = program.make_parser().parse_args(TINY)
         agent, rules, key = agent_of("rnn"), TMaze(2), jax.random.key(1)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import daily
 
 pytest.importorskip("orbax.checkpoint", reason="an extra: examples")
 
@@ -188,6 +189,7 @@ class TestRecipe:
         ids = np.pad(ids, ((0, pad), (0, 0)))
         return model_of.Window(ids, np.int32(length), np.bool_(True), np.float32(0.5))
 
+    @pytest.mark.slow
     def test_the_loss_is_a_sum_over_time(self):
         """One step of SGD by hand: the gradient of the sum over T and the mean over B, clipped, times lr."""
         model, window = self.model(), self.window(7)
@@ -274,7 +276,7 @@ class TestRecipe:
             began.append(bool(now.optimizer.on))
         assert began == [False, False, False, False, False, True]
 
-    @pytest.mark.parametrize("length", [5, 8, 13])
+    @pytest.mark.parametrize("length", daily([5, 8, 13], 5, 8))
     def test_evaluation_counts_every_word_once(self, length):
         model = self.model()
         params = model.init_params(jax.random.key(0))
@@ -286,7 +288,7 @@ class TestRecipe:
 
 
 class TestProgram:
-    @pytest.mark.parametrize("preset", ["zaremba-small", "awd"])
+    @pytest.mark.parametrize("preset", daily(["zaremba-small", "awd"]))
     def test_run(self, treebank, tmp_path, capsys, preset):
         out = tmp_path / "out"
         words = [*SMALL, "--data", treebank, "--preset", preset, "--epochs", 2, "--out", out]
@@ -300,9 +302,10 @@ class TestProgram:
         assert json.loads((out / "config.json").read_text())["data"]["vocabulary"] == 7
         assert f"Test perplexity: {last['test_perplexity']:.2f}" in capsys.readouterr().out
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "words",
-        [pytest.param(7, id="words whole", marks=pytest.mark.slow), pytest.param(6, id="words spread")],
+        [pytest.param(7, id="words whole"), pytest.param(6, id="words spread")],
     )
     def test_a_mesh_gives_the_losses_of_one_device(self, treebank, tmp_path, words):
         """Rows and units are spread, and words where their number allows."""

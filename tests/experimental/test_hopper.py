@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from members import daily, slow
 from oracle_kernels import problem, saved_for, walk, walk_back
 
 import lstm_jax
@@ -275,9 +276,9 @@ def lowered(f, *args):
         (5, 64, "bfloat16", None),
         (20, 512, "float16", "async"),
         (20, 512, "bfloat16", "fence"),
-        (20, 768, "bfloat16", None),
-        (16, 1536, "bfloat16", None),
-        (40, 1900, "float16", None),
+        slow(20, 768, "bfloat16", None),
+        slow(16, 1536, "bfloat16", None),
+        slow(40, 1900, "float16", None),
     ],
 )
 def test_lowers_for_cuda(B, H, dtype, way):
@@ -294,7 +295,7 @@ def test_lowers_for_cuda(B, H, dtype, way):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("H", [64, 250, 768])
+@pytest.mark.parametrize("H", daily([64, 250, 768]))
 def test_lowers_where_x64_is_on(H):
     """Mosaic's indices have 32 bits. A GRU, whose rows of weights are filled up at 250 and 768."""
     given = problem(GRU_KIND, 3, 20, H, "bfloat16")

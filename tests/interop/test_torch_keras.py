@@ -155,8 +155,8 @@ def test_to_keras_and_back_to_the_bit(network):
     same_bits(params, back)
 
 
-@pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("both", members.daily([False, True], True))
+@pytest.mark.parametrize("layers", members.daily([1, 2]))
 def test_cudnn(layers, both):
     """As jax's own unpacking and reference see the vector; and back to the bit."""
     D, H, T, B = 3, 2, 4, 2

@@ -68,10 +68,7 @@ EVERY = pytest.mark.parametrize("name", NOISY)
 #: Whole programs of all at once every day, those of each for ``make test-slow``.
 DAILY = pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=() if name.startswith(("all", "minimal")) else pytest.mark.slow)
-        for name in NOISY
-    ],
+    [pytest.param(name, marks=() if name in ("all", "minimal") else pytest.mark.slow) for name in NOISY],
 )
 FUSED = {"zoneout_scan": "scan", "zoneout_projected": "scan", "user": "scan", "readout": "vmap"}
 
@@ -127,9 +124,7 @@ def test_what_runs(name):
         assert lstm_jax.explain(cell, params, xs, key=key).implementation == FUSED.get(name, "fused")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "all" else pytest.mark.slow) for name in NOISY]
-)
+@pytest.mark.parametrize("name", members.daily(NOISY, "zoneout"))
 def test_every_implementation_sees_the_same_noise(name):
     """Forward and in reverse, with windows of the memory policy, and handed on from window to window."""
     cell = NOISY[name]
@@ -156,7 +151,7 @@ def test_zoneout_is_a_matter_of_steps():
     assert not hasattr(Zoneout(MinGRU(D, H), rates=0.5), "coefficients")
 
 
-@pytest.mark.parametrize("name", ["all", pytest.param("zoneout_projected", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", members.daily(["all", "zoneout_projected"], "zoneout_projected"))
 def test_in_reverse_too(name):
     cell = NOISY[name]
     params, xs, flags = problem(cell)
@@ -209,6 +204,7 @@ def test_keys_of_any_generator(impl):
         assert np.any(whole[1] != unroll(cell, params, xs)[1])
 
 
+@pytest.mark.slow
 def test_networks_of_noisy_cells():
     """Layers and directions draw for themselves; both directions of one cell, too."""
     zoned = Zoneout(RNN(D, H, **WIDE), rates=0.5)
@@ -246,7 +242,7 @@ def test_transforms_pass_through_the_noise():
         np.testing.assert_allclose(derivative("fused", 1.0), derivative("scan", 1.0), rtol=1e-9)
 
 
-@pytest.mark.parametrize("shape", [(0, 2), (4, 0), (3,), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape", members.daily([(0, 2), (4, 0), (3,), (2, 2, 2)], (4, 0), (3,)), ids=str)
 def test_batches_and_sequences_of_any_shape(shape):
     """Also where there is nothing to draw for."""
     cell = NOISY["all"]
@@ -258,7 +254,9 @@ def test_batches_and_sequences_of_any_shape(shape):
     assert ys["auto"][1].shape == (*shape, H) and all(map(np.all, map(np.isfinite, jax.tree.leaves(grads))))
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=lambda kind: kind.name)
+@pytest.mark.parametrize(
+    "kind", members.daily([AxisType.Auto, AxisType.Explicit]), ids=lambda kind: kind.name
+)
 def test_the_noise_does_not_depend_on_where_the_rows_are(kind):
     """Rows spread over four devices draw what they draw on one."""
     cell = NOISY["all"]
@@ -317,7 +315,7 @@ def test_a_zoneout_of_one_keeps_the_state():
         )
 
 
-@pytest.mark.parametrize("rates", [(0.0, 0.5), (0.25, 0.0), (0.25, 0.5)])
+@pytest.mark.parametrize("rates", members.daily([(0.0, 0.5), (0.25, 0.0), (0.25, 0.5)], (0.25, 0.5)))
 def test_zoneout_keeps_its_share_of_each_state(rates):
     """Every entry is the old one or the new one; the expectation lies between them."""
     cell, rows = LSTM(D, 50, **WIDE), 100
@@ -457,7 +455,7 @@ def test_penalties_see_valid_steps_alone():
         assert np.all(np.isfinite(grad)) and np.all(grad[~valid] == 0) and np.any(grad != 0)
 
 
-@pytest.mark.parametrize("steps", [0, 1, 2])
+@pytest.mark.parametrize("steps", members.daily([0, 1, 2], 0, 2))
 def test_penalties_of_nothing_are_zero(steps):
     ys = np.ones((steps, B, H))
     nothing = {"mask": np.zeros((steps, B), bool)}

@@ -4,6 +4,7 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -98,8 +99,7 @@ def in_shard_map(mesh, network, run, *args):
 
 @pytest.mark.parametrize(
     "name",
-    ["lstm_learned", "stack"]
-    + [pytest.param(name, marks=pytest.mark.slow) for name in ("rnn", "lstm", "gru", "slstm", "mlstm")],
+    members.daily(["lstm_learned", "stack", "rnn", "lstm", "gru", "slstm", "mlstm"]),
 )
 def test_in_shard_map_rows_are_apart_and_weight_gradients_are_summed(name):
     network = NETWORKS[name]
@@ -108,7 +108,7 @@ def test_in_shard_map_rows_are_apart_and_weight_gradients_are_summed(name):
     assert_close(ours, unsharded(network))
 
 
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("implementation", members.daily(["fused", "scan"]))
 def test_windows_in_shard_map(implementation):
     """A checkpoint's windows, without flags, for both directions."""
     network = NETWORKS["bidirectional"]
@@ -147,7 +147,7 @@ def test_a_given_carry_in_shard_map_may_be_the_same_on_every_device():
 # --- an automatic mesh --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru_reset_before", "stack"])
+@pytest.mark.parametrize("name", members.daily(["lstm", "gru_reset_before", "stack"]))
 def test_rows_sharded_in_an_automatic_mesh(name):
     network = NETWORKS[name]
     params, xs, flags = problem(network)
@@ -158,7 +158,7 @@ def test_rows_sharded_in_an_automatic_mesh(name):
     assert_close(jax.device_get(ours), unsharded(network))
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "bidirectional"])
+@pytest.mark.parametrize("name", members.daily(["lstm", "gru", "bidirectional"]))
 def test_hidden_units_sharded_in_an_automatic_mesh(name):
     """Rows over one axis of the mesh, weights over the other."""
     network = NETWORKS[name]
@@ -190,13 +190,13 @@ def explicitly(network, run, flags=None):
         return jax.device_get(ours)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", members.daily(NETWORKS, "lstm", "gru_reset_before"))
 def test_rows_sharded_in_an_explicit_mesh(name):
     network = NETWORKS[name]
     assert_close(explicitly(network, gradients_of(network, reverse=True)), unsharded(network))
 
 
-#: Those without flags are for ``make test-slow``.
+#: Those without flags are for ``make test-slow``, and with flags those that are not named in ``DAILY``.
 OPTIONS = [
     ("lstm", {"implementation": "fused", "checkpoint": 2, "return_carries": True}),
     ("gru", {"implementation": "scan", "checkpoint": "sqrt", "reverse": True}),
@@ -206,13 +206,14 @@ TRUNCATED = [
     ("rnn", {"implementation": "fused", "truncate": 2, "start": 1}),
     ("bidirectional", {"implementation": "fused", "truncate": 2, "reverse": True}),
 ]
+DAILY = "gru", "rnn"
 
 
 @pytest.mark.parametrize(
     ("flagged", "name", "options"),
     [
-        *((True, *row) for row in OPTIONS + TRUNCATED),
-        *(pytest.param(False, *row, marks=pytest.mark.slow) for row in OPTIONS),
+        *((True, *row) if row[0] in DAILY else members.slow(True, *row) for row in OPTIONS + TRUNCATED),
+        *(members.slow(False, *row) for row in OPTIONS),
     ],
     ids=str,
 )
@@ -224,7 +225,7 @@ def test_options_in_an_explicit_mesh(flagged, name, options):
     assert_close(explicitly(network, gradients_of(network, **options), flags), jax.device_get(expected))
 
 
-@pytest.mark.parametrize("dropout_mask", ["step", "sequence"])
+@pytest.mark.parametrize("dropout_mask", members.daily(["step", "sequence"]))
 def test_dropout_in_an_explicit_mesh_draws_the_same_noise(dropout_mask):
     network = Stack((GRU(D, H), RNN(H, H)), dropout=0.5, dropout_mask=dropout_mask, residual=True)
     params, xs, flags = problem(network)
@@ -238,7 +239,7 @@ def test_dropout_in_an_explicit_mesh_draws_the_same_noise(dropout_mask):
     assert not np.allclose(ours[1], negative_zeros[1])
 
 
-@pytest.mark.parametrize("name", ["lstm", "bidirectional", "stack"])
+@pytest.mark.parametrize("name", members.daily(["lstm", "bidirectional", "stack"]))
 def test_a_given_carry_in_an_explicit_mesh(name):
     """The same on every device, as ``initial_carry`` makes it, or sharded, as a window hands it on."""
     network = NETWORKS[name]

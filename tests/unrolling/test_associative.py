@@ -28,6 +28,7 @@ from lstm_jax.unrolling.steps import Flags
 D, H = members.D, members.H
 MINIMAL = ["min_gru", "min_lstm"]  # the second one learns its initial carry
 WHICH = pytest.mark.parametrize("which", MINIMAL)
+MOSTLY_ONE = pytest.mark.parametrize("which", members.daily(MINIMAL))
 DOUBLE = pytest.mark.usefixtures("x64", "quick_compiles")
 
 
@@ -69,14 +70,15 @@ CASES = {
     "two steps": ({"T": 2}, {"reverse": True}, True),
     "odd and even levels": ({"T": 13, "batch": (4,)}, {}, True),
 }
+DAILY = "plain", "flags, own carry", "flags in reverse", "no rows", "one step"
 
 
 @DOUBLE
 @pytest.mark.parametrize(
     ("which", "case"),
-    # Each case every day with one of the two in turn, with the other in make test-slow.
+    # A few cases every day, with one of the two in turn; all others in make test-slow.
     [
-        pytest.param(which, case, marks=pytest.mark.slow if (row + column) % 2 else ())
+        pytest.param(which, case, marks=pytest.mark.slow if (row + column) % 2 or case not in DAILY else ())
         for row, case in enumerate(CASES)
         for column, which in enumerate(MINIMAL)
     ],
@@ -96,7 +98,7 @@ def test_values_and_gradients_are_those_of_the_loop(which, case):
 
 @DOUBLE
 @WHICH
-@pytest.mark.parametrize("first", [-1.5, 0.0, "mixed"])
+@pytest.mark.parametrize("first", members.daily([-1.5, 0.0, "mixed"], "mixed"))
 def test_the_first_carry_may_have_any_sign(which, first):
     given = problem(BY_NAME[which])
     carry = np.array([-2.0, 0.0]) if first == "mixed" else np.full(2, first)
@@ -148,7 +150,7 @@ def test_laws_of_the_time_contract(which, reverse):
 
 @DOUBLE
 @pytest.mark.usefixtures("accelerator")
-@WHICH
+@MOSTLY_ONE
 def test_laws_where_auto_is_parallel(which):
     member = BY_NAME[which]
     test_time_contract.test_steps_are_windows_of_one(member)
@@ -160,7 +162,7 @@ def test_laws_where_auto_is_parallel(which):
 
 @DOUBLE
 @pytest.mark.usefixtures("accelerator")
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("reverse", members.daily([False, True]), ids=["forward", "reverse"])
 def test_networks_of_parallel_cells(reverse):
     """Both directions, each at once, below a third one."""
     given = problem(BY_NAME["min_both_ways"])
@@ -180,7 +182,7 @@ def test_networks_of_parallel_cells(reverse):
     ("which", "reverse"),
     [
         pytest.param("min_gru", False, id="min_gru-forward"),
-        pytest.param("min_lstm", True, id="min_lstm-reverse"),
+        pytest.param("min_lstm", True, id="min_lstm-reverse", marks=pytest.mark.slow),
         pytest.param("min_gru", True, id="min_gru-reverse", marks=pytest.mark.slow),
         pytest.param("min_lstm", False, id="min_lstm-forward", marks=pytest.mark.slow),
     ],
@@ -225,7 +227,7 @@ def function_of(given, implementation="parallel", **options):
 
 
 @DOUBLE
-@WHICH
+@MOSTLY_ONE
 def test_forward_mode(which):
     given = problem(BY_NAME[which])
     primals = given.params, given.xs, given.carry
@@ -268,7 +270,7 @@ def test_the_hessian_is_that_of_the_plain_scan():
 
 
 @DOUBLE
-@WHICH
+@MOSTLY_ONE
 def test_vmap_over_data_and_over_parameters(which):
     given = problem(BY_NAME[which])
     rows = jax.vmap(
@@ -299,7 +301,7 @@ def members_of(tree, index):
 
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
-@pytest.mark.parametrize("how", ["shard_map", "explicit", "auto"])
+@pytest.mark.parametrize("how", members.daily(["shard_map", "explicit", "auto"]))
 def test_over_four_devices(how):
     rng = np.random.default_rng(0)
     cell = MinLSTM(D, H, learn_initial_carry=True)
@@ -330,7 +332,7 @@ def test_over_four_devices(how):
 
 
 @pytest.mark.parametrize("bias", [0.0, 6.0, 12.0])
-@pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
+@pytest.mark.parametrize("kind", members.daily([MinGRU, MinLSTM]))
 def test_long_sequences_in_float32(kind, bias):
     """20,000 steps; with the larger biases the cell forgets over thousands of them, and over more."""
     rng = np.random.default_rng(0)
@@ -372,7 +374,7 @@ def test_gates_that_are_nearly_open_keep_their_digits():
     assert np.max(np.abs(one_by_one - exact) / exact) > 2e-5
 
 
-@pytest.mark.parametrize("compute", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow), "float16"])
+@pytest.mark.parametrize("compute", members.daily(["float32", "bfloat16", "float16"]))
 @pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
 @pytest.mark.parametrize(
     "implementation", ["parallel", "fused", pytest.param("scan", marks=pytest.mark.slow)]
@@ -432,7 +434,7 @@ def primitives(jaxpr):
                 yield from primitives(part)
 
 
-@WHICH
+@MOSTLY_ONE
 def test_there_is_no_loop_over_time(which):
     given = problem(BY_NAME[which], T=40, dtype=np.float32)
 

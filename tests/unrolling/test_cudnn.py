@@ -8,6 +8,7 @@ from importlib import import_module
 
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
 import oracle
 import pytest
@@ -99,7 +100,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", members.daily(NETWORKS, "lstm"))
 def test_values_and_gradients_are_the_oracles(name, either):
     given = problem(*NETWORKS[name], **CALLS[name])
     plan = explain(
@@ -118,6 +119,7 @@ def test_all_layers_and_directions_are_one_call(name, stand_in):
     assert call.options[2:5] == (2 if "stack" in name else 1, 0.0, "bidirectional" in name)
 
 
+@pytest.mark.slow
 def test_several_batch_axes_and_none_are_one_to_cudnn(either):
     cell = LSTM(D, H)
     params = cell.init(jax.random.key(0))
@@ -147,6 +149,7 @@ def test_nan_at_invalid_steps_reaches_nothing(either):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_layers_that_differ_are_calls_of_their_own(either):
     network = Stack((LSTM(D, H), LSTM(H, 2), Bidirectional(LSTM(2, H)), Readout(2 * H, 1)), residual=False)
     params, xs = network.init(jax.random.key(0)), jnp.ones((T, B, D))
@@ -194,6 +197,7 @@ def test_transforms_that_cudnn_has_not_raise_their_reason(transformed, reason, j
         (jax.jit(run) if jitted else run)(xs)
 
 
+@pytest.mark.slow
 def test_remat_outside_gives_the_same_gradients(either):
     xs = jax.random.normal(jax.random.key(1), (3, 2, D))
     f = loss_of(xs)

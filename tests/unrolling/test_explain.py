@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
 import pytest
 
@@ -134,9 +135,9 @@ FLAGS = {
     "options",
     [
         {},
-        {"reverse": True, "return_carries": True},
+        members.slow({"reverse": True, "return_carries": True}),
         {"checkpoint": 3},
-        {"implementation": "scan"},
+        members.slow({"implementation": "scan"}),
     ],
     ids=str,
 )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export
+from members import slow
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, GRUVariant, Stack
@@ -68,15 +69,15 @@ def assert_close(ours, expected):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("lstm", {"reverse": True, "checkpoint": 8, "return_carries": True}),
+        slow("lstm", {"reverse": True, "checkpoint": 8, "return_carries": True}),
         ("lstm", {"implementation": "scan", "checkpoint": 8}),
         ("gru", {"checkpoint": 8}),
-        ("gru_reset_before", {"reverse": True}),
-        ("bidirectional", {"reverse": True, "checkpoint": 8}),
-        pytest.param("stack", {"truncate": 3}, marks=pytest.mark.slow),
-        ("stack", {"reverse": True, "checkpoint": 8}),
-        pytest.param("slstm", {"checkpoint": 8}, marks=pytest.mark.slow),
-        pytest.param("mlstm", {"checkpoint": 8}, marks=pytest.mark.slow),
+        slow("gru_reset_before", {"reverse": True}),
+        slow("bidirectional", {"reverse": True, "checkpoint": 8}),
+        slow("stack", {"truncate": 3}),
+        slow("stack", {"reverse": True, "checkpoint": 8}),
+        slow("slstm", {"checkpoint": 8}),
+        slow("mlstm", {"checkpoint": 8}),
     ],
     ids=str,
 )

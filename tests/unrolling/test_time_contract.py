@@ -1,7 +1,7 @@
 """Laws of the time contract: two ways to say the same thing give the same values and gradients.
 
-The members and the options they run under come from ``members.py``: every day a pairwise cover for
-the LSTM and a row for each of the others, in ``make test-slow`` all else that is told apart. Inputs
+The members and the options they run under come from ``members.py``: every day the LSTM and the GRU
+under a few options, in ``make test-slow`` all else that is told apart. Inputs
 at invalid steps are NaN and infinities throughout.
 """
 
@@ -24,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
 T, B = 7, 3
 LAWFUL = members.table(lambda member: not member.variant)
 CAUSAL = [member for member in LAWFUL if member.causal]
-FAMILY = [member for member in LAWFUL if member.family]
 LSTM_MEMBER = BY_NAME["lstm"]
 
 
@@ -39,25 +38,36 @@ def every(tree, f):
     return all(bool(np.all(f(np.asarray(a)))) for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0)
 
 
-def laws_over(names, rows, ids=members.name):
-    """Parametrize; the rows of the family, whose first entry is the member, are for ``make test-slow``."""
+def is_daily(member, *_):
+    return member.name in members.DAILY
+
+
+def laws_over(names, rows, ids=members.name, daily=is_daily):
+    """Parametrize; a row begins with the member. Those that are not daily are for ``make test-slow``."""
 
     def marked(row):
         entries = row if isinstance(row, tuple) and not isinstance(row, members.Member) else (row,)
-        return pytest.param(*entries, marks=pytest.mark.slow if entries[0].family else ())
+        return pytest.param(*entries, marks=() if daily(*entries) else pytest.mark.slow)
 
     return pytest.mark.parametrize(names, [marked(row) for row in rows], ids=ids)
 
 
 def spread_over_directions(listed):
-    """Each member with a direction of its own, the LSTM with both directions and implementations."""
+    """Each member with a direction of its own, the LSTM with both directions and implementations.
+
+    Every day the LSTM alone, with each of them once.
+    """
     rows = []
     for index, member in enumerate(listed):
         if member is LSTM_MEMBER:
             rows += [(member, reverse, how) for reverse in (False, True) for how in ("scan", "auto")]
         else:
             rows.append((member, index % 2 == 1, "auto"))
-    return laws_over("member, reverse, implementation", rows, ids=_name)
+
+    def daily(member, reverse, implementation):
+        return member is LSTM_MEMBER and reverse == (implementation == "scan")
+
+    return laws_over("member, reverse, implementation", rows, ids=_name, daily=daily)
 
 
 def _name(value):
@@ -86,21 +96,33 @@ def pairwise(**axes):
 WAYS = [("auto", None), ("auto", 4), ("auto", "sqrt"), ("scan", 1), ("auto", T + 2)]
 CONDITIONS = {"reverse": [False, True], "truncate": [None, 2], "flagged": [False, True]}
 OTHERS = [member for member in LAWFUL if member is not LSTM_MEMBER]
-#: Every day the pairwise cover for the LSTM, and one comparison for each of the others.
-EVERY_DAY = list(pairwise(member=[LSTM_MEMBER], way=WAYS, **CONDITIONS))
-EVERY_DAY += [(m, ("auto", 4), index % 2 == 1, (None, 2)[index % 2], True) for index, m in enumerate(OTHERS)]
-#: For ``make test-slow`` all of the LSTM's, and a pairwise cover for the others.
+#: The pairwise cover for the LSTM, and one comparison for each of the others; see ``row_is_daily``.
+COVER = list(pairwise(member=[LSTM_MEMBER], way=WAYS, **CONDITIONS))
+COVER += [(m, ("auto", 4), index % 2 == 1, (None, 2)[index % 2], True) for index, m in enumerate(OTHERS)]
+#: All of the LSTM's, and a pairwise cover for the others.
 EVERY_SO_OFTEN = [(LSTM_MEMBER, *row) for row in itertools.product(WAYS, *CONDITIONS.values())]
 EVERY_SO_OFTEN += pairwise(member=OTHERS, way=WAYS[:4], **CONDITIONS)
-EVERY_SO_OFTEN = [row for row in EVERY_SO_OFTEN if row not in EVERY_DAY]
+EVERY_SO_OFTEN = [row for row in EVERY_SO_OFTEN if row not in COVER]
 #: What shares a reference is one test, so that the reference is compiled once.
 SHARED, SHARED_SLOWLY = {}, {}
-for _rows, _shared in ((EVERY_DAY, SHARED), (EVERY_SO_OFTEN, SHARED_SLOWLY)):
+for _rows, _shared in ((COVER, SHARED), (EVERY_SO_OFTEN, SHARED_SLOWLY)):
     for _member, _way, *_condition in _rows:
         _shared.setdefault((_member.name, *_condition), []).append(_way)
 
 
-@pytest.mark.parametrize("row", SHARED, ids=lambda row: "-".join(map(str, row)))
+#: Each two of direction, truncation and flags meet in these four.
+DAILY_CONDITIONS = [(False, None, False), (False, 2, True), (True, None, True), (True, 2, False)]
+
+
+def row_is_daily(row):
+    """Four rows of the LSTM, and the GRU's."""
+    which, *condition = row
+    return tuple(condition) in DAILY_CONDITIONS if which == "lstm" else which == "gru"
+
+
+@pytest.mark.parametrize(
+    "row", members.daily(SHARED, *filter(row_is_daily, SHARED)), ids=lambda row: "-".join(map(str, row))
+)
 def test_every_way_is_the_plain_scan(row):
     every_way_is_the_plain_scan(row, SHARED[row])
 
@@ -131,7 +153,7 @@ def every_way_is_the_plain_scan(row, ways):
             assert every((found[0][1][0][~given.valid], found[1][1][~given.valid]), lambda a: a == 0)
 
 
-@pytest.mark.parametrize("which", ["gru", "peephole", "stack_residual_skip"])
+@pytest.mark.parametrize("which", members.daily(["gru", "peephole", "stack_residual_skip"]))
 def test_forward_mode_of_the_fast_path_is_that_of_the_plain_scan(which):
     """Among them two cells with a constant in ``recur``, which has no place in a tangent."""
     given = problem(BY_NAME[which])
@@ -171,7 +193,7 @@ def test_auto_takes_a_split_cell_with_whole_numbers_in_its_carry():
     assert_same(solve(given), solve(given, implementation="scan"))
 
 
-@pytest.mark.parametrize("implementation", ["scan", "auto"])
+@pytest.mark.parametrize("implementation", members.daily(["scan", "auto"], "auto"))
 def test_checkpoint_says_how_much_is_remembered(implementation):
     """By the sizes of what the forward pass hands to the backward pass; nothing is computed."""
     cell, steps = LSTM(D, 16), 64
@@ -233,6 +255,7 @@ def as_is(a):
     [(LSTM_MEMBER, truncate, how) for truncate in (None, 2) for how in ("scan", "auto")]
     + [(m, (None, 2)[index % 2], "auto") for index, m in enumerate(CAUSAL) if m is not LSTM_MEMBER],
     ids=_name,
+    daily=lambda member, *how: member is LSTM_MEMBER and how == (2, "auto"),
 )
 def test_windows_are_the_whole(member, truncate, implementation):
     """Lengths and flags split by window. With start 5, one boundary between windows is a cut, one is not."""
@@ -412,8 +435,8 @@ def test_truncated_is_windows_with_the_gradient_stopped(member, reverse, impleme
     assert_same((carry, out), untruncated)
 
 
-@pytest.mark.parametrize("which", ["lstm", "leaky", "bidirectional", "stack_bidirectional"])
-@pytest.mark.parametrize("implementation", ["scan", "auto"])
+@pytest.mark.parametrize("which", members.daily(["lstm", "leaky", "bidirectional", "stack_bidirectional"]))
+@pytest.mark.parametrize("implementation", members.daily(["scan", "auto"], "auto"))
 def test_no_gradient_crosses_a_cut(which, implementation):
     given = problem(BY_NAME[which])
     xs = np.where(np.isfinite(given.xs), given.xs, 0.5)
@@ -434,7 +457,7 @@ def test_no_gradient_crosses_a_cut(which, implementation):
     assert np.any(plain[:4] != 0)
 
 
-@pytest.mark.parametrize("implementation", ["scan", "auto"])
+@pytest.mark.parametrize("implementation", members.daily(["scan", "auto"], "auto"))
 def test_where_truncation_leaves_the_first_carry_its_gradient(implementation):
     """The sequence's own beginning is not a cut, in either direction; a window's may be."""
     given = problem(LSTM_MEMBER, T=6)
@@ -514,7 +537,7 @@ def test_lengths_of_any_integer_dtype(dtype):
 # --- learned initial carries --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", ["scan", "auto"])
+@pytest.mark.parametrize("implementation", members.daily(["scan", "auto"], "auto"))
 def test_learned_initial_carry_receives_gradient(implementation):
     """Where it is used: at the beginning if no carry is given, and after resets."""
     given = problem(BY_NAME["lstm_learned"])
@@ -673,6 +696,7 @@ def test_all_ways_see_the_same_noise(dropout_mask):
     assert_same(solve(given, key=KEY, implementation="scan", checkpoint="sqrt"), reference)
 
 
+@pytest.mark.slow
 def test_windows_of_a_network_see_the_noise_of_the_whole():
     network = Stack((LSTM(D, 8, param_dtype="float64"), GRU(8, H, param_dtype="float64")), dropout=0.5)
     given = problem(members.Member("dropout", lambda **dtypes: network, None), seed=4)

@@ -4,6 +4,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import members
 import numpy as np
 import pytest
 from jax.test_util import check_grads
@@ -82,10 +83,9 @@ def row(tree, index):
 # --- derivatives --------------------------------------------------------------------------------
 
 
-def daily(*names):
+def daily(*names, among=NETWORKS):
     """Parametrize over all networks; those not named are for ``make test-slow``."""
-    marked = [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in NETWORKS]
-    return pytest.mark.parametrize("name", marked)
+    return pytest.mark.parametrize("name", members.daily(among, *names))
 
 
 @daily("lstm")
@@ -126,7 +126,7 @@ def test_windows_of_a_checkpoint_keep_both_modes_and_second_order(name):
     assert_close(product(3), product(None))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@daily("lstm", among=CELLS)
 def test_jvp_is_that_of_the_plain_scan(name):
     cell = CELLS[name]
     primals = problem(cell)
@@ -139,7 +139,7 @@ def test_jvp_is_that_of_the_plain_scan(name):
     assert_close(jvp(lstm_jax.unroll, primals, tangents), jvp(plain, primals, tangents))
 
 
-@pytest.mark.parametrize("name", CELLS)
+@daily("lstm", among=CELLS)
 def test_gradients_of_all_arguments_are_those_of_the_plain_scan(name):
     """With respect to weights, inputs and the initial carry, from outputs and final carry."""
     cell = CELLS[name]
@@ -223,7 +223,7 @@ def test_a_learned_initial_carry_gets_the_gradient_of_all_rows_and_of_every_rest
     assert_close(ours_, by_hand_)
 
 
-@pytest.mark.parametrize("name", CELLS)
+@daily("lstm", among=CELLS)
 def test_grad_of_grad_is_that_of_the_plain_scan(name):
     """The gradient of a gradient's norm, as a penalty on it would need."""
     cell = CELLS[name]
@@ -238,7 +238,7 @@ def test_grad_of_grad_is_that_of_the_plain_scan(name):
     assert_close(penalty(lstm_jax.unroll), penalty(plain))
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("name", members.daily(["lstm", "gru"]))
 def test_hessian_is_that_of_the_plain_scan(name):
     cell = CELLS[name]
     args = problem(cell)
@@ -246,6 +246,7 @@ def test_hessian_is_that_of_the_plain_scan(name):
     assert_close(ours, expected)
 
 
+@pytest.mark.slow
 def test_hessian_vector_products_are_the_same_forward_over_reverse_and_reverse_over_forward():
     network = NETWORKS["bidirectional"]
     params, xs, carry = problem(network)
@@ -259,6 +260,7 @@ def test_hessian_vector_products_are_the_same_forward_over_reverse_and_reverse_o
     assert_close(forward_over_reverse, reverse_over_forward)
 
 
+@pytest.mark.slow
 def test_jacobians_are_the_same_in_both_modes():
     network = NETWORKS["stack"]
     params, xs, carry = problem(network)
@@ -269,7 +271,7 @@ def test_jacobians_are_the_same_in_both_modes():
     assert_close(jax.jit(jax.jacfwd(final))(xs), jax.jit(jax.jacrev(final))(xs))
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "bidirectional", "stack"])
+@pytest.mark.parametrize("name", members.daily(["lstm", "gru", "bidirectional", "stack"]))
 def test_the_linearised_map_transposes_to_the_vjp(name):
     network = NETWORKS[name]
     args = problem(network)
@@ -291,7 +293,7 @@ def test_the_linearised_map_transposes_to_the_vjp(name):
     np.testing.assert_allclose(*inner, rtol=1e-12)
 
 
-@pytest.mark.parametrize("policy", [None, jax.checkpoint_policies.dots_saveable])
+@pytest.mark.parametrize("policy", members.daily([None, jax.checkpoint_policies.dots_saveable]))
 def test_remat_outside_changes_no_gradient(policy):
     network = NETWORKS["stack"]
     args = problem(network)
@@ -306,7 +308,7 @@ def test_remat_outside_changes_no_gradient(policy):
 # --- jit and vmap -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@daily("lstm")
 def test_jit_outside_changes_nothing(name):
     network = NETWORKS[name]
     args = problem(network)
@@ -315,7 +317,7 @@ def test_jit_outside_changes_nothing(name):
     assert_close(jitted(network, *args, **flags), lstm_jax.unroll(network, *args, **FLAGS), tolerance=1e-14)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@daily("lstm")
 def test_vmap_over_the_rows_is_the_batched_call(name):
     network = NETWORKS[name]
     params, xs, carry = problem(network)
@@ -330,7 +332,7 @@ def test_vmap_over_the_rows_is_the_batched_call(name):
     assert_close(ours, lstm_jax.unroll(network, params, xs, carry, return_carries=True, **FLAGS))
 
 
-@pytest.mark.parametrize("name", ["lstm", "bidirectional"])
+@pytest.mark.parametrize("name", members.daily(["lstm", "bidirectional"]))
 def test_vmap_over_lengths_is_one_call_a_length(name):
     network = NETWORKS[name]
     params, xs, carry = problem(network, batch=())
@@ -347,13 +349,13 @@ def test_vmap_over_lengths_is_one_call_a_length(name):
         assert_close(row(together, index), gradients(lengths[index]))
 
 
-@daily("gru_reset_before", "stack")
+@daily("gru_reset_before")
 def test_an_ensemble_under_vmap_is_its_members_one_by_one(name):
     """grad inside vmap, grad of vmap and jit inside all agree with member after member."""
     network = NETWORKS[name]
-    members = 3
+    count = 3
     _, xs, carry = problem(network)
-    shapes = jax.vmap(network.init)(jax.random.split(jax.random.key(0), members))
+    shapes = jax.vmap(network.init)(jax.random.split(jax.random.key(0), count))
     ensemble = drawn(shapes, 7)
 
     @jax.jit
@@ -361,7 +363,7 @@ def test_an_ensemble_under_vmap_is_its_members_one_by_one(name):
         return jax.value_and_grad(lambda p: total(lstm_jax.unroll(network, p, xs, carry, **FLAGS)))(params)
 
     values, inside = jax.vmap(gradient)(ensemble)
-    for index in range(members):
+    for index in range(count):
         assert_close((values[index], row(inside, index)), gradient(row(ensemble, index)))
 
     def summed(ensemble):
@@ -385,6 +387,7 @@ def test_vmap_over_keys_draws_each_keys_noise():
     assert not np.allclose(together[1][0], together[1][1])
 
 
+@pytest.mark.slow
 def test_second_derivatives_under_vmap_of_an_ensemble():
     cell = CELLS["lstm"]
     _, xs, carry = problem(cell)

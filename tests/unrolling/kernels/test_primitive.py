@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec as P
 from jax.test_util import check_grads
-from members import BY_NAME, assert_same, problem, values_and_gradients
+from members import BY_NAME, assert_same, daily, problem, values_and_gradients
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, LSTMVariant, Stack
@@ -52,11 +52,6 @@ def unrolled(implementation, cell, *args, **options):
 # --- around the kernels: values and gradients ---------------------------------------------------
 
 
-def daily(cases, *names):
-    """All cases; those not named are for ``make test-slow``."""
-    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in cases]
-
-
 #: The member, what is asked of the problem, of the call, and whether the first carry is given.
 CASES = {
     "plain": ("lstm", {}, {}, True),
@@ -77,7 +72,7 @@ CASES = {
 
 @DOUBLE
 @pytest.mark.usefixtures("reference")
-@pytest.mark.parametrize("case", daily(CASES, *list(CASES)[::2]))
+@pytest.mark.parametrize("case", daily(CASES, "plain", "GRU without bias", "one step"))
 def test_values_and_gradients_are_those_of_the_scan(case):
     """NaN stands at invalid steps: it reaches nothing."""
     name, asked, options, has_carry = CASES[case]
@@ -89,7 +84,7 @@ def test_values_and_gradients_are_those_of_the_scan(case):
 
 @QUICK
 @pytest.mark.usefixtures("reference")
-@pytest.mark.parametrize("bias", [None, "bfloat16"])
+@pytest.mark.parametrize("bias", members.daily([None, "bfloat16"]))
 def test_a_gru_keeps_each_bias_as_it_is(bias):
     """Also where only one is there, or they differ in dtype."""
     cell = GRU(D, H, dtype="float32", use_bias=bias is not None)
@@ -155,10 +150,9 @@ def compared(transform, kind, *args, **options):
 
 @DOUBLE
 @pytest.mark.usefixtures("reference")
-@pytest.mark.parametrize(
-    "checkpoint", [None, pytest.param(3, marks=pytest.mark.slow)], ids=["whole", "windows"]
-)
-@mostly(GRU)
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpoint", [None, 3], ids=["whole", "windows"])
+@pytest.mark.parametrize("kind", [GRU, LSTM], ids=lambda kind: kind.__name__)
 def test_both_modes_to_second_order_agree_with_finite_differences(kind, checkpoint):
     cell, *args = small(kind)
     options = {"lengths": np.array([3, 4], np.int32), "reverse": True, "checkpoint": checkpoint}
@@ -190,6 +184,7 @@ def test_second_derivatives(kind):
 
 @DOUBLE
 @pytest.mark.usefixtures("reference")
+@pytest.mark.slow
 def test_hessian_and_remat():
     _, params, xs, carry = small(GRU, shape=(3, 1))
 
@@ -212,14 +207,9 @@ MAPPED = {
 }
 
 
-DAILY = "data of a GRU", "an ensemble"
-
-
 @DOUBLE
 @pytest.mark.usefixtures("reference")
-@pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=() if case in DAILY else pytest.mark.slow) for case in MAPPED]
-)
+@pytest.mark.parametrize("case", daily(MAPPED, "data of a GRU"))
 def test_vmap_before_and_after_derivatives(case):
     mapped = *some, of_lengths = MAPPED[case]
     kind = GRU if case.endswith("GRU") else LSTM
@@ -297,6 +287,7 @@ def test_a_value_is_one_kernel_and_a_gradient_two(watched):
     assert watched == [("forward", (5, 3, 4 * H), True), ("backward", (5, 3, 4 * H))]
 
 
+@pytest.mark.slow
 def test_what_is_mapped_becomes_rows_of_the_kernel(watched):
     cell = LSTM(D, H)
     params, xs = jax.eval_shape(cell.init, jax.random.key(0)), jnp.ones((5, 3, 7, D))
@@ -335,7 +326,7 @@ def equations(jaxpr):
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
-@pytest.mark.parametrize(("platform", "kind"), [("reference", GRU), ("tpu", LSTM)])
+@pytest.mark.parametrize(("platform", "kind"), [("reference", GRU), members.slow("tpu", LSTM)])
 @QUICK
 def test_inside_shard_map_each_device_runs_its_own(platform, kind):
     cell = kind(D, H)
