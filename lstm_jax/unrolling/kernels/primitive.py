@@ -117,10 +117,10 @@ def _jvp(leaves: Any, dleaves: Any, *, params: PrimitiveParams) -> tuple[list[An
         return _forward_jvp(params, args[0], dargs[0])
     (residuals, linear), (dresiduals, dlinear) = args, dargs
     terms = []
-    if any(map(_is_nonzero, jax.tree.leaves(dlinear, is_leaf=_is_zero))):
+    if not all(map(_is_zero, jax.tree.leaves(dlinear, is_leaf=_is_zero))):
         terms.append(_bind(params, residuals, _instantiate_zeros(dlinear)))
     fields = ("w_hh", "gates", "cell_states", "initial")
-    perturbed = [name for name in fields if _is_nonzero(getattr(dresiduals, name))]
+    perturbed = [name for name in fields if not _is_zero(getattr(dresiduals, name))]
     if perturbed:
 
         def of_residuals(*values: Array) -> list[Array]:
@@ -138,10 +138,10 @@ def _forward_jvp(params: PrimitiveParams, inputs: Inputs, dinputs: Inputs) -> tu
     *states, gates = outs
     w_hh, previous_h = inputs.w_hh, previous_states(inputs.carry[0], states[0])
     e = place_columns(ad.instantiate_zeros(dinputs.u), formula.input_columns)
-    if _is_nonzero(dinputs.w_hh):  # summed in float32 or wider, and so is its transpose, the weight gradient
+    if not _is_zero(dinputs.w_hh):  # summed in float32 or wider, and so is its transpose, the weight gradient
         of_w = jnp.matmul(previous_h, dinputs.w_hh, preferred_element_type=w_hh.dtype)
         e = e + place_columns(of_w, formula.recurrent_columns)
-    if dinputs.bias is not None and _is_nonzero(dinputs.bias):
+    if dinputs.bias is not None and not _is_zero(dinputs.bias):
         # Broadcast before the cast, so that the transpose sums the bias gradient in the wide dtype.
         e = e + jnp.broadcast_to(dinputs.bias[None, None], e.shape).astype(e.dtype)
     linear = Tangents(e, _instantiate_zeros(dinputs.carry))
@@ -158,10 +158,6 @@ def _forward_jvp(params: PrimitiveParams, inputs: Inputs, dinputs: Inputs) -> tu
 
 def _is_zero(tangent: Any) -> bool:
     return isinstance(tangent, ad.Zero)
-
-
-def _is_nonzero(tangent: Any) -> bool:
-    return not _is_zero(tangent)
 
 
 def _instantiate_zeros(tree: Any) -> Any:
