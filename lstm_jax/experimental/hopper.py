@@ -1,7 +1,8 @@
-"""The engine for Hopper GPUs: arrays laid out for the kernels, and back.
+"""The engine for Hopper GPUs: converts arrays to the layout of the kernels and back.
 
-A kernel sees units before rows, the units of a block together, and whole slices of the batch. What
-fills them up is zero: such a unit's gates are ½, ½, 0, ½ (a GRU's ½, ½, 0, 0), so that its states stay 0.
+A kernel takes arrays with units before batch rows, the units of a block contiguous, and whole slices of the
+batch. Padding is zero. The gates of a padded unit are then ½, ½, 0, ½ (for a GRU ½, ½, 0, 0), so its states
+stay 0.
 """
 
 from __future__ import annotations
@@ -16,224 +17,251 @@ from jax import lax
 
 from lstm_jax._types import Array
 from lstm_jax.experimental import hopper_names
-from lstm_jax.experimental.hopper_backward import backward as walk_back
-from lstm_jax.experimental.hopper_forward import forward as walk
-from lstm_jax.experimental.hopper_plan import Plan, plan
-from lstm_jax.unrolling.kernels.engine import NO_ROWS, ROWS, Engine, Inputs, Saved, Tangents, Walk
-from lstm_jax.unrolling.kernels.formulas import KINDS, Kind
+from lstm_jax.experimental.hopper_backward import backward as backward_kernel
+from lstm_jax.experimental.hopper_forward import forward as forward_kernel
+from lstm_jax.experimental.hopper_plan import Plan, make_plan
+from lstm_jax.unrolling.kernels.engine import (
+    BATCH_AXES,
+    NO_BATCH,
+    Engine,
+    ForwardOutput,
+    Inputs,
+    Residuals,
+    Tangents,
+)
+from lstm_jax.unrolling.kernels.formulas import FORMULAS, CellFormula
 
 
-def of_units(a: Array, to: Plan) -> Array:
-    """(..., B, H) as (..., slices, H, R)."""
+def pack_states(a: Array, plan: Plan) -> Array:
+    """Convert (..., B, H) to (..., slices, H, R)."""
     *lead, B, H = a.shape
-    fill = [(0, 0)] * len(lead) + [(0, to.slices * to.rows - B), (0, to.width - H)]
-    a = jnp.pad(a, fill).reshape(*lead, to.slices, to.rows, to.width)
+    padding = [(0, 0)] * len(lead) + [(0, plan.launch_rows - B), (0, plan.padded_H - H)]
+    a = jnp.pad(a, padding).reshape(*lead, plan.slices, plan.rows, plan.padded_H)
     return jnp.swapaxes(a, -1, -2)
 
 
-def from_units(a: Array, B: int, H: int) -> Array:
-    """The way back."""
-    *lead, slices, width, rows = a.shape
-    return jnp.swapaxes(a, -1, -2).reshape(*lead, slices * rows, width)[..., :B, :H]
+def unpack_states(a: Array, B: int, H: int) -> Array:
+    """The inverse of :func:`pack_states`."""
+    *lead, slices, padded_H, rows = a.shape
+    return jnp.swapaxes(a, -1, -2).reshape(*lead, slices * rows, padded_H)[..., :B, :H]
 
 
-def of_blocks(a: Array, to: Plan) -> Array:
-    """(..., H) as (..., blocks, U)."""
-    *lead, H = a.shape
-    return jnp.pad(a, [(0, 0)] * len(lead) + [(0, to.width - H)]).reshape(*lead, to.blocks, to.units)
+def pack_columns(a: Array, plan: Plan, num_columns: int = 4) -> Array:
+    """Convert (..., X H) to (..., blocks, X U), where X is the number of columns per unit."""
+    *lead, width = a.shape
+    H = width // num_columns
+    a = a.reshape(*lead, num_columns, H)
+    a = jnp.pad(a, [(0, 0)] * (len(lead) + 1) + [(0, plan.padded_H - H)])
+    a = jnp.swapaxes(a.reshape(*lead, num_columns, plan.blocks, plan.units), -3, -2)
+    return a.reshape(*lead, plan.blocks, num_columns * plan.units)
 
 
-def of_gates(a: Array, to: Plan, count: int = 4) -> Array:
-    """(..., X H) as (..., blocks, X U); X columns of a unit are there."""
-    a = of_blocks(a.reshape(*a.shape[:-1], count, a.shape[-1] // count), to)
-    return jnp.swapaxes(a, -3, -2).reshape(*a.shape[:-3], to.blocks, count * to.units)
+def pack_gates(a: Array, plan: Plan, num_columns: int = 4) -> Array:
+    """Convert (T, B, X H) to (T, slices, blocks, X U, R)."""
+    T, B, width = a.shape
+    a = jnp.pad(a, [(0, 0), (0, plan.launch_rows - B), (0, 0)]).reshape(T, plan.slices, plan.rows, width)
+    return jnp.moveaxis(pack_columns(a, plan, num_columns), 2, -1)
 
 
-def of_gate_rows(a: Array, to: Plan, count: int = 4) -> Array:
-    """(T, B, X H) as (T, slices, blocks, X U, R)."""
-    T, B, wide = a.shape
-    a = jnp.pad(a, [(0, 0), (0, to.slices * to.rows - B), (0, 0)]).reshape(T, to.slices, to.rows, wide)
-    return jnp.moveaxis(of_gates(a, to, count), 2, -1)
-
-
-def from_gate_rows(a: Array, B: int, H: int) -> Array:
-    """The way back."""
-    T, slices, blocks, wide, rows = a.shape
-    a = a.reshape(T, slices, blocks, 4, wide // 4, rows)
+def unpack_gates(a: Array, B: int, H: int) -> Array:
+    """The inverse of :func:`pack_gates` for four columns."""
+    T, slices, blocks, width, rows = a.shape
+    a = a.reshape(T, slices, blocks, 4, width // 4, rows)
     return a.transpose(0, 1, 5, 3, 2, 4).reshape(T, slices * rows, 4, -1)[:, :B, :, :H].reshape(T, B, 4 * H)
 
 
-def of_weights(w_hh: Array, to: Plan) -> Array:
-    """(H, X H) as (blocks, G, H): X U rows, filled up for the matrix unit."""
-    assert w_hh.shape[1] == to.hear * w_hh.shape[0], (w_hh.shape, to)
-    w = jnp.pad(w_hh, [(0, to.width - w_hh.shape[0]), (0, 0)])
-    w = of_gates(w, to, to.hear).transpose(1, 2, 0)
-    return jnp.pad(w, [(0, 0), (0, to.gate_rows - w.shape[1]), (0, 0)])
+def pack_weights(w_hh: Array, plan: Plan) -> Array:
+    """Convert (H, X H) to (blocks, G, H): X U rows, padded for the matrix unit."""
+    assert w_hh.shape[1] == plan.recurrent_columns * w_hh.shape[0], (w_hh.shape, plan)
+    w = jnp.pad(w_hh, [(0, plan.padded_H - w_hh.shape[0]), (0, 0)])
+    w = pack_columns(w, plan, plan.recurrent_columns).transpose(1, 2, 0)
+    return jnp.pad(w, [(0, 0), (0, plan.gate_rows - w.shape[1]), (0, 0)])
 
 
-def of_rows(valid: Array | None, to: Plan) -> Array | None:
-    """(T, B) as (T, slices, R), a number for a flag; rows that fill up are invalid."""
+def pack_valid(valid: Array | None, plan: Plan) -> Array | None:
+    """Convert (T, B) bool to (T, slices, R) float32. Padded rows are invalid."""
     if valid is None:
         return None
     T, B = valid.shape
-    fill = [(0, 0), (0, to.slices * to.rows - B)]
-    return jnp.pad(valid.astype(jnp.float32), fill).reshape(T, to.slices, to.rows)
+    padding = [(0, 0), (0, plan.launch_rows - B)]
+    return jnp.pad(valid.astype(jnp.float32), padding).reshape(T, plan.slices, plan.rows)
 
 
-def each(of: Callable[[Array, int], Array], axes: Any, arrays: Any) -> Any:
-    """``of`` each array that has rows, and their axis; the others as they are."""
+def map_batched(f: Callable[[Array, int], Array], axes: Any, arrays: Any) -> Any:
+    """Apply ``f(array, batch_axis)`` to each array that has a batch axis; leave the others unchanged."""
 
-    def below(axis: int, tree: Any) -> Any:
-        return tree if axis == NO_ROWS else jax.tree.map(lambda a: of(a, axis), tree)
+    def map_subtree(axis: int, tree: Any) -> Any:
+        return tree if axis == NO_BATCH else jax.tree.map(lambda a: f(a, axis), tree)
 
-    return jax.tree.map(below, axes, arrays)
+    return jax.tree.map(map_subtree, axes, arrays)
 
 
-def in_launches(walk: Callable[..., Any], B: int, rows: int, axes: Any, out_axes: Any) -> Callable[..., Any]:
-    """``walk`` with so many of B rows at a time; what fills up the last ones is zero.
+def in_launches(call: Callable[..., Any], B: int, rows: int, axes: Any, out_axes: Any) -> Callable[..., Any]:
+    """Wrap ``call`` to process ``rows`` of B batch rows at a time. The last launch is padded with zeros.
 
-    Blocks of two launches side by side would wait for each other, without room for all: in a loop, one
-    launch has ended before the next begins. And the loop has one kernel for all.
+    The launches run in a loop, so that each one ends before the next begins. Two concurrent launches could
+    deadlock, because their blocks wait for each other and may not all be resident. The loop also compiles
+    the kernel once.
     """
-    count = -(-B // rows)
-    if count == 1:
-        return walk
+    launches = -(-B // rows)
+    if launches == 1:
+        return call
 
-    def filled(a: Array, axis: int) -> Array:
-        return jnp.pad(a, [(0, count * rows - B if n == axis else 0) for n in range(a.ndim)])
+    def pad_batch(a: Array, axis: int) -> Array:
+        return jnp.pad(a, [(0, launches * rows - B if n == axis else 0) for n in range(a.ndim)])
 
-    def joined(a: Array, axis: int) -> Array:
+    def join_launches(a: Array, axis: int) -> Array:
         a = jnp.moveaxis(a, 0, axis)
-        a = a.reshape(*a.shape[:axis], count * rows, *a.shape[axis + 2 :])
+        a = a.reshape(*a.shape[:axis], launches * rows, *a.shape[axis + 2 :])
         return lax.slice_in_dim(a, 0, B, axis=axis)
 
-    def call(*args: Any) -> Any:
-        whole = each(filled, axes, args)
+    def wrapped(*args: Any) -> Any:
+        padded = map_batched(pad_batch, axes, args)
 
         def launch(begin: Array) -> Any:
-            return walk(*each(lambda a, axis: lax.dynamic_slice_in_dim(a, begin, rows, axis), axes, whole))
+            window = partial(lax.dynamic_slice_in_dim, start_index=begin, slice_size=rows)
+            return call(*map_batched(lambda a, axis: window(a, axis=axis), axes, padded))
 
-        return each(joined, out_axes, lax.map(launch, jnp.arange(0, count * rows, rows)))
+        outs = lax.map(launch, jnp.arange(0, launches * rows, rows))
+        return map_batched(join_launches, out_axes, outs)
 
-    return call
+    return wrapped
 
 
-def forward(kind: Kind, inputs: Inputs, save: bool, *, to: Plan | None = None, **how: Any) -> Walk:
-    """The walk, as chosen, or by another plan ``to`` and with other options of the kernel's."""
+def forward(
+    formula: CellFormula, inputs: Inputs, save: bool, *, plan: Plan | None = None, **options: Any
+) -> ForwardOutput:
+    """:func:`lstm_jax.unrolling.kernels.reference.forward` by a kernel.
+
+    ``plan`` replaces the plan for the device. ``options`` are passed to the kernel.
+    """
     B, H = inputs.u.shape[1], inputs.w_hh.shape[0]
-    to = to or planned(kind, B, H, inputs.u.dtype)
-    call = partial(forward_launch, kind, save=save, to=to, **how)
-    return in_launches(call, B, to.launch, *ROWS["forward"])(inputs)
+    plan = plan or supported_plan(formula, B, H, inputs.u.dtype)
+    call = partial(forward_launch, formula, save=save, plan=plan, **options)
+    return in_launches(call, B, plan.launch_rows, *BATCH_AXES["forward"])(inputs)
 
 
-def forward_launch(kind: Kind, inputs: Inputs, *, save: bool, to: Plan, **how: Any) -> Walk:
-    """No more rows than a launch has room for."""
+def forward_launch(
+    formula: CellFormula, inputs: Inputs, *, save: bool, plan: Plan, **options: Any
+) -> ForwardOutput:
+    """Forward for at most ``plan.launch_rows`` rows."""
     u, w_hh, bias, carry, valid = inputs
     B, H = carry[0].shape
     if bias is None:
         bias = jnp.zeros(4 * H, jnp.float32)
-    biases = of_gates(bias, to)[..., None]
-    outs = walk(
-        kind,
-        of_gate_rows(u, to, len(kind.of_x)),
-        of_weights(w_hh, to),
-        jnp.broadcast_to(biases, (*biases.shape[:-1], to.rows)),
-        tuple(of_units(a, to) for a in carry),
-        of_rows(valid, to),
-        to,
+    biases = pack_columns(bias, plan)[..., None]
+    outs = forward_kernel(
+        formula,
+        pack_gates(u, plan, len(formula.input_columns)),
+        pack_weights(w_hh, plan),
+        jnp.broadcast_to(biases, (*biases.shape[:-1], plan.rows)),
+        tuple(pack_states(a, plan) for a in carry),
+        pack_valid(valid, plan),
+        plan,
         save=save,
-        **how,
+        **options,
     )
-    states = tuple(from_units(a, B, H) for a in outs[: kind.count])
-    return Walk(states, from_gate_rows(outs[-1], B, H) if save else None)
+    states = tuple(unpack_states(a, B, H) for a in outs[: formula.num_states])
+    return ForwardOutput(states, unpack_gates(outs[-1], B, H) if save else None)
 
 
-def backward(kind: Kind, saved: Saved, wanted: Any, *, to: Plan | None = None, **how: Any) -> Tangents:
-    """The walk back, likewise."""
-    _, B, H = saved.memory.shape
-    to = to or planned(kind, B, H, saved.w_hh.dtype)
-    call = partial(backward_launch, kind, to=to, **how)
-    return in_launches(call, B, to.launch, *ROWS["backward"])(saved, wanted)
+def backward(
+    formula: CellFormula, residuals: Residuals, cotangents: Any, *, plan: Plan | None = None, **options: Any
+) -> Tangents:
+    """:func:`lstm_jax.unrolling.kernels.reference.backward` by a kernel. Options as in :func:`forward`."""
+    _, B, H = residuals.cell_states.shape
+    plan = plan or supported_plan(formula, B, H, residuals.w_hh.dtype)
+    call = partial(backward_launch, formula, plan=plan, **options)
+    return in_launches(call, B, plan.launch_rows, *BATCH_AXES["backward"])(residuals, cotangents)
 
 
-def backward_launch(kind: Kind, saved: Saved, wanted: Any, *, to: Plan, **how: Any) -> Tangents:
-    """The same of a launch."""
-    w_hh, gates, memory, first, valid = saved
-    _, B, H = memory.shape
-    zs, *carry = walk_back(
-        kind,
-        jnp.swapaxes(of_weights(w_hh, to), 1, 2),
-        of_gate_rows(gates, to),
-        of_units(memory, to),
-        of_units(first, to),
-        of_rows(valid, to),
-        tuple(of_units(a, to) for a in wanted),
-        to,
-        **how,
+def backward_launch(
+    formula: CellFormula, residuals: Residuals, cotangents: Any, *, plan: Plan, **options: Any
+) -> Tangents:
+    """Backward for at most ``plan.launch_rows`` rows."""
+    w_hh, gates, cell_states, initial, valid = residuals
+    _, B, H = cell_states.shape
+    zs, *carry = backward_kernel(
+        formula,
+        jnp.swapaxes(pack_weights(w_hh, plan), 1, 2),
+        pack_gates(gates, plan),
+        pack_states(cell_states, plan),
+        pack_states(initial, plan),
+        pack_valid(valid, plan),
+        tuple(pack_states(a, plan) for a in cotangents),
+        plan,
+        **options,
     )
-    found = (from_units(a, B, H).astype(like.dtype) for a, like in zip(carry, wanted, strict=True))
-    return Tangents(from_gate_rows(zs, B, H), tuple(found))
+    unpacked = (unpack_states(a, B, H).astype(b.dtype) for a, b in zip(carry, cotangents, strict=True))
+    return Tangents(unpack_gates(zs, B, H), tuple(unpacked))
 
 
-def plan_here(kind: Kind, B: int, H: int, dtype: Any, **options: Any) -> Plan | str:
-    """The plan for the device, where it is a GPU."""
+def plan_for_device(formula: CellFormula, B: int, H: int, dtype: Any, **options: Any) -> Plan | str:
+    """The plan for this device (for an H100 if it is not a GPU), or the reason why there is none."""
     device = jax.devices()[0]
-    there = {"sms": device.core_count} if device.platform == "gpu" else {}
-    return plan(B, H, dtype, len(kind.of_h), **there, **options)
+    num_sms = {"num_sms": device.core_count} if device.platform == "gpu" else {}
+    return make_plan(B, H, dtype, len(formula.recurrent_columns), **num_sms, **options)
 
 
-def planned(kind: Kind, B: int, H: int, dtype: Any) -> Plan:
-    """The plan of a walk whose obstacle was asked for."""
-    found = plan_here(kind, B, H, dtype)
-    assert isinstance(found, Plan), found
-    return found
+def supported_plan(formula: CellFormula, B: int, H: int, dtype: Any) -> Plan:
+    """The plan for sizes that ``unsupported_reason`` accepts."""
+    plan = plan_for_device(formula, B, H, dtype)
+    assert isinstance(plan, Plan), plan
+    return plan
 
 
-def unsupported_reason(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
-    """Why the device's kernels cannot take these sizes, or the device is none for them."""
+def unsupported_reason(formula: CellFormula, T: int, B: int, H: int, dtype: Any) -> str | None:
+    """Why the kernels cannot run on this device or with these sizes, or None."""
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", None)
     if capability != "9.0":
-        return f"the kernels are for Hopper GPUs (compute capability 9.0), and this is {device.device_kind}"
-    found = plan_here(kind, B, H, dtype)
-    return found if isinstance(found, str) else None
+        return f"the kernels require a Hopper GPU (compute capability 9.0), got {device.device_kind}"
+    plan = plan_for_device(formula, B, H, dtype)
+    return plan if isinstance(plan, str) else None
 
 
-def interpreted_unsupported(kind: Kind, T: int, B: int, H: int, dtype: Any) -> str | None:
-    """The same of the interpreter."""
+def interpreter_unsupported_reason(formula: CellFormula, T: int, B: int, H: int, dtype: Any) -> str | None:
+    """Why the interpreter cannot run the kernels with these sizes, or None."""
     if hopper_names.INTERPRETER is None:
-        return "Pallas interprets kernels for GPUs since jax 0.12"
-    found = plan_here(kind, B, H, dtype)
-    if isinstance(found, str):
-        return found
-    if found.blocks > 1:
-        return f"H={H} needs {found.blocks} blocks, and Pallas' interpreter knows no memory that blocks share"
+        return "Pallas' interpreter for GPU kernels requires jax 0.12 or newer"
+    plan = plan_for_device(formula, B, H, dtype)
+    if isinstance(plan, str):
+        return plan
+    if plan.blocks > 1:
+        return (
+            f"H={H} requires {plan.blocks} blocks, and Pallas' interpreter does not support memory that "
+            "blocks share"
+        )
     return None
 
 
-def interpreted(walk: Any) -> Any:
-    """A walk in the interpreter, which is asked for when it is called: not every jax has one."""
+def interpreted(f: Any) -> Any:
+    """``f`` in the interpreter. It is created at the call, because older versions of JAX have none."""
 
     def call(*args: Any) -> Any:
-        return walk(*args, interpret=hopper_names.interpreter())
+        return f(*args, interpret=hopper_names.interpreter())
 
     return call
 
 
 ENGINES = {
-    kind: Engine(
-        kind, "Mosaic GPU", partial(unsupported_reason, kind), partial(forward, kind), partial(backward, kind)
+    formula: Engine(
+        formula,
+        "Mosaic GPU",
+        partial(unsupported_reason, formula),
+        partial(forward, formula),
+        partial(backward, formula),
     )
-    for kind in KINDS
+    for formula in FORMULAS
 }
 INTERPRETED = {
-    kind: Engine(
-        kind,
+    formula: Engine(
+        formula,
         "Mosaic GPU, interpreted",
-        partial(interpreted_unsupported, kind),
-        interpreted(partial(forward, kind)),
-        interpreted(partial(backward, kind)),
-        effectful=True,  # its threads go through callbacks
+        partial(interpreter_unsupported_reason, formula),
+        interpreted(partial(forward, formula)),
+        interpreted(partial(backward, formula)),
+        effectful=True,  # the interpreter's threads use callbacks
     )
-    for kind in KINDS
+    for formula in FORMULAS
 }

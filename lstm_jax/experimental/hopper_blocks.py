@@ -1,27 +1,27 @@
-"""What both walks of :mod:`lstm_jax.experimental.hopper_forward` and ``gpu_backward`` are made of.
+"""Building blocks that :mod:`lstm_jax.experimental.hopper_forward` and ``hopper_backward`` share.
 
-Some blocks walk one slice of the batch from the first step to the last. Each block holds the
-weights of its own units in shared memory for the whole walk, with the four gates of a unit side by
-side, so that everything but the product is local to it. Arrays are transposed: the matrix unit
-takes 64 rows at a time, so these are gates, and the batch, which may be small, lies in the columns.
-With U units a block and R rows of the batch in a slice,
+A group of thread blocks processes one slice of the batch from the first step to the last. Each block
+keeps the weights of its own units in shared memory throughout, with all columns of a unit in the same
+block, so that everything except the product is local to the block. Arrays are transposed: the matrix
+unit takes 64 rows at a time, so the rows are gates, and the columns are the batch, which may be small.
+With U units per block and R batch rows per slice,
 
-    forward   z (4U, R) = Wᵀ (4U, H) h (H, R): the block's gates from all units' h
-    backward  h̄ (H, R) = W (H, 4U) z̄ (4U, R): the block's part of every unit's h̄
+    forward   z (4U, R) = Wᵀ (4U, H) h (H, R): the block's gates from the h of all units
+    backward  h̄ (H, R) = W (H, 4U) z̄ (4U, R): the block's contribution to the h̄ of all units
 
-Forward, each block hands its h to all; backward, it fetches the parts that are its own from all,
-and adds them up, always in the same order. In a cluster h is written into the shared memory of all
-blocks, and the parts are read from there; in a grid, both pass through the main memory, which is to
-say the L2 cache. What is handed over has two buffers, taken in turns: who writes one has heard from
-all blocks that they read it, because none of them sends its next message before it has.
+Forward, each block sends its h to all blocks. Backward, each block fetches the partial sums of its own
+units from all blocks and adds them, always in the same order. In a cluster, h is written to the shared
+memory of all blocks, and the partial sums are read from there. In a grid, both pass through global
+memory, in practice the L2 cache. Exchanged data alternate between two buffers. A block may overwrite a
+buffer once it has received the next message of every block, because each block reads the buffer before it
+sends that message.
 
-Where a block of a grid has too little shared memory, a part of its weights is in registers, from which
-the matrix unit takes its first operand as well, and forward h comes in pieces: see ``gpu_plan``. What a
-grid has no room for at once goes in several launches: see :func:`lstm_jax.experimental.hopper.in_launches`.
+If a block of a grid has too little shared memory, a part of its weights is in registers, which the matrix
+unit also accepts as its first operand, and forward h arrives in pieces: see ``hopper_plan``. Rows that a
+grid cannot hold at once take several launches: see :func:`lstm_jax.experimental.hopper.in_launches`.
 
-One warpgroup of each block does all of it. The compiler is told to add no synchronisation of its
-own: ``commit_smem``, for which all threads wait, stands wherever one thread reads or overwrites
-what another one wrote or reads.
+Each block has one warpgroup. The compiler adds no synchronization. ``commit_smem``, a barrier for all
+threads of the block, stands wherever a thread reads or overwrites what another thread wrote or reads.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ from lstm_jax.experimental.hopper_names import COMPILER_PARAMS, load, store
 from lstm_jax.experimental.hopper_plan import Plan
 
 #: Elements of one accumulator: 64 registers of each thread.
-ACCUMULATED = 8192
+ACCUMULATOR_SIZE = 8192
 
 
-def layout(rows: int) -> Any:
-    """How an array (units, rows) is spread over 128 threads: two neighbours in a row each.
+def register_layout(rows: int) -> Any:
+    """How an array (units, rows) is distributed over 128 threads: two neighbours of a row per thread.
 
-    A warp writes 64 neighbours of 2 bytes: all 32 banks of shared memory once.
+    A warp writes 64 neighbours of 2 bytes, which are all 32 banks of shared memory once.
     """
     if rows == 64:
         tiles: Any = (4, 64), (2,)
@@ -56,116 +56,121 @@ def layout(rows: int) -> Any:
     return plgpu.Layout.TILED(plgpu.Tiling(tiles), **dims, vector_dim=-1)
 
 
-def operand(shape: tuple[int, ...], dtype: Any, rows: int) -> Any:
-    """Shared memory that the matrix unit reads; both of its operands are swizzled alike."""
+def matmul_operand(shape: tuple[int, ...], dtype: Any, rows: int) -> Any:
+    """Shared memory for the matrix unit, which requires the same swizzle for both operands."""
     transforms = plgpu.TilingTransform((8, rows)), plgpu.SwizzleTransform(2 * rows)
     return plgpu.SMEM(shape, dtype, transforms=transforms)
 
 
-def runs(begin: int, end: int, rows: int) -> list[tuple[int, int]]:
-    """As many rows of a product at a time as its accumulator holds: where they begin, and their count."""
-    most = max(64, ACCUMULATED // rows)
+def row_tiles(begin: int, end: int, rows: int) -> list[tuple[int, int]]:
+    """Split rows of a product into tiles that fit one accumulator: (first row, number of rows) each."""
+    most = max(64, ACCUMULATOR_SIZE // rows)
     return [(at, min(most, end - at)) for at in range(begin, end, most)]
 
 
-def multiply(a: Any, b: Any, out: Any, held: Sequence[Array] = ()) -> None:
-    """out = a b, some rows at a time. The first rows of a may be in registers instead: ``held``."""
+def multiply(a: Any, b: Any, out: Any, in_registers: Sequence[Array] = ()) -> None:
+    """out = a b, one tile of rows at a time. ``in_registers`` are the first rows of a."""
     rows, done = b.shape[-1], 0
-    for part in *held, *(a.at[pl.ds(*run)] for run in runs(0, a.shape[0], rows)):
+    for tile in *in_registers, *(a.at[pl.ds(*tile)] for tile in row_tiles(0, a.shape[0], rows)):
 
-        def product(acc: Any, part: Any = part) -> Array:
-            plgpu.wgmma(acc, part, b)
+        def product(acc: Any, tile: Any = tile) -> Array:
+            plgpu.wgmma(acc, tile, b)
             return acc[...]
 
-        count = part.shape[0]
+        count = tile.shape[0]
         store(out.at[pl.ds(done, count)], pl.run_scoped(product, plgpu.ACC((count, rows), jnp.float32)))
         done += count
 
 
 def multiply_pieces(
-    parts: Sequence[Sequence[Any]], b: Any, out: Any, fetch: Callable[[int], None], fetched: Any
+    pieces: Sequence[Sequence[Any]], b: Any, out: Any, fetch: Callable[[int], None], fetched: Any
 ) -> None:
-    """out = a b, where b comes in pieces, into its two buffers in turns.
+    """out = a b, where b arrives in pieces that alternate between its two buffers.
 
-    ``parts``: for each piece its columns of a, side by side, in registers or in shared memory. While a
-    piece is multiplied, ``fetch`` has begun to copy the next one; ``fetched`` has a barrier for each buffer.
+    Args:
+        pieces: for each piece of b, the matching columns of a, as operands side by side. Each operand is in
+            registers or in shared memory.
+        b: the buffers.
+        out: the product.
+        fetch: starts to copy a piece, while the matrix unit multiplies the one before.
+        fetched: a barrier for each buffer.
     """
-    M, rows = parts[0][0].shape[0], b.shape[-1]
+    M, rows = pieces[0][0].shape[0], b.shape[-1]
 
     def product(acc: Any) -> Array:
-        for n, columns in enumerate(parts):
+        for n, operands in enumerate(pieces):
             plgpu.barrier_wait(fetched.at[n % 2])
             done = 0
-            for part in columns:
-                plgpu.wgmma(acc, part, b.at[n % 2, pl.ds(done, part.shape[1])])
-                done += part.shape[1]
-            if 0 < n < len(parts) - 1:  # the piece before has been multiplied: its buffer is free
-                plgpu.wgmma_wait(len(columns))
+            for operand in operands:
+                plgpu.wgmma(acc, operand, b.at[n % 2, pl.ds(done, operand.shape[1])])
+                done += operand.shape[1]
+            if 0 < n < len(pieces) - 1:  # wait for the product of piece n - 1, which frees its buffer
+                plgpu.wgmma_wait(len(operands))
                 plgpu.commit_smem()
                 fetch(n + 1)
         return acc[...]
 
-    for n in range(min(2, len(parts))):
+    for n in range(min(2, len(pieces))):
         fetch(n)
     store(out, pl.run_scoped(product, plgpu.ACC((M, rows), jnp.float32)))
 
 
-def held_array(ref: Any) -> Array:
-    """A part of the weights as the matrix unit takes it from registers."""
+def load_to_registers(ref: Any) -> Array:
+    """A part of the weights, in the register layout of a wgmma operand."""
     return load(ref, plgpu.Layout.WGMMA)
 
 
-class Meeting(NamedTuple):
-    """Where all blocks of a slice wait for each other, once a step. The n-th meeting: 0, 1, ..."""
+class SliceBarrier(NamedTuple):
+    """Synchronizes all blocks of a slice once per step; n counts the rounds from 0."""
 
-    place: Any  # two barriers, or a semaphore for each slice
-    at: Any  # the slice
+    refs: Any  # two barriers, or a semaphore for each slice
+    slice_index: Any  # None for barriers
     blocks: int
 
     def arrive(self, n: Any) -> None:
-        """What this block wrote is there for all; its threads have waited for each other."""
-        if self.at is None:
-            plgpu.barrier_arrive(self.place.at[lax.rem(n, 2)])
+        """Publish this block's writes. The block's threads must be synchronized already."""
+        if self.slice_index is None:
+            plgpu.barrier_arrive(self.refs.at[lax.rem(n, 2)])
         else:
-            plgpu.semaphore_signal(self.place.at[self.at], memory_scope="gpu")
+            plgpu.semaphore_signal(self.refs.at[self.slice_index], memory_scope="gpu")
 
     def wait(self, n: Any) -> None:
-        """Until all are there."""
-        if self.at is None:
-            plgpu.barrier_wait(self.place.at[lax.rem(n, 2)])
+        """Wait until all blocks have arrived."""
+        if self.slice_index is None:
+            plgpu.barrier_wait(self.refs.at[lax.rem(n, 2)])
         else:
-            everybody = self.blocks * (n + 1)
-            plgpu.semaphore_wait(self.place.at[self.at], everybody, decrement=False, memory_scope="gpu")
+            arrivals, semaphore = self.blocks * (n + 1), self.refs.at[self.slice_index]
+            plgpu.semaphore_wait(semaphore, arrivals, decrement=False, memory_scope="gpu")
 
 
-def meeting(plan: Plan, exchange: str, s: Any, barriers: Any) -> Meeting | None:
-    """None: a block alone waits for nobody."""
+def slice_barrier(plan: Plan, exchange: str, slice_index: Any, barriers: Any) -> SliceBarrier | None:
+    """The barrier of a slice; None if the slice has a single block."""
     if plan.blocks == 1:
         return None
     if exchange == "semaphore":
-        places = pl.get_global(plgpu.SemaphoreType.REGULAR((plan.slices,)))
-        return Meeting(places, s, plan.blocks)
-    return Meeting(barriers, None, plan.blocks)
+        semaphores = pl.get_global(plgpu.SemaphoreType.REGULAR((plan.slices,)))
+        return SliceBarrier(semaphores, slice_index, plan.blocks)
+    return SliceBarrier(barriers, None, plan.blocks)
 
 
-def barriers(plan: Plan, exchange: str) -> Any:
-    """The two barriers of a meeting."""
+def exchange_barriers(plan: Plan, exchange: str) -> Any:
+    """The two barriers of a :class:`SliceBarrier`, as scratch."""
     if exchange in ("fence", "barrier") and plan.blocks > 1:
         return plgpu.ClusterBarrier(collective_axes=("block",), num_barriers=2)
     return plgpu.Barrier(num_arrivals=plan.blocks if exchange == "async" else 1, num_barriers=2)
 
 
-def chosen(plan: Plan, exchange: str | None, ways: Mapping[str, Sequence[str]]) -> str:
-    """The way to exchange that was asked for, or the first that the plan's form has."""
-    fitting = ways[plan.form]
-    assert exchange in (None, *fitting), (plan, exchange)
-    return exchange or fitting[0]
+def choose_exchange(plan: Plan, exchange: str | None, exchanges: Mapping[str, Sequence[str]]) -> str:
+    """The given exchange, or the first one that the plan's form supports."""
+    supported = exchanges[plan.form]
+    assert exchange in (None, *supported), (plan, exchange)
+    return exchange or supported[0]
 
 
 def kernel(
     body: Callable[..., None], plan: Plan, exchange: str, out: Any, scratch: Any, interpret: Any
 ) -> Any:
-    """``plan.blocks`` blocks for each slice of the batch: a cluster, where they do not meet at semaphores."""
+    """A kernel with ``plan.blocks`` blocks per slice: a grid if they use semaphores, else a cluster."""
     if exchange == "semaphore":
         mesh: Any = {"grid": (plan.slices, plan.blocks), "grid_names": ("slice", "block")}
     else:
@@ -181,21 +186,21 @@ def kernel(
     )
 
 
-def where(valid: Array | None, new: Array, old: Array) -> Array:
-    """The new where a step is valid, where it is known; else the old."""
+def select_valid(valid: Array | None, new: Array, old: Array) -> Array:
+    """``new`` at valid steps, ``old`` at invalid ones."""
     return new if valid is None else jnp.where(valid, new, old)
 
 
-def validity(valid_ref: Any, at: tuple[Any, ...], units: int, spread: Any) -> Array | None:
-    """Whether a step is valid, for each unit and row."""
+def load_valid(valid_ref: Any, index: tuple[Any, ...], units: int, layout: Any) -> Array | None:
+    """Whether a step is valid, (units, rows)."""
     if valid_ref is None:
         return None
-    flags = load(valid_ref.at[at], spread.reduce(0))
+    flags = load(valid_ref.at[index], layout.reduce(0))
     shape = (units, flags.shape[0])
-    return plgpu.layout_cast(lax.broadcast_in_dim(flags, shape, (1,)), spread) > 0
+    return plgpu.layout_cast(lax.broadcast_in_dim(flags, shape, (1,)), layout) > 0
 
 
-def others(block: Any, count: int) -> Iterator[Any]:
-    """All blocks, beginning with the own one, so that not all turn to the same one at once."""
+def rotated_blocks(block: Any, count: int) -> Iterator[Any]:
+    """All blocks, starting with this one, so that the blocks do not all access the same one at once."""
     for n in range(count):
         yield lax.rem(block + n, jnp.int32(count))

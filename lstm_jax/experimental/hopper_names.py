@@ -1,7 +1,7 @@
-"""Names and arguments of Mosaic GPU that differ between versions of JAX: here alone.
+"""Names and arguments of Mosaic GPU that differ between JAX versions, collected in one module.
 
-jax 0.10 to 0.12 are known. What all of them have under one name is taken from
-``jax.experimental.pallas.mosaic_gpu`` by the kernels themselves.
+Supports jax 0.10 to 0.12. The kernels take everything that has the same name in all of these versions
+directly from ``jax.experimental.pallas.mosaic_gpu``.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from jaxlib.mlir.dialects import llvm
 
 from lstm_jax._types import Array
 
-#: The interpreter on the CPU is public since jax 0.12; before, it knows too little.
+#: The interpreter on the CPU, public since jax 0.12; earlier ones lack too many operations.
 INTERPRETER = getattr(plgpu, "InterpretGPUParams", None)
 
 _index = inspect.signature(plgpu.load).parameters.get("idx")
-#: Loads had to be given an index beside the reference before jax 0.11.
+#: Before jax 0.11, a load requires an index beside the reference.
 _INDEX = [()] if _index is not None and _index.default is inspect.Parameter.empty else []
-#: Stores that say whether a conflict between memory banks is an error came with jax 0.12.
+#: Since jax 0.12, a store has an option that makes a memory bank conflict an error.
 _store: Any = getattr(plgpu, "store", None)
 
-#: One warpgroup does what the kernels' text says; where it has to wait for itself, the text says that, too.
+#: One warpgroup executes the kernel as written. The kernel contains all synchronization explicitly.
 COMPILER_PARAMS = plgpu.CompilerParams(
     lowering_semantics=plgpu.LoweringSemantics.Lane, unsafe_no_auto_barriers=True
 )
 
 
 def load(ref: Any, layout: Any) -> Array:
-    """What is in a reference, spread over the threads as ``layout`` says."""
+    """Load a reference into registers, distributed over the threads by ``layout``."""
     return plgpu.load(ref, *_INDEX, layout=layout, optimized=False)
 
 
 def store(ref: Any, value: Array) -> None:
-    """The way back."""
+    """Store registers into a reference."""
     if _store is None:
         ref[...] = value
     else:
@@ -44,16 +44,16 @@ def store(ref: Any, value: Array) -> None:
 
 
 def interpreter() -> Any:
-    """The interpreter, as strict as it can be: memory that nobody wrote is NaN, races are found.
+    """The interpreter in its strictest mode: uninitialized memory is NaN, and races are detected.
 
-    Fences have nothing to say there.
+    It ignores the fences.
     """
     assert INTERPRETER is not None
     return INTERPRETER(detect_races=True, uninitialized_memory="nan", inline_mgpu="ignore")
 
 
 def _fence(instruction: str) -> Any:
-    """One instruction; the interpreter, which orders everything as it is written, leaves it out."""
+    """One PTX instruction. The interpreter skips it, because it executes everything in program order."""
 
     @plgpu.inline_mgpu()
     def fence(_: Any) -> None:
@@ -62,8 +62,8 @@ def _fence(instruction: str) -> Any:
     return fence
 
 
-#: What this thread wrote is seen by all blocks of the cluster before what it writes from here on.
-#: Mosaic's arrival at a barrier of the cluster orders writes within the block alone.
+#: Orders this thread's earlier writes before its later ones, as seen by all blocks of the cluster.
+#: Mosaic's arrival at a cluster barrier orders writes within the block only.
 cluster_fence = _fence("fence.acq_rel.cluster;")
-#: What threads wrote to the main memory is seen by the copies that they start from here on.
+#: Makes earlier writes to global memory visible to the asynchronous copies that start afterwards.
 copy_fence = _fence("fence.proxy.async;")

@@ -1,14 +1,14 @@
-"""The two walks as Pallas kernels for TPUs.
+"""The forward and the backward kernel for TPUs, in Pallas.
 
-A TPU walks the grid of a kernel in order, and what one cell of the grid leaves in scratch memory the
-next one finds there. So the grid (blocks of rows, chunks of time) is the time loop: W lies in VMEM
-from the first cell to the last, the states stay in scratch, and while one chunk is computed the next
-one's inputs are copied in and the last one's outputs out. The backward walk takes the chunks from the
-last to the first. Units are filled up to whole lanes of 128 with units whose weights are 0, and which
-stay 0; rows and steps behind the last one are neither read by others nor written.
+A TPU executes the grid of a kernel in order, and scratch memory persists from one grid step to the next. The
+grid (blocks of batch rows, chunks of time) therefore serves as the time loop. W stays in VMEM, and the states
+stay in scratch. While one chunk is computed, the inputs of the next are copied in and the outputs of the
+last are copied out. The backward kernel processes the chunks from the last to the first. Hidden units are
+padded to a multiple of 128 lanes with units whose weights are 0, so their states stay 0. Rows and steps
+beyond the end of the arrays affect no other rows or steps, and are not written back.
 
-``jax_default_matmul_precision`` holds for the products, too; ``"high"``, which Mosaic does not know, is
-``"highest"``.
+``jax_default_matmul_precision`` applies to the products. Mosaic does not support ``"high"``, so the kernels
+use ``"highest"`` instead.
 """
 
 from __future__ import annotations
@@ -24,83 +24,91 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from lstm_jax._types import Array, DType
-from lstm_jax.unrolling.kernels.engine import Engine, Inputs, Saved, Tangents, Walk, type_like
-from lstm_jax.unrolling.kernels.formulas import KINDS, LSTM_KIND, Kind, four, parts
+from lstm_jax.unrolling.kernels.engine import Engine, ForwardOutput, Inputs, Residuals, Tangents, type_like
+from lstm_jax.unrolling.kernels.formulas import (
+    FORMULAS,
+    LSTM_FORMULA,
+    CellFormula,
+    columns_by_index,
+    split_columns,
+    sum_terms,
+)
 from lstm_jax.unrolling.tiling import MiB
 
 LANES = 128
-#: Rows of a block are a multiple of this where there is more than one block: a tile of bfloat16.
+#: With more than one block, the rows of a block are a multiple of this: a tile of bfloat16.
 TILE = 16
-#: VMEM where the device does not tell: what a kernel of the oldest ones may have.
-VMEM = 16 * MiB
-#: Steps of a chunk. What a cell of the grid costs beside its work is shared by so many steps.
+#: VMEM if the device is unknown: what a kernel on the oldest TPUs may use.
+DEFAULT_VMEM = 16 * MiB
+#: Time steps per chunk, over which the overhead of a grid step is amortized.
 CHUNK = 16
-STATE = jnp.float32
-#: An index of 32 bits also where x64 is on: Mosaic knows no others.
+STATE_DTYPE = jnp.float32
+#: A 32-bit index even if x64 is enabled: Mosaic supports no other width.
 ZERO = np.int32(0)
 
 
 class Blocks(NamedTuple):
-    """How the grid is cut."""
+    """Block sizes of the grid."""
 
-    rows: int  # of the batch in a block
-    chunk: int  # steps of a chunk
+    rows: int  # batch rows per block
+    chunk: int  # time steps per chunk
 
 
-def vmem_bytes(rows: int, H: int, dtype: DType, chunk: int, kind: Kind = LSTM_KIND) -> int:
-    r"""VMEM that backward needs, in bytes; forward streams no more.
+def vmem_bytes(rows: int, H: int, dtype: DType, chunk: int, formula: CellFormula = LSTM_FORMULA) -> int:
+    r"""Bytes of VMEM that the backward kernel needs; the forward kernel needs no more.
 
-    Let :math:`H_p` be the units filled up to a multiple of 128, R the rows filled up to a multiple of 16, and
-    e the bytes of one number of the compute dtype. For each step and row, there stream in and out
+    Let :math:`H_p` be H padded to a multiple of 128, R the rows padded to a multiple of 16, and e the bytes
+    per element of the compute dtype. The bytes streamed per step and row are
 
-    .. math:: (16\ (gates) + 4\ (c_t) + e\ (\bar h_t) + 4\ (\bar c_t) + 4e\ (\bar z_t)) H_p + 512\ (valid)
+    .. math:: (16\ (gates) + 4\ (c_t) + e\ (\ref h_t) + 4\ (\ref c_t) + 4e\ (\ref z_t)) H_p + 512\ (valid)
 
-    bytes, a flag taking a row of 128 lanes. Of a streamed block there are two buffers: one is computed
-    with while the other is copied. Beside them lie W once, :math:`4 e H_p^2`, and 20 times a state of the
-    rows, :math:`4 R H_p`: c_0, its cotangent and c before the chunk in two buffers each, h and c in scratch,
-    and three times the gates for what a step keeps for a while. A GRU has three columns in W, and h in the
-    place of c: e bytes where c has 4, and no :math:`\bar c_t`.
+    where a flag takes a row of 128 lanes. Each streamed block has two buffers: one is in use while the other
+    is copied. In addition there are W once, :math:`4 e H_p^2`, and 20 times the size of a state of the rows,
+    :math:`4 R H_p`: two buffers each for c_0, its cotangent and c before the chunk, scratch for h and c, and
+    three times the gates for the intermediate values of a step. A GRU has three columns in W. It streams h
+    of e bytes instead of c of 4 bytes, and no :math:`\ref c_t`.
 
     >>> vmem_bytes(16, 512, jnp.bfloat16, 8) // 1024  # kB
     7168
     """
-    H, R, e = _up(H, LANES), _up(rows, TILE), jnp.dtype(dtype).itemsize
-    of_states = e + 8 if kind.count == 2 else 2 * e
+    H, R, e = _round_up(H, LANES), _round_up(rows, TILE), jnp.dtype(dtype).itemsize
+    of_states = e + 8 if formula.num_states == 2 else 2 * e
     streamed = (16 + of_states + 4 * e) * H + 4 * LANES
-    return 2 * chunk * R * streamed + len(kind.of_h) * e * H * H + 4 * R * H * (6 + 2 + 12)
+    weights = len(formula.recurrent_columns) * e * H * H
+    return 2 * chunk * R * streamed + weights + 4 * R * H * (6 + 2 + 12)
 
 
-def vmem() -> int:
-    """VMEM that a kernel may take: three quarters of the device's, or ``VMEM`` where there is none."""
+def available_vmem() -> int:
+    """VMEM that a kernel may use: three quarters of the device's, or ``DEFAULT_VMEM`` without a TPU."""
     if jax.default_backend() != "tpu":
-        return VMEM
-    return max(VMEM, pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4)
+        return DEFAULT_VMEM
+    return max(DEFAULT_VMEM, pltpu.get_tpu_info().vmem_capacity_bytes * 3 // 4)
 
 
-def blocks(T: int, B: int, H: int, dtype: DType, kind: Kind = LSTM_KIND) -> Blocks | None:
-    """The largest blocks of rows, and then the longest chunks, for which the VMEM is enough."""
-    rows, parts, enough = B, 1, vmem()
+def choose_blocks(T: int, B: int, H: int, dtype: DType, formula: CellFormula = LSTM_FORMULA) -> Blocks | None:
+    """The largest blocks of rows, and then the longest chunks, that fit into VMEM."""
+    rows, num_blocks, available = B, 1, available_vmem()
     while True:
         chunk = min(CHUNK, T)
-        while chunk and vmem_bytes(rows, H, dtype, chunk, kind) > enough:
+        while chunk and vmem_bytes(rows, H, dtype, chunk, formula) > available:
             chunk //= 2
         if chunk:
             return Blocks(rows, chunk)
         if rows <= TILE:
             return None
-        parts *= 2
-        rows = _up(pl.cdiv(B, parts), TILE)
+        num_blocks *= 2
+        rows = _round_up(pl.cdiv(B, num_blocks), TILE)
 
 
-def unsupported_reason(kind: Kind, T: int, B: int, H: int, dtype: DType) -> str | None:
-    """Why these kernels cannot take such a walk, or None."""
+def unsupported_reason(formula: CellFormula, T: int, B: int, H: int, dtype: DType) -> str | None:
+    """Why the kernels cannot run with these sizes, or None."""
     if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"the TPU kernel computes in float32 or bfloat16, and this is {jnp.dtype(dtype)}"
-    if T * B and blocks(T, B, H, dtype, kind) is None:
-        least = vmem_bytes(min(B, TILE), H, dtype, 1, kind)
+        return f"the TPU kernels compute in float32 or bfloat16, got {jnp.dtype(dtype)}"
+    if T * B and choose_blocks(T, B, H, dtype, formula) is None:
+        least = vmem_bytes(min(B, TILE), H, dtype, 1, formula)
         return (
-            f"{H} units in {jnp.dtype(dtype)} need {least / MiB:.1f} MiB of VMEM, W lying there whole, and "
-            f"{vmem() / MiB:.0f} MiB are there"
+            f"{H} units in {jnp.dtype(dtype)} need {least / MiB:.1f} MiB of VMEM to hold all of w_hh, and "
+            f"{available_vmem() / MiB:.0f} MiB are available"
         )
     return None
 
@@ -108,51 +116,58 @@ def unsupported_reason(kind: Kind, T: int, B: int, H: int, dtype: DType) -> str 
 # --- forward ------------------------------------------------------------------------------------
 
 
-def forward(kind: Kind, inputs: Inputs, save: bool, *, interpret: Any = False) -> Walk:
+def forward(formula: CellFormula, inputs: Inputs, save: bool, *, interpret: Any = False) -> ForwardOutput:
     """:func:`lstm_jax.unrolling.kernels.reference.forward` by a kernel."""
     T, (B, H) = len(inputs.u), inputs.carry[0].shape
-    cut = blocks(T, B, H, inputs.u.dtype, kind)
-    assert cut is not None  # obstacle has been asked
+    blocks = choose_blocks(T, B, H, inputs.u.dtype, formula)
+    assert blocks is not None  # unsupported_reason has returned None
     ins = Inputs(
-        _wide(inputs.u, len(kind.of_x)),
-        _wide(_tall(inputs.w_hh), len(kind.of_h)),
-        None if inputs.bias is None else _wide(inputs.bias[None], 4),
-        tuple(map(_wide, inputs.carry)),
+        _pad_units(inputs.u, len(formula.input_columns)),
+        _pad_units(_pad_rows(inputs.w_hh), len(formula.recurrent_columns)),
+        None if inputs.bias is None else _pad_units(inputs.bias[None], 4),
+        tuple(map(_pad_units, inputs.carry)),
         None if inputs.valid is None else inputs.valid[..., None].astype(jnp.int32),
     )
-    spec = _Specs(cut, lambda i: i)
-    step = spec.steps
-    first = tuple(map(spec.rows, ins.carry))
-    in_specs = Inputs(step(ins.u), _whole(ins.w_hh), _whole(ins.bias), first, step(ins.valid))
-    wide = ins.carry[0].shape[-1]
-    like = partial(type_like, inputs.carry[0])
-    outs = Walk(
-        tuple(like((T, B, wide), a.dtype) for a in ins.carry),
-        like((T, B, 4 * wide), STATE) if save else None,
+    specs = _BlockSpecs(blocks, lambda i: i)
+    step, row = specs.steps, specs.rows
+    in_specs = Inputs(
+        step(ins.u), _full_spec(ins.w_hh), _full_spec(ins.bias), tuple(map(row, ins.carry)), step(ins.valid)
     )
-    states = [pltpu.VMEM((cut.rows, wide), a.dtype) for a in ins.carry]
-    kernel = partial(_forward_kernel, kind, T, cut.chunk)
-    scanned = _call(kernel, cut, (T, B), (ins, in_specs), (outs, jax.tree.map(step, outs)), states, interpret)
-    gates = None if scanned.gates is None else _narrow(scanned.gates, H, 4)
-    return Walk(tuple(_narrow(a, H) for a in scanned.states), gates)
+    padded_H = ins.carry[0].shape[-1]
+    out_type = partial(type_like, inputs.carry[0])
+    outs = ForwardOutput(
+        tuple(out_type((T, B, padded_H), a.dtype) for a in ins.carry),
+        out_type((T, B, 4 * padded_H), STATE_DTYPE) if save else None,
+    )
+    scratch = [pltpu.VMEM((blocks.rows, padded_H), a.dtype) for a in ins.carry]
+    kernel = partial(_forward_kernel, formula, T, blocks.chunk)
+    out_specs = jax.tree.map(step, outs)
+    scanned = _call(kernel, blocks, (T, B), (ins, in_specs), (outs, out_specs), scratch, interpret)
+    gates = None if scanned.gates is None else _unpad_units(scanned.gates, H, 4)
+    return ForwardOutput(tuple(_unpad_units(a, H) for a in scanned.states), gates)
 
 
-def _forward_kernel(kind: Kind, T: int, chunk: int, ins: Inputs, outs: Walk, *states: Any) -> None:
+def _forward_kernel(
+    formula: CellFormula, T: int, chunk: int, ins: Inputs, outs: ForwardOutput, *states: Any
+) -> None:
     index = pl.program_id(1)
 
     @pl.when(index == 0)
-    def _begin() -> None:
-        for state, first in zip(states, ins.carry, strict=True):
-            state[...] = first[...]
+    def _initialize() -> None:
+        for state, initial in zip(states, ins.carry, strict=True):
+            state[...] = initial[...]
 
     def step(t: Any, _: None) -> None:
-        heard = _product(states[0][...], ins.w_hh[...], 0)
-        terms = [parts(ins.u[t].astype(STATE), kind.of_x), parts(heard, kind.of_h)]
+        recurrent = _product(states[0][...], ins.w_hh[...], 0)
+        terms = [
+            columns_by_index(ins.u[t].astype(STATE_DTYPE), formula.input_columns),
+            columns_by_index(recurrent, formula.recurrent_columns),
+        ]
         if ins.bias is not None:
-            bias = jnp.broadcast_to(ins.bias[...], (heard.shape[0], ins.bias.shape[-1]))
-            terms.append(parts(bias, range(4)))
-        gates = kind.activate(kind.total(*terms))
-        new = kind.update(gates, states[-1][...].astype(STATE))
+            bias = jnp.broadcast_to(ins.bias[...], (recurrent.shape[0], ins.bias.shape[-1]))
+            terms.append(columns_by_index(bias, range(4)))
+        gates = formula.activate(sum_terms(*terms))
+        new = formula.update(gates, states[-1][...].astype(STATE_DTYPE))
         for state, a, out in zip(states, new, outs.states, strict=True):
             a = a.astype(state.dtype)
             if ins.valid is not None:
@@ -167,105 +182,123 @@ def _forward_kernel(kind: Kind, T: int, chunk: int, ins: Inputs, outs: Walk, *st
 # --- backward -----------------------------------------------------------------------------------
 
 
-class _Backward(NamedTuple):
-    """What the backward kernel reads."""
+class _BackwardInputs(NamedTuple):
+    """Arguments of the backward kernel."""
 
-    saved: Saved
-    before: Any  # the memory after the step before the chunk
-    wanted: Any
+    residuals: Residuals
+    before_chunk: Any  # the cell state after the step before the chunk
+    cotangents: Any
 
 
-def backward(kind: Kind, saved: Saved, wanted: Any, *, interpret: Any = False) -> Tangents:
+def backward(
+    formula: CellFormula, residuals: Residuals, cotangents: Any, *, interpret: Any = False
+) -> Tangents:
     """:func:`lstm_jax.unrolling.kernels.reference.backward` by a kernel."""
-    (T, B, H), compute = saved.memory.shape, saved.w_hh.dtype
-    cut = blocks(T, B, H, compute, kind)
-    assert cut is not None
-    last = pl.cdiv(T, cut.chunk) - 1
-    spec = _Specs(cut, lambda i: last - i)
-    step, row = spec.steps, spec.rows
-    memory = _wide(saved.memory)
-    valid = None if saved.valid is None else saved.valid[..., None].astype(jnp.int32)
-    weights = _wide(_tall(saved.w_hh), len(kind.of_h))
-    saved = Saved(weights, _wide(saved.gates, 4), memory, _wide(saved.first), valid)
-    ins = _Backward(saved, memory, tuple(map(_wide, wanted)))
-    wide = memory.shape[-1]
-    before = pl.BlockSpec(
-        (1, cut.rows, wide), lambda b, i: (jnp.maximum((last - i) * cut.chunk - 1, 0), b, ZERO)
+    (T, B, H), compute = residuals.cell_states.shape, residuals.w_hh.dtype
+    blocks = choose_blocks(T, B, H, compute, formula)
+    assert blocks is not None  # unsupported_reason has returned None
+    last = pl.cdiv(T, blocks.chunk) - 1
+    specs = _BlockSpecs(blocks, lambda i: last - i)
+    step, row = specs.steps, specs.rows
+    out_type = partial(type_like, residuals.cell_states)
+    valid = None if residuals.valid is None else residuals.valid[..., None].astype(jnp.int32)
+    residuals = Residuals(
+        _pad_units(_pad_rows(residuals.w_hh), len(formula.recurrent_columns)),
+        _pad_units(residuals.gates, 4),
+        _pad_units(residuals.cell_states),
+        _pad_units(residuals.initial),
+        valid,
     )
-    in_specs = _Backward(
-        Saved(_whole(saved.w_hh), step(saved.gates), step(memory), row(saved.first), step(valid)),
-        before,
-        tuple(map(step, ins.wanted)),
+    cell_states = residuals.cell_states
+    ins = _BackwardInputs(residuals, cell_states, tuple(map(_pad_units, cotangents)))
+    padded_H = cell_states.shape[-1]
+    before_chunk = pl.BlockSpec(
+        (1, blocks.rows, padded_H), lambda b, i: (jnp.maximum((last - i) * blocks.chunk - 1, 0), b, ZERO)
     )
-    like = partial(type_like, saved.memory)
-    outs = Tangents(like((T, B, 4 * wide), compute), tuple(like((B, wide), a.dtype) for a in wanted))
+    residuals_specs = Residuals(
+        _full_spec(residuals.w_hh),
+        step(residuals.gates),
+        step(cell_states),
+        row(residuals.initial),
+        step(valid),
+    )
+    in_specs = _BackwardInputs(residuals_specs, before_chunk, tuple(map(step, ins.cotangents)))
+    outs = Tangents(
+        out_type((T, B, 4 * padded_H), compute), tuple(out_type((B, padded_H), a.dtype) for a in cotangents)
+    )
     out_specs = Tangents(step(outs.zs), tuple(map(row, outs.carry)))
-    states = [pltpu.VMEM((cut.rows, wide), STATE) for _ in wanted]
-    kernel = partial(_backward_kernel, kind, T, cut.chunk)
-    d = _call(kernel, cut, (T, B), (ins, in_specs), (outs, out_specs), states, interpret)
-    return Tangents(_narrow(d.zs, H, 4), tuple(_narrow(a, H) for a in d.carry))
+    scratch = [pltpu.VMEM((blocks.rows, padded_H), STATE_DTYPE) for _ in cotangents]
+    kernel = partial(_backward_kernel, formula, T, blocks.chunk)
+    result = _call(kernel, blocks, (T, B), (ins, in_specs), (outs, out_specs), scratch, interpret)
+    return Tangents(_unpad_units(result.zs, H, 4), tuple(_unpad_units(a, H) for a in result.carry))
 
 
-def _backward_kernel(kind: Kind, T: int, chunk: int, ins: _Backward, outs: Tangents, *bars: Any) -> None:
-    (w_hh, gates, memory, first, valid), before_chunk, wanted = ins
+def _backward_kernel(
+    formula: CellFormula, T: int, chunk: int, ins: _BackwardInputs, outs: Tangents, *carry_refs: Any
+) -> None:
+    (w_hh, gates, cell_states, initial, valid), before_chunk, cotangents = ins
     last = pl.num_programs(1) - 1
     index = last - pl.program_id(1)
 
     @pl.when(index == last)
-    def _begin() -> None:
-        for bar in bars:
-            bar[...] = jnp.zeros_like(bar)
+    def _initialize() -> None:
+        for ref in carry_refs:
+            ref[...] = jnp.zeros_like(ref)
 
     steps = jnp.minimum(chunk, T - index * chunk)
 
-    def step(count: Any, _: None) -> None:
-        t = steps - 1 - count
-        asked = tuple(bar[...] + a[t].astype(STATE) for bar, a in zip(bars, wanted, strict=True))
-        before = jnp.where(index > 0, before_chunk[0], first[...])
-        before = jnp.where(t > 0, memory[jnp.maximum(t - 1, 0)], before).astype(STATE)
-        zs, of_memory = kind.cotangent(four(gates[t]), before, memory[t].astype(STATE), asked)
+    def step(n: Any, _: None) -> None:
+        t = steps - 1 - n
+        state_cotangents = tuple(
+            ref[...] + a[t].astype(STATE_DTYPE) for ref, a in zip(carry_refs, cotangents, strict=True)
+        )
+        previous = jnp.where(index > 0, before_chunk[0], initial[...])
+        previous = jnp.where(t > 0, cell_states[jnp.maximum(t - 1, 0)], previous).astype(STATE_DTYPE)
+        gates_t, new = split_columns(gates[t]), cell_states[t].astype(STATE_DTYPE)
+        zs, cell_state_bar = formula.cotangent(gates_t, previous, new, state_cotangents)
         z = jnp.concatenate(zs, axis=-1)
-        there = None if valid is None else jnp.broadcast_to(valid[t], z.shape) != 0
-        if there is not None:
-            z = jnp.where(there, z, jnp.zeros_like(z))
+        is_valid = None if valid is None else jnp.broadcast_to(valid[t], z.shape) != 0
+        if is_valid is not None:
+            z = jnp.where(is_valid, z, jnp.zeros_like(z))
         z = z.astype(w_hh.dtype)
         outs.zs[t] = z
-        units = before.shape[-1]
-        of_h = _product(z[:, : len(kind.of_h) * units], w_hh[...], 1)
-        new = (of_h, of_memory) if kind.count == 2 else (of_h + of_memory,)
-        for bar, a, old in zip(bars, new, asked, strict=True):
-            bar[...] = a if there is None else jnp.where(there[:, :units], a, old)
+        padded_H = previous.shape[-1]
+        h_bar = _product(z[:, : len(formula.recurrent_columns) * padded_H], w_hh[...], 1)
+        new_cotangents = (h_bar, cell_state_bar) if formula.num_states == 2 else (h_bar + cell_state_bar,)
+        for ref, a, unchanged in zip(carry_refs, new_cotangents, state_cotangents, strict=True):
+            ref[...] = a if is_valid is None else jnp.where(is_valid[:, :padded_H], a, unchanged)
 
     lax.fori_loop(0, steps, step, None)
 
     @pl.when(index == 0)
-    def _end() -> None:
-        for out, bar in zip(outs.carry, bars, strict=True):
-            out[...] = bar[...].astype(out.dtype)
+    def _store_carry() -> None:
+        for out, ref in zip(outs.carry, carry_refs, strict=True):
+            out[...] = ref[...].astype(out.dtype)
 
 
 # --- blocks -------------------------------------------------------------------------------------
 
 
-class _Specs(NamedTuple):
-    """Which blocks of an array the cell (b, i) of the grid works on; ``at`` tells the chunk."""
+class _BlockSpecs(NamedTuple):
+    """Block specs for the grid (b, i): b is the block of rows, ``chunk_index(i)`` the chunk of time."""
 
-    cut: Blocks
-    at: Any
+    blocks: Blocks
+    chunk_index: Any
 
     def steps(self, a: Any) -> Any:
-        """Of (T, B, ...): a chunk of time of a block of rows."""
+        """For (T, B, ...): a chunk of time of a block of rows."""
         if a is None:
             return None
-        return pl.BlockSpec((self.cut.chunk, self.cut.rows, a.shape[-1]), lambda b, i: (self.at(i), b, ZERO))
+        shape = (self.blocks.chunk, self.blocks.rows, a.shape[-1])
+        return pl.BlockSpec(shape, lambda b, i: (self.chunk_index(i), b, ZERO))
 
     def rows(self, a: Any) -> Any:
-        """Of (B, ...): a block of rows."""
-        return pl.BlockSpec((self.cut.rows, a.shape[-1]), lambda b, i: (b, ZERO))
+        """For (B, ...): a block of rows."""
+        return pl.BlockSpec((self.blocks.rows, a.shape[-1]), lambda b, i: (b, ZERO))
 
 
-def _whole(a: Any) -> Any:
-    """All of it, always, and so in one buffer."""
+def _full_spec(a: Any) -> Any:
+    """The whole array in every grid step, which needs only one buffer."""
     if a is None:
         return None
     return pl.BlockSpec(a.shape, lambda b, i: (ZERO, ZERO), pipeline_mode=pl.Buffered(1))
@@ -273,80 +306,80 @@ def _whole(a: Any) -> Any:
 
 def _call(
     kernel: Any,
-    cut: Blocks,
+    blocks: Blocks,
     sizes: tuple[int, int],
     ins: tuple[Any, Any],
     outs: tuple[Any, Any],
     scratch: Any,
     interpret: Any,
 ) -> Any:
-    """The kernel on T steps and B rows; what goes in and comes out, each with its blocks."""
+    """Run the kernel on T steps and B rows. ``ins`` and ``outs`` are pairs: arrays or types, block specs."""
     T, B = sizes
     return pl.pallas_call(
         kernel,
         (outs[0],),
-        grid=(pl.cdiv(B, cut.rows), pl.cdiv(T, cut.chunk)),
+        grid=(pl.cdiv(B, blocks.rows), pl.cdiv(T, blocks.chunk)),
         in_specs=(ins[1],),
         out_specs=(outs[1],),
         scratch_shapes=scratch,
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=vmem()
+            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=available_vmem()
         ),
         interpret=interpret,
     )(ins[0])[0]
 
 
 def _product(x: Array, w: Array, axis: int) -> Array:
-    """x times w or, summed over the other axis of w, times w transposed.
+    """The product of x and w, summed over ``axis`` of w: 0 for x w, 1 for x wᵀ.
 
-    Products of bfloat16 are exact at any precision, and Mosaic takes no other than the default for them.
+    Products of bfloat16 are exact at any precision, and Mosaic accepts only the default precision for them.
     """
-    told = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    precision = lax.Precision.HIGHEST if told in ("high", "tensorfloat32", "bfloat16_3x") else None
-    if x.dtype != STATE:
+    default = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    precision = lax.Precision.HIGHEST if default in ("high", "tensorfloat32", "bfloat16_3x") else None
+    if x.dtype != STATE_DTYPE:
         precision = lax.Precision.DEFAULT
     dims = (((1,), (axis,)), ((), ()))
-    return lax.dot_general(x, w, dims, precision=precision, preferred_element_type=STATE)
+    return lax.dot_general(x, w, dims, precision=precision, preferred_element_type=STATE_DTYPE)
 
 
-def _up(n: int, multiple: int) -> int:
+def _round_up(n: int, multiple: int) -> int:
     return pl.cdiv(n, multiple) * multiple
 
 
-def _wide(a: Any, parts: int = 1) -> Any:
-    """Each of the parts that lie side by side on the last axis, filled up to whole lanes."""
-    size = a.shape[-1] // parts
-    more = _up(size, LANES) - size
-    if not more:
+def _pad_units(a: Any, num_columns: int = 1) -> Any:
+    """Pad the units of each column on the last axis to a multiple of 128 lanes."""
+    size = a.shape[-1] // num_columns
+    padding = _round_up(size, LANES) - size
+    if not padding:
         return a
-    a = a.reshape(*a.shape[:-1], parts, size)
-    a = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, more)])
-    return a.reshape(*a.shape[:-2], parts * (size + more))
+    a = a.reshape(*a.shape[:-1], num_columns, size)
+    a = jnp.pad(a, [(0, 0)] * (a.ndim - 1) + [(0, padding)])
+    return a.reshape(*a.shape[:-2], num_columns * (size + padding))
 
 
-def _tall(w: Any) -> Any:
-    """Rows of zeros for the units that fill up the lanes."""
-    return jnp.pad(w, [(0, _up(w.shape[0], LANES) - w.shape[0]), (0, 0)])
+def _pad_rows(w: Any) -> Any:
+    """Pad the rows of w with zeros to a multiple of 128."""
+    return jnp.pad(w, [(0, _round_up(w.shape[0], LANES) - w.shape[0]), (0, 0)])
 
 
-def _narrow(a: Any, size: int, parts: int = 1) -> Any:
-    """The parts without what filled them up."""
-    if a.shape[-1] == parts * size:
+def _unpad_units(a: Any, size: int, num_columns: int = 1) -> Any:
+    """The inverse of :func:`_pad_units`."""
+    if a.shape[-1] == num_columns * size:
         return a
-    return a.reshape(*a.shape[:-1], parts, -1)[..., :size].reshape(*a.shape[:-1], parts * size)
+    return a.reshape(*a.shape[:-1], num_columns, -1)[..., :size].reshape(*a.shape[:-1], num_columns * size)
 
 
-def _engine(kind: Kind, name: str, **how: Any) -> Engine:
+def _engine(formula: CellFormula, name: str, **options: Any) -> Engine:
     return Engine(
-        kind,
+        formula,
         name,
-        partial(unsupported_reason, kind),
-        partial(forward, kind, **how),
-        partial(backward, kind, **how),
+        partial(unsupported_reason, formula),
+        partial(forward, formula, **options),
+        partial(backward, formula, **options),
     )
 
 
-ENGINES = {kind: _engine(kind, "TPU kernel") for kind in KINDS}
-#: By the interpreter that is a program of XLA's: unlike Pallas' simulator of a TPU, it has no side effects,
-#: which derivatives, vmap and remat would stumble over.
-INTERPRETED = {kind: _engine(kind, "TPU kernel, interpreted", interpret=True) for kind in KINDS}
+ENGINES = {formula: _engine(formula, "TPU kernel") for formula in FORMULAS}
+#: Interpreted as an XLA program. Unlike Pallas' TPU simulator it has no side effects, which differentiation,
+#: vmap and remat do not support.
+INTERPRETED = {formula: _engine(formula, "TPU kernel, interpreted", interpret=True) for formula in FORMULAS}

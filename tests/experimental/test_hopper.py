@@ -1,7 +1,7 @@
-"""The kernels for Hopper GPUs without one: run in an interpreter, and lowered.
+"""The Hopper kernels without a Hopper GPU: run in an interpreter, and lowered.
 
-Pallas interprets GPU kernels since jax 0.12, with threads for blocks, memory that nobody wrote as NaN, and
-a detector of races; ``hopper_interpreter`` adds the shared memory of other blocks. On a device:
+Since jax 0.12, Pallas interprets GPU kernels. It runs blocks as threads, fills unwritten memory with NaN and
+detects races. ``hopper_interpreter`` adds access to the shared memory of other blocks. On a device, use
 ``python -m benchmarks.device``.
 """
 
@@ -19,27 +19,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from members import daily, slow
-from oracle_kernels import problem, saved_for, walk, walk_back
+from oracle_kernels import problem, reference_backward, reference_forward, residuals_for
 
 import lstm_jax
 from lstm_jax.experimental import hopper, hopper_blocks, hopper_names
 from lstm_jax.experimental.hopper_plan import Plan
-from lstm_jax.unrolling.kernels.engine import saved_of
-from lstm_jax.unrolling.kernels.formulas import GRU_KIND, KINDS, LSTM_KIND
+from lstm_jax.unrolling.kernels.engine import residuals_of
+from lstm_jax.unrolling.kernels.formulas import FORMULAS, GRU_FORMULA, LSTM_FORMULA
 from lstm_jax.unrolling.kernels.reference import REFERENCES
 from lstm_jax.unrolling.kernels.select import interpret
 
-BOTH = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+BOTH_CELLS = pytest.mark.parametrize("formula", FORMULAS, ids=lambda formula: formula.name)
 EPS = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 
 interpreted = pytest.mark.skipif(
-    hopper_names.INTERPRETER is None, reason="Pallas interprets kernels for GPUs since jax 0.12"
+    hopper_names.INTERPRETER is None, reason="Pallas' interpreter for GPU kernels requires jax 0.12 or newer"
 )
 
 
 @pytest.fixture(autouse=True)
 def watchdog():
-    """Blocks that wait for each other for ever end the process, with all its stacks."""
+    """If blocks deadlock, dump all stacks and end the process."""
     faulthandler.dump_traceback_later(600, exit=True)
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -48,8 +48,8 @@ def watchdog():
 # --- against the oracle, float64 ----------------------------------------------------------------
 
 
-def close(found, expected, dtype, factor=4):
-    """Within some roundings to the compute dtype, of the largest."""
+def assert_close(found, expected, dtype, factor=4):
+    """Within ``factor`` roundings to the compute dtype, relative to the largest entry of each array."""
     for (name, a), b in zip(jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         a = np.asarray(a, np.float64)
         assert a.shape == b.shape and np.isfinite(a).all(), name
@@ -57,54 +57,56 @@ def close(found, expected, dtype, factor=4):
         assert error < factor * EPS[dtype] * scale, (name, error, scale)
 
 
-def check(kind, to, T, B, H, dtype, *, ways=(None, None), **options):
-    """Both walks against the oracle, without races."""
+def check(formula, plan, T, B, H, dtype, *, exchanges=(None, None), **problem_options):
+    """Forward and backward agree with the oracle and have no races."""
     races = hopper_interpreter().races_found
-    how = {"to": to._replace(hear=len(kind.of_h)), "interpret": hopper_names.interpreter()}
-    inputs, wanted = problem(kind, T, B, H, dtype, **options)
-    expected = walk(kind, inputs)
-    close(hopper.forward(kind, inputs, True, exchange=ways[0], **how), expected, dtype)
+    plan = plan._replace(recurrent_columns=len(formula.recurrent_columns))
+    options = {"plan": plan, "interpret": hopper_names.interpreter()}
+    inputs, cotangents = problem(formula, T, B, H, dtype, **problem_options)
+    expected = reference_forward(formula, inputs)
+    found = hopper.forward(formula, inputs, True, exchange=exchanges[0], **options)
+    assert_close(found, expected, dtype)
     assert not races()
-    saved = saved_for(inputs, expected)
-    found = hopper.backward(kind, saved, wanted, exchange=ways[1], **how)
-    close(found, walk_back(kind, saved, wanted), dtype)
+    residuals = residuals_for(inputs, expected)
+    found = hopper.backward(formula, residuals, cotangents, exchange=exchanges[1], **options)
+    assert_close(found, reference_backward(formula, residuals, cotangents), dtype)
     assert not races()
 
 
 def hopper_interpreter():
-    """Only where there is an interpreter to teach."""
+    """Import the module lazily, because older versions of JAX have no interpreter to extend."""
     import hopper_interpreter
 
     return hopper_interpreter
 
 
-@BOTH
-def test_the_oracle_is_the_cell(kind):
-    """Forward is the unroll's oracle, backward is forward's derivative."""
-    inputs, wanted = problem(kind, 3, 2, 3, "float32", seed=1)
-    zs, carry = walk_back(kind, saved_for(inputs, walk(kind, inputs)), wanted)
-    u_bar = np.concatenate([np.split(zs, 4, axis=-1)[n] for n in kind.of_x], axis=-1)
+@BOTH_CELLS
+def test_the_oracle_backward_is_the_derivative_of_its_forward(formula):
+    """Finite differences with respect to the inputs and the initial states."""
+    inputs, cotangents = problem(formula, 3, 2, 3, "float32", seed=1)
+    residuals = residuals_for(inputs, reference_forward(formula, inputs))
+    zs, carry = reference_backward(formula, residuals, cotangents)
+    u_bar = np.concatenate([np.split(zs, 4, axis=-1)[n] for n in formula.input_columns], axis=-1)
     rng, step = np.random.default_rng(0), 1e-6
 
-    def slope(at, gradient, put):
-        base = np.asarray(at, np.float64)
-        way = rng.normal(size=base.shape)
+    def check_derivative(point, gradient, replace):
+        point = np.asarray(point, np.float64)
+        direction = rng.normal(size=point.shape)
 
-        def value(moved):
-            states = walk(kind, put(moved)).states
-            return sum(np.sum(a * np.asarray(b)) for a, b in zip(states, wanted, strict=True))
+        def value(a):
+            states = reference_forward(formula, replace(a)).states
+            return sum(np.sum(a * np.asarray(b)) for a, b in zip(states, cotangents, strict=True))
 
-        found = (value(base + step * way) - value(base - step * way)) / (2 * step)
-        assert np.isclose(found, np.sum(gradient * way), rtol=1e-5)
+        found = (value(point + step * direction) - value(point - step * direction)) / (2 * step)
+        assert np.isclose(found, np.sum(gradient * direction), rtol=1e-5)
 
-    slope(inputs.u, u_bar, lambda u: inputs._replace(u=u))
-    for n, (first, bar) in enumerate(zip(inputs.carry, carry, strict=True)):
-        others = list(inputs.carry)
+    check_derivative(inputs.u, u_bar, lambda u: inputs._replace(u=u))
+    for n, (initial, bar) in enumerate(zip(inputs.carry, carry, strict=True)):
 
-        def put(moved, n=n, others=others):
-            return inputs._replace(carry=(*others[:n], moved, *others[n + 1 :]))
+        def replace(a, n=n):
+            return inputs._replace(carry=(*inputs.carry[:n], a, *inputs.carry[n + 1 :]))
 
-        slope(first, bar, put)
+        check_derivative(initial, bar, replace)
 
 
 # --- the kernels, interpreted --------------------------------------------------------------------
@@ -119,69 +121,78 @@ def test_the_oracle_is_the_cell(kind):
         (1, 1, 3, "float16", {"bias": False, "masked": False}),
     ],
 )
-@BOTH
-def test_one_block(kind, T, B, H, dtype, options):
-    check(kind, hopper.planned(kind, B, H, dtype), T, B, H, dtype, **options)
+@BOTH_CELLS
+def test_one_block(formula, T, B, H, dtype, options):
+    check(formula, hopper.supported_plan(formula, B, H, dtype), T, B, H, dtype, **options)
 
 
 @interpreted
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("masked", [True, False])
 def test_several_launches(masked):
-    """Three of 16 rows, the last one with 5."""
-    kind = LSTM_KIND if masked else GRU_KIND
-    check(kind, Plan("cluster", 1, 64, 16, 1), 2, 37, 20, "float16", masked=masked)
+    """Three launches of 16 rows; the last one has 5."""
+    formula = LSTM_FORMULA if masked else GRU_FORMULA
+    check(formula, Plan("cluster", 1, 64, 16, 1), 2, 37, 20, "float16", masked=masked)
 
 
-#: Small ones of each form, and how their blocks exchange; a grid's blocks as those of a cluster, which is
-#: what the interpreter runs at once.
+#: Small plans of each form, and the exchanges forward and backward. Grids use barriers, which launch them as
+#: clusters, because the interpreter does not run the blocks of a grid concurrently.
 FORMS = {
     "async": (Plan("cluster", 2, 32, 16, 1), "async", "barrier"),
     "fence": (Plan("cluster", 2, 32, 16, 2), "fence", "barrier"),
     "grid": (Plan("grid", 4, 16, 16, 1), "barrier", "barrier"),
-    # some of the weights in registers, h whole; h in three pieces, the last one shorter, with and without the
-    # weights of the first one in registers
-    "registers": (Plan("grid", 2, 96, 16, 1, held=128, held_back=64), "barrier", "barrier"),
+    # A part of the weights in registers, and h whole.
+    "registers": (Plan("grid", 2, 96, 16, 1, register_columns=128, register_rows=64), "barrier", "barrier"),
+    # h in three pieces, the last one shorter, without and with the weights of the first one in registers.
     "pieces": (Plan("grid", 2, 160, 16, 1, piece=128), "barrier", "barrier"),
-    "both": (Plan("grid", 2, 160, 16, 1, piece=128, held=128, held_back=192), "barrier", "barrier"),
+    "both": (
+        Plan("grid", 2, 160, 16, 1, piece=128, register_columns=128, register_rows=192),
+        "barrier",
+        "barrier",
+    ),
 }
 
 
 @interpreted
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("form", FORMS)
-@BOTH
-def test_several_blocks(kind, form):
-    to, *ways = FORMS[form]
+@BOTH_CELLS
+def test_several_blocks(formula, form):
+    plan, *exchanges = FORMS[form]
     with hopper_interpreter().clusters():
-        check(kind, to, 3, to.slices * 16 - 5, to.width - 4, "bfloat16", ways=ways)
+        B, H = plan.slices * 16 - 5, plan.padded_H - 4
+        check(formula, plan, 3, B, H, "bfloat16", exchanges=exchanges)
 
 
-#: As many blocks as a cluster can have, or a grid's in its place, with the units that a grid's have.
+#: As many blocks as a cluster can have, of 16 units, as many as the blocks of a grid have.
 BIG = {
     "async": (Plan("cluster", 16, 16, 16, 1), "async", "barrier"),
     "fence": (Plan("cluster", 8, 16, 16, 1), "fence", "barrier"),
-    "pieces": (Plan("grid", 16, 16, 16, 1, piece=64, held=64, held_back=64), "barrier", "barrier"),
+    "pieces": (
+        Plan("grid", 16, 16, 16, 1, piece=64, register_columns=64, register_rows=64),
+        "barrier",
+        "barrier",
+    ),
 }
 
 
 def check_big(form):
-    to, *ways = BIG[form]
+    plan, *exchanges = BIG[form]
     with hopper_interpreter().clusters():
-        check(LSTM_KIND, to, 2, 11, to.width - 3, "bfloat16", ways=ways)
+        check(LSTM_FORMULA, plan, 2, 11, plan.padded_H - 3, "bfloat16", exchanges=exchanges)
 
 
 @interpreted
 @pytest.mark.slow
 @pytest.mark.parametrize("form", BIG)
 def test_many_blocks(form):
-    """XLA has a thread for each processor, and each block that waits takes one: told of 32 processors."""
-    here = Path(__file__).parent
-    path = os.pathsep.join(map(str, (here, here.parent, here.parents[1])))
+    """Each waiting block occupies one of XLA's threads, so the process runs with NPROC=32 threads."""
+    folder = Path(__file__).parent
+    path = os.pathsep.join(map(str, (folder, folder.parent, folder.parents[1])))
     environment = os.environ | {"NPROC": "32", "PYTHONPATH": path}
     script = f"import test_hopper; test_hopper.check_big({form!r})"
-    done = subprocess.run([sys.executable, "-c", script], env=environment, timeout=300)
-    assert done.returncode == 0
+    process = subprocess.run([sys.executable, "-c", script], env=environment, timeout=300)
+    assert process.returncode == 0
 
 
 @interpreted
@@ -189,28 +200,29 @@ def test_many_blocks(form):
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("rows", [32, 64])
 @pytest.mark.parametrize("form", FORMS)
-@BOTH
-def test_more_rows_and_steps(kind, form, rows):
-    to, *ways = FORMS[form]
+@BOTH_CELLS
+def test_more_rows_and_steps(formula, form, rows):
+    plan, *exchanges = FORMS[form]
+    plan = plan._replace(rows=rows, slices=2)
     with hopper_interpreter().clusters():
-        check(kind, to._replace(rows=rows, slices=2), 7, rows + 3, to.width, "float16", ways=ways)
+        check(formula, plan, 7, rows + 3, plan.padded_H, "float16", exchanges=exchanges)
 
 
 @interpreted
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiles")
 def test_a_grid_in_launches():
-    to, *ways = FORMS["grid"]
+    plan, *exchanges = FORMS["grid"]
     with hopper_interpreter().clusters():
-        check(GRU_KIND, to, 2, 37, to.width, "float16", ways=ways)
+        check(GRU_FORMULA, plan, 2, 37, plan.padded_H, "float16", exchanges=exchanges)
 
 
 @interpreted
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiles")
-def test_same_bits():
-    inputs, _ = problem(LSTM_KIND, 2, 3, 20, "bfloat16")
-    found = [jax.tree.leaves(hopper.INTERPRETED[LSTM_KIND].forward(inputs, True)) for _ in range(2)]
+def test_results_are_deterministic():
+    inputs, _ = problem(LSTM_FORMULA, 2, 3, 20, "bfloat16")
+    found = [jax.tree.leaves(hopper.INTERPRETED[LSTM_FORMULA].forward(inputs, True)) for _ in range(2)]
     assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
 
 
@@ -218,18 +230,19 @@ def test_same_bits():
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("form", FORMS)
-def test_blocks_that_do_not_wait_are_found(form):
-    """The interpreter sees what these tests are here for."""
-    to, *ways = FORMS[form]
-    inputs, _ = problem(LSTM_KIND, 3, 2, to.width, "bfloat16")
-    expected, interpreter = walk(LSTM_KIND, inputs).states[0], hopper_interpreter()
-    with interpreter.clusters(), mock.patch.object(hopper_blocks.Meeting, "wait", lambda self, n: None):
+def test_missing_synchronization_is_detected(form):
+    """The interpreter finds the errors that these tests rely on it to find."""
+    plan, *exchanges = FORMS[form]
+    inputs, _ = problem(LSTM_FORMULA, 3, 2, plan.padded_H, "bfloat16")
+    expected, interpreter = reference_forward(LSTM_FORMULA, inputs).states[0], hopper_interpreter()
+    no_wait = mock.patch.object(hopper_blocks.SliceBarrier, "wait", lambda self, n: None)
+    with interpreter.clusters(), no_wait:
         try:
-            how = {"to": to, "exchange": ways[0], "interpret": hopper_names.interpreter()}
-            found = hopper.forward(LSTM_KIND, inputs, False, **how).states[0]
-            right = np.allclose(found.astype(jnp.float32), expected, atol=0.02)
-            assert interpreter.races_found() or not right
-        except Exception as error:  # a barrier that is left with arrivals nobody waited for
+            options = {"plan": plan, "exchange": exchanges[0], "interpret": hopper_names.interpreter()}
+            found = hopper.forward(LSTM_FORMULA, inputs, False, **options).states[0]
+            correct = np.allclose(found.astype(jnp.float32), expected, atol=0.02)
+            assert interpreter.races_found() or not correct
+        except Exception as error:  # the kernel ended with arrivals left at a barrier
             assert "arriv" in str(error) or "race" in str(error).lower(), error
             interpreter.reset()
 
@@ -257,21 +270,21 @@ def test_through_unroll(cell):
         assert np.allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=0.03, rtol=0.03)
 
 
-# --- lowered for a GPU that is not there -----------------------------------------------------------
+# --- lowered without a GPU -------------------------------------------------------------------------
 
 
 def lowered(f, *args):
-    """The program for CUDA; Mosaic's lowering has passed, what the driver's compiler says is open."""
-    where = contextlib.nullcontext()
-    if hasattr(jax.sharding, "AbstractDevice"):  # newer jax asks for which device
+    """The program for CUDA. This runs Mosaic's lowering, but not the driver's compiler."""
+    context = contextlib.nullcontext()
+    if hasattr(jax.sharding, "AbstractDevice"):  # newer JAX requires a device
         device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", 132, "gpu")
-        where = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
-    with where:
+        context = jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
+    with context:
         return jax.jit(f).trace(*args).lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize(
-    ("B", "H", "dtype", "way"),
+    ("B", "H", "dtype", "exchange"),
     [
         (5, 64, "bfloat16", None),
         (20, 512, "float16", "async"),
@@ -281,27 +294,26 @@ def lowered(f, *args):
         slow(40, 1900, "float16", None),
     ],
 )
-def test_lowers_for_cuda(B, H, dtype, way):
-    kind = LSTM_KIND
-    given = problem(kind, 3, B, H, dtype)
-    inputs, wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), given)
-    scanned = jax.eval_shape(partial(REFERENCES[kind].forward, save=True), inputs)
-    forward, backward = (partial(walk, kind) for walk in (hopper.forward, hopper.backward))
-    for text in (
-        lowered(partial(forward, save=True, exchange=way), inputs),
-        lowered(backward, saved_of(inputs, scanned), wanted),
-    ):
-        assert "mosaic_gpu" in text
+def test_lowers_for_cuda(B, H, dtype, exchange):
+    inputs, residuals, cotangents = argument_types(LSTM_FORMULA, B, H, dtype)
+    forward = partial(hopper.forward, LSTM_FORMULA, save=True, exchange=exchange)
+    assert "mosaic_gpu" in lowered(forward, inputs)
+    assert "mosaic_gpu" in lowered(partial(hopper.backward, LSTM_FORMULA), residuals, cotangents)
+
+
+def argument_types(formula, B, H, dtype):
+    """Types of the arguments of forward and of backward."""
+    inputs, cotangents = jax.eval_shape(lambda: problem(formula, 3, B, H, dtype))
+    output = jax.eval_shape(partial(REFERENCES[formula].forward, save=True), inputs)
+    return inputs, residuals_of(inputs, output), cotangents
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("H", daily([64, 250, 768]))
-def test_lowers_where_x64_is_on(H):
-    """Mosaic's indices have 32 bits. A GRU, whose rows of weights are filled up at 250 and 768."""
-    given = problem(GRU_KIND, 3, 20, H, "bfloat16")
-    inputs, wanted = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), given)
-    scanned = jax.eval_shape(partial(REFERENCES[GRU_KIND].forward, save=True), inputs)
-    ways = ("async", "fence") if H == 250 else (None,)
-    for way in ways:
-        assert "mosaic_gpu" in lowered(partial(hopper.forward, GRU_KIND, save=True, exchange=way), inputs)
-    assert "mosaic_gpu" in lowered(partial(hopper.backward, GRU_KIND), saved_of(inputs, scanned), wanted)
+def test_lowers_with_x64(H):
+    """Mosaic's indices have 32 bits. The GRU's weight rows are padded at H 250 and 768."""
+    inputs, residuals, cotangents = argument_types(GRU_FORMULA, 20, H, "bfloat16")
+    for exchange in ("async", "fence") if H == 250 else (None,):
+        forward = partial(hopper.forward, GRU_FORMULA, save=True, exchange=exchange)
+        assert "mosaic_gpu" in lowered(forward, inputs)
+    assert "mosaic_gpu" in lowered(partial(hopper.backward, GRU_FORMULA), residuals, cotangents)

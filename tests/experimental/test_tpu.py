@@ -1,6 +1,6 @@
-"""The kernels for TPUs: as functions of arrays against the reference, lowered, and under unroll.
+"""The TPU kernels: compared with the reference, lowered for a TPU, and called through ``unroll``.
 
-Pallas interprets them on a CPU; what surrounds them is in unrolling/kernels/test_primitive.py.
+Pallas interprets them on a CPU. tests/unrolling/kernels/test_primitive.py covers the code around them.
 """
 
 from functools import partial
@@ -14,42 +14,42 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
 from members import BY_NAME, problem, values_and_gradients
-from test_primitive import QUICK, equations, interpreted, mostly, unrolled, without_resets  # noqa: F401
+from test_primitive import QUICK, both_cells, equations, interpreted, unroll, without_resets  # noqa: F401
 
 from lstm_jax import LSTM
 from lstm_jax.experimental import tpu
-from lstm_jax.unrolling.kernels import reference as plain
-from lstm_jax.unrolling.kernels.engine import Inputs, saved_of
-from lstm_jax.unrolling.kernels.formulas import GRU_KIND, KINDS, LSTM_KIND
+from lstm_jax.unrolling.kernels import reference
+from lstm_jax.unrolling.kernels.engine import Inputs, residuals_of
+from lstm_jax.unrolling.kernels.formulas import FORMULAS, GRU_FORMULA, LSTM_FORMULA
 from lstm_jax.unrolling.kernels.reference import REFERENCES
 
 # --- the TPU kernels, as functions of arrays ----------------------------------------------------
 
 
-def drawn(kind, T, B, H, dtype, *, masked, biased):
-    """What forward and backward read, the latter beside what forward saves."""
+def kernel_problem(formula, T, B, H, dtype, *, masked, biased):
+    """Inputs of forward and cotangents of its states."""
     rng = np.random.default_rng(0)
 
     def normal(*shape, scale=0.6):
         return jnp.asarray(rng.normal(size=shape) * scale, jnp.float32)
 
     valid = jnp.asarray(rng.random((T, B)) < 0.7) if masked else None
-    dtypes = (dtype, "float32")[: kind.count]
+    dtypes = (dtype, "float32")[: formula.num_states]
     inputs = Inputs(
-        normal(T, B, len(kind.of_x) * H).astype(dtype),
-        normal(H, len(kind.of_h) * H, scale=0.6 / H**0.5).astype(dtype),
+        normal(T, B, len(formula.input_columns) * H).astype(dtype),
+        normal(H, len(formula.recurrent_columns) * H, scale=0.6 / H**0.5).astype(dtype),
         normal(4 * H) if biased else None,
-        tuple(normal(B, H).astype(one) for one in dtypes),
+        tuple(normal(B, H).astype(state_dtype) for state_dtype in dtypes),
         valid,
     )
-    return inputs, tuple(normal(T, B, H).astype(one) for one in dtypes)
+    return inputs, tuple(normal(T, B, H).astype(state_dtype) for state_dtype in dtypes)
 
 
 def in_float64(tree):
     return jax.tree.map(lambda a: a if a.dtype == bool else a.astype(jnp.float64), tree)
 
 
-#: T, B, H, dtype, whether there is a mask, a bias; rows of a block and steps of a chunk.
+#: T, B, H, dtype, masked, biased, rows per block, steps per chunk.
 SHAPES = {
     "small": (5, 3, 5, "float32", True, True, 3, 5),
     "chunks that do not divide T": (7, 2, 5, "float32", True, False, 2, 3),
@@ -63,42 +63,43 @@ SHAPES = {
 @QUICK
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
-    ("kind", "case"),
+    ("formula", "case"),
     [
-        pytest.param(kind, case, id=f"{kind.name}, {case}", marks=() if daily else pytest.mark.slow)
-        for kind in KINDS
+        pytest.param(formula, case, id=f"{formula.name}, {case}", marks=() if fast else pytest.mark.slow)
+        for formula in FORMULAS
         for case in SHAPES
-        for daily in [(kind.name, case) == ("LSTM", "blocks that do not divide B")]
+        for fast in [(formula.name, case) == ("LSTM", "blocks that do not divide B")]
     ],
 )
-def test_tpu_kernels_against_the_reference_in_float64(kind, case, monkeypatch):
+def test_tpu_kernels_against_the_reference_in_float64(formula, case, monkeypatch):
     T, B, H, dtype, masked, biased, rows, chunk = SHAPES[case]
-    monkeypatch.setattr(tpu, "blocks", lambda *sizes: tpu.Blocks(rows, chunk))
-    check_kernels(tpu.INTERPRETED[kind], drawn(kind, T, B, H, dtype, masked=masked, biased=biased), dtype)
+    monkeypatch.setattr(tpu, "choose_blocks", lambda *sizes: tpu.Blocks(rows, chunk))
+    problem = kernel_problem(formula, T, B, H, dtype, masked=masked, biased=biased)
+    check_kernels(tpu.INTERPRETED[formula], *problem, dtype)
 
 
-def check_kernels(engine, given, dtype):
-    (inputs, wanted), plain = given, REFERENCES[engine.kind]
-    ours = jax.jit(engine.forward, static_argnums=1)(inputs, True)
-    expected = jax.jit(plain.forward, static_argnums=1)(in_float64(inputs), True)
-    close = partial(assert_near, tolerance=2e-5 if dtype == "float32" else 0.04)
-    close(ours, expected)
-    for a, b in zip(engine.forward(inputs, False).states, ours.states, strict=True):
-        # Another program, which may round a number the other way.
+def check_kernels(engine, inputs, cotangents, dtype):
+    reference = REFERENCES[engine.formula]
+    output = jax.jit(engine.forward, static_argnums=1)(inputs, True)
+    expected = jax.jit(reference.forward, static_argnums=1)(in_float64(inputs), True)
+    check = partial(assert_near, tolerance=2e-5 if dtype == "float32" else 0.04)
+    check(output, expected)
+    for a, b in zip(engine.forward(inputs, False).states, output.states, strict=True):
+        # A different program may round differently.
         a, b, rounding = np.float64(a), np.float64(b), float(jnp.finfo(b.dtype).eps)
         np.testing.assert_allclose(a, b, rtol=2 * rounding, atol=2e-6)
-    saved = saved_of(inputs, ours)
-    found = jax.jit(engine.backward)(saved, wanted)
-    close(found, jax.jit(plain.backward)(*in_float64((saved, wanted))))
-    of_states = [dtype, "float32"][: engine.kind.count]
-    assert [str(a.dtype) for a in jax.tree.leaves(ours)] == [*of_states, "float32"]
-    assert [str(a.dtype) for a in jax.tree.leaves(found)] == [dtype, *of_states]
+    residuals = residuals_of(inputs, output)
+    gradients = jax.jit(engine.backward)(residuals, cotangents)
+    check(gradients, jax.jit(reference.backward)(*in_float64((residuals, cotangents))))
+    state_dtypes = [dtype, "float32"][: engine.formula.num_states]
+    assert [str(a.dtype) for a in jax.tree.leaves(output)] == [*state_dtypes, "float32"]
+    assert [str(a.dtype) for a in jax.tree.leaves(gradients)] == [dtype, *state_dtypes]
     if inputs.valid is not None:
-        assert np.all(np.asarray(found.zs)[~np.asarray(inputs.valid)] == 0)
+        assert np.all(np.asarray(gradients.zs)[~np.asarray(inputs.valid)] == 0)
 
 
 def assert_near(left, right, *, tolerance):
-    """Beside the largest entry of each array: of a sum of many terms, no entry is better known."""
+    """Compare relative to the largest entry of each array, because entries are sums of many terms."""
     for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
         a, b = (np.asarray(x, np.float64) for x in (a, b))
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
@@ -107,34 +108,35 @@ def assert_near(left, right, *, tolerance):
 @QUICK
 @pytest.mark.slow
 def test_tpu_kernels_in_the_simulator(monkeypatch):
-    """Pallas' simulator of a TPU: unwritten memory is NaN, reads out of bounds and races are errors."""
+    """In Pallas' TPU simulator, unwritten memory is NaN; out-of-bounds reads and races are errors."""
     monkeypatch.setattr(tpu, "CHUNK", 2)
-    how = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
-    forward, backward = (partial(f, LSTM_KIND, interpret=how) for f in (tpu.forward, tpu.backward))
-    inputs, wanted = drawn(LSTM_KIND, 3, 2, 5, "float32", masked=True, biased=True)
-    expected = plain.forward(LSTM_KIND, inputs, True)
+    simulator = pltpu.InterpretParams(uninitialized_memory="nan", detect_races=True)
+    forward, backward = (partial(f, LSTM_FORMULA, interpret=simulator) for f in (tpu.forward, tpu.backward))
+    inputs, cotangents = kernel_problem(LSTM_FORMULA, 3, 2, 5, "float32", masked=True, biased=True)
+    expected = reference.forward(LSTM_FORMULA, inputs, True)
     assert_near(jax.jit(forward, static_argnums=1)(inputs, True), expected, tolerance=1e-6)
-    saved = saved_of(inputs, expected)
-    assert_near(jax.jit(backward)(saved, wanted), plain.backward(LSTM_KIND, saved, wanted), tolerance=1e-6)
+    residuals = residuals_of(inputs, expected)
+    expected = reference.backward(LSTM_FORMULA, residuals, cotangents)
+    assert_near(jax.jit(backward)(residuals, cotangents), expected, tolerance=1e-6)
 
 
-def shapes_of(kind, *sizes, **options):
-    """What forward reads, and what backward does."""
-    inputs, wanted = jax.eval_shape(lambda: drawn(kind, *sizes, **options))
-    walk = jax.eval_shape(partial(plain.forward, kind, save=True), inputs)
-    return inputs, saved_of(inputs, walk), wanted
+def argument_types(formula, *sizes, **options):
+    """Types of the arguments of forward and of backward."""
+    inputs, cotangents = jax.eval_shape(lambda: kernel_problem(formula, *sizes, **options))
+    output = jax.eval_shape(partial(reference.forward, formula, save=True), inputs)
+    return inputs, residuals_of(inputs, output), cotangents
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("masked", [False, True], ids=["plain", "masked"])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_tpu_kernels_lower_without_a_device(kind, dtype, masked):
-    """What Pallas cannot make a TPU's program of is found without a TPU."""
-    inputs, saved, wanted = shapes_of(kind, 40, 20, 200, dtype, masked=masked, biased=True)
+@pytest.mark.parametrize("formula", FORMULAS, ids=lambda formula: formula.name)
+def test_tpu_kernels_lower_without_a_device(formula, dtype, masked):
+    """Lowering rejects what Pallas cannot compile for a TPU, and does not require a TPU."""
+    inputs, residuals, cotangents = argument_types(formula, 40, 20, 200, dtype, masked=masked, biased=True)
     calls = {
-        "save": (partial(tpu.forward, kind, save=True), inputs),
-        "plain": (partial(tpu.forward, kind, save=False), inputs),
-        "backward": (partial(tpu.backward, kind), saved, wanted),
+        "save": (partial(tpu.forward, formula, save=True), inputs),
+        "plain": (partial(tpu.forward, formula, save=False), inputs),
+        "backward": (partial(tpu.backward, formula), residuals, cotangents),
     }
     device = AbstractMesh((), (), abstract_device=AbstractDevice("TPU v5 lite", 1, "tpu"))
     for f, *args in calls.values():
@@ -143,53 +145,52 @@ def test_tpu_kernels_lower_without_a_device(kind, dtype, masked):
         assert program.count("tpu_custom_call") == 1
 
 
-#: What the user asks for, and the precision of products of float32; of bfloat16, Mosaic takes no other than
-#: the default, and it knows no "high".
+#: From jax_default_matmul_precision to the precision of float32 products. Mosaic does not support "high", and
+#: supports only the default precision for bfloat16.
 PRECISIONS = {"bfloat16": "DEFAULT", "high": "HIGHEST", "highest": "HIGHEST"}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("asked", PRECISIONS)
-def test_tpu_kernels_lower_in_any_precision(asked, dtype):
-    inputs, *_ = shapes_of(LSTM_KIND, 4, 8, 128, dtype, masked=False, biased=True)
-    with jax.default_matmul_precision(asked):
-        traced = jax.jit(partial(tpu.forward, LSTM_KIND, save=False)).trace(inputs)
+@pytest.mark.parametrize("setting", PRECISIONS)
+def test_tpu_kernels_lower_in_any_precision(setting, dtype):
+    inputs, *_ = argument_types(LSTM_FORMULA, 4, 8, 128, dtype, masked=False, biased=True)
+    with jax.default_matmul_precision(setting):
+        traced = jax.jit(partial(tpu.forward, LSTM_FORMULA, save=False)).trace(inputs)
         assert "tpu_custom_call" in traced.lower(lowering_platforms=("tpu",)).as_text()
     (kernel,) = (
         eqn.params["jaxpr"] for eqn in equations(traced.jaxpr.jaxpr) if eqn.primitive.name == "pallas_call"
     )
-    found = [eqn.params["precision"] for eqn in equations(kernel) if eqn.primitive.name == "dot_general"]
-    expected = jax.lax.Precision["DEFAULT" if dtype == "bfloat16" else PRECISIONS[asked]]
-    assert found == [(expected, expected)]
+    precisions = [eqn.params["precision"] for eqn in equations(kernel) if eqn.primitive.name == "dot_general"]
+    expected = jax.lax.Precision["DEFAULT" if dtype == "bfloat16" else PRECISIONS[setting]]
+    assert precisions == [(expected, expected)]
 
 
 @pytest.mark.usefixtures("x64")
-def test_tpu_kernels_hold_nothing_of_64_bits():
-    """Of which Mosaic knows nothing, also where x64 is on."""
-    kind = GRU_KIND
-    inputs, saved, wanted = shapes_of(kind, 9, 20, 5, "float32", masked=True, biased=True)
+def test_tpu_kernels_have_no_64_bit_values_with_x64():
+    """Mosaic does not support 64-bit types."""
+    formula = GRU_FORMULA
+    inputs, residuals, cotangents = argument_types(formula, 9, 20, 5, "float32", masked=True, biased=True)
     calls = (
-        (partial(tpu.forward, kind, save=True), inputs),
-        (partial(tpu.backward, kind), saved, wanted),
+        (partial(tpu.forward, formula, save=True), inputs),
+        (partial(tpu.backward, formula), residuals, cotangents),
     )
     for f, *args in calls:
         (call,) = (
             eqn for eqn in equations(jax.make_jaxpr(f)(*args).jaxpr) if eqn.primitive.name == "pallas_call"
         )
         maps = [block.index_map_jaxpr.jaxpr for block in call.params["grid_mapping"].block_mappings]
-        kinds = {str(v.aval.dtype) for jaxpr in maps for v in (*jaxpr.invars, *jaxpr.outvars)}
-        kinds |= {str(v.aval.dtype) for eqn in equations(call.params["jaxpr"]) for v in eqn.outvars}
-        assert kinds and not [kind for kind in kinds if kind.endswith("64")]
+        dtypes = {str(v.aval.dtype) for jaxpr in maps for v in (*jaxpr.invars, *jaxpr.outvars)}
+        dtypes |= {str(v.aval.dtype) for eqn in equations(call.params["jaxpr"]) for v in eqn.outvars}
+        assert dtypes and not [dtype for dtype in dtypes if dtype.endswith("64")]
 
 
 # --- the TPU kernels under unroll ---------------------------------------------------------------
 
 
-def by_oracle(cell, given, reverse):
-    params, xs, carry = jax.tree.map(
-        lambda a: np.asarray(a, np.float64), (given.params, given.xs, given.carry)
-    )
-    result = oracle.unroll(cell, params, xs, carry, reverse=reverse, **given.flags)
+def oracle_unroll(cell, data, reverse):
+    arrays = data.params, data.xs, data.carry
+    params, xs, carry = jax.tree.map(lambda a: np.asarray(a, np.float64), arrays)
+    result = oracle.unroll(cell, params, xs, carry, reverse=reverse, **data.flags)
     return result.carry, (result.ys, result.carries)
 
 
@@ -197,26 +198,27 @@ def by_oracle(cell, given, reverse):
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("name", "reverse"), [("lstm", False), members.slow("gru", True)])
 def test_tpu_kernels_against_the_oracle(name, reverse, monkeypatch):
-    """Values, and the slope of a loss along a random direction, from differences of the oracle's."""
+    """Values, and the derivative of a loss along a random direction, by finite differences of the oracle."""
     monkeypatch.setattr(tpu, "CHUNK", 3)
-    given = without_resets(problem(BY_NAME[name], dtype=np.float32))
-    by = partial(by_oracle, {"lstm": members.ORACLE_LSTM, "gru": members.ORACLE_GRU}[name])
-    options = {"return_carries": True, "reverse": reverse, "implementation": "pallas", **given.flags}
-    arguments = given.params, given.xs, given.carry
-    out, gradients = values_and_gradients(given.network, *arguments, **options)
-    assert_near(out, by(given, reverse), tolerance=1e-6)
+    data = without_resets(problem(BY_NAME[name], dtype=np.float32))
+    expected = partial(oracle_unroll, {"lstm": members.ORACLE_LSTM, "gru": members.ORACLE_GRU}[name])
+    options = {"return_carries": True, "reverse": reverse, "implementation": "pallas", **data.flags}
+    arguments = data.params, data.xs, data.carry
+    out, gradients = values_and_gradients(data.network, *arguments, **options)
+    assert_near(out, expected(data, reverse), tolerance=1e-6)
 
-    rng = np.random.default_rng(1)
-    along = members.random_like(rng, arguments)
-    along = along[0], np.where(np.isfinite(given.xs), along[1], 0), along[2]
+    direction = members.random_like(np.random.default_rng(1), arguments)
+    direction = direction[0], np.where(np.isfinite(data.xs), direction[1], 0), direction[2]
 
     def loss(step):
-        moved = jax.tree.map(lambda a, d: np.asarray(a, np.float64) + step * d, arguments, along)
-        leaves = jax.tree.leaves(by(given._replace(params=moved[0], xs=moved[1], carry=moved[2]), reverse))
+        params, xs, carry = jax.tree.map(
+            lambda a, d: np.asarray(a, np.float64) + step * d, arguments, direction
+        )
+        leaves = jax.tree.leaves(expected(data._replace(params=params, xs=xs, carry=carry), reverse))
         return sum(np.sum(np.cos(np.arange(a.size) + i).reshape(a.shape) * a) for i, a in enumerate(leaves))
 
     slope = (loss(1e-6) - loss(-1e-6)) / 2e-6
-    products = jax.tree.map(lambda a, d: np.sum(np.asarray(a, np.float64) * d), gradients, along)
+    products = jax.tree.map(lambda a, d: np.sum(np.asarray(a, np.float64) * d), gradients, direction)
     assert sum(jax.tree.leaves(products)) == pytest.approx(slope, rel=1e-4)
 
 
@@ -224,17 +226,17 @@ def test_tpu_kernels_against_the_oracle(name, reverse, monkeypatch):
 @QUICK
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@mostly(LSTM)
-def test_tpu_kernels_of_a_whole_layer(kind, dtype, monkeypatch):
-    """Every gradient of a layer with windows and lengths, beside the scan's."""
+@both_cells(LSTM)
+def test_tpu_kernels_of_a_whole_layer(cell_type, dtype, monkeypatch):
+    """All gradients of a layer with windows and lengths equal those of the scan."""
     monkeypatch.setattr(tpu, "CHUNK", 4)
-    cell = kind(20, 130, dtype=dtype, learn_initial_carry=True)
+    cell = cell_type(20, 130, dtype=dtype, learn_initial_carry=True)
     params = cell.init(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (11, 18, 20))
     lengths = jnp.arange(18) % 12
 
     def loss(name, params, xs):
-        out = unrolled(name, cell, params, xs, lengths=lengths, checkpoint=5)
+        out = unroll(name, cell, params, xs, lengths=lengths, checkpoint=5)
         return sum(jnp.sum(jnp.sin(a.astype(jnp.float32))) for a in jax.tree.leaves(out))
 
     def gradients(name):
@@ -247,21 +249,21 @@ def test_tpu_kernels_of_a_whole_layer(kind, dtype, monkeypatch):
 # --- arithmetic -------------------------------------------------------------------------
 
 
-def test_vmem_counts_what_lies_there():
-    """Sizes of whole lanes and tiles, so that the blocks themselves can be counted."""
+def test_vmem_bytes_counts_all_buffers():
+    """The sizes are multiples of lanes and tiles, so no padding is counted."""
     rows, units, chunk = 32, 256, 4
     for dtype, e in (("float32", 4), ("bfloat16", 2)):
-        streamed = {"gates": 16, "c": 4, "wanted h": e, "wanted c": 4, "z": 4 * e}
+        streamed = {"gates": 16, "c": 4, "h_bar": e, "c_bar": 4, "z": 4 * e}
         blocks = 2 * chunk * rows * (units * sum(streamed.values()) + 128 * 4)
         weights = units * 4 * units * e
         need = tpu.vmem_bytes(rows, units, dtype, chunk)
         assert need > blocks + weights
-        assert need - blocks - weights == rows * units * 4 * 20  # h and c, and what a step keeps
-        # Of a GRU three columns of W, h where c was, and nothing wanted of c.
-        streamed = {"gates": 16, "h": e, "wanted h": e, "z": 4 * e}
+        assert need - blocks - weights == rows * units * 4 * 20  # h, c and intermediate values
+        # A GRU has three columns of W, h instead of c, and no c_bar.
+        streamed = {"gates": 16, "h": e, "h_bar": e, "z": 4 * e}
         blocks = 2 * chunk * rows * (units * sum(streamed.values()) + 128 * 4)
         weights = units * 3 * units * e
-        found = tpu.vmem_bytes(rows, units, dtype, chunk, GRU_KIND)
-        assert found - blocks - weights == rows * units * 4 * 20
-    assert tpu.blocks(100, 64, 256, "float32") == (64, 8)  # chunks are halved first
-    assert tpu.blocks(100, 64, 700, "float32").rows == 32  # then blocks
+        need = tpu.vmem_bytes(rows, units, dtype, chunk, GRU_FORMULA)
+        assert need - blocks - weights == rows * units * 4 * 20
+    assert tpu.choose_blocks(100, 64, 256, "float32") == (64, 8)  # shorter chunks first
+    assert tpu.choose_blocks(100, 64, 700, "float32").rows == 32  # then smaller blocks

@@ -1,1 +1,1 @@
-"""The primitive and the engine interface that whole-sequence kernels share."""
+"""The JAX primitive and the engine interface that all whole-sequence kernels share."""

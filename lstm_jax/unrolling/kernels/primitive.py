@@ -1,22 +1,23 @@
-"""An engine's walk with every transform kept: derivatives of both modes and any order, vmap, remat.
+"""The JAX primitive around an engine's kernels: jvp and grad of any order, vmap, and remat.
 
-One private primitive stands for three walks over T steps:
+One private primitive has three operations, each over T steps:
 
-    forward    u, W, b, h_0, c_0    ->  h_t, c_t and, where asked for, the gates
-    tangents   e_t, dh_0, dc_0      ->  dh_t, dc_t         linear, given what forward saved
+    forward    u, W, b, h_0, c_0    ->  h_t, c_t and, if saved, the gates
+    tangents   e_t, dh_0, dc_0      ->  dh_t, dc_t         linear, given the residuals of forward
     backward   h̄_t, c̄_t             ->  z̄_t, h̄_0, c̄_0      the transpose of ``tangents``
 
-(a GRU has no c), where e_t = du_t + h_{t-1} dW + db is all that parameters and inputs bring to dz_t.
-It is computed for all steps at once, outside, as in ``fused_scan``: its transpose, one product
-after the loop, is the weights' gradient. So
+(a GRU has no c). Here e_t = du_t + h_{t-1} dW + db is the part of dz_t that comes from the inputs and the
+parameters. It is computed for all steps at once outside the primitive, as in ``fused_scan``. Its
+transpose, one product after the loop, is the gradient of the weights. It follows that
 
-- the derivative of ``forward`` is a ``forward`` that saves, then ``tangents``;
-- ``tangents`` and ``backward`` are each other's transpose, each is its own derivative in what it is
-  linear in, and in the rest it has the derivative of the reference;
-- a vmapped axis becomes rows of the batch; where weights are mapped, too, the reference is mapped.
+- the derivative of ``forward`` is a ``forward`` that saves its gates, then ``tangents``;
+- ``tangents`` and ``backward`` are transposes of each other. Both are linear in their second argument.
+  Their derivative in the residuals is that of the reference implementation;
+- vmap turns a mapped axis into batch rows. If the weights or the bias are mapped, it maps the reference
+  implementation instead.
 
-``forward`` and ``backward`` run the engine's kernels. ``tangents`` is always the plain loop: reverse
-mode only ever runs its transpose.
+``forward`` and ``backward`` run the engine's kernels. ``tangents`` is always the plain loop, because
+reverse mode runs only its transpose.
 """
 
 from __future__ import annotations
@@ -30,163 +31,174 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from lstm_jax._types import Array, state_dtype
-from lstm_jax.unrolling.kernels.engine import NO_ROWS, ROWS, Engine, Inputs, Tangents, Walk, read, saved_of
-from lstm_jax.unrolling.kernels.formulas import four, spread
+from lstm_jax.unrolling.kernels.engine import (
+    BATCH_AXES,
+    NO_BATCH,
+    Engine,
+    ForwardOutput,
+    Inputs,
+    Tangents,
+    previous_states,
+    residuals_of,
+)
+from lstm_jax.unrolling.kernels.formulas import place_columns, split_columns
 from lstm_jax.unrolling.kernels.reference import REFERENCES, tangents
 
 
-class Which(NamedTuple):
-    """What the primitive is told beside its arrays."""
+class PrimitiveParams(NamedTuple):
+    """Static parameters of the primitive."""
 
     engine: Engine
-    walk: str  # forward, tangents or backward
-    save: bool = False  # forward: the gates, too
-    structure: Any = None  # of the arguments
+    operation: str  # "forward", "tangents" or "backward"
+    save: bool = False  # forward: whether to return the gates, too
+    structure: Any = None  # the tree structure of the arguments
 
 
-def states_of(engine: Engine, inputs: Inputs) -> tuple[Array, ...]:
+def forward_states(engine: Engine, inputs: Inputs) -> tuple[Array, ...]:
     """The states after each step, (T, B, H) each."""
-    return tuple(_bind(Which(engine, "forward"), inputs))
+    return tuple(_bind(PrimitiveParams(engine, "forward"), inputs))
 
 
-def _bind(which: Which, *args: Any) -> list[Any]:
+def _bind(params: PrimitiveParams, *args: Any) -> list[Any]:
     leaves, structure = jax.tree.flatten(args)
-    return kernel_walk_p.bind(*leaves, which=which._replace(structure=structure))
+    return kernel_p.bind(*leaves, params=params._replace(structure=structure))
 
 
-def _run(engine: Engine, which: Which, *args: Any) -> list[Any]:
-    """The walk itself. With vmap's, there may be more rows than an engine takes: then it is plain JAX."""
+def _run(engine: Engine, params: PrimitiveParams, *args: Any) -> list[Any]:
+    """Run the operation. Falls back to plain JAX if vmap made more rows than the engine supports."""
     if engine.unsupported_reason(*_sizes(args[0])) is not None:
-        engine = REFERENCES[engine.kind]
-    if which.walk == "forward":
-        return jax.tree.leaves(engine.forward(args[0], which.save))
-    if which.walk == "tangents":
-        return list(tangents(engine.kind, *args))
+        engine = REFERENCES[engine.formula]
+    if params.operation == "forward":
+        return jax.tree.leaves(engine.forward(args[0], params.save))
+    if params.operation == "tangents":
+        return list(tangents(engine.formula, *args))
     return jax.tree.leaves(engine.backward(*args))
 
 
 def _sizes(first: Any) -> tuple[int, int, int, Any]:
-    """T, B, H and the compute dtype."""
+    """T, B, H and the compute dtype, from the first argument."""
     T, B, _ = (first.u if isinstance(first, Inputs) else first.gates).shape
     return T, B, first.w_hh.shape[-2], first.w_hh.dtype
 
 
-def _arguments(which: Which, leaves: Any) -> Any:
-    return jax.tree.unflatten(which.structure, leaves)
+def _unflatten(params: PrimitiveParams, leaves: Any) -> Any:
+    return jax.tree.unflatten(params.structure, leaves)
 
 
-def _implementation(*leaves: Array, which: Which) -> list[Array]:
-    return _run(which.engine, which, *_arguments(which, leaves))
+def _implementation(*leaves: Array, params: PrimitiveParams) -> list[Array]:
+    return _run(params.engine, params, *_unflatten(params, leaves))
 
 
-def _types(*leaves: Any, which: Which) -> tuple[list[Any], Any]:
+def _abstract_eval(*leaves: Any, params: PrimitiveParams) -> tuple[list[Any], Any]:
     """Types of the results, and the side effects of an interpreter."""
     effects: Any = set()
-    if which.engine.effectful and which.walk != "tangents":
-        effects = jax.make_jaxpr(partial(_implementation, which=which))(*leaves).effects
-    return _results(which, *_arguments(which, leaves)), effects
+    if params.engine.effectful and params.operation != "tangents":
+        effects = jax.make_jaxpr(partial(_implementation, params=params))(*leaves).effects
+    return _result_types(params, *_unflatten(params, leaves)), effects
 
 
-def _results(which: Which, first: Any, *rest: Any) -> list[Any]:
-    if which.walk == "forward":
-        # Inside shard_map, the carry differs between devices as anything that it meets.
+def _result_types(params: PrimitiveParams, first: Any, *rest: Any) -> list[Any]:
+    if params.operation == "forward":
+        # Inside shard_map, the carry varies over every mesh axis that any input varies over.
         u, h0 = first.u, first.carry[0]
         u = u.update(manual_axis_type=h0.manual_axis_type)
         states = [u.update(shape=(*u.shape[:-1], a.shape[-1]), dtype=a.dtype) for a in first.carry]
         gates = u.update(shape=(*u.shape[:-1], 4 * h0.shape[-1]), dtype=state_dtype(u.dtype))
-        return [*states, gates] if which.save else states
-    if which.walk == "tangents":
-        return [first.memory.update(dtype=a.dtype) for a in rest[0].carry]
-    return [first.gates.update(dtype=first.w_hh.dtype), *(first.first.update(dtype=a.dtype) for a in rest[0])]
+        return [*states, gates] if params.save else states
+    if params.operation == "tangents":
+        return [first.cell_states.update(dtype=a.dtype) for a in rest[0].carry]
+    zs = first.gates.update(dtype=first.w_hh.dtype)
+    return [zs, *(first.initial.update(dtype=a.dtype) for a in rest[0])]
 
 
-def _derivative(leaves: Any, dleaves: Any, *, which: Which) -> tuple[list[Any], list[Any]]:
-    args, dargs = _arguments(which, leaves), _arguments(which, dleaves)
-    if which.walk == "forward":
-        return _forward_derivative(which, args[0], dargs[0])
-    (saved, along), (dsaved, dalong) = args, dargs
+def _jvp(leaves: Any, dleaves: Any, *, params: PrimitiveParams) -> tuple[list[Any], list[Any]]:
+    args, dargs = _unflatten(params, leaves), _unflatten(params, dleaves)
+    if params.operation == "forward":
+        return _forward_jvp(params, args[0], dargs[0])
+    (residuals, linear), (dresiduals, dlinear) = args, dargs
     terms = []
-    if any(map(_moves, _leaves(dalong))):
-        terms.append(_bind(which, saved, _instantiated(dalong)))
-    moving = [name for name in ("w_hh", "gates", "memory", "first") if _moves(getattr(dsaved, name))]
-    if moving:
+    if not all(map(_is_zero, jax.tree.leaves(dlinear, is_leaf=_is_zero))):
+        terms.append(_bind(params, residuals, _instantiate_zeros(dlinear)))
+    fields = ("w_hh", "gates", "cell_states", "initial")
+    perturbed = [name for name in fields if not _is_zero(getattr(dresiduals, name))]
+    if perturbed:
 
-        def of_saved(*moved: Array) -> list[Array]:
-            given = saved._replace(**dict(zip(moving, moved, strict=True)))
-            return _run(REFERENCES[which.engine.kind], which, given, along)
+        def of_residuals(*values: Array) -> list[Array]:
+            changed = residuals._replace(**dict(zip(perturbed, values, strict=True)))
+            return _run(REFERENCES[params.engine.formula], params, changed, linear)
 
-        at, d = ([getattr(tree, name) for name in moving] for tree in (saved, dsaved))
-        terms.append(jax.jvp(of_saved, at, d)[1])
-    return _bind(which, *args), [sum(parts[1:], parts[0]) for parts in zip(*terms, strict=True)]
+        primals, dprimals = ([getattr(tree, name) for name in perturbed] for tree in (residuals, dresiduals))
+        terms.append(jax.jvp(of_residuals, primals, dprimals)[1])
+    return _bind(params, *args), [sum(parts[1:], parts[0]) for parts in zip(*terms, strict=True)]
 
 
-def _forward_derivative(which: Which, inputs: Inputs, d: Inputs) -> tuple[list[Any], list[Any]]:
-    kind = which.engine.kind
-    outs = _bind(which._replace(save=True), inputs)
+def _forward_jvp(params: PrimitiveParams, inputs: Inputs, dinputs: Inputs) -> tuple[list[Any], list[Any]]:
+    formula = params.engine.formula
+    outs = _bind(params._replace(save=True), inputs)
     *states, gates = outs
-    w_hh, reads = inputs.w_hh, read(inputs.carry[0], states[0])
-    e = spread(ad.instantiate_zeros(d.u), kind.of_x)
-    if _moves(d.w_hh):  # summed in float32 or wider; so is the weights' gradient, its transpose
-        of_w = jnp.matmul(reads, d.w_hh, preferred_element_type=w_hh.dtype)
-        e = e + spread(of_w, kind.of_h)
-    if d.bias is not None and _moves(d.bias):  # widened first, so that its gradient is a wide sum
-        e = e + jnp.broadcast_to(d.bias[None, None], e.shape).astype(e.dtype)
-    along = Tangents(e, _instantiated(d.carry))
-    saved = saved_of(inputs, Walk(states, gates))
-    douts = _bind(Which(which.engine, "tangents"), saved, along)
-    if not which.save:
+    w_hh, previous_h = inputs.w_hh, previous_states(inputs.carry[0], states[0])
+    e = place_columns(ad.instantiate_zeros(dinputs.u), formula.input_columns)
+    if not _is_zero(dinputs.w_hh):  # summed in float32 or wider, and so is its transpose, the weight gradient
+        of_w = jnp.matmul(previous_h, dinputs.w_hh, preferred_element_type=w_hh.dtype)
+        e = e + place_columns(of_w, formula.recurrent_columns)
+    if dinputs.bias is not None and not _is_zero(dinputs.bias):
+        # Broadcast before the cast, so that the transpose sums the bias gradient in the wide dtype.
+        e = e + jnp.broadcast_to(dinputs.bias[None, None], e.shape).astype(e.dtype)
+    linear = Tangents(e, _instantiate_zeros(dinputs.carry))
+    residuals = residuals_of(inputs, ForwardOutput(states, gates))
+    douts = _bind(PrimitiveParams(params.engine, "tangents"), residuals, linear)
+    if not params.save:
         return states, douts
-    dheard = jnp.matmul(read(along.carry[0], douts[0]), w_hh, preferred_element_type=gates.dtype)
-    dz = e.astype(gates.dtype) + spread(dheard, kind.of_h)
-    return outs, [*douts, jnp.concatenate(kind.activate_tangent(four(gates), four(dz)), axis=-1)]
+    previous_dh = previous_states(linear.carry[0], douts[0])
+    of_dh = jnp.matmul(previous_dh, w_hh, preferred_element_type=gates.dtype)
+    dz = e.astype(gates.dtype) + place_columns(of_dh, formula.recurrent_columns)
+    dgates = formula.activate_tangent(split_columns(gates), split_columns(dz))
+    return outs, [*douts, jnp.concatenate(dgates, axis=-1)]
 
 
-def _moves(tangent: Any) -> bool:
-    return not isinstance(tangent, ad.Zero)
+def _is_zero(tangent: Any) -> bool:
+    return isinstance(tangent, ad.Zero)
 
 
-def _leaves(tree: Any) -> list[Any]:
-    return jax.tree.leaves(tree, is_leaf=lambda a: isinstance(a, ad.Zero))
+def _instantiate_zeros(tree: Any) -> Any:
+    return jax.tree.map(ad.instantiate_zeros, tree, is_leaf=_is_zero)
 
 
-def _instantiated(tree: Any) -> Any:
-    return jax.tree.map(ad.instantiate_zeros, tree, is_leaf=lambda a: isinstance(a, ad.Zero))
-
-
-def _transpose(cotangents: Any, *leaves: Any, which: Which) -> list[Any]:
-    """Linear in the second argument, whose leaves come last."""
-    saved, along = _arguments(which, leaves)
-    cotangents = [ad.instantiate_zeros(one) for one in cotangents]
-    if which.walk == "tangents":
-        turned, wanted = "backward", tuple(cotangents)
+def _transpose(cotangents: Any, *leaves: Any, params: PrimitiveParams) -> list[Any]:
+    """Transpose in the second argument, whose leaves come last."""
+    residuals, linear = _unflatten(params, leaves)
+    cotangents = [ad.instantiate_zeros(a) for a in cotangents]
+    argument: Any
+    if params.operation == "tangents":
+        operation, argument = "backward", tuple(cotangents)
     else:
-        turned, wanted = "tangents", Tangents(cotangents[0], tuple(cotangents[1:]))
-    outs = _bind(Which(which.engine, turned), saved, wanted)
-    places = jax.tree.leaves(along, is_leaf=ad.is_undefined_primal)
-    outs = [out if ad.is_undefined_primal(a) else None for out, a in zip(outs, places, strict=True)]
+        operation, argument = "tangents", Tangents(cotangents[0], tuple(cotangents[1:]))
+    outs = _bind(PrimitiveParams(params.engine, operation), residuals, argument)
+    linear_leaves = jax.tree.leaves(linear, is_leaf=ad.is_undefined_primal)
+    outs = [out if ad.is_undefined_primal(a) else None for out, a in zip(outs, linear_leaves, strict=True)]
     return [None] * (len(leaves) - len(outs)) + outs
 
 
-def _axes(which: Which, leaves: Any) -> list[int]:
-    """Of each argument, the axis of the rows."""
-    args = _arguments(which, leaves)
-    found = jax.tree.map(lambda axis, tree: [axis] * len(jax.tree.leaves(tree)), ROWS[which.walk][0], args)
-    return jax.tree.leaves(found)
+def _batch_axes(params: PrimitiveParams, leaves: Any) -> list[int]:
+    """The batch axis of each argument."""
+    args, axes = _unflatten(params, leaves), BATCH_AXES[params.operation][0]
+    return jax.tree.leaves(jax.tree.map(lambda axis, tree: [axis] * len(jax.tree.leaves(tree)), axes, args))
 
 
-def _mapped(leaves: Any, dims: Any, *, which: Which) -> tuple[list[Any], list[int]]:
-    """The mapped axis becomes rows, with those that are there."""
-    axes = _axes(which, leaves)
+def _batch(leaves: Any, dims: Any, *, params: PrimitiveParams) -> tuple[list[Any], list[int]]:
+    """The vmap rule: fold the mapped axis into the batch axis."""
+    axes = _batch_axes(params, leaves)
     mapped = [dim is not None for dim in dims]
-    if any(axis == NO_ROWS for axis, is_mapped in zip(axes, mapped, strict=True) if is_mapped):
-        plain = REFERENCES[which.engine.kind]
-        ins = [dim if is_mapped else None for dim, is_mapped in zip(dims, mapped, strict=True)]
-        outs = jax.vmap(lambda *leaves: _run(plain, which, *_arguments(which, leaves)), ins)(*leaves)
+    if any(axis == NO_BATCH for axis, is_mapped in zip(axes, mapped, strict=True) if is_mapped):
+        reference = REFERENCES[params.engine.formula]
+        in_axes = [dim if is_mapped else None for dim, is_mapped in zip(dims, mapped, strict=True)]
+        call = partial(_run, reference, params)
+        outs = jax.vmap(lambda *leaves: call(*_unflatten(params, leaves)), in_axes)(*leaves)
         return outs, [0] * len(outs)
     size = next(a.shape[dim] for a, dim, is_mapped in zip(leaves, dims, mapped, strict=True) if is_mapped)
 
-    def folded(a: Any, dim: Any, axis: int, is_mapped: bool) -> Array:
-        if axis == NO_ROWS:
+    def fold(a: Any, dim: Any, axis: int, is_mapped: bool) -> Array:
+        if axis == NO_BATCH:
             return a
         if is_mapped:
             a = jnp.moveaxis(a, dim, axis)
@@ -194,19 +206,19 @@ def _mapped(leaves: Any, dims: Any, *, which: Which) -> tuple[list[Any], list[in
             a = jnp.repeat(jnp.expand_dims(a, axis), size, axis)
         return a.reshape(*a.shape[:axis], size * a.shape[axis + 1], *a.shape[axis + 2 :])
 
-    def unfolded(a: Array, axis: int) -> Array:
+    def unfold(a: Array, axis: int) -> Array:
         return a.reshape(*a.shape[:axis], size, a.shape[axis] // size, *a.shape[axis + 1 :])
 
-    outs = kernel_walk_p.bind(*map(folded, leaves, dims, axes, mapped), which=which)
-    out_axes = [1, *[0 if which.walk == "backward" else 1] * (len(outs) - 1)]
-    return list(map(unfolded, outs, out_axes)), out_axes
+    outs = kernel_p.bind(*map(fold, leaves, dims, axes, mapped), params=params)
+    out_axes = [1, *[0 if params.operation == "backward" else 1] * (len(outs) - 1)]
+    return list(map(unfold, outs, out_axes)), out_axes
 
 
-kernel_walk_p = Primitive("kernel_walk")
-kernel_walk_p.multiple_results = True
-kernel_walk_p.def_impl(_implementation)
-kernel_walk_p.def_effectful_abstract_eval(_types)
-mlir.register_lowering(kernel_walk_p, mlir.lower_fun(_implementation, multiple_results=True))
-ad.primitive_jvps[kernel_walk_p] = _derivative
-ad.primitive_transposes[kernel_walk_p] = _transpose
-batching.primitive_batchers[kernel_walk_p] = _mapped
+kernel_p = Primitive("kernel_walk")
+kernel_p.multiple_results = True
+kernel_p.def_impl(_implementation)
+kernel_p.def_effectful_abstract_eval(_abstract_eval)
+mlir.register_lowering(kernel_p, mlir.lower_fun(_implementation, multiple_results=True))
+ad.primitive_jvps[kernel_p] = _jvp
+ad.primitive_transposes[kernel_p] = _transpose
+batching.primitive_batchers[kernel_p] = _batch

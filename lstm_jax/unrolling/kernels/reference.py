@@ -1,4 +1,4 @@
-"""The walks of ``kernels.engine`` in plain JAX: for every device, and what others are held by."""
+"""The functions of ``kernels.engine`` in plain JAX, for all devices. Tests compare the kernels with them."""
 
 from __future__ import annotations
 
@@ -10,66 +10,79 @@ import jax.numpy as jnp
 
 from lstm_jax._types import Array, state_dtype
 from lstm_jax.cells._linear import add_bias, matmul
-from lstm_jax.unrolling.kernels.engine import Engine, Inputs, Leaf, Saved, Tangents, Walk, read
-from lstm_jax.unrolling.kernels.formulas import KINDS, Kind, four, spread
+from lstm_jax.unrolling.kernels.engine import (
+    Engine,
+    ForwardOutput,
+    Inputs,
+    Leaf,
+    Residuals,
+    Tangents,
+    previous_states,
+)
+from lstm_jax.unrolling.kernels.formulas import FORMULAS, CellFormula, place_columns, split_columns
 from lstm_jax.unrolling.steps import Flags, scan_steps
 
 
-def forward(kind: Kind, inputs: Inputs, save: bool) -> Walk:
-    """The definition, in the one time loop."""
+def forward(formula: CellFormula, inputs: Inputs, save: bool) -> ForwardOutput:
+    """The states after each step and, if ``save``, the gates."""
     u, w_hh, bias, carry, valid = inputs
 
     def step(carry: Any, u: Array) -> tuple[Any, None, Array | None]:
         u = u.astype(state_dtype(u.dtype))
-        z = add_bias(spread(u, kind.of_x), bias) + heard(kind, carry[0], w_hh)
-        gates = kind.activate(four(z))
-        states = kind.update(gates, carry[-1].astype(z.dtype))
-        return like(states, carry), None, jnp.concatenate(gates, axis=-1) if save else None
+        z = add_bias(place_columns(u, formula.input_columns), bias)
+        z = z + recurrent_product(formula, carry[0], w_hh)
+        gates = formula.activate(split_columns(z))
+        states = formula.update(gates, carry[-1].astype(z.dtype))
+        return cast_like(states, carry), None, jnp.concatenate(gates, axis=-1) if save else None
 
     scanned = scan_steps(step, None, carry, u, Flags(valid), reverse=False, carries=True)
-    return Walk(scanned.carries, scanned.saved)
+    return ForwardOutput(scanned.carries, scanned.saved)
 
 
-def tangents(kind: Kind, saved: Saved, along: Tangents) -> Leaf:
-    """Forward's tangents given those of z that come from elsewhere than h: dz_t = e_t + dh_{t-1} W.
+def tangents(formula: CellFormula, residuals: Residuals, dinputs: Tangents) -> Leaf:
+    """Tangents of the states: dz_t = e_t + dh_{t-1} W, where e_t is ``dinputs.zs``.
 
-    Linear in ``along``, and always this plain loop, of which reverse mode takes the transpose alone.
+    This function is linear in ``dinputs``. Every engine uses this plain loop, because reverse mode runs
+    only its transpose.
     """
-    w_hh, gates, memory, first, valid = saved
+    w_hh, gates, cell_states, initial, valid = residuals
 
-    def step(carry: Any, at: Any) -> tuple[Any, None, None]:
-        e, gates, before = at
-        dz = e.astype(gates.dtype) + heard(kind, carry[0], w_hh)
-        before, dbefore = before.astype(gates.dtype), carry[-1].astype(gates.dtype)
-        return like(kind.tangent(four(gates), before, dbefore, four(dz)), carry), None, None
+    def step(carry: Any, step_inputs: Any) -> tuple[Any, None, None]:
+        e, gates, previous = step_inputs
+        dz = e.astype(gates.dtype) + recurrent_product(formula, carry[0], w_hh)
+        previous, dprevious = previous.astype(gates.dtype), carry[-1].astype(gates.dtype)
+        dstates = formula.tangent(split_columns(gates), previous, dprevious, split_columns(dz))
+        return cast_like(dstates, carry), None, None
 
-    steps = along.zs, gates, read(first, memory)
-    return scan_steps(step, None, along.carry, steps, Flags(valid), reverse=False, carries=True).carries
+    xs = dinputs.zs, gates, previous_states(initial, cell_states)
+    return scan_steps(step, None, dinputs.carry, xs, Flags(valid), reverse=False, carries=True).carries
 
 
-def backward(kind: Kind, saved: Saved, wanted: Leaf) -> Tangents:
+def backward(formula: CellFormula, residuals: Residuals, cotangents: Leaf) -> Tangents:
     """The transpose of :func:`tangents`."""
-    compute, first = saved.w_hh.dtype, saved.first
-    carry = (jnp.zeros_like(first, compute), first)[-kind.count :]
-    zeros = Tangents(jnp.zeros_like(saved.gates, compute), jax.tree.map(jnp.zeros_like, carry))
-    return jax.vjp(partial(tangents, kind, saved), zeros)[1](wanted)[0]
+    compute, initial = residuals.w_hh.dtype, residuals.initial
+    carry = (jnp.zeros_like(initial, compute), initial)[-formula.num_states :]
+    zeros = Tangents(jnp.zeros_like(residuals.gates, compute), jax.tree.map(jnp.zeros_like, carry))
+    return jax.vjp(partial(tangents, formula, residuals), zeros)[1](cotangents)[0]
 
 
-def heard(kind: Kind, h: Array, w_hh: Array) -> Array:
-    """h W, for all four columns."""
-    return spread(matmul(h, w_hh, w_hh.dtype), kind.of_h)
+def recurrent_product(formula: CellFormula, h: Array, w_hh: Array) -> Array:
+    """h W in all four columns."""
+    return place_columns(matmul(h, w_hh, w_hh.dtype), formula.recurrent_columns)
 
 
-def like(states: Any, carry: Any) -> Any:
+def cast_like(states: Any, carry: Any) -> Any:
     """The states in the dtypes of the carry."""
     return tuple(a.astype(b.dtype) for a, b in zip(states, carry, strict=True))
 
 
-def nothing(T: int, B: int, H: int, dtype: Any) -> None:
-    """Stands in its way."""
+def always_supported(T: int, B: int, H: int, dtype: Any) -> None:
+    """Plain JAX supports all sizes."""
 
 
 REFERENCES = {
-    kind: Engine(kind, "plain JAX", nothing, partial(forward, kind), partial(backward, kind))
-    for kind in KINDS
+    formula: Engine(
+        formula, "plain JAX", always_supported, partial(forward, formula), partial(backward, formula)
+    )
+    for formula in FORMULAS
 }

@@ -1,4 +1,4 @@
-"""``implementation="pallas"``: choosing a kernel for a cell and running it."""
+"""``implementation="pallas"``: choose a kernel for a cell and run it."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from lstm_jax._types import Array, Carry, DType, Params, state_dtype
 from lstm_jax.cells.gru import GRU, GRUParams
 from lstm_jax.cells.lstm import LSTM, LSTMParams
 from lstm_jax.unrolling.kernels.engine import Engine, Inputs
-from lstm_jax.unrolling.kernels.formulas import GRU_KIND, LSTM_KIND, Kind
-from lstm_jax.unrolling.kernels.primitive import states_of
+from lstm_jax.unrolling.kernels.formulas import GRU_FORMULA, LSTM_FORMULA, CellFormula
+from lstm_jax.unrolling.kernels.primitive import forward_states
 from lstm_jax.unrolling.kernels.reference import REFERENCES
 from lstm_jax.unrolling.steps import Flags, Scanned, mask_out
 
-#: Where the engines live, by the platform as JAX calls it. Each module has ENGINES for the device, by the
-#: kind of the cell, and INTERPRETED, the same kernels for Pallas' interpreter.
+#: The module of the engines for each JAX platform. Each module defines two dicts from cell formula to
+#: engine: ENGINES for the device, and INTERPRETED, the same kernels in Pallas' interpreter.
 MODULES = {"tpu": "lstm_jax.experimental.tpu", "gpu": "lstm_jax.experimental.hopper"}
 
 
@@ -32,7 +32,7 @@ def _lstm_bias(params: LSTMParams, dtype: DType) -> Array | None:
 
 
 def _gru_bias(params: GRUParams, dtype: DType) -> Array | None:
-    """Of r, z, the candidate's part that hears h, and the one that hears the input."""
+    """Biases of the columns r, k, q and n. ``bias_hn`` is that of q."""
     if params.bias is None and params.bias_hn is None:
         return None
     H = params.w_hh.shape[-2]
@@ -42,15 +42,15 @@ def _gru_bias(params: GRUParams, dtype: DType) -> Array | None:
 
 
 class Known(NamedTuple):
-    """A cell that kernels know."""
+    """How the kernels support a cell type."""
 
-    kind: Kind
-    bias: Callable[[Any, DType], Array | None]  # (4H,) of its parameters, in a dtype
+    formula: CellFormula
+    bias: Callable[[Any, DType], Array | None]  # (parameters, dtype) -> bias (4H,) or None
 
 
 KNOWN: dict[type, Known] = {
-    LSTM: Known(LSTM_KIND, _lstm_bias),
-    GRU: Known(GRU_KIND, _gru_bias),
+    LSTM: Known(LSTM_FORMULA, _lstm_bias),
+    GRU: Known(GRU_FORMULA, _gru_bias),
 }
 
 
@@ -58,18 +58,18 @@ _interpreted = jax.make_user_context(None)
 
 
 def interpret(platform: str) -> AbstractContextManager[None]:
-    """Within it, ``implementation="pallas"`` runs the kernels of a platform on any machine, slowly.
+    """Context in which ``implementation="pallas"`` interprets the kernels of a platform on any machine.
 
-    For tests, on a machine without the device: Pallas interprets them, with memory that nobody wrote
-    being NaN. ``"reference"`` takes plain JAX in place of a kernel: everything around the kernels is
-    as it is with them. Functions jitted inside and outside are compiled apart. The interpreter of
-    ``"gpu"`` has side effects, which JAX does not differentiate under remat (``checkpoint``).
+    This is slow and meant for tests on a machine without the device. Pallas interprets the kernels, and
+    uninitialized memory is NaN. ``"reference"`` replaces the kernels by plain JAX and changes nothing
+    else. Functions jitted inside and outside the context are compiled separately. The interpreter of
+    ``"gpu"`` has side effects, so JAX cannot differentiate it under remat (``checkpoint``).
 
     Args:
-        platform: ``"tpu"``, ``"gpu"`` (since jax 0.12) or ``"reference"``.
+        platform: ``"tpu"``, ``"gpu"`` (requires jax 0.12 or newer) or ``"reference"``.
 
     Raises:
-        ValueError: another name.
+        ValueError: ``platform`` is another name.
 
     >>> import lstm_jax.experimental
     >>> cell = lstm_jax.LSTM(input_size=3, hidden_size=2)
@@ -83,54 +83,54 @@ def interpret(platform: str) -> AbstractContextManager[None]:
     return _interpreted(platform)
 
 
-def engine_here(kind: Kind) -> Engine | str:
-    """The engine for the device that JAX computes on, or why there is none."""
-    starts = _interpreted.value
-    if starts == "reference":
-        return REFERENCES[kind]
-    if starts is not None:
-        return import_module(MODULES[starts]).INTERPRETED[kind]
+def current_engine(formula: CellFormula) -> Engine | str:
+    """The engine for JAX's default device, or the reason why there is none."""
+    interpreted = _interpreted.value
+    if interpreted == "reference":
+        return REFERENCES[formula]
+    if interpreted is not None:
+        return import_module(MODULES[interpreted]).INTERPRETED[formula]
     platform = jax.default_backend()
     if platform in MODULES:
-        return import_module(MODULES[platform]).ENGINES[kind]
+        return import_module(MODULES[platform]).ENGINES[formula]
     return (
-        "no TPU or Hopper GPU here (`with lstm_jax.experimental.interpret(platform)` runs the kernels of one "
-        "in an interpreter)"
+        f"the kernels require a TPU or a Hopper GPU, got platform {platform!r}; "
+        "`with lstm_jax.experimental.interpret(platform)` runs them in an interpreter"
     )
 
 
 def engine_name() -> str:
-    """For ``explain``."""
-    found = engine_here(LSTM_KIND)
-    return found if isinstance(found, str) else found.name
+    """The engine's name, or the reason why there is none."""
+    engine = current_engine(LSTM_FORMULA)
+    return engine if isinstance(engine, str) else engine.name
 
 
 def kernel_unsupported(cell: Any, params: Params, carry: Carry, xs: Any, flags: Flags) -> str | None:
-    """Why no kernel can take this cell, these options or shapes, or None."""
+    """Why no kernel supports this cell, these options or these sizes, or None."""
     name = type(cell).__name__
     if type(cell) not in KNOWN:
-        return f"the kernels are for {' and '.join(kind.__name__ for kind in KNOWN)}, and this is {name}"
+        return f"the kernels support {' and '.join(known.__name__ for known in KNOWN)}, got {name}"
     known = KNOWN[type(cell)]
     if flags.restart is not None:
-        return "no kernel knows resets"
+        return "the kernels do not support resets"
     if flags.cut is not None:
-        return "no kernel knows truncate"
+        return "the kernels do not support truncate"
     u = jax.eval_shape(cell.project, params, xs)
     sizes = u.shape
     if not all(isinstance(n, int) for n in sizes):
-        return "a kernel is made for sizes that are known when tracing"
+        return "the kernels require static sizes, got symbolic ones"
     dtypes = [str(a.dtype) for a in jax.tree.leaves(carry)]
-    wanted = [str(u.dtype), str(state_dtype(u.dtype))][: known.kind.count]
-    if dtypes != wanted:
-        states = "(h, c) has dtypes" if known.kind.count == 2 else "h has dtype"
-        return f"the carry {states} {', '.join(dtypes)}, where a kernel has {', '.join(wanted)}"
+    expected = [str(u.dtype), str(state_dtype(u.dtype))][: known.formula.num_states]
+    if dtypes != expected:
+        states = "(h, c) of dtypes" if known.formula.num_states == 2 else "h of dtype"
+        return f"the kernels require a carry {states} {', '.join(expected)}, got {', '.join(dtypes)}"
     if is_explicit(u):
-        return "no kernel takes what lies on an explicit mesh (inside shard_map, each device runs its own)"
-    found = engine_here(known.kind)
-    if isinstance(found, str):
-        return found
+        return "the kernels do not support arrays on an explicit mesh; use shard_map"
+    engine = current_engine(known.formula)
+    if isinstance(engine, str):
+        return engine
     T, *batch, _ = sizes
-    return found.unsupported_reason(T, math.prod(batch), cell.hidden_size, u.dtype)
+    return engine.unsupported_reason(T, math.prod(batch), cell.hidden_size, u.dtype)
 
 
 def kernel_scan(
@@ -145,34 +145,33 @@ def kernel_scan(
     reverse: bool,
     carries: bool,
 ) -> Scanned:
-    """``steps.walk`` of a cell by a kernel; nothing restarts, and ``key`` is of no use to it."""
+    """Scan a cell over time with a kernel. ``initial`` and ``key`` are unused: no resets, no noise."""
     known = KNOWN[type(cell)]
-    found = engine_here(known.kind)
-    assert isinstance(found, Engine), found  # pallas_obstacle has been asked
+    engine = current_engine(known.formula)
+    assert isinstance(engine, Engine), engine  # kernel_unsupported has returned None
     valid = flags.valid
-    if reverse:  # of what a step has, the inputs are the least
+    if reverse:  # flip xs, not u: the inputs are smaller
         xs, flags = jax.tree.map(lambda a: jnp.flip(a, 0), (xs, flags))
     u = cell.project(params, xs)
     T, *batch, _ = u.shape
     rows = math.prod(batch)
 
-    def folded(a: Array, rows_at: int) -> Array:
-        return a.reshape(*a.shape[:rows_at], rows, *a.shape[rows_at + len(batch) :])
+    def flatten_batch(a: Array, axis: int) -> Array:
+        return a.reshape(*a.shape[:axis], rows, *a.shape[axis + len(batch) :])
 
-    first, structure = jax.tree.flatten(carry)
+    states, structure = jax.tree.flatten(carry)
     inputs = Inputs(
-        folded(u, 1),
+        flatten_batch(u, 1),
         params.w_hh.astype(u.dtype),
         known.bias(params, state_dtype(u.dtype)),
-        tuple(folded(a, 0) for a in first),
-        None if flags.valid is None else folded(flags.valid, 1),
+        tuple(flatten_batch(a, 0) for a in states),
+        None if flags.valid is None else flatten_batch(flags.valid, 1),
     )
-    scanned = states_of(found if T * rows else REFERENCES[known.kind], inputs)
+    scanned = forward_states(engine if T * rows else REFERENCES[known.formula], inputs)
     scanned = tuple(a.reshape(T, *batch, a.shape[-1]) for a in scanned)
     if T > 0:
         carry = jax.tree.unflatten(structure, [a[-1] for a in scanned])
     if reverse:
         scanned = tuple(jnp.flip(a, 0) for a in scanned)
-    states = jax.tree.unflatten(structure, scanned)
     ys = scanned[0] if valid is None else mask_out(valid, scanned[0])
-    return Scanned(carry, ys, states if carries else None, None)
+    return Scanned(carry, ys, jax.tree.unflatten(structure, scanned) if carries else None, None)
