@@ -61,8 +61,11 @@ def activity(model: Model, params: Params, ids: np.ndarray) -> dict[str, jax.Arr
 
 
 def choose_units(state: np.ndarray, count: int = 10) -> np.ndarray:
-    """Order units by how fast they change, split them into ``count`` groups, pick the unit with the largest
-    variance in each."""
+    """Units from slow to fast.
+
+    The units are ordered by their speed and split into ``count`` groups. From each group, the unit with the
+    largest variance is chosen.
+    """
     variance = state.var(0)
     speed = np.square(np.diff(state, axis=0)).mean(0) / np.maximum(variance, 1e-9)
     groups = np.array_split(np.argsort(speed), min(count, len(speed)))

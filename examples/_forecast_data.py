@@ -118,8 +118,10 @@ class Problem(NamedTuple):
 
 
 def seasonal_naive(values: np.ndarray, horizon: int, period: int) -> np.ndarray:
-    """The seasonal-naive forecast, (n, H): for t + h, the last value at the same place in the period that is
-    known at t. If there is none, it is the first value."""
+    """The seasonal-naive forecast, (n, H).
+
+    For t + h it is the last value at the same place in the period that is known at t, or the first value.
+    """
     t, h = np.arange(len(values))[:, None], np.arange(1, horizon + 1)
     return values[np.maximum(t + h - period * -(-h // period), 0)]
 

@@ -82,8 +82,10 @@ def last_cross_entropy(ys: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def draw_copy(key: jax.Array, lag: int, batch: int) -> tuple[jax.Array, jax.Array]:
-    """Ten symbols, T blanks, ten more blanks. The last of the T is a start signal. The target is blanks and
-    then the ten symbols."""
+    """Ten symbols, T blanks of which the last is a start signal, and ten blanks.
+
+    The target is blanks, and then the ten symbols.
+    """
     data = jax.random.randint(key, (COPIED, batch), 0, ALPHABET)
     blanks = jnp.full((lag + COPIED, batch), ALPHABET)
     symbols = jnp.concatenate([data, blanks.at[lag - 1].set(ALPHABET + 1)])

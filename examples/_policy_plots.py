@@ -55,9 +55,8 @@ def draw_memory(rules: TMaze, agent: Any, params: Any, memory: Any, steps: Any) 
     ``steps`` are those of a rollout of ``agent`` with ``params`` that started with the carry ``memory``.
     """
     _, learned = straight_path(rules, agent, params)
-    unit = int(
-        np.abs(learned[:, LEFT] - learned[:, RIGHT]).min(0).argmax()
-    )  # the largest minimum over the places
+    difference = np.abs(learned[:, LEFT] - learned[:, RIGHT]).min(0)  # the smallest one over the places
+    unit = int(difference.argmax())
     logits, farther = straight_path(TMaze(2 * rules.length), agent, params)
     row = int(np.abs(np.mean(steps.cue, 0) - 0.5).argmin())  # a row with episodes of both cues
     with_resets, without = (

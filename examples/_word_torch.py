@@ -59,9 +59,8 @@ def torch_losses(
     for cell, weights in zip(model.cells(), params["layers"], strict=True):
         layer = torch.nn.LSTM(cell.input_size, cell.hidden_size, dtype=torch.float64)
         layer.load_state_dict({name: tensor(value) for name, value in to_torch(cell, weights).items()})
-        layer.bias_hh_l0.requires_grad_(
-            False
-        )  # with two trained biases, their sum would learn twice as fast as one
+        # With two trained biases, their sum would learn twice as fast as one.
+        layer.bias_hh_l0.requires_grad_(False)
         layers.append(layer)
     learned = [embedding, bias, *(p for p in layers.parameters() if p.requires_grad)]
     learned += [] if model.awd else [softmax]

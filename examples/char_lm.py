@@ -138,9 +138,7 @@ def learn(args: argparse.Namespace) -> None:
         return
     text = read_text(args.text) if args.text else python_help()
     source = args.text.name if args.text else "Python's help pages"
-    vocabulary = "".join(
-        sorted(set(text))
-    )  # of the whole text, so the held-out part has no unknown character
+    vocabulary = "".join(sorted(set(text)))  # includes the characters of the held-out part
     ids, held_out = split(encode(text, vocabulary), args.valid_share, args.batch, args.window)
     model = Model(vocabulary, args.cell, args.hidden, args.layers, args.embedding, args.dropout)
     name = f"{args.cell.upper()} {args.layers} x {args.hidden}"

@@ -189,7 +189,9 @@ def convert(args: argparse.Namespace) -> None:
     if not installed("onnxruntime"):
         print("The model is not checked, because onnxruntime is not installed: pip install onnxruntime")
         return
-    check(onnxruntime_difference(path, network, params), "JAX and onnxruntime (rows of lengths 60, 40, 7, 1, 0)")
+    check(
+        onnxruntime_difference(path, network, params), "JAX and onnxruntime (rows of lengths 60, 40, 7, 1, 0)"
+    )
 
 
 def make_parser() -> Parser:

@@ -123,10 +123,8 @@ class TestReplay:
     @pytest.mark.parametrize("cell", [*program.CELLS, "none"])
     def test_replay_equals_acting(self, second_window, cell):
         agent, params, memory, steps = second_window(cell)
-        begun = np.asarray(steps.first).sum(0)
-        assert (
-            begun.min() >= 2 and not steps.first[0].all()
-        )  # several episodes per row, some from the first window
+        # Every row has several episodes. Some of them started in the first window.
+        assert np.asarray(steps.first).sum(0).min() >= 2 and not steps.first[0].all()
         _, logits, value = agent.replay(params, memory, steps.obs, steps.first)
         np.testing.assert_allclose(logits, steps.logits, atol=1e-5)
         np.testing.assert_allclose(value, steps.value, atol=1e-5)

@@ -237,9 +237,7 @@ class TestRecipe:
         values = [np.float32(x) for x in (1.0, 3.0, 8.0, 4.0)]
         average = steps.Average(jnp.bool_(False), jnp.int32(0), jnp.float32(0))
         average = steps.averaged(average, values[0])
-        assert (
-            float(average.params) == 1.0 and int(average.count) == 0
-        )  # before averaging: the weights themselves
+        assert float(average.params) == 1.0 and int(average.count) == 0  # averaging has not started
         average = average._replace(on=jnp.bool_(True))
         for value in values[1:]:
             average = steps.averaged(average, value)
