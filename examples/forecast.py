@@ -39,7 +39,6 @@ from training import (
     NONNEGATIVE,
     POSITIVE,
     Parser,
-    Placement,
     Run,
     UserError,
     add_duration,
@@ -159,7 +158,6 @@ def train(
         evaluate=lambda state: {"valid_nll": float(valid_nll(state.params).mean())},
         evaluate_every=20,
         after_evaluation=keep_best,
-        placement=Placement.of(args),
     )
     return state.best
 
