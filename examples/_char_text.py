@@ -1,4 +1,4 @@
-"""A text as numbers, and what counting alone predicts of it: the measure that a network has to beat."""
+"""A text as integers, and the n-gram baseline that the network is compared with."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from training import UserError
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:
-    """Characters as their places in the vocabulary."""
+    """Characters as indices into the vocabulary."""
     place = {character: index for index, character in enumerate(vocabulary)}
     return np.array([place[character] for character in text], np.int32)
 
@@ -17,8 +17,8 @@ def encode(text: str, vocabulary: str) -> np.ndarray:
 def windows(ids: np.ndarray, batch: int, window: int) -> np.ndarray:
     """The text as ``batch`` parallel streams, cut into windows: (windows, T + 1, batch).
 
-    Row b of window k + 1 goes on where row b of window k ended. Windows share a character, because
-    the last target of one is the first input of the next.
+    Row b of window k + 1 continues row b of window k. Consecutive windows share a character, because the
+    last target of one is the first input of the next.
     """
     count = (len(ids) - 1) // (batch * window)
     starts = np.arange(batch) * count * window
@@ -27,17 +27,17 @@ def windows(ids: np.ndarray, batch: int, window: int) -> np.ndarray:
 
 
 def split(ids: np.ndarray, valid_share: float, batch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
-    """The training part, and after it the held-out part."""
+    """Split the text into a training part and a held-out part at its end."""
 
     def cut(length: int) -> int:
         return length - max(2, round(length * valid_share))
 
-    least = batch * window + 1  # one window for each stream, and the last target
+    least = batch * window + 1  # one window per stream, and the last target
     if cut(len(ids)) < least:
         needed = next(length for length in itertools.count(least) if cut(length) >= least)
         raise UserError(
-            f"the text is too short: it has {len(ids):,} characters, and {batch} streams of {window} "
-            f"characters beside the held-out share need {needed:,}; make --batch or --window smaller"
+            f"the text is too short: it has {len(ids):,} characters, but {batch} streams of {window} "
+            f"characters and the held-out part need {needed:,}; decrease --batch or --window"
         )
     return ids[: cut(len(ids))], ids[cut(len(ids)) :]
 
@@ -45,21 +45,21 @@ def split(ids: np.ndarray, valid_share: float, batch: int, window: int) -> tuple
 def witten_bell(train: np.ndarray, held_out: np.ndarray, vocabulary_size: int, order: int) -> np.ndarray:
     """Probability of every held-out character given the ``order - 1`` characters before it.
 
-    Counts are of ``train`` alone; ``held_out`` continues it. With c(h) how often a history h was
-    seen, and u(h) how many different characters followed it (Witten & Bell 1991),
+    Only ``train`` is counted; ``held_out`` continues it. With c(h) the number of occurrences of a history h,
+    and u(h) the number of different characters that follow it (Witten & Bell 1991),
 
         p_k(x | h) = (c(h x) + u(h) p_{k-1}(x | h without its oldest character)) / (c(h) + u(h))
 
-    and p_0 = 1 / vocabulary_size, so that no character has probability zero.
+    and p_0 = 1 / vocabulary_size, so every character has a positive probability.
     """
     text = np.concatenate([train, held_out]).astype(np.int64)
     n = len(train)
     probability = np.full(len(held_out), 1 / vocabulary_size)
-    # Equal histories get equal numbers. history[t] stands for the k - 1 characters before text[t].
+    # history[t] is a number that identifies the k - 1 characters before text[t].
     history = np.zeros(len(text), np.int64)
     for k in range(1, order + 1):
         _, gram = np.unique(history * vocabulary_size + text, return_inverse=True)
-        seen = slice(k - 1, n)  # the k-grams that lie in the training part as a whole
+        seen = slice(k - 1, n)  # the k-grams that are completely in the training part
         grams = np.bincount(gram[seen], minlength=len(text))
         histories = np.bincount(history[seen], minlength=len(text))
         _, first = np.unique(gram[seen], return_index=True)
@@ -68,7 +68,7 @@ def witten_bell(train: np.ndarray, held_out: np.ndarray, vocabulary_size: int, o
         c, u = histories[history[n:]], followers[history[n:]]
         smoothed = (grams[gram[n:]] + u * probability) / np.maximum(c + u, 1)
         probability = np.where(c > 0, smoothed, probability)
-        # The next history is the gram that ends where this one did: one character before.
+        # The next history at t is the k-gram that ends at t - 1.
         history = np.concatenate([gram[:1], gram[:-1]])
     return probability
 

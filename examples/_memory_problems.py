@@ -1,6 +1,6 @@
-"""The problems of ``long_memory.py``: what they show, what they ask, and what no memory at all would get.
+"""The problems of ``long_memory.py``: their sequences, their losses, and the best loss without memory.
 
-Each is a function of a random key that makes fresh sequences, so that nothing can be learned by heart.
+Sequences are functions of a random key. Every training step has new ones, so none can be memorized.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ import jax
 import jax.numpy as jnp
 import optax
 
-COPIED, ALPHABET = 10, 8  # symbols to copy, and how many kinds of them there are
+COPIED, ALPHABET = 10, 8  # symbols to copy, and the number of different symbols
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem at any lag T.
+    """A problem for any lag T, in steps.
 
-    ``draw(key, lag, batch) -> (xs, target)`` makes sequences, time first; ``loss(ys, target)`` judges what
-    the network says at every step of them. The lag is in steps.
+    ``draw(key, lag, batch) -> (xs, target)`` generates sequences, time first. ``loss(ys, target)`` is the
+    loss of the network's outputs ``ys`` at all steps.
     """
 
     inputs: int
     outputs: int
     draw: Callable[[jax.Array, int, int], tuple[jax.Array, jax.Array]]
     loss: Callable[[jax.Array, jax.Array], jax.Array]
-    memoryless: Callable[[int], float]  # the loss of the best answer that remembers nothing
-    solved: Callable[[int], float]  # the problem is solved below this loss
+    memoryless: Callable[[int], float]  # the lowest loss without memory
+    solved: Callable[[int], float]  # the loss below which the problem is solved
     unit: str
 
 
@@ -37,7 +37,7 @@ class Problem:
 
 
 def draw_adding(key: jax.Array, lag: int, batch: int) -> tuple[jax.Array, jax.Array]:
-    """T numbers from [0, 1), two of them marked, one in each half; wanted: the sum of the two."""
+    """T numbers in [0, 1), with one marked in each half. The target is the sum of the marked numbers."""
     k_numbers, k_first, k_second = jax.random.split(key, 3)
     numbers = jax.random.uniform(k_numbers, (lag, batch))
     first = jax.random.randint(k_first, (batch,), 0, lag // 2)
@@ -56,9 +56,9 @@ def squared_error(ys: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def draw_order(key: jax.Array, lag: int, batch: int) -> tuple[jax.Array, jax.Array]:
-    """An X or a Y at about T/10 and at about T/2 among four other symbols; wanted: which, in which order.
+    """An X or a Y at about T/10 and one at about T/2, among other symbols. The target is the ordered pair.
 
-    The symbols are a, b, c, d, X, Y, and one that begins and one that ends each sequence.
+    The symbols are a, b, c, d, X, Y, a start symbol and an end symbol.
     """
     k_others, k_relevant, k_first, k_second = jax.random.split(key, 4)
     symbols = jax.random.randint(k_others, (lag, batch), 0, 4)
@@ -74,7 +74,7 @@ def draw_order(key: jax.Array, lag: int, batch: int) -> tuple[jax.Array, jax.Arr
 
 
 def last_cross_entropy(ys: jax.Array, target: jax.Array) -> jax.Array:
-    """-ln p(target) by the last output's logits, mean over the sequences."""
+    """-ln p(target) with the logits at the last step, mean over the sequences."""
     return optax.softmax_cross_entropy_with_integer_labels(ys[-1], target).mean()
 
 
@@ -82,7 +82,10 @@ def last_cross_entropy(ys: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def draw_copy(key: jax.Array, lag: int, batch: int) -> tuple[jax.Array, jax.Array]:
-    """Ten symbols, T blanks, the last of them a signal to begin, ten more; wanted: blanks, then the ten."""
+    """Ten symbols, T blanks of which the last is a start signal, and ten blanks.
+
+    The target is blanks, and then the ten symbols.
+    """
     data = jax.random.randint(key, (COPIED, batch), 0, ALPHABET)
     blanks = jnp.full((lag + COPIED, batch), ALPHABET)
     symbols = jnp.concatenate([data, blanks.at[lag - 1].set(ALPHABET + 1)])
@@ -90,12 +93,12 @@ def draw_copy(key: jax.Array, lag: int, batch: int) -> tuple[jax.Array, jax.Arra
 
 
 def every_cross_entropy(ys: jax.Array, target: jax.Array) -> jax.Array:
-    """-ln p(target) at each step, mean over all steps of all sequences."""
+    """-ln p(target), mean over all steps of all sequences."""
     return optax.softmax_cross_entropy_with_integer_labels(ys, target).mean()
 
 
 def guessing(lag: int) -> float:
-    """Blanks are known, of each symbol nothing: 10 ln 8 nats over T + 20 steps."""
+    """The loss of predicting all blanks correctly, and every symbol with probability 1/8."""
     return COPIED * math.log(ALPHABET) / (lag + 2 * COPIED)
 
 
@@ -110,6 +113,6 @@ PROBLEMS = {
         every_cross_entropy,
         guessing,
         lambda lag: 0.75 * guessing(lag),
-        "nats a step",
+        "nats per step",
     ),
 }

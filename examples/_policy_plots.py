@@ -1,4 +1,4 @@
-"""The two pictures of ``recurrent_policy.py``, as PNG bytes."""
+"""The pictures of ``recurrent_policy.py``: learning curves, and the state of one unit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from _t_maze import LEFT, RIGHT, Maze, TMaze
 from matplotlib.figure import Figure
-from training.plots import BLACK, BLUE, GREEN, GREY, ORANGE, png
+from training.plots import BLACK, BLUE, GREEN, GREY, ORANGE, png, style
 
 import lstm_jax
 
@@ -18,7 +18,7 @@ LINE = {"linewidth": 1.8, "marker": "o", "markersize": 4}
 
 
 def draw_curves(rows: Sequence[Mapping[str, float]], cell: str, title: str) -> bytes:
-    """Share of successful episodes against steps in the maze, with and without memory."""
+    """Fraction of successful episodes against environment steps, with and without memory."""
     figure = Figure(figsize=(9, 4.8), layout="constrained")
     ax = figure.add_subplot()
     thousands = [row["environment_steps"] / 1000 for row in rows]
@@ -38,58 +38,58 @@ def draw_curves(rows: Sequence[Mapping[str, float]], cell: str, title: str) -> b
     ax.text(
         thousands[-1],
         53,
-        "the most that any policy can reach without memory: 50 %",
+        "upper bound without memory: 50 %",
         ha="right",
         fontsize=11,
         color=GREY,
     )
     ax.set(xlim=(0, thousands[-1]), ylim=(0, 103))
-    ax.set_xlabel("thousand steps in the maze, of each agent", fontsize=12)
-    ax.set_ylabel("episodes that end in the correct arm (%)", fontsize=12)
-    _finish(ax, title)
+    ax.set_title(title, fontsize=12)
+    style(ax, "thousand environment steps of each agent", "successful episodes (%)")
     return png(figure)
 
 
 def draw_memory(rules: TMaze, agent: Any, params: Any, memory: Any, steps: Any) -> bytes:
-    """The unit that tells the cues apart best: in a row of packed episodes, and in a longer corridor.
+    """The state of the unit that differs most between the cues, in a training row and in a longer corridor.
 
-    ``steps`` is what followed on ``memory`` in a rollout; ``agent`` and ``params`` are those who acted.
+    ``steps`` are those of a rollout of ``agent`` with ``params`` that started with the carry ``memory``.
     """
-    _, learned = walk(rules, agent, params)
-    unit = int(np.abs(learned[:, LEFT] - learned[:, RIGHT]).min(0).argmax())  # apart at every place
-    logits, farther = walk(TMaze(2 * rules.length), agent, params)
-    row = int(np.abs(np.mean(steps.cue, 0) - 0.5).argmin())  # with episodes of either cue
-    packed, without = (
-        remembered(agent, params, memory, steps.seen, resets)[:, row, unit] for resets in (steps.first, None)
+    _, learned = straight_path(rules, agent, params)
+    difference = np.abs(learned[:, LEFT] - learned[:, RIGHT]).min(0)  # the smallest one over the places
+    unit = int(difference.argmax())
+    logits, farther = straight_path(TMaze(2 * rules.length), agent, params)
+    row = int(np.abs(np.mean(steps.cue, 0) - 0.5).argmin())  # a row with episodes of both cues
+    with_resets, without = (
+        states(agent, params, memory, steps.obs, resets)[:, row, unit] for resets in (steps.first, None)
     )
 
     figure = Figure(figsize=(9, 6.6), layout="constrained")
     above, below = figure.subplots(2)
-    above.set_xlabel("step of the row", fontsize=12)
-    _draw_packed(above, packed, without, np.asarray(steps.first[:, row]), np.asarray(steps.cue[:, row]))
-    _finish(above, "A row as learning sees it: episodes one after another, a reset where each begins")
-    _draw_walks(below, farther[:, :, unit], jax.nn.softmax(logits[-1]))
-    below.set_xlabel("place; between its ends the corridor looks the same everywhere", fontsize=12)
-    _finish(below, "An episode of each cue, in a corridor twice as long as that of the training")
-    for ax in (above, below):
-        kind = "cell state c" if isinstance(agent.core, lstm_jax.LSTM) else "state h"
-        ax.set_ylabel(f"{kind} of unit {unit}", fontsize=12)
+    kind = "cell state c" if isinstance(agent.core, lstm_jax.LSTM) else "state h"
+    y = f"{kind} of unit {unit}"
+    first = np.asarray(steps.first[:, row])
+    _draw_packed(above, with_resets, without, first, np.asarray(steps.cue[:, row]))
+    above.set_title("A training row: consecutive episodes, with a reset at the start of each", fontsize=12)
+    style(above, "step" if first[0] else "step (the first episode started in the previous row)", y)
+    _draw_paths(below, farther[:, :, unit], jax.nn.softmax(logits[-1]))
+    below.set_title("An episode of each cue, in a corridor twice as long as in training", fontsize=12)
+    style(below, "place (all places between the ends have the same observation)", y)
     return png(figure)
 
 
-def walk(rules: TMaze, agent: Any, params: Any) -> tuple[jax.Array, np.ndarray]:
-    """Straight to the junction after either cue: logits (places, 2, A), and the states (places, 2, H)."""
+def straight_path(rules: TMaze, agent: Any, params: Any) -> tuple[jax.Array, np.ndarray]:
+    """Move straight to the junction after either cue: logits (places, 2, A) and states (places, 2, H)."""
     place, cue = np.meshgrid(np.arange(rules.length + 1), [LEFT, RIGHT], indexing="ij")
-    seen = jax.vmap(jax.vmap(rules.observe))(Maze(cue, place, place))
+    obs = jax.vmap(jax.vmap(rules.observe))(Maze(cue, place, place))
     memory = agent.core.initial_carry((2,), params["core"])
-    _, logits, _ = agent.replay(params, memory, seen, place == 0)
-    return logits, remembered(agent, params, memory, seen, None)
+    _, logits, _ = agent.replay(params, memory, obs, place == 0)
+    return logits, states(agent, params, memory, obs, None)
 
 
-def remembered(agent: Any, params: Any, memory: Any, seen: jax.Array, resets: Any) -> np.ndarray:
-    """The core's state after each step, (T, B, H): c of an LSTM, h of the others."""
+def states(agent: Any, params: Any, memory: Any, obs: jax.Array, resets: Any) -> np.ndarray:
+    """The core's state after each step, (T, B, H): c of an LSTM, h of other cells."""
     _, (_, carries) = lstm_jax.unroll(
-        agent.core, params["core"], seen, memory, resets=resets, return_carries=True
+        agent.core, params["core"], obs, memory, resets=resets, return_carries=True
     )
     return np.asarray(jax.tree.leaves(carries)[-1])
 
@@ -104,21 +104,19 @@ def _draw_packed(ax: Any, state: np.ndarray, without: np.ndarray, first: np.ndar
         ax.plot(range(start, end), state[start:end], color=COLOURS[cue[start]], **LINE)
     for name, colour in zip(CUES, COLOURS, strict=True):
         ax.plot([], color=colour, label=f"{name} cue", **LINE)
-    if not first[0]:
-        ax.set_xlabel("step of the row, whose first episode goes on from the row before", fontsize=12)
     ax.set_xlim(-0.5, len(first) - 0.5)
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=11, frameon=False)
 
 
-def _draw_walks(ax: Any, state: np.ndarray, policy: jax.Array) -> None:
+def _draw_paths(ax: Any, state: np.ndarray, policy: jax.Array) -> None:
     end = len(state) - 1
     for cue, (name, colour) in enumerate(zip(CUES, COLOURS, strict=True)):
         ax.plot(state[:, cue], color=colour, **LINE)
-        said = f"{name} cue:\nturns {name}\nwith {policy[cue, cue]:.1%}"
+        label = f"{name} cue:\nP(turn {name})\n= {policy[cue, cue]:.1%}"
         ax.text(
             1.015,
             state[-1, cue],
-            said,
+            label,
             color=colour,
             fontsize=11,
             va="center",
@@ -128,9 +126,3 @@ def _draw_walks(ax: Any, state: np.ndarray, policy: jax.Array) -> None:
     names = {0: "0\ncue", end: f"{end}\njunction"}
     ax.set_xticks(ticks, [names.get(tick, str(tick)) for tick in ticks])
     ax.set_xlim(-0.5, end + 0.5)
-
-
-def _finish(ax: Any, title: str) -> None:
-    ax.set_title(title, fontsize=12)
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)

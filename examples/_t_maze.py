@@ -1,4 +1,4 @@
-"""The T-maze of Bakker (2002): what was seen at the start tells which way to turn at the end.
+"""The T-maze of Bakker (2002): the cue at the start of a corridor is the correct turn at its end.
 
 ::
 
@@ -8,14 +8,14 @@
                                          |
                                        right
 
-At its first place the agent sees the cue, left or right; in the corridor and at the junction it sees only
-where it is. Turning into the cue's arm is the one success; a wrong arm, or a step into a wall, costs 0.1.
-(Bakker's maze also lets the agent walk back, and pays 4 for a success.)
+At the first place the agent observes the cue, left or right. Elsewhere it observes only whether it is in the
+corridor or at the junction. Turning into the cue's arm is a success and has reward 1. The wrong arm or a
+step into a wall has reward -0.1. (In Bakker's maze the agent can also step back, and a success has reward 4.)
 
-What a policy without memory can reach: at the junction it turns left with the same probability q whatever
-the cue was, because it sees the same. Let a and b be the probabilities that it gets there and turns after a
-left and a right cue. With both cues equally likely it succeeds with probability (a q + b (1 - q)) / 2, which
-is at most 1/2.
+The upper bound for a policy without memory: at the junction it turns left with a probability q that does not
+depend on the cue, because its observation does not. Let a and b be the probabilities that it reaches the
+junction and turns, after a left cue and after a right cue. With both cues equally probable, it succeeds with
+probability (a q + b (1 - q)) / 2, which is at most 1/2.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 
 LEFT, RIGHT, FORWARD = 0, 1, 2  # the actions; the first two are also the cues
-CORRIDOR, JUNCTION = 2, 3  # what is seen, beside the two cues
+CORRIDOR, JUNCTION = 2, 3  # the observations besides the two cues
 ACTIONS, FEATURES = 3, 4
 MISTAKE = -0.1
 
@@ -35,16 +35,16 @@ Array = jax.Array
 
 
 class Maze(NamedTuple):
-    """One maze, or one in each row where the arrays have an axis; all of them int32."""
+    """The state of one maze, or of one maze per row if the arrays have an axis. All arrays are int32."""
 
     cue: Array
-    place: Array  # 0 is the start, `length` the junction
-    age: Array  # steps since the episode began; 0 marks its first
+    place: Array  # 0 at the start, `length` at the junction
+    age: Array  # steps since the start of the episode
 
 
 @dataclass(frozen=True)
 class TMaze:
-    """The rules, for one maze: ``jax.vmap`` makes them those of many.
+    """The rules for one maze. Use ``jax.vmap`` for several.
 
     Args:
         length: steps from the start to the junction.
@@ -53,7 +53,7 @@ class TMaze:
     >>> maze = rules.begin(jax.random.key(0))
     >>> for action in (FORWARD, FORWARD, maze.cue):
     ...     maze, reward, ended, success = rules.step(jax.random.key(1), maze, action)
-    >>> float(reward), bool(ended), bool(success), int(maze.age)  # and a new episode has begun
+    >>> float(reward), bool(ended), bool(success), int(maze.age)  # a new episode has started
     (1.0, True, True, 0)
     """
 
@@ -61,7 +61,7 @@ class TMaze:
 
     @property
     def limit(self) -> int:
-        """An episode of that many steps ends without success: four times what the way takes."""
+        """The maximum number of steps of an episode: four times the minimum of a successful one."""
         return 4 * (self.length + 1)
 
     def begin(self, key: Array) -> Maze:
@@ -69,12 +69,12 @@ class TMaze:
         return Maze(jax.random.bernoulli(key).astype(jnp.int32), jnp.int32(0), jnp.int32(0))
 
     def observe(self, maze: Maze) -> Array:
-        """What is seen, (4,): a one at left cue, right cue, corridor or junction."""
+        """The observation, one-hot (4,): left cue, right cue, corridor or junction."""
         ahead = jnp.where(maze.place == self.length, JUNCTION, CORRIDOR)
         return jax.nn.one_hot(jnp.where(maze.place == 0, maze.cue, ahead), FEATURES)
 
     def step(self, key: Array, maze: Maze, action: Array | int) -> tuple[Maze, Array, Array, Array]:
-        """``(maze, reward, ended, success)``; where the episode ended, the maze is a new one."""
+        """``(maze, reward, ended, success)``. If the episode ended, the maze is that of a new episode."""
         at_junction = maze.place == self.length
         turned = at_junction & (action != FORWARD)
         success = turned & (action == maze.cue)

@@ -1,4 +1,4 @@
-"""What a step of word_lm.py is: a window, SGD at an epoch's learning rate, and averaging."""
+"""The training step of word_lm.py: a window, SGD with the learning rate of an epoch, averaged weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _word_model import Model, Params, Window, forward, nats
+from _word_model import Model, Params, forward
 from _word_text import Plan, Windows
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from training import State, UserError
@@ -19,30 +19,41 @@ from training import State, UserError
 import lstm_jax
 
 
-def learning_rate(args: argparse.Namespace, epoch: int) -> float:
-    """The rate of an epoch, counted from 0: ``lr`` for the first ones, then a ``decay`` smaller in each."""
-    return args.lr * args.decay ** max(epoch + 1 - args.decay_after, 0)
+class Window(NamedTuple):
+    """A batch: one window of every stream."""
+
+    ids: jax.Array  # (T + 1, B); the last row is only a target
+    length: jax.Array  # (), int32: words of the window without padding
+    begins: jax.Array  # (), bool: whether an epoch begins, so that the carry is reset
+    lr: jax.Array  # ()
 
 
 class Average(NamedTuple):
-    """The mean of the weights since averaging began (averaged SGD)."""
+    """The mean of the weights since averaging started (averaged SGD)."""
 
     on: jax.Array  # (), bool
     count: jax.Array  # (), int32
     params: Params
 
 
+def learning_rate(args: argparse.Namespace, epoch: int) -> float:
+    """The learning rate of an epoch (from 0): a factor of ``decay`` per epoch after ``decay_after``."""
+    return args.lr * args.decay ** max(epoch + 1 - args.decay_after, 0)
+
+
 def make_step(model: Model, args: argparse.Namespace, key: jax.Array) -> Callable[[State, Window], Any]:
-    """A window of truncated backpropagation through time, and a step of SGD."""
+    """Truncated backpropagation through one window, and one step of SGD."""
     gradients = optax.chain(
         optax.clip_by_global_norm(args.clip), optax.add_decayed_weights(args.weight_decay)
     )
 
     def loss(params: Params, carry: Any, window: Window, key: jax.Array) -> tuple[jax.Array, Any]:
         T, B = window.ids.shape[0] - 1, window.ids.shape[1]
-        lengths = jnp.full((B,), window.length) if model.awd else None  # Zaremba's windows are all whole
+        lengths = jnp.full((B,), window.length) if model.awd else None  # Zaremba's windows have no padding
         carry, logits, (ys, dropped) = forward(model, params, carry, window.ids[:-1], lengths, key)
-        per_word = nats(logits, window.ids[1:], window.length) / (B * window.length)
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, window.ids[1:])
+        nats = jnp.sum(jnp.where(jnp.arange(T)[:, None] < window.length, nats, 0))
+        per_word = nats / (B * window.length)
         total = per_word * T if args.sum_over_time else per_word
         if args.alpha:
             total += args.alpha * lstm_jax.activation_regularization(dropped, lengths=lengths)
@@ -56,7 +67,7 @@ def make_step(model: Model, args: argparse.Namespace, key: jax.Array) -> Callabl
         (_, (carry, per_word)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, carry, window, noise
         )
-        # Both have nothing to remember, so that their state is empty.
+        # Clipping and weight decay have no state.
         updates, _ = gradients.update(grads, gradients.init(state.params), state.params)
         params = jax.tree.map(lambda p, u: p - window.lr * u, state.params, updates)
         average = averaged(state.optimizer, params) if args.nonmono else ()
@@ -66,7 +77,7 @@ def make_step(model: Model, args: argparse.Namespace, key: jax.Array) -> Callabl
 
 
 def averaged(average: Average, params: Params) -> Average:
-    """With one more step in the mean, if it has begun; before that, the weights themselves."""
+    """The mean including one more step. Before averaging starts, it is the weights themselves."""
     number = jnp.where(average.on, average.count + 1, 1)
     mean = jax.tree.map(lambda mean, p: mean + (p - mean) / number, average.params, params)
     return Average(average.on, jnp.where(average.on, number, 0), mean)
@@ -78,19 +89,19 @@ def first_state(model: Model, args: argparse.Namespace, params: Params) -> State
     return State(params, average, carry, jnp.int32(0))
 
 
-def places(model: Model, mesh: Mesh, state: State) -> State:
-    """Where a state lies on a mesh: parameters as the model says, the memory of each row at its device."""
+def state_shardings(model: Model, mesh: Mesh, state: State) -> State:
+    """Shardings of the state: the parameters as in ``model.shardings``, the carry's rows over ``data``."""
     batch, devices = jax.tree.leaves(state.carry)[0].shape[0], mesh.shape["data"]
     if batch % devices:
-        raise UserError(f"a batch of {batch} rows does not divide over --mesh data={devices}")
-    params, whole = model.places(mesh, state.params), NamedSharding(mesh, P())
-    average = Average(whole, whole, params) if state.optimizer else ()
+        raise UserError(f"a batch of {batch} rows is not divisible by --mesh data={devices}")
+    params, replicated = model.shardings(mesh, state.params), NamedSharding(mesh, P())
+    average = Average(replicated, replicated, params) if state.optimizer else ()
     rows = NamedSharding(mesh, P("data", "model" if model.mesh else None))
-    return State(params, average, jax.tree.map(lambda _: rows, state.carry), whole)
+    return State(params, average, jax.tree.map(lambda _: rows, state.carry), replicated)
 
 
-def begin_averaging(args: argparse.Namespace, state: State, rows: Sequence[Mapping[str, float]]) -> State:
-    """Averaging begins when the validation is worse than its best of more than ``nonmono`` epochs ago."""
+def start_averaging(args: argparse.Namespace, state: State, rows: Sequence[Mapping[str, float]]) -> State:
+    """Start averaging if the validation loss exceeds its minimum up to ``nonmono`` epochs before."""
     values = [row["valid_nats"] for row in rows if "valid_nats" in row]
     earlier = values[: -1 - args.nonmono]
     if not args.nonmono or not earlier or values[-1] <= min(earlier):
@@ -99,12 +110,12 @@ def begin_averaging(args: argparse.Namespace, state: State, rows: Sequence[Mappi
 
 
 def window_maker(windows: Windows, plan: Plan, args: argparse.Namespace) -> Callable[[int], Window]:
-    """The batch of each step."""
+    """A function that returns the batch of a step."""
 
     def window_of(step: int) -> Window:
         start, length = int(plan.starts[step]), int(plan.lengths[step])
         lr = learning_rate(args, math.ceil(plan.done[step]) - 1)
-        if args.awd:  # a short window has a smaller say
+        if args.awd:  # the learning rate is proportional to the window's length
             lr *= length / args.window
         return Window(windows.cut(start, length), np.int32(length), np.bool_(start == 0), np.float32(lr))
 

@@ -1,4 +1,4 @@
-"""Words as numbers: corpora, vocabularies, and the windows that training walks through."""
+"""Words as integers: corpora, vocabularies, and the windows of a training run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from training import UserError, digest, python_help, read_text, streams
 
 END, UNKNOWN = "<eos>", "<unk>"
 PARTS = ("train", "valid", "test")
-#: How the files of a corpus are called.
+#: The file names of a corpus.
 FORMATS = {"Penn Treebank": "ptb.{}.txt", "WikiText": "wiki.{}.tokens"}
-VOCABULARY = 2000  # of plain text, whose rare words no file has replaced yet
+VOCABULARY = 2000  # default size for plain text, in which rare words are not replaced yet
 
 
 class Corpus(NamedTuple):
-    """A text in three parts, as places in its vocabulary."""
+    """A text in three parts, as indices into its vocabulary."""
 
     name: str
     vocabulary: list[str]
@@ -29,16 +29,18 @@ class Corpus(NamedTuple):
     test: np.ndarray
 
     def about(self) -> dict[str, int | str]:
-        """What a run folder says of it."""
+        """The description of the corpus in a run folder."""
         sizes = {part: len(getattr(self, part)) for part in PARTS}
         everything = digest("\n".join(self.vocabulary), self.train, self.valid, self.test)
         return {"vocabulary": len(self.vocabulary), **sizes, "sha256": everything}
 
 
 def read_corpus(path: Path | None, limit: int | None) -> Corpus:
-    """A folder in Penn Treebank's or WikiText's format, or any text; without a path, Python's help pages.
+    """Read a folder in the format of Penn Treebank or WikiText, or a text file.
 
-    ``limit``: the vocabulary keeps that many words, the most frequent; the others become ``<unk>``.
+    Args:
+        path: the folder or file; None for Python's help pages.
+        limit: size of the vocabulary. Less frequent words become ``<unk>``.
     """
     if path is None or not path.is_dir():
         text = python_help() if path is None else read_text(path)
@@ -49,16 +51,16 @@ def read_corpus(path: Path | None, limit: int | None) -> Corpus:
         if any(file.exists() for file in files):
             return corpus_of(name, *(words(read_text(file)) for file in files), limit=limit)
     names = " or ".join(pattern.format("{train,valid,test}") for pattern in FORMATS.values())
-    raise UserError(f"{path} holds no corpus: expected {names}")
+    raise UserError(f"{path} contains no corpus: expected {names}")
 
 
 def words(text: str) -> list[str]:
-    """The words of a tokenised file, each line closed by ``<eos>``: empty lines and headings, too."""
+    """The words of a tokenised file. Every line ends with ``<eos>``, including empty lines and headings."""
     return [word for line in text.splitlines() for word in (*line.split(), END)]
 
 
 def split_lines(text: str) -> list[list[str]]:
-    """Plain text as words and signs in lower case: 90 percent of its lines, and twice 5."""
+    """Plain text as lower-case words and punctuation, split into 90, 5 and 5 percent of its lines."""
     lines = [re.findall(r"\w+|[^\w\s]", line.lower()) for line in text.splitlines()]
     lines = [line for line in lines if line]
     cuts = [0, round(0.9 * len(lines)), round(0.95 * len(lines)), len(lines)]
@@ -66,7 +68,7 @@ def split_lines(text: str) -> list[list[str]]:
 
 
 def corpus_of(name: str, *parts: Sequence[str], limit: int | None) -> Corpus:
-    """Numbers by the vocabulary of the first part, from frequent to rare."""
+    """Encode the parts. The vocabulary is that of the first part, ordered by decreasing frequency."""
     for part, found in zip(PARTS, parts, strict=True):
         if not any(word != END for word in found):
             raise UserError(f"the {part} part of {name} has no words")
@@ -75,23 +77,23 @@ def corpus_of(name: str, *parts: Sequence[str], limit: int | None) -> Corpus:
         common = [word for word in vocabulary if word not in (END, UNKNOWN)]
         vocabulary = [END, UNKNOWN, *common[: limit - 2]]
     place = {word: index for index, word in enumerate(vocabulary)}
-    strange = {word for part in parts for word in part} - set(place)
-    if strange and UNKNOWN not in place:
-        shown = ", ".join(map(repr, sorted(strange)[:3]))
+    unknown = {word for part in parts for word in part} - set(place)
+    if unknown and UNKNOWN not in place:
+        shown = ", ".join(map(repr, sorted(unknown)[:3]))
         raise UserError(
-            f"{name} has {len(strange)} words outside of its training part ({shown}) and no {UNKNOWN} in it: "
-            f"give --vocabulary, so that rare words become {UNKNOWN}"
+            f"{name} has {len(unknown)} words that are not in its training part ({shown}), which has no "
+            f"{UNKNOWN}: set --vocabulary, which replaces rare words by {UNKNOWN}"
         )
     ids = [np.array([place.get(word, place.get(UNKNOWN)) for word in part], np.int32) for part in parts]
     return Corpus(name, vocabulary, *ids)
 
 
 class Windows:
-    """The training part as ``batch`` streams side by side, walked through window by window.
+    """The training part as ``batch`` parallel streams, cut into consecutive windows.
 
-    Each window goes on where the one before ended; an epoch begins at the beginning. With ``vary``,
-    lengths are drawn as in Merity et al. 2018: around ``window``, one time in twenty around half of it,
-    with a deviation of 5; every window is padded to ``longest``, so that nothing recompiles.
+    Every epoch starts at the beginning of the streams. With ``vary_seed``, lengths are random as in Merity et
+    al. 2018: normal with standard deviation 5, and mean ``window`` or, with probability 1/20, half of it.
+    Every window is padded to ``longest``, so that the step is compiled once.
     """
 
     def __init__(self, ids: np.ndarray, batch: int, window: int, vary_seed: int | None = None):
@@ -100,12 +102,12 @@ class Windows:
         if len(self.data) <= self.longest:
             needed = batch * (self.longest + 1)
             raise UserError(
-                f"the training part is too short: it has {len(ids):,} words, and {batch} streams of "
-                f"{self.longest} words need {needed:,}; make --batch or --window smaller"
+                f"the training part is too short: it has {len(ids):,} words, but {batch} streams of "
+                f"{self.longest} words need {needed:,}; decrease --batch or --window"
             )
 
     def lengths(self, epoch: int) -> np.ndarray:
-        """How long the windows of an epoch are, one after the other."""
+        """The lengths of the windows of an epoch, in order."""
         targets = len(self.data) - 1
         if self.vary_seed is None:
             return np.full(targets // self.window, self.window)
@@ -117,7 +119,7 @@ class Windows:
         return np.diff(ends[: np.searchsorted(ends, targets) + 1], prepend=0)
 
     def plan(self, epochs: float | None, steps: int | None) -> Plan:
-        """The windows of a whole run: so many epochs, or so many steps."""
+        """The windows of a whole run, whose duration is given in epochs or in steps."""
         each: list[np.ndarray] = []
         while sum(map(len, each)) < steps if steps else len(each) < epochs:
             each.append(self.lengths(len(each)))
@@ -128,18 +130,18 @@ class Windows:
         return Plan(starts[:total], np.concatenate(each)[:total], done[:total])
 
     def cut(self, start: int, length: int) -> np.ndarray:
-        """``(longest + 1, batch)``: a window and the target of its last word, padded with zeros."""
+        """A window and the target of its last word, padded with zeros: (longest + 1, batch)."""
         window = self.data[start : start + length + 1]
         return np.pad(window, ((0, self.longest + 1 - len(window)), (0, 0)))
 
 
 class Plan(NamedTuple):
-    """For each step of a run: where its window begins, how long it is, and the epochs done after it."""
+    """For each step of a run: the start and length of its window, and the epochs completed after it."""
 
     starts: np.ndarray
     lengths: np.ndarray
     done: np.ndarray
 
     def ends(self) -> set[int]:
-        """The numbers of the steps that complete an epoch, counted from 1."""
+        """The numbers, counted from 1, of the steps that complete an epoch."""
         return {int(index) + 1 for index in np.flatnonzero(self.done == np.round(self.done))}

@@ -1,23 +1,25 @@
-"""A policy that has to remember, learned by reinforcement: an LSTM in a T-maze.
+"""Train a recurrent policy by reinforcement learning in a T-maze, which cannot be solved without memory.
 
     python examples/recurrent_policy.py
     python examples/recurrent_policy.py --corridor 20 --cell gru --out runs/longer
     python examples/recurrent_policy.py --resume runs/recurrent_policy
 
-A cue at the start of a corridor tells which way to turn at its end, where it is not seen any more. Without
-memory, no policy turns the correct way more than half of the time (_t_maze.py says why); one that has a
-feed-forward layer in place of the recurrent one is trained beside it, with the same budget, and shows it.
+A cue at the start of a corridor is the correct turn at its end, where the cue is not visible. Without memory,
+no policy turns correctly more than half of the time (`_t_maze.py` contains the proof). For comparison, a
+policy with a feed-forward layer instead of the recurrent one is trained with the same number of steps.
 
-Actor and critic learn by advantages (A2C with generalised advantage estimation). Acting is one step of the
-network after the other; learning unrolls it over the same rows of steps, in which one episode follows
-another: `resets` says where each begins. The run folder then holds both learning curves, what the network
-remembers in a picture, and how well it does in corridors longer than it has seen.
+The algorithm is A2C (advantage actor-critic) with generalised advantage estimation. Acting calls `cell.step`.
+Learning calls `unroll` on the same rows of steps, which contain consecutive episodes; `resets` marks their
+starts. The program prints the success rates in the training corridor and in longer ones. It writes a run
+folder with the weights, the learning curves, a picture of the network's state (memory.png) and the success
+rates (corridors.json).
+
+Read `_t_maze.py` first, then `Agent` and `improve`.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,9 +33,9 @@ from _policy_plots import draw_curves, draw_memory
 from _t_maze import ACTIONS, FEATURES, Maze, TMaze
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from training import (
-    NOT_NEGATIVE,
+    FRACTION,
+    NONNEGATIVE,
     POSITIVE,
-    SHARE,
     Parser,
     Placement,
     Run,
@@ -42,9 +44,9 @@ from training import (
     add_run_arguments,
     count,
     fit,
+    integer,
     main,
     save_weights,
-    whole,
 )
 
 import lstm_jax
@@ -53,13 +55,13 @@ Array = jax.Array
 
 
 def feed_forward(inputs: int, hidden: int) -> lstm_jax.Readout:
-    """The layer without memory: tanh(x V + b), a cell whose carry is empty."""
+    """A layer without memory, tanh(x V + b), as a cell with an empty carry."""
     return lstm_jax.Readout(inputs, hidden, activation=jnp.tanh)
 
 
 FORMAT = "lstm_jax/recurrent_policy/1"
-EPISODES = 4000  # of a test: a success rate of a half is then known to 1.6 % (two sigma)
-FARTHER = (1, 2, 5, 10)  # corridors for the last test, as multiples of the one that was learned in
+EPISODES = 4000  # per test; two standard deviations of a success rate of 1/2 are then 1.6 %
+FARTHER = (1, 2, 5, 10)  # lengths of the test corridors, as multiples of the training corridor
 CELLS = {"lstm": lstm_jax.LSTM, "gru": lstm_jax.GRU, "rnn": lstm_jax.RNN, "min_gru": lstm_jax.MinGRU}
 
 # --- the agent -------------------------------------------------------------------------------------
@@ -67,7 +69,7 @@ CELLS = {"lstm": lstm_jax.LSTM, "gru": lstm_jax.GRU, "rnn": lstm_jax.RNN, "min_g
 
 @dataclass(frozen=True)
 class Agent:
-    """A core, and two read-outs of its output: the policy's logits, and the return that it expects."""
+    """A recurrent core with two readouts: the policy's logits (actor) and the expected return (critic)."""
 
     core: Any
 
@@ -84,16 +86,16 @@ class Agent:
         members = {"core": self.core, "actor": self.actor, "critic": self.critic}
         return {name: member.init(k) for k, (name, member) in zip(keys, members.items(), strict=True)}
 
-    def act(self, params: Any, memory: Any, seen: Array, first: Array) -> tuple[Any, Array, Array]:
-        """One step, for acting: ``(memory, logits, value)`` of seen (B, D); first (B,) begins an episode."""
+    def act(self, params: Any, memory: Any, obs: Array, first: Array) -> tuple[Any, Array, Array]:
+        """One step: ``(memory, logits, value)`` of obs (B, D). first (B,) marks starts of episodes."""
         fresh = self.core.initial_carry(first.shape, params["core"])
         memory = jax.tree.map(lambda new, old: jnp.where(first[:, None], new, old), fresh, memory)
-        memory, h = self.core.step(params["core"], memory, seen)
+        memory, h = self.core.step(params["core"], memory, obs)
         return memory, *self._read_out(params, h)
 
-    def replay(self, params: Any, memory: Any, seen: Array, first: Array) -> tuple[Any, Array, Array]:
-        """The same over (T, B) steps at once, for learning, through which gradients flow."""
-        memory, hs = lstm_jax.unroll(self.core, params["core"], seen, memory, resets=first)
+    def replay(self, params: Any, memory: Any, obs: Array, first: Array) -> tuple[Any, Array, Array]:
+        """The same for (T, B) steps at once, differentiable."""
+        memory, hs = lstm_jax.unroll(self.core, params["core"], obs, memory, resets=first)
         return memory, *self._read_out(params, hs)
 
     def _read_out(self, params: Any, h: Array) -> tuple[Array, Array]:
@@ -104,16 +106,16 @@ class Agent:
 
 
 class Steps(NamedTuple):
-    """What happened, (T, B) each: rows of T steps, in which one episode follows another."""
+    """A rollout, (T, B) each: rows of T steps, which contain consecutive episodes."""
 
-    cue: Array  # for pictures: agents do not see it
-    seen: Array  # (T, B, D)
-    first: Array  # this step begins an episode
+    cue: Array  # only for plots; the agent does not observe it
+    obs: Array  # (T, B, D)
+    first: Array  # whether this is the first step of an episode
     action: Array
     logits: Array  # (T, B, A)
     value: Array
     reward: Array
-    ended: Array  # the episode, by this action
+    ended: Array  # whether the episode ended after this action
     success: Array
 
 
@@ -126,12 +128,12 @@ def rollout(
     def step(carry: tuple[Maze, Any], key: Array) -> tuple[tuple[Maze, Any], Steps]:
         mazes, memory = carry
         k_action, k_maze = jax.random.split(key)
-        cue, seen, first = mazes.cue, jax.vmap(rules.observe)(mazes), mazes.age == 0
-        memory, logits, value = agent.act(params, memory, seen, first)
+        cue, obs, first = mazes.cue, jax.vmap(rules.observe)(mazes), mazes.age == 0
+        memory, logits, value = agent.act(params, memory, obs, first)
         action = jax.random.categorical(k_action, logits)
         keys = jax.random.split(k_maze, len(action))
         mazes, reward, ended, success = jax.vmap(rules.step)(keys, mazes, action)
-        return (mazes, memory), Steps(cue, seen, first, action, logits, value, reward, ended, success)
+        return (mazes, memory), Steps(cue, obs, first, action, logits, value, reward, ended, success)
 
     (mazes, memory), steps = jax.lax.scan(step, (mazes, memory), jax.random.split(key, length))
     return mazes, memory, steps
@@ -141,11 +143,11 @@ def rollout(
 
 
 def advantages(steps: Steps, last: Array, discount: float, trace: float) -> Array:
-    r"""How much better each action was than expected (GAE, Schulman et al. 2016); (T, B).
+    r"""Advantages by generalised advantage estimation (Schulman et al. 2016), (T, B).
 
     .. math:: A_t = \delta_t + \gamma \lambda A_{t+1}, \quad \delta_t = r_t + \gamma V_{t+1} - V_t
 
-    where V and A after the end of an episode are zero; ``last`` (B,) is the value after the last step.
+    V and A after the end of an episode are zero. ``last`` (B,) is the value after the last step.
     """
     goes_on = discount * ~steps.ended
     errors = steps.reward + goes_on * jnp.concatenate([steps.value[1:], last[None]]) - steps.value
@@ -161,11 +163,11 @@ def advantages(steps: Steps, last: Array, discount: float, trace: float) -> Arra
 def loss(
     params: Any, agent: Agent, memory: Any, steps: Steps, advantage: Array, entropy_weight: float
 ) -> tuple[Array, Array]:
-    r"""Advantage actor-critic, the mean over all steps; and how far the replay is from what was acted.
+    r"""The A2C loss, mean over all steps; and the largest difference of the logits from those when acting.
 
     .. math:: -A_t \log \pi(a_t) + \tfrac12 (A_t + V^{old}_t - V_t)^2 - \beta H(\pi)
     """
-    _, logits, value = agent.replay(params, memory, steps.seen, steps.first)
+    _, logits, value = agent.replay(params, memory, steps.obs, steps.first)
     log_policy = jax.nn.log_softmax(logits)
     log_action = jnp.take_along_axis(log_policy, steps.action[..., None], -1)[..., 0]
     entropy = -(jnp.exp(log_policy) * log_policy).sum(-1)
@@ -174,7 +176,7 @@ def loss(
 
 
 def begin(args: argparse.Namespace, rules: TMaze, agent: Agent, key: Array) -> State:
-    """An agent that knows nothing, at the start of `--batch` mazes."""
+    """The initial state of an agent at the start of `--batch` mazes."""
     k_init, k_mazes = jax.random.split(key)
     params = agent.init(k_init)
     mazes = jax.vmap(rules.begin)(jax.random.split(k_mazes, args.batch))
@@ -189,10 +191,10 @@ def make_optimizer(args: argparse.Namespace) -> optax.GradientTransformation:
 def improve(
     args: argparse.Namespace, rules: TMaze, agent: Agent, state: State, key: Array
 ) -> tuple[State, dict[str, Array]]:
-    """Act for a window of steps, and learn from them.
+    """Act for a window of steps, and update the weights once.
 
-    It begins in the middle of episodes, where the window before left off: with the memory that was left then,
-    which comes as a value, so that no gradient flows into that window.
+    The window continues the previous one, in the middle of episodes and with the carry after it. The carry is
+    an input of the gradient, so no gradient reaches the previous window.
     """
     mazes, memory = state.carry
     after, memory_after, steps = rollout(rules, agent, state.params, mazes, memory, key, args.window)
@@ -209,15 +211,16 @@ def improve(
 
 
 def rows_over_devices(mesh: Mesh, states: dict[str, State]) -> dict[str, State]:
-    """For ``--mesh data=N``: mazes and memories split by row, the weights on every device."""
+    """Shardings for ``--mesh data=N``: rows of mazes and carries are split, weights are replicated."""
     devices, (mazes, _) = mesh.shape.get("data", 1), states["none"].carry
     if len(mazes.cue) % devices:
-        raise UserError(f"--batch {len(mazes.cue)} does not divide over --mesh data={devices}")
-    whole = NamedSharding(mesh, PartitionSpec())
-    rows = NamedSharding(mesh, PartitionSpec("data")) if devices > 1 else whole
+        raise UserError(f"--batch {len(mazes.cue)} is not divisible by --mesh data={devices}")
+    replicated = NamedSharding(mesh, PartitionSpec())
+    rows = NamedSharding(mesh, PartitionSpec("data")) if devices > 1 else replicated
 
     def of(state: State) -> State:
-        return jax.tree.map(lambda _: whole, state)._replace(carry=jax.tree.map(lambda _: rows, state.carry))
+        carry = jax.tree.map(lambda _: rows, state.carry)
+        return jax.tree.map(lambda _: replicated, state)._replace(carry=carry)
 
     return {name: of(state) for name, state in states.items()}
 
@@ -227,18 +230,18 @@ def rows_over_devices(mesh: Mesh, states: dict[str, State]) -> dict[str, State]:
 
 @partial(jax.jit, static_argnums=(0, 1, 4))
 def success_rate(rules: TMaze, agent: Agent, params: Any, key: Array, episodes: int) -> Array:
-    """Share of new episodes that end in the cue's arm; every other one has a right cue."""
+    """The fraction of new episodes that end in the cue's arm. Half of the cues are left, half are right."""
     k_mazes, k_act = jax.random.split(key)
     mazes = jax.vmap(rules.begin)(jax.random.split(k_mazes, episodes))
     mazes = mazes._replace(cue=jnp.arange(episodes, dtype=jnp.int32) % 2)
     memory = agent.core.initial_carry((episodes,), params["core"])
     *_, steps = rollout(rules, agent, params, mazes, memory, k_act, rules.limit)
-    of_the_first = jnp.cumsum(steps.ended, 0) - steps.ended == 0  # rows go on with another episode
+    of_the_first = jnp.cumsum(steps.ended, 0) - steps.ended == 0  # a row may continue with another episode
     return (steps.success & of_the_first).any(0).mean()
 
 
 def learn(args: argparse.Namespace) -> None:
-    """Train both agents, compare them, draw."""
+    """Train both agents, compare them, plot."""
     rules = TMaze(args.corridor)
     agents = {
         args.cell: Agent(CELLS[args.cell](FEATURES, args.hidden)),
@@ -247,7 +250,7 @@ def learn(args: argparse.Namespace) -> None:
     k_begin, k_act, k_test, k_picture = jax.random.split(jax.random.key(args.seed), 4)
 
     def step(states: dict[str, State], _: Any) -> tuple[dict[str, State], dict[str, Array]]:
-        """Of both agents, who have nothing in common but the budget."""
+        """A step of both agents, which are independent."""
         after, measured = {}, {}
         for name, agent in agents.items():
             key = jax.random.fold_in(k_act, states[name].step)
@@ -274,7 +277,7 @@ def learn(args: argparse.Namespace) -> None:
         states = fit(
             step,
             states,
-            lambda step: (),  # the data are what the agents do
+            lambda step: (),  # no batches: the data come from acting
             run=run,
             steps=args.steps,
             evaluate=lambda states: test(states, args.corridor),
@@ -285,44 +288,38 @@ def learn(args: argparse.Namespace) -> None:
         model = {"cell": args.cell, "hidden": args.hidden}
         save_weights(run.folder, FORMAT, model, {name: state.params for name, state in states.items()})
         farther = [{"corridor": n * args.corridor, **test(states, n * args.corridor)} for n in FARTHER]
-        run.write("corridors.json", (json.dumps(farther, indent=2) + "\n").encode())
-        title = f"T-maze, a corridor of {args.corridor} steps: {args.cell.upper()} of {args.hidden} units"
+        run.write_json("corridors.json", farther)
+        title = f"T-maze with a corridor of {args.corridor} steps: {args.cell.upper()} of {args.hidden} units"
         run.write("learning_curve.png", draw_curves(run.rows, args.cell, title))
         state, agent = states[args.cell], agents[args.cell]
         *_, steps = rollout(rules, agent, state.params, *state.carry, k_picture, args.window)
         run.write("memory.png", draw_memory(rules, agent, state.params, state.carry[1], steps))
 
-    print(f"\nEpisodes that end in the correct arm, of {EPISODES:,} in each corridor:")
+    print(f"\nSuccessful episodes, of {EPISODES:,} in each corridor:")
     print(f"{'corridor':>10}{args.cell.upper():>10}{'without memory':>18}")
     for row in farther:
         print(f"{row['corridor']:>10}{row[f'{args.cell}_test']:>10.1%}{row['none_test']:>18.1%}")
-    print(f"Weights and pictures: {args.out}/")
+    print(f"Weights and plots: {args.out}/")
 
 
 def make_parser() -> Parser:
-    parser = Parser("recurrent_policy", __doc__)
-    size = whole(1)
-    add = parser.add_argument
-    add("--corridor", type=size, default=10, help="steps from cue to junction (default: %(default)s)")
+    parser, size = Parser("recurrent_policy", __doc__), integer(1)
+    parser.add_argument("--corridor", type=size, default=10, help="steps from the cue to the junction")
+    add_run_arguments(parser)
 
-    add = parser.add_argument_group("the network").add_argument
-    add("--cell", choices=CELLS, default="lstm", help="what remembers (default: %(default)s)")
-    add("--hidden", type=size, default=32, help="units, also without memory (default: %(default)s)")
+    add = parser.add_argument_group("network").add_argument
+    add("--cell", choices=CELLS, default="lstm", help="recurrent cell")
+    add("--hidden", type=size, default=32, help="units, also of the policy without memory")
 
     add = parser.add_argument_group("training").add_argument
-    add("--steps", type=size, default=1000, help="windows to act in and learn from (default: %(default)s)")
-    add("--batch", type=size, default=64, help="B, mazes walked side by side (default: %(default)s)")
-    help = (
-        "T, steps of acting before each of learning, and how far back gradients reach (default: %(default)s)"
-    )
-    add("--window", type=size, default=40, help=help)
-    add("--lr", type=POSITIVE, default=3e-3, help="Adam's learning rate (default: %(default)s)")
-    add("--clip", type=POSITIVE, default=0.5, help="highest norm of the gradients (default: %(default)s)")
-    add("--discount", type=SHARE, default=0.95, help="gamma, of rewards a step later (default: %(default)s)")
-    add("--trace", type=SHARE, default=0.95, help="lambda of the advantages (default: %(default)s)")
-    help = "beta, what trying everything is worth (default: %(default)s)"
-    add("--entropy", type=NOT_NEGATIVE, default=0.02, help=help)
-    add_run_arguments(parser)
+    add("--steps", type=size, default=1000, help="training steps, of one window each")
+    add("--batch", type=size, default=64, help="B, parallel mazes")
+    add("--window", type=size, default=40, help="T, environment steps per training step")
+    add("--lr", type=POSITIVE, default=3e-3, help="Adam's learning rate")
+    add("--clip", type=POSITIVE, default=0.5, help="maximum norm of the gradient")
+    add("--discount", type=FRACTION, default=0.95, help="gamma, the discount factor of rewards")
+    add("--trace", type=FRACTION, default=0.95, help="lambda of the advantage estimation")
+    add("--entropy", type=NONNEGATIVE, default=0.02, help="beta, the weight of the policy's entropy")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""A word-level language model, by the recipes of two papers.
+"""Train a word-level language model by the recipes of two papers.
 
     python examples/word_lm.py
     python examples/word_lm.py --data ptb/ --preset zaremba-medium --out runs/medium
@@ -7,15 +7,19 @@
     python examples/word_lm.py --data ptb/ --reference torch
     python examples/word_lm.py --mesh data=4,model=2
 
---data takes a folder in the format of Penn Treebank (ptb.train.txt, ptb.valid.txt, ptb.test.txt) or of
-WikiText (wiki.train.tokens, ...), or a plain text; without it, the model learns the English of Python's
-own help pages. The presets:
+--data is a folder in the format of Penn Treebank (ptb.train.txt, ptb.valid.txt, ptb.test.txt) or of WikiText
+(wiki.train.tokens, ...), or a plain text file. Without it, the model is trained on Python's built-in help
+pages. The presets:
 
     zaremba-small, -medium, -large   Zaremba et al. 2014, "Recurrent Neural Network Regularization"
     awd                              Merity et al. 2018, "Regularizing and Optimizing LSTM Language Models"
 
-The validation part is read in as many streams as the training part, of which it fills whole ones; the
-test part is read as one stream, and each of its words after the first is counted once.
+The program prints the perplexity on the test part. It writes a run folder with the weights, the vocabulary,
+the learning curve, the metrics and the configuration. The validation part is evaluated in as many streams as
+the training part, and words that do not fill them are left out. The test part is evaluated as one stream, and
+each of its words after the first is counted once.
+
+Read `_word_model.py` first (the network), then `_word_step.py` (the recipes' training step).
 """
 
 from __future__ import annotations
@@ -23,19 +27,27 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-from _word_model import Model, Params, Window, evaluate
-from _word_step import begin_averaging, first_state, learning_rate, make_step, places, window_maker
+from _word_model import Model, Params, evaluate
+from _word_step import (
+    Window,
+    first_state,
+    learning_rate,
+    make_step,
+    start_averaging,
+    state_shardings,
+    window_maker,
+)
 from _word_text import Corpus, Plan, Windows, read_corpus
 from _word_torch import compare
 from training import (
-    NOT_NEGATIVE,
+    FRACTION,
+    NONNEGATIVE,
     POSITIVE,
-    SHARE,
     Parser,
     Placement,
     Run,
@@ -44,21 +56,21 @@ from training import (
     add_run_arguments,
     count,
     fit,
+    integer,
     load_weights,
-    main as run_main,
+    main,
     plots,
     save_weights,
     streams,
-    whole,
 )
 
 FORMAT = "lstm_jax/word_lm/1"
-SAID = Model.__dataclass_fields__.keys() - {"vocabulary", "mesh", "rows"}  # of a model, by arguments
-READ_AT_ONCE = 100  # words of each stream, when the model is judged
+MODEL_FIELDS = Model.__dataclass_fields__.keys() - {"vocabulary", "mesh", "rows"}  # set by options
+WINDOW = 100  # words per stream in each window of an evaluation
 
 # --- recipes ---------------------------------------------------------------------------------------
 
-#: Zaremba's and TensorFlow's loss is a sum over the window, so their lr and clip are of that scale.
+#: The loss is a sum over the window, as in Zaremba's code and TensorFlow's; lr and clip are of that scale.
 ZAREMBA = {"layers": 2, "batch": 20, "lr": 1.0, "sum_over_time": True}
 PRESETS: dict[str, dict[str, Any]] = {
     "zaremba-small": ZAREMBA
@@ -81,14 +93,15 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def learn(args: argparse.Namespace) -> None:
+    """Train and evaluate; with ``--reference`` compare the losses with PyTorch's."""
     corpus = read_corpus(args.data, args.vocabulary)
     windows = Windows(corpus.train, args.batch, args.window, args.seed if args.awd else None)
     plan = windows.plan(args.epochs, args.steps)
     window_of = window_maker(windows, plan, args)
-    model = Model(len(corpus.vocabulary), **{name: getattr(args, name) for name in SAID})
+    model = Model(len(corpus.vocabulary), **{name: getattr(args, name) for name in MODEL_FIELDS})
     k_init, k_noise = jax.random.split(jax.random.key(args.seed))
     params = model.init_params(k_init)
-    print(f"{corpus.name}: {len(corpus.train):,} words to learn, {len(corpus.vocabulary):,} kinds")
+    print(f"{corpus.name}: {len(corpus.train):,} training words, vocabulary of {len(corpus.vocabulary):,}")
     print(f"LSTM {args.layers} x {args.hidden}: {count(params):,} weights, {len(plan.starts):,} windows")
     if args.reference:
         return compare(args, model, params, window_of, len(plan.starts))
@@ -97,8 +110,16 @@ def learn(args: argparse.Namespace) -> None:
         run.write("vocabulary.txt", "\n".join([*corpus.vocabulary, ""]).encode())
         train(args, run, model, params, corpus, plan, window_of, k_noise)
         test = run.rows[-1]["test_perplexity"]
-        run.write("learning_curve.png", draw_curve(run.rows, f"{args.preset} on {corpus.name}"))
-    print(f"Test perplexity: {test:.2f}. Weights and pictures: {args.out}/")
+        plots.learning_curve(
+            run,
+            f"{args.preset} on {corpus.name}",
+            x=("epoch", "epochs"),
+            y="perplexity (lower is better)",
+            train=("perplexity", "training"),
+            valid=("valid_perplexity", "validation"),
+            log=True,
+        )
+    print(f"Test perplexity: {test:.2f}. Weights and plots: {args.out}/")
 
 
 def train(
@@ -111,24 +132,23 @@ def train(
     window_of: Callable[[int], Window],
     key: jax.Array,
 ) -> None:
-    """Steps and evaluations. The last evaluation's weights lie in the run folder; of AWD's, the best."""
+    """Train and evaluate. The run folder contains the last weights; with ``--nonmono``, the best ones."""
     shapes, steps = jax.eval_shape(lambda: params), len(plan.starts)
-    placement = Placement.of(args, shardings=lambda mesh, state: places(trained, mesh, state))
-    trained = model.over(placement.mesh)
-    judged = model.over(placement.mesh, rows=None)  # as few rows as it likes
-    about = {name: getattr(model, name) for name in ("vocabulary", *sorted(SAID))}
+    placement = Placement.of(args, shardings=lambda mesh, state: state_shardings(trained, mesh, state))
+    trained = model.sharded(placement.mesh)
+    evaluated = model.sharded(placement.mesh, rows=None)  # works for any number of rows
+    fields = {name: getattr(model, name) for name in ("vocabulary", *sorted(MODEL_FIELDS))}
     valid = streams(corpus.valid, min(args.batch, len(corpus.valid) // 2))
 
-    def judge(state: State) -> dict[str, float]:
+    def evaluate_and_save(state: State) -> dict[str, float]:
         weights = state.optimizer.params if state.optimizer else state.params
-        value = float(evaluate(judged, weights, valid, READ_AT_ONCE))
-        earlier = [row["valid_nats"] for row in run.rows if "valid_nats" in row]
-        if not args.nonmono or value <= min(earlier, default=math.inf):
-            save_weights(run.folder, FORMAT, about, weights)
+        value = float(evaluate(evaluated, weights, valid, WINDOW))
+        if not args.nonmono or value <= min(run.values("valid_nats"), default=math.inf):
+            save_weights(run.folder, FORMAT, fields, weights)
         row = {"valid_nats": value, "valid_perplexity": perplexity(value)}
         if int(state.step) == steps:
             _, kept = load_weights(run.folder, FORMAT, lambda _: shapes)
-            test = float(evaluate(judged, kept, corpus.test[:, None], READ_AT_ONCE))
+            test = float(evaluate(evaluated, kept, corpus.test[:, None], WINDOW))
             row |= {"test_nats": test, "test_perplexity": perplexity(test)}
         return row
 
@@ -143,12 +163,11 @@ def train(
         window_of,
         run=run,
         steps=steps,
-        evaluate=judge,
+        evaluate=evaluate_and_save,
         evaluate_every=plan.ends(),
-        after_evaluation=lambda state, rows: begin_averaging(args, state, rows),
+        after_evaluation=lambda state, rows: start_averaging(args, state, rows),
         report=report,
         placement=placement,
-        advice=f"try --lr {args.lr / 3:.2g} (it was {args.lr:g}), or a smaller --clip (it was {args.clip:g})",
     )
 
 
@@ -156,70 +175,50 @@ def perplexity(nats: float) -> float:
     return math.exp(min(nats, 700))
 
 
-def draw_curve(rows: Sequence[Mapping[str, float]], title: str) -> bytes:
-    """Perplexity against epochs."""
-    return plots.learning_curve(
-        rows,
-        x="epoch",
-        train="perplexity",
-        valid="valid_perplexity",
-        x_label="epochs",
-        y_label="perplexity (lower is better)",
-        title=title,
-        log=True,
-    )
-
-
-# --- the command line ------------------------------------------------------------------------------
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser, size = Parser("word_lm", __doc__), whole(1)
-    add = parser.add_argument
-    add(
-        "--data", type=Path, metavar="PATH", help="a corpus's folder or a text (default: Python's help pages)"
-    )
-    add("--preset", choices=PRESETS, default="zaremba-small", help="(default: %(default)s)")
-    help = "words that are kept; rarer ones become <unk> (default: all of a corpus, 2000 of a text)"
-    add("--vocabulary", type=whole(3), metavar="V", help=help)
-    help = "train in torch beside us, without dropout, and print both losses; no run folder is made"
+def make_parser() -> Parser:
+    parser = Parser("word_lm", __doc__, presets=lambda args: PRESETS[args.preset])
+    add, size = parser.add_argument, integer(1)
+    help = "folder of a corpus, or a text file (default: Python's help pages)"
+    add("--data", type=Path, metavar="PATH", help=help)
+    add("--preset", choices=PRESETS, default="zaremba-small", help="defaults of the options below")
+    help = "vocabulary size; rarer words become <unk> (default: all words of a corpus, 2000 of a text)"
+    add("--vocabulary", type=integer(3), metavar="V", help=help)
+    help = "train without dropout here and in PyTorch, and print both losses; no run folder is written"
     add("--reference", choices=("torch",), help=help)
     add_run_arguments(parser)
 
-    group = parser.add_argument_group("the network (defaults: the preset's)")
-    add = group.add_argument
-    add("--layers", type=size)
-    add("--hidden", type=size, help="units of a layer")
-    add("--embedding", type=size, help="features of a word")
-    add("--init", type=POSITIVE, default=0.1, help="weights start uniform in plus or minus this")
-    add("--awd", action="store_true", help="masks for whole windows, tied softmax, windows of varied length")
-    add("--dropout", type=SHARE, default=0.0, help="before the softmax; without --awd also below each layer")
-    add("--dropout-hidden", type=SHARE, default=0.0, help="with --awd: between layers")
-    add("--dropout-input", type=SHARE, default=0.0, help="with --awd: of the embedding's features")
-    add("--dropout-words", type=SHARE, default=0.0, help="with --awd: of whole words")
-    add("--weight-drop", type=SHARE, default=0.0, help="with --awd: of recurrent weights")
+    add = parser.add_argument_group("network (defaults: the preset's)").add_argument
+    add("--layers", type=size, help="LSTM layers")
+    add("--hidden", type=size, help="units per layer")
+    add("--embedding", type=size, help="features per word")
+    add("--init", type=POSITIVE, default=0.1, help="initial weights are uniform in plus or minus this")
+    help = "one dropout mask per window, tied softmax, windows of random length"
+    add("--awd", action="store_true", help=help)
+    help = "dropout rate before the softmax; without --awd also of the inputs of every layer"
+    add("--dropout", type=FRACTION, default=0.0, help=help)
+    add("--dropout-hidden", type=FRACTION, default=0.0, help="with --awd: dropout rate between layers")
+    add("--dropout-input", type=FRACTION, default=0.0, help="with --awd: dropout rate of embedding features")
+    add("--dropout-words", type=FRACTION, default=0.0, help="with --awd: dropout rate of whole words")
+    add("--weight-drop", type=FRACTION, default=0.0, help="with --awd: dropout rate of recurrent weights")
 
     group = parser.add_argument_group("training (defaults: the preset's)")
     add = group.add_argument
     add_duration(group)
-    add("--window", type=size, help="T, words that gradients flow through")
-    add("--batch", type=size, help="B, streams read side by side")
+    add("--window", type=size, help="T, words per step; gradients stop at its beginning")
+    add("--batch", type=size, help="B, parallel streams")
     add("--lr", type=POSITIVE, help="SGD's learning rate")
     add("--decay", type=POSITIVE, default=1.0, help="factor of the learning rate in each later epoch")
-    add("--decay-after", type=whole(0), default=0, metavar="EPOCHS", help="epochs before the decay begins")
-    add("--clip", type=POSITIVE, help="highest norm of the gradients")
+    help = "epochs before the decay starts"
+    add("--decay-after", type=integer(0), default=0, metavar="EPOCHS", help=help)
+    add("--clip", type=POSITIVE, help="maximum norm of the gradient")
     add("--sum-over-time", action="store_true", help="the loss is a sum over the window, not a mean")
-    add("--weight-decay", type=NOT_NEGATIVE, default=0.0)
-    add("--alpha", type=NOT_NEGATIVE, default=0.0, help="weight of the activations' regularisation (AR)")
-    add("--beta", type=NOT_NEGATIVE, default=0.0, help="weight of that of their changes (TAR)")
-    add("--nonmono", type=whole(0), default=0, help="epochs without progress before averaging; 0: never")
+    add("--weight-decay", type=NONNEGATIVE, default=0.0, help="coefficient of the weight decay")
+    add("--alpha", type=NONNEGATIVE, default=0.0, help="weight of the activation regularization (AR)")
+    add("--beta", type=NONNEGATIVE, default=0.0, help="weight of the temporal one (TAR)")
+    help = "epochs without improvement before weights are averaged; 0: never"
+    add("--nonmono", type=integer(0), default=0, help=help)
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The program; 0 if all went well, 2 after an error that was told in one line."""
-    return run_main(make_parser(), learn, argv, presets=lambda args: PRESETS[args.preset])
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(make_parser(), learn))

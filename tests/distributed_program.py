@@ -1,6 +1,7 @@
-"""A small training program over a mesh, for one process or several: prints a loss a step.
+"""A small training program on a mesh, for one process or several. It prints the loss of each step.
 
-It reads one stream of symbols in rows; embedding, LSTM, GRU and read-out lie over both axes of the mesh.
+The data are random symbols. The embedding, the LSTM, the GRU and the readout are split over both axes of the
+mesh.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def loss(network, params, ids):
 
 
 def batch_of(step):
-    """The same at every process."""
+    """The batch of a step, identical in every process."""
     return np.random.default_rng(step).integers(0, V, (T + 1, B), dtype=np.int32)
 
 

@@ -1,4 +1,4 @@
-"""A small program over examples/training: an LSTM learns whether random numbers sum to more than zero."""
+"""A small program that uses examples/training: an LSTM classifies whether random numbers have a sum > 0."""
 
 import sys
 
@@ -17,12 +17,13 @@ from training import (
     count,
     digest,
     fit,
+    gradient_step,
+    integer,
     main,
     plots,
     save_weights,
     shuffled,
     steps_of,
-    whole,
 )
 
 import lstm_jax
@@ -32,9 +33,9 @@ def make_parser():
     parser = Parser("tiny", __doc__)
     add_run_arguments(parser)
     add_duration(parser, steps=100)
-    parser.add_argument("--hidden", type=whole(1), default=8)
+    parser.add_argument("--hidden", type=integer(1), default=8)
     parser.add_argument("--lr", type=POSITIVE, default=1e-2)
-    parser.add_argument("--batch", type=whole(1), default=16)
+    parser.add_argument("--batch", type=integer(1), default=16)
     return parser
 
 
@@ -54,19 +55,11 @@ def learn(args):
         _, ys = lstm_jax.unroll(network, params, batch["x"].swapaxes(0, 1), key=key)
         return optax.sigmoid_binary_cross_entropy(ys[-1, :, 0], batch["y"]).mean()
 
-    def step(state, batch):
-        key = jax.random.fold_in(k_noise, state.step)
-        value, grads = jax.value_and_grad(loss)(state.params, batch, key)
-        updates, moments = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return State(params, moments, (), state.step + 1), {"loss": value}
-
     evaluate_loss = jax.jit(lambda params: loss(params, held_out, None))
     with Run(args, data={"sha256": digest(*data.values())}, weights=count(params)) as run:
-        state = State(params, optimizer.init(params), (), jnp.int32(0))
         state = fit(
-            step,
-            state,
+            gradient_step(loss, optimizer, k_noise),
+            State(params, optimizer.init(params), (), jnp.int32(0)),
             batch_of,
             run=run,
             steps=steps_of(args, per_epoch),
@@ -75,17 +68,13 @@ def learn(args):
             placement=Placement.of(args, batch_axis=0),
         )
         save_weights(run.folder, "lstm_jax/tiny/1", {"hidden": args.hidden}, state.params)
-        run.write(
-            "learning_curve.png",
-            plots.learning_curve(
-                run.rows,
-                x="step",
-                train="loss",
-                valid="valid_loss",
-                x_label="steps",
-                y_label="nats",
-                title="tiny",
-            ),
+        plots.learning_curve(
+            run,
+            "tiny",
+            x=("step", "steps"),
+            y="nats",
+            train=("loss", "training"),
+            valid=("valid_loss", "held out"),
         )
 
 

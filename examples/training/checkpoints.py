@@ -1,9 +1,9 @@
-"""Checkpoints by orbax: written whole or not at all, read only where they are whole and of the same run.
+"""Checkpoints by orbax: written atomically, and restored only if they are complete and of the same run.
 
-A checkpoint is a folder of orbax's, with the state (any pytree of arrays, by the names of its leaves) and
-a note: the identity of the run, its clock, the losses that wait for their row. Beside it stand the
-checksums of its files. They are written last: without them a checkpoint was not finished and is not
-seen, and one that does not agree with them is passed over for the one before.
+A checkpoint is an orbax folder. It contains the state (any pytree of arrays, by the names of its leaves) and
+a note: the identity of the run, its elapsed time, and the metrics that are not yet in a row. A file beside
+the folder contains checksums of its files. The checksums are written last. A checkpoint without checksums is
+incomplete and is ignored. If the checksums do not match, the previous checkpoint is used.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ import jax
 
 from lstm_jax.interop.files import write_whole
 from training.data import digest
-from training.distributed import first, meet
+from training.distributed import barrier, is_first
 from training.errors import UserError
-from training.runs import differences, refuse_other_data
+from training.runs import check_same_data, differences
 from training.weights import by_name
 
-KEPT = 2  # the last one, and the one before it
+KEPT = 2  # checkpoints to keep: the last one and the one before it
 
 
 class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        folder: theirs alone; it is made where it is not there.
-        identity: ``{"arguments": ..., "data": ...}`` of the run; a checkpoint of another is refused.
+        folder: contains nothing else; it is created if it does not exist.
+        identity: ``{"arguments": ..., "data": ...}`` of the run. Checkpoints of another run raise an error.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
@@ -41,13 +41,13 @@ class Checkpoints:
             import orbax.checkpoint as ocp
         except ImportError:
             raise UserError("checkpoints need orbax: pip install 'lstm_jax[examples]'") from None
-        # Its warnings are about settings of ours that suit a single folder.
+        # orbax warns about settings that are safe for a single folder.
         logging.getLogger("absl").setLevel(logging.ERROR)
         self._ocp, self.folder, self.identity = ocp, folder.absolute(), dict(identity)
-        if first():
+        if is_first():
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished)
-        meet("checkpoints")
+        barrier("checkpoints")
         self._open()
 
     def _open(self) -> None:
@@ -58,61 +58,62 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in order."""
+        """The steps that have a checkpoint, in ascending order."""
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: Any, **note: Any) -> None:
-        """The state after ``step``; it is on the disk when this returns."""
+        """Save the state after ``step``. The checkpoint is on disk when this returns."""
         arrays = by_name(state)
         note |= {"identity": self.identity, "shapes": _shapes(arrays)}
         items = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(arrays), note=self._ocp.args.JsonSave(note)
         )
-        if first():  # those that orbax will remove are none from here on: it may be killed while it does
+        if is_first():  # invalidates the checkpoints that orbax deletes: a kill may interrupt the deletion
             for old in self.steps[: len(self.steps) - KEPT + 1]:
                 self._checksums(old).unlink(missing_ok=True)
         self._manager.save(step, args=items, force=True)
-        meet("a checkpoint")
-        if first():
-            self._seal(step)
-        meet("its checksums")
+        barrier("a checkpoint")
+        if is_first():
+            self._write_checksums(step)
+        barrier("its checksums")
 
-    def _seal(self, step: int) -> None:
-        """Write the checksums; those of checkpoints that are gone go."""
+    def _write_checksums(self, step: int) -> None:
+        """Write the checksums of a checkpoint, and delete those of deleted checkpoints."""
         write_whole(self._checksums(step), json.dumps(_checksums(self.folder / str(step))).encode())
         kept = {self._checksums(step) for step in self.steps}
         for old in set(self.folder.glob("*.json")) - kept:
             old.unlink()
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """``(step, state, note)`` of the last checkpoint that is whole; None where there is none at all.
+        """``(step, state, note)`` of the last complete checkpoint; None if there is no checkpoint.
 
         Args:
-            like: a state of the same structure, shapes, dtypes and places.
+            like: a state with the same structure, shapes, dtypes and shardings.
 
         Raises:
-            UserError: the checkpoint is of another run, or not one of them is whole.
+            UserError: the checkpoint is of another run, or every checkpoint is damaged.
         """
         finished = [step for step in self.steps if self._checksums(step).exists()]
-        whole = [step for step in finished if self._is_whole(step)]
+        intact = [step for step in finished if self._is_intact(step)]
         if not finished:
             self._keep_only([])
             return None
-        if not whole:
-            raise UserError(f"no checkpoint in {self.folder} is whole: begin anew with another --out")
-        for step in set(finished) - set(whole):
-            print(f"checkpoint {step} is damaged and is passed over", file=sys.stderr)
+        if not intact:
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged: start a new run with another --out"
+            )
+        for step in set(finished) - set(intact):
+            print(f"checkpoint {step} is damaged and is skipped", file=sys.stderr)
         read = self._ocp.args
-        note = dict(self._manager.restore(whole[-1], args=read.Composite(note=read.JsonRestore())).note)
+        note = dict(self._manager.restore(intact[-1], args=read.Composite(note=read.JsonRestore())).note)
         arrays = by_name(like)
-        self._refuse_other(note, _shapes(arrays))
-        self._keep_only(whole)
-        like_them = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), arrays
-        )
-        items = read.Composite(state=read.StandardRestore(like_them))
-        found = self._manager.restore(whole[-1], args=items).state
-        return whole[-1], jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in arrays]), note
+        self._check_same_run(note, _shapes(arrays))
+        self._keep_only(intact)
+        targets = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), arrays)
+        items = read.Composite(state=read.StandardRestore(targets))
+        found = self._manager.restore(intact[-1], args=items).state
+        state = jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in arrays])
+        return intact[-1], state, note
 
     def close(self) -> None:
         self._manager.close()
@@ -120,30 +121,30 @@ class Checkpoints:
     def _checksums(self, step: int) -> Path:
         return self.folder / f"{step}.json"
 
-    def _is_whole(self, step: int) -> bool:
+    def _is_intact(self, step: int) -> bool:
         try:
-            said = json.loads(self._checksums(step).read_text("utf-8"))
+            expected = json.loads(self._checksums(step).read_text("utf-8"))
         except ValueError:
             return False
-        return bool(said == _checksums(self.folder / str(step)))
+        return bool(expected == _checksums(self.folder / str(step)))
 
     def _keep_only(self, steps: list[int]) -> None:
-        """Put the others aside: their steps will be saved anew."""
+        """Rename the other checkpoints, so that their steps can be saved again."""
         others = set(self.steps) - set(steps)
         self._manager.close()
-        meet("closing")
-        for step in others if first() else ():
-            aside = self.folder / f"damaged-{step}"
-            shutil.rmtree(aside, ignore_errors=True)
-            (self.folder / str(step)).rename(aside)
-        meet("what is whole")
+        barrier("closing")
+        for step in others if is_first() else ():
+            renamed = self.folder / f"damaged-{step}"
+            shutil.rmtree(renamed, ignore_errors=True)
+            (self.folder / str(step)).rename(renamed)
+        barrier("intact checkpoints")
         self._open()
 
-    def _refuse_other(self, note: Mapping[str, Any], shapes: Mapping[str, str]) -> None:
+    def _check_same_run(self, note: Mapping[str, Any], shapes: Mapping[str, str]) -> None:
         was = note["identity"]
         differ = differences(was["arguments"], self.identity["arguments"])
         if not differ:
-            refuse_other_data(self.folder, was["data"], self.identity["data"])
+            check_same_data(self.folder, was["data"], self.identity["data"])
             names = sorted({*note["shapes"], *shapes})
             differ = [
                 f"{name} was {note['shapes'].get(name)}, is {shapes.get(name)}"
@@ -159,6 +160,6 @@ def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _checksums(folder: Path) -> dict[str, str]:
-    """Of every file in a folder."""
+    """A checksum for every file in a folder."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): digest(path.read_bytes()) for path in files}

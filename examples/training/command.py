@@ -1,7 +1,7 @@
-"""The command line that all programs share: argument types, arguments, going on with a run, errors.
+"""The command line: argument types, options that programs share, ``--resume``, one-line error messages.
 
-A program's ``main`` is one call of :func:`main`; it returns 0 where all went well, 2 after an error that
-was told in one line, 130 after Ctrl-C.
+A program calls :func:`main`. The exit status is 0 on success, 2 after an error that the user can fix, and
+128 plus the signal's number after a signal (130 after Ctrl-C).
 """
 
 from __future__ import annotations
@@ -15,29 +15,27 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
-from training.distributed import first, initialise, together
+from training.distributed import exit_on_peer_failure, initialise, is_first
 from training.errors import Finished, Stopped, UserError
 from training.runs import differences, read_config
-
-Presets = Callable[[argparse.Namespace], Mapping[str, Any]]
 
 # --- argument types --------------------------------------------------------------------------------
 
 
-def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
-    """An argparse type: a whole number, the ends included."""
+def integer(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """An argparse type: an integer in [low, high]."""
 
     def read(word: str) -> int:
         if word.isdecimal() and low <= int(word) <= high:
             return int(word)
-        limit = f" to {high}" if high < 2**31 - 1 else ""
-        raise argparse.ArgumentTypeError(f"{word!r} is not a whole number from {low}{limit}")
+        expected = f"from {low} to {high}" if high < 2**31 - 1 else f">= {low}"
+        raise argparse.ArgumentTypeError(f"{word!r} is not an integer {expected}")
 
     return read
 
 
-def real(test: Callable[[float], bool], what: str) -> Callable[[str], float]:
-    """An argparse type: a number that passes the test."""
+def number(test: Callable[[float], bool], expected: str) -> Callable[[str], float]:
+    """An argparse type: a number for which ``test`` returns True."""
 
     def read(word: str) -> float:
         try:
@@ -46,76 +44,91 @@ def real(test: Callable[[float], bool], what: str) -> Callable[[str], float]:
             value = math.nan
         if test(value):
             return value
-        raise argparse.ArgumentTypeError(f"{word!r} is not a number {what}")
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number {expected}")
 
     return read
 
 
-POSITIVE = real(lambda x: 0 < x < math.inf, "above 0")
-NOT_NEGATIVE = real(lambda x: 0 <= x < math.inf, "from 0")
-SHARE = real(lambda x: 0 <= x < 1, "from 0 to below 1")
+POSITIVE = number(lambda x: 0 < x < math.inf, "> 0")
+NONNEGATIVE = number(lambda x: 0 <= x < math.inf, ">= 0")
+FRACTION = number(lambda x: 0 <= x < 1, ">= 0 and < 1")
 
 # --- the parser ------------------------------------------------------------------------------------
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line, like every other error here; its description is shown as written."""
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Prints the description unchanged, and appends each option's default to its help text."""
 
-    def __init__(self, prog: str, description: str | None):
-        super().__init__(prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unset = action.default is None or action.default is False or action.default == ""
+        return action.help if unset or "default:" in str(action.help) else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises :class:`UserError`.
+
+    Args:
+        prog: the program's name.
+        description: shown by ``--help`` as written.
+        presets: ``presets(args)`` returns defaults that replace the parser's. Options on the command line
+            override them.
+    """
+
+    def __init__(
+        self,
+        prog: str,
+        description: str | None,
+        presets: Callable[[argparse.Namespace], Mapping[str, Any]] | None = None,
+    ):
+        super().__init__(prog, description=description, formatter_class=_HelpFormatter)
+        self.presets = presets
+        self.set_defaults(program=prog)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--out --resume --seed --checkpoint-every --mesh --tensorboard``: what :class:`training.Run` reads."""
-    parser.set_defaults(program=parser.prog)
+def add_run_arguments(parser: Parser, fit: bool = True) -> Any:
+    """Add the options that :class:`training.Run` reads, and return their argument group.
+
+    ``--out``, ``--resume`` and ``--seed``; with ``fit`` also the options of :func:`training.fit`:
+    ``--checkpoint-every``, ``--mesh`` and ``--tensorboard``.
+    """
     group = parser.add_argument_group("the run")
-    place, add = group.add_mutually_exclusive_group().add_argument, group.add_argument
-    folder = Path("runs") / parser.prog
-    place("--out", type=Path, metavar="RUNFOLDER", default=folder, help="(default: %(default)s)")
-    place("--resume", type=Path, metavar="RUNFOLDER", help="go on with that run, with its arguments")
-    add("--seed", type=whole(0), default=0, help="of all that is random (default: %(default)s)")
-    help = "steps between checkpoints (default: at each evaluation)"
-    add("--checkpoint-every", type=whole(1), metavar="STEPS", help=help)
-    help = "devices: data=4 gives each its rows of every batch (default: one device, or all of all processes)"
+    folder, add = group.add_mutually_exclusive_group().add_argument, group.add_argument
+    default = Path("runs") / parser.prog
+    folder("--out", type=Path, metavar="RUNFOLDER", default=default, help="folder for the results")
+    folder("--resume", type=Path, metavar="RUNFOLDER", help="resume that run with its own arguments")
+    add("--seed", type=integer(0), default=0, help="seed of all random numbers")
+    if not fit:
+        parser.set_defaults(tensorboard=False)
+        return group
+    help = "steps between checkpoints (default: one at each evaluation)"
+    add("--checkpoint-every", type=integer(1), metavar="STEPS", help=help)
+    help = "devices; data=4 splits each batch over 4 (default: one device, or all of several processes)"
     add("--mesh", metavar="AXES", default="", help=help)
-    add("--tensorboard", action="store_true", help="also write the measurements for TensorBoard")
+    add("--tensorboard", action="store_true", help="also write the metrics for TensorBoard")
+    return group
 
 
 def add_duration(parser: Any, epochs: float | None = None, steps: int | None = None) -> None:
-    """``--epochs`` or ``--steps``, one of which has a default; both None where neither has."""
+    """Add ``--epochs`` and ``--steps``, which exclude each other. At most one of them has a default."""
     add = parser.add_mutually_exclusive_group().add_argument
-    default = "" if epochs is None else " (default: %(default)s)"
-    add(
-        "--epochs",
-        action=_instead_of("steps"),
-        type=POSITIVE,
-        default=epochs,
-        help="times through the data" + default,
-    )
-    default = "" if steps is None else " (default: %(default)s)"
-    add(
-        "--steps",
-        action=_instead_of("epochs"),
-        type=whole(1),
-        default=steps,
-        help="batches, instead of --epochs" + default,
-    )
+    help = "passes over the training data"
+    add("--epochs", action=_replaces("steps"), type=POSITIVE, default=epochs, help=help)
+    help = "training steps, instead of --epochs"
+    add("--steps", action=_replaces("epochs"), type=integer(1), default=steps, help=help)
 
 
 def steps_of(args: argparse.Namespace, per_epoch: int) -> int:
-    """How many steps ``--steps`` or else ``--epochs`` ask for."""
+    """The number of training steps that ``--steps`` or ``--epochs`` specifies."""
     return int(args.steps or max(1, round(args.epochs * per_epoch)))
 
 
-def parse(
-    parser: argparse.ArgumentParser, argv: Sequence[str] | None, presets: Presets | None = None
-) -> argparse.Namespace:
-    """The arguments; with ``--resume`` those of the run, which the command line must not contradict.
+def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line.
 
-    ``presets(args)`` gives other defaults: what is said on the command line beside them wins.
+    With ``--resume``, the arguments are those of the resumed run. The command line must not contradict them.
     """
     args = parser.parse_args(argv)
     if args.resume:
@@ -126,40 +139,37 @@ def parse(
         args.out = args.resume
         differ = differences(saved, vars(args))
         if differ:
-            raise UserError(f"{args.resume} was begun with other arguments: {'; '.join(differ)}")
+            raise UserError(f"the run in {args.resume} has other arguments: {'; '.join(differ)}")
         if config.get("finished"):
-            raise Finished(f"the run in {args.resume} is finished: there is nothing to go on with")
-    elif presets:
-        parser.set_defaults(**presets(args))
+            raise Finished(f"the run in {args.resume} is already finished")
+    elif parser.presets:
+        parser.set_defaults(**parser.presets(args))
         args = parser.parse_args(argv)
     return args
 
 
-def _instead_of(other: str) -> type[argparse.Action]:
-    """Of two arguments that say the same, the one that is given puts out the other's default."""
+def _replaces(other: str) -> type[argparse.Action]:
+    """An action that stores its value and clears the default of the option ``other``."""
 
-    class Instead(argparse.Action):
+    class Replace(argparse.Action):
         def __call__(self, parser: Any, namespace: Any, value: Any, option: Any = None) -> None:
             setattr(namespace, self.dest, value)
             setattr(namespace, other, None)
 
-    return Instead
+    return Replace
 
 
 # --- the program -----------------------------------------------------------------------------------
 
 
 def main(
-    parser: argparse.ArgumentParser,
-    program: Callable[[argparse.Namespace], None],
-    argv: Sequence[str] | None = None,
-    presets: Presets | None = None,
+    parser: Parser, program: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None
 ) -> int:
-    """Run ``program(args)``, and say how it ended. Of several processes, the first one speaks."""
+    """Run ``program(args)`` and return the exit status. Only the first of several processes prints."""
     try:
-        args = parse(parser, argv, presets)
+        args = parse(parser, argv)
         initialise()
-        with together(f"--resume {args.out}"), _quiet_but_first():
+        with exit_on_peer_failure(f"--resume {args.out}"), _first_process_prints():
             program(args)
     except Finished as finished:
         print(f"{parser.prog}: {finished}")
@@ -170,13 +180,13 @@ def main(
         print(f"{parser.prog}: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped; the run folder holds the last checkpoint, if any", file=sys.stderr)
+        print(f"{parser.prog}: stopped; the run folder contains the last checkpoint, if any", file=sys.stderr)
         return 130
     return 0
 
 
 @contextmanager
-def _quiet_but_first() -> Iterator[None]:
-    """What is printed is printed once."""
-    with open(os.devnull, "w") as nowhere, nullcontext() if first() else redirect_stdout(nowhere):
+def _first_process_prints() -> Iterator[None]:
+    """Discard the standard output of all processes but the first."""
+    with open(os.devnull, "w") as discard, nullcontext() if is_first() else redirect_stdout(discard):
         yield

@@ -1,4 +1,4 @@
-"""Data as a function of the step: what a resumed run needs is the number of its step, and nothing else."""
+"""Data as a function of the step, so that a resumed run only needs its step number."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from training.errors import UserError
@@ -17,7 +18,7 @@ from training.errors import UserError
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text that is not empty."""
+    """Read a UTF-8 text file that is not empty."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -28,13 +29,13 @@ def read_text(path: Path) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = data[error.start]
-        raise UserError(f"{path} is not UTF-8: byte {error.start} (0x{byte:02x}) cannot be read") from None
+        raise UserError(f"{path} is not UTF-8: byte {error.start} (0x{byte:02x}) cannot be decoded") from None
 
 
 def python_help() -> str:
-    """The help pages inside Python, without the paragraphs that several of them share.
+    """Python's built-in help pages, each paragraph once.
 
-    A paragraph that came before would make the held-out part easy for whoever learned it by heart.
+    A repeated paragraph could be in both the training part and the held-out part.
     """
     from pydoc_data.topics import topics
 
@@ -43,7 +44,7 @@ def python_help() -> str:
 
 
 def digest(*parts: Any) -> str:
-    """A SHA-256 of texts, bytes and arrays: equal where the data are."""
+    """SHA-256 of texts, bytes and arrays. Dtypes and shapes of arrays are included."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, str):
@@ -58,33 +59,31 @@ def digest(*parts: Any) -> str:
 # --- batches ---------------------------------------------------------------------------------------
 
 
-def order_of(count: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch visits ``count`` examples: decided by seed and epoch alone."""
+def permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    """The order of ``count`` examples in an epoch. It depends only on the seed and the epoch."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
 def shuffled(arrays: Any, batch: int, seed: int, axis: int = 0) -> tuple[Callable[[int], Any], int]:
-    """``(batch_of, per_epoch)``: batches of a pytree of arrays whose ``axis`` counts the examples.
+    """``(batch_of, per_epoch)``: batches of a pytree of arrays whose ``axis`` indexes the examples.
 
-    Each epoch has an order of its own; what does not fill a batch is left to other epochs.
+    Every epoch has its own order. Examples that do not fill a batch are left out of that epoch.
 
     >>> batch_of, per_epoch = shuffled({"x": np.arange(5), "y": np.arange(5) ** 2}, batch=2, seed=0)
     >>> per_epoch, all(batch_of(3)["y"] == batch_of(3)["x"] ** 2)
     (2, True)
     """
-    import jax
-
     count = jax.tree.leaves(arrays)[0].shape[axis]
     per_epoch = count // batch
     if not per_epoch:
-        raise UserError(f"there are {count} examples, fewer than a batch of {batch}: make --batch smaller")
-    last: tuple[int, Any] = (-1, None)  # the order of one epoch is kept
+        raise UserError(f"there are {count} examples, fewer than a batch of {batch}: decrease --batch")
+    last: tuple[int, Any] = (-1, None)  # caches the order of one epoch
 
     def batch_of(step: int) -> Any:
         nonlocal last
         epoch, place = divmod(step, per_epoch)
         if last[0] != epoch:
-            last = (epoch, order_of(count, seed, epoch))
+            last = (epoch, permutation(count, seed, epoch))
         rows = last[1][place * batch : (place + 1) * batch]
         return jax.tree.map(lambda a: np.take(a, rows, axis), arrays)
 
@@ -92,7 +91,7 @@ def shuffled(arrays: Any, batch: int, seed: int, axis: int = 0) -> tuple[Callabl
 
 
 def streams(ids: np.ndarray, batch: int) -> np.ndarray:
-    """A sequence as ``batch`` streams side by side: (length, batch); what does not fill them is left out."""
+    """A sequence as ``batch`` parallel streams: (length, batch). The remainder is dropped."""
     length = len(ids) // batch
     return ids[: length * batch].reshape(batch, length).T
 
@@ -100,9 +99,9 @@ def streams(ids: np.ndarray, batch: int) -> np.ndarray:
 def prefetch(
     batch_of: Callable[[int], Any], steps: Sequence[int], place: Callable[[Any], Any], ahead: int = 2
 ) -> Iterator[Any]:
-    """``place(batch_of(step))`` for each step, made on a thread while the one before is used.
+    """Yield ``place(batch_of(step))`` for each step, computed up to ``ahead`` steps early on a thread.
 
-    What goes wrong on the thread is raised here. The thread ends when the iterator is closed.
+    Exceptions of the thread are raised here. The thread ends when the iterator is closed.
     """
     ready: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(maxsize=ahead)
     closed = threading.Event()
@@ -121,7 +120,7 @@ def prefetch(
             for step in steps:
                 if not put((place(batch_of(step)), None)):
                     return
-        except BaseException as error:  # whatever it is, the main thread has to hear of it
+        except BaseException as error:  # any exception is passed on to the main thread
             put((None, error))
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)

@@ -1,14 +1,14 @@
-"""What can end a program other than success."""
+"""Exceptions that end a program with one line on standard error."""
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """What the person at the keyboard can mend: told in one line, without a traceback."""
+    """An error that the user can fix. :func:`training.main` prints it in one line, without a traceback."""
 
 
 class Stopped(Exception):
-    """Somebody asked the program to stop (Ctrl-C, SIGTERM), and what there was is saved."""
+    """The user stopped the program (Ctrl-C or SIGTERM), and its state is saved."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
@@ -16,4 +16,4 @@ class Stopped(Exception):
 
 
 class Finished(Exception):
-    """There is nothing left to do."""
+    """The run is already finished."""

@@ -1,7 +1,8 @@
-"""The training loop that all programs share: ``fit``."""
+"""The training loop, ``fit``, and the two functions that most programs pass to it: optimizer and step."""
 
 from __future__ import annotations
 
+import argparse
 import math
 import signal
 import sys
@@ -15,30 +16,65 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from tqdm import tqdm
 
 from training.checkpoints import Checkpoints
 from training.data import prefetch
-from training.distributed import any_of, first as is_first
+from training.distributed import any_process, is_first
 from training.errors import Stopped, UserError
 from training.placement import Placement
 from training.runs import Row, Run
 from training.weights import by_name
 
 Means = Mapping[str, float]
+Step = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
 
 
 class State(NamedTuple):
-    """What most programs hand on from step to step; any pytree of arrays will do."""
+    """The training state of most programs. :func:`fit` accepts any pytree of arrays."""
 
     params: Any
     optimizer: Any
     carry: Any
-    step: jax.Array  # (), int32: how many steps were made; noise is drawn from it
+    step: jax.Array  # (), int32: the number of completed steps; random keys are derived from it
+
+
+def adam_with_warmup(
+    lr: float, steps: int, *, clip: float, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Adam (with ``weight_decay`` AdamW) on gradients clipped to the global norm ``clip``.
+
+    The learning rate increases to ``lr`` in the first twentieth of the steps, then follows a cosine down to
+    ``lr / 100``.
+    """
+    schedule = optax.warmup_cosine_decay_schedule(0.0, lr, max(1, steps // 20), steps + 1, lr / 100)
+    adam = optax.adamw(schedule, weight_decay=weight_decay) if weight_decay else optax.adam(schedule)
+    return optax.chain(optax.clip_by_global_norm(clip), adam)
+
+
+def gradient_step(
+    loss: Callable[[Any, Any, jax.Array], jax.Array],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+) -> Step:
+    """A step of :func:`fit` for independent batches: one update by the gradient of ``loss``.
+
+    ``loss(params, batch, key)`` is a scalar. Its key differs in every step.
+    """
+
+    def step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+        noise = jax.random.fold_in(key, state.step)
+        value, grads = jax.value_and_grad(loss)(state.params, batch, noise)
+        updates, moments = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return State(params, moments, state.carry, state.step + 1), {"loss": value}
+
+    return step
 
 
 def fit(
-    step: Callable[[Any, Any], tuple[Any, Mapping[str, jax.Array]]],
+    step: Step,
     state: Any,
     batch_of: Callable[[int], Any],
     *,
@@ -49,42 +85,41 @@ def fit(
     after_evaluation: Callable[[Any, Sequence[Row]], Any] | None = None,
     log_every: int = 10,
     report: Callable[[int, Means], Means] = lambda step, means: means,
-    advice: str = "try a smaller learning rate",
     placement: Placement | None = None,
 ) -> Any:
-    """The state after ``steps`` steps, from where the run's last checkpoint left off if it is resumed.
+    """Train for ``steps`` steps and return the state. A resumed run starts from its last checkpoint.
 
     Args:
-        step: ``step(state, batch) -> (state, {"loss": ...})``, a pure function; it is compiled here, and
-            the old state's memory is used again. The measurements are scalars.
-        state: the first state: a pytree of arrays, all of them finite.
-        batch_of: the batch of step 0, 1, ...: a pure function, called ahead on a thread.
-        run: where the measurements, the checkpoints and ``--mesh`` are.
-        steps: how many steps the whole run has.
-        evaluate: measurements of a state on held-out data, joined to the row of their step.
-        evaluate_every: steps between evaluations, or the numbers of the steps that have one; the last
-            step has one anyway.
-        after_evaluation: ``(state, rows) -> state``, for what a recipe changes then (its learning rate,
-            say, if the state has it). All it may look at is the state and the rows.
-        log_every: steps in a row of ``metrics.jsonl``; their measurements are averaged, and fetched from
-            the device together, so that it is not waited for at each step.
-        report: ``(step, means) -> row``: other names and units than the step's own.
-        advice: what to try if the loss is no number any more.
-        placement: which axis of a batch counts rows, and where the state lies (:class:`Placement`).
+        step: ``step(state, batch) -> (state, {"loss": ...})``, a pure function that returns scalar metrics.
+            It is compiled here, and it reuses the memory of the old state.
+        state: the initial state, a pytree of finite arrays.
+        batch_of: returns the batch of step 0, 1, ...; a pure function, called early on a thread.
+        run: receives the metrics and the checkpoints; its arguments include ``--mesh``.
+        steps: the number of steps of the whole run.
+        evaluate: metrics of a state on held-out data. They are added to the row of their step.
+        evaluate_every: steps between evaluations, or the step numbers that have one. The last step always
+            has one.
+        after_evaluation: ``(state, rows) -> state``, called after each evaluation, for example to change a
+            learning rate that is part of the state. It may depend only on its arguments.
+        log_every: steps per row of ``metrics.jsonl``. Their metrics are averaged, and are copied from the
+            device together, so that the host does not wait for every step.
+        report: ``(step, means) -> row`` renames or converts the metrics of a row.
+        placement: the batch axis, and the shardings of the state (:class:`Placement`).
 
     Raises:
-        UserError: a loss is no number; a checkpoint is not of this run.
-        Stopped: Ctrl-C or SIGTERM came; the state is saved.
+        UserError: a metric or a weight is NaN or infinite; a checkpoint is of another run.
+        Stopped: Ctrl-C or SIGTERM was received, and the state is saved.
     """
     placement = placement or Placement.of(run.args)
     state = placement.state(state)
-    evaluated, saved = _every(evaluate_every), _every(run.args.checkpoint_every or evaluate_every)
+    evaluation_due = _every(evaluate_every)
+    checkpoint_due = _every(run.args.checkpoint_every or evaluate_every)
     with closing(Checkpoints(run.checkpoints, run.identity)) as checkpoints, _signals() as signals:
         first, pending, earlier = 0, [], 0.0
         if run.args.resume and (found := checkpoints.restore(state)):
             first, state, note = found
             pending, earlier = note["pending"], note["seconds"]
-        run.keep_rows(run.rows_until(first))
+        run.reset_rows(run.rows_until(first))
         began = time.perf_counter() - earlier
         compiled = placement.compile(step, state)
         batches = prefetch(batch_of, range(first, steps), placement.batch)
@@ -95,21 +130,21 @@ def fit(
                 pending.append(measured)
 
                 last = done == steps
-                evaluating = evaluate is not None and (last or evaluated(done))
-                due = last or evaluating or len(pending) >= log_every
-                stopping = any_of(bool(signals)) if due or jax.process_count() == 1 else False
-                saving = last or stopping or saved(done)
-                if due or saving:
+                evaluating = evaluate is not None and (last or evaluation_due(done))
+                logging = last or evaluating or len(pending) >= log_every
+                stopping = any_process(bool(signals)) if logging or jax.process_count() == 1 else False
+                saving = last or stopping or checkpoint_due(done)
+                if logging or saving:
                     pending = _fetch(pending)
-                    _check(pending, done, run, checkpoints, advice)
-                if due:
+                    _check_rows(pending, done, run, checkpoints)
+                if logging:
                     means = {name: float(np.mean([row[name] for row in pending])) for name in pending[0]}
                     row = {"step": done, **report(done, means)}
                     if evaluate is not None and evaluating:
                         row |= evaluate(state)
                     row["seconds"] = time.perf_counter() - began
-                    _check([row], done, run, checkpoints, advice)
-                    run.log({name: _shorter(value) for name, value in row.items()})
+                    _check_rows([row], done, run, checkpoints)
+                    run.log({name: _rounded(value) for name, value in row.items()})
                     pending = []
                     bar.update(done - bar.n)
                     bar.set_postfix_str(f"loss {means['loss']:.4g}", refresh=False)
@@ -118,76 +153,78 @@ def fit(
                     if after_evaluation is not None:
                         state = placement.state(after_evaluation(state, run.rows))
                 if saving:
-                    _check_state(state, done, run, checkpoints, advice)
+                    _check_state(state, done, run, checkpoints)
                     checkpoints.save(done, state, pending=pending, seconds=time.perf_counter() - began)
                 if stopping:
-                    raise Stopped(
-                        f"stopped after step {done}, which is saved; go on: {run.go_on}", signals[0]
-                    )
+                    message = f"stopped after step {done}, which is saved; resume with: {run.resume_command}"
+                    raise Stopped(message, signals[0])
     return state
 
 
 def _every(steps: int | Container[int]) -> Callable[[int], bool]:
-    """Whether something is due after a step."""
+    """A function that returns whether something is due after a step."""
     if isinstance(steps, int):
         return lambda done: steps > 0 and done % steps == 0
     return lambda done: done in steps
 
 
-# --- what is measured ------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------------
 
 
 def _fetch(pending: list[Any]) -> list[dict[str, float]]:
-    """Measurements on the host; those that a checkpoint kept are there already."""
+    """Copy metrics to the host. Those restored from a checkpoint are on the host already."""
     return [{name: float(value) for name, value in row.items()} for row in jax.device_get(pending)]
 
 
-def _shorter(value: float) -> float:
-    """A float32 keeps its value in nine digits; steps stay whole."""
+def _rounded(value: float) -> float:
+    """Nine digits, which represent a float32 exactly. Integers are unchanged."""
     return value if isinstance(value, int) else float(f"{value:.9g}")
 
 
 def _sentence(row: Row, steps: int) -> str:
-    """A row for the eye."""
+    """A row as a line to print."""
     values = [f"{name} {value:.4g}" for name, value in row.items() if name not in ("step", "seconds")]
     return f"step {row['step']}/{steps}  {'  '.join(values)}  {row['seconds']:.0f} s"
 
 
-# --- numbers that are none -------------------------------------------------------------------------
+# --- NaN and infinity ------------------------------------------------------------------------------
 
 
-def _check(rows: Sequence[Row], done: int, run: Run, checkpoints: Checkpoints, advice: str) -> None:
-    """Stop where a measurement left the numbers; the last of the rows is of step ``done``."""
+def _check_rows(rows: Sequence[Row], done: int, run: Run, checkpoints: Checkpoints) -> None:
+    """Stop if a metric is NaN or infinite. The last of the rows is that of step ``done``."""
     for step, row in enumerate(rows, done - len(rows) + 1):
         for name, value in row.items():
             if not math.isfinite(value):
-                before = [r["loss"] for r in [*run.rows, *rows[: step - done - 1]] if "loss" in r]
-                where = f"the {name.replace('_', ' ')} is {value} at step {step}"
-                _refuse(where, _likely_cause(step, before), checkpoints, advice)
+                before = [*run.values("loss"), *(r["loss"] for r in rows[: step - done - 1] if "loss" in r)]
+                what = f"the {name.replace('_', ' ')} is {value} at step {step}"
+                _fail(what, _likely_cause(step, before), run.args, checkpoints)
 
 
-def _check_state(state: Any, done: int, run: Run, checkpoints: Checkpoints, advice: str) -> None:
-    """A loss can be a number when the weights after its step are none."""
+def _check_state(state: Any, done: int, run: Run, checkpoints: Checkpoints) -> None:
+    """Stop if an array of the state is not finite. The loss of the same step can still be finite."""
     for name, leaf in by_name(state).items():
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
-            cause = _likely_cause(done, [row["loss"] for row in run.rows if "loss" in row])
-            _refuse(f"{name} is not finite after step {done}", cause, checkpoints, advice)
+            cause = _likely_cause(done, run.values("loss"))
+            _fail(f"{name} is not finite after step {done}", cause, run.args, checkpoints)
 
 
 def _likely_cause(step: int, losses: Sequence[float]) -> str:
     if step == 1:
-        return "the first step has it already, so look at the data and at the initial weights"
+        return "this is the first step, so check the data and the initial weights"
     if losses and losses[-1] > 1.5 * min(losses):
-        return (
-            f"the loss had grown from {min(losses):.4g} to {losses[-1]:.4g}, so the learning rate is too high"
-        )
-    return "most likely the learning rate is too high, or one gradient too large"
+        return f"the loss increased from {min(losses):.4g} to {losses[-1]:.4g}: the learning rate is too high"
+    return "the learning rate is probably too high, or one gradient is too large"
 
 
-def _refuse(where: str, cause: str, checkpoints: Checkpoints, advice: str) -> NoReturn:
-    steps = checkpoints.steps
-    kept = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint before it"
-    raise UserError(f"{where}: {cause}; {advice} ({kept})")
+def _fail(what: str, cause: str, args: argparse.Namespace, checkpoints: Checkpoints) -> NoReturn:
+    options, steps = vars(args), checkpoints.steps
+    advice = "try a smaller learning rate"
+    if "lr" in options:
+        advice = f"try --lr {args.lr / 3:.2g} (it was {args.lr:g})"
+    if "clip" in options:
+        advice += f", or a smaller --clip (it was {args.clip:g})"
+    kept = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no earlier checkpoint"
+    raise UserError(f"{what}: {cause}; {advice} ({kept})")
 
 
 # --- signals ---------------------------------------------------------------------------------------
@@ -195,12 +232,12 @@ def _refuse(where: str, cause: str, checkpoints: Checkpoints, advice: str) -> No
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals that asked the program to stop; a second one stops it at once."""
+    """The list of signals received so far that request a stop. A second one stops the program at once."""
     received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        print("\nfinishing the step, and saving; once more ends it at once", file=sys.stderr)
+        print("\nfinishing this step, then saving; a second signal stops at once", file=sys.stderr)
         signal.signal(number, before[number])
 
     kinds = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()

@@ -1,7 +1,6 @@
-"""Where arrays lie: the one place that knows of devices.
+"""Devices: where the state and the batches are placed, and how the step is compiled for them.
 
-Everything that a program computes passes through here once: the state and the batches are placed, and the
-step is compiled for where they are. :mod:`training.distributed` has the mesh and the processes.
+:mod:`training.distributed` creates the mesh and starts the processes.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from training.distributed import global_batch, parse_mesh
 
 @dataclass(frozen=True)
 class Placement:
-    """On one device, or over a mesh: batches split over its axis ``data``, the state on every device.
+    """One device, or a mesh: batches are split over its axis ``data``, the state is replicated.
 
     Args:
         mesh: None for one device.
-        batch_axis: of the arrays of a batch, the axis that counts its rows.
-        shardings: ``shardings(mesh, state)``, for a state that does not lie whole on every device: of a
-            network over the axis ``model``, say (``lstm_jax.shard``, ``lstm_jax.shardings``).
+        batch_axis: the axis of a batch's arrays that indexes its rows.
+        shardings: ``shardings(mesh, state)`` for a state that is not replicated, such as that of a network
+            whose units are split over the axis ``model`` (``lstm_jax.shard``, ``lstm_jax.shardings``).
     """
 
     mesh: Mesh | None = None
@@ -33,8 +32,13 @@ class Placement:
 
     @classmethod
     def of(cls, args: Any, **more: Any) -> Placement:
-        """By ``--mesh``; without it, one device, or the rows over the devices of all processes."""
-        return cls(mesh_of(args), **more)
+        """The placement of ``--mesh``.
+
+        Without ``--mesh``, a single process uses one device, and several split the rows over all devices.
+        """
+        if args.mesh or jax.process_count() > 1:
+            return cls(parse_mesh(args.mesh or f"data={jax.device_count()}"), **more)
+        return cls(None, **more)
 
     def of_state(self, state: Any) -> Any:
         """A sharding for each array of the state; None on one device."""
@@ -42,34 +46,27 @@ class Placement:
             return None
         if self.shardings is not None:
             return self.shardings(self.mesh, state)
-        whole = NamedSharding(self.mesh, PartitionSpec())
-        return jax.tree.map(lambda _: whole, state)
+        replicated = NamedSharding(self.mesh, PartitionSpec())
+        return jax.tree.map(lambda _: replicated, state)
 
     def state(self, state: Any) -> Any:
-        """The state where it belongs, in arrays of its own: the step will write over their memory."""
+        """Copy the state to its devices. The copies can be donated to the step."""
         if self.mesh is None:
             return jax.tree.map(lambda leaf: jax.numpy.array(leaf, copy=True), state)
 
-        def placed(leaf: Any, sharding: NamedSharding) -> Any:
+        def place(leaf: Any, sharding: NamedSharding) -> Any:
             if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(sharding, leaf.ndim):
                 return leaf.copy()
             return jax.device_put(jax.device_get(leaf), sharding)
 
-        return jax.tree.map(placed, state, self.of_state(state))
+        return jax.tree.map(place, state, self.of_state(state))
 
     def batch(self, batch: Any) -> Any:
-        """A batch from the host where it belongs. Arrays without a batch axis go to every device."""
+        """Copy a batch from the host to its devices. Arrays without a batch axis are replicated."""
         return jax.device_put(batch) if self.mesh is None else global_batch(batch, self.mesh, self.batch_axis)
 
     def compile(self, step: Callable[[Any, Any], tuple[Any, Any]], state: Any) -> Callable[[Any, Any], Any]:
-        """The step, compiled: the old state's memory is used again, the new state lies where the old did."""
+        """Compile the step. It reuses the memory of the old state, and keeps the state's shardings."""
         if self.mesh is None:
             return jax.jit(step, donate_argnums=0)
         return jax.jit(step, donate_argnums=0, out_shardings=(self.of_state(state), None))
-
-
-def mesh_of(args: Any) -> Mesh | None:
-    """The mesh of ``--mesh``; None where there is one device to compute on."""
-    if args.mesh or jax.process_count() > 1:
-        return parse_mesh(args.mesh or f"data={jax.device_count()}")
-    return None

@@ -1,4 +1,4 @@
-"""Weights in a safetensors file, beside what is needed to build their network again."""
+"""Weights in a safetensors file, with the metadata that is needed to rebuild their network."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ import safetensors
 import safetensors.numpy
 
 from lstm_jax.interop.files import write_whole
-from training.distributed import first, meet, on_host
+from training.distributed import barrier, is_first, to_host
 from training.errors import UserError
 
 FILE = "weights.safetensors"
 
 
 def by_name(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by flat names: ``layers.0.w_ih``."""
+    """The leaves of a pytree by flat names such as ``layers.0.w_ih``."""
     leaves = jax.tree.leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def count(params: Any) -> int:
-    """How many weights there are; shapes (``jax.eval_shape``) will do."""
+    """The number of weights in a pytree of arrays or of shapes (``jax.eval_shape``)."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def save_weights(folder: Path, format: str, model: Mapping[str, Any], params: Any) -> None:
-    """Write ``weights.safetensors``; ``model`` says, in what JSON can hold, what the network is."""
-    arrays = by_name(on_host(params))
-    if first():
+    """Write ``weights.safetensors``. ``model`` describes the network by values that JSON can represent."""
+    arrays = by_name(to_host(params))
+    if is_first():
         metadata = {"format": format, "model": json.dumps(dict(model))}
         write_whole(folder / FILE, safetensors.numpy.save(arrays, metadata))
-    meet("weights")
+    barrier("weights")
 
 
 def load_weights(folder: Path, format: str, shapes_of: Callable[[dict[str, Any]], Any]) -> tuple[Any, Any]:
-    """``(model, params)`` of a run folder, from ``weights.safetensors`` alone.
+    """Read ``(model, params)`` from the ``weights.safetensors`` of a run folder.
 
-    ``shapes_of(model)`` is the pytree that the weights belong in: ``jax.eval_shape`` of ``init``, say.
+    ``shapes_of(model)`` returns the weights' shapes as a pytree, for example by ``jax.eval_shape``.
     """
     path = folder / FILE
     try:
@@ -50,9 +50,8 @@ def load_weights(folder: Path, format: str, shapes_of: Callable[[dict[str, Any]]
             metadata = file.metadata() or {}
             arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}
     except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or 'no such file'}; has a run ended there?"
-        ) from None
+        reason = error.strerror or "no such file"
+        raise UserError(f"cannot read {path}: {reason}; is this the folder of a finished run?") from None
     except safetensors.SafetensorError as error:
         raise UserError(f"{path} is damaged: {error}") from None
     if metadata.get("format") != format:
@@ -61,8 +60,8 @@ def load_weights(folder: Path, format: str, shapes_of: Callable[[dict[str, Any]]
         model = json.loads(metadata["model"])
         expected = shapes_of(model)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: it names no network ({error})") from None
+        raise UserError(f"{path} is damaged: its metadata describe no network ({error})") from None
     shapes = {name: leaf.shape for name, leaf in by_name(expected).items()}
     if shapes != {name: array.shape for name, array in arrays.items()}:
-        raise UserError(f"{path} is damaged: its arrays do not fit the network it names")
+        raise UserError(f"{path} is damaged: its arrays do not fit the network in its metadata")
     return model, jax.tree.unflatten(jax.tree.structure(expected), [arrays[name] for name in shapes])

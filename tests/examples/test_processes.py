@@ -1,4 +1,4 @@
-"""Two processes on loopback, and eight devices in one: the losses of one device, and a clear end."""
+"""Several processes and devices: the losses equal those of one device, and a failed process ends the run."""
 
 import json
 import os
@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from training_runs import rows
 
 PROGRAM = Path(__file__).parents[1] / "distributed_program.py"
 ROOT = PROGRAM.parents[1]
 WORD_LM = ROOT / "examples" / "word_lm.py"
-HEARTBEAT = 30  # seconds, as the programs have it
+HEARTBEAT = 30  # seconds, the programs' value
 
 pytestmark = pytest.mark.slow
 
@@ -27,7 +28,7 @@ def free_port():
 
 
 def started(devices, *arguments, process=None, port=None, processes=2, program=PROGRAM):
-    """The program with so many virtual devices, as one process of several or by itself."""
+    """Start the program with virtual devices, as one of several processes or alone."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
     env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     env |= {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
@@ -47,13 +48,13 @@ def pair(devices, *arguments, program=PROGRAM):
 
 
 def losses_of(output):
-    """Of each step; the runtime also prints here."""
+    """The loss of each step. Lines of the runtime are ignored."""
     rows = [json.loads(line) for line in output.splitlines() if line.startswith("{")]
     return {row["step"]: row["loss"] for row in rows}
 
 
 def finished(process, timeout=240):
-    """The losses of a process that ends well."""
+    """The losses of a process, which must succeed."""
     try:
         out, err = process.communicate(timeout=timeout)
     finally:
@@ -63,35 +64,35 @@ def finished(process, timeout=240):
     return losses_of(out)
 
 
-def assert_same(ours, expected):
-    assert list(ours) == list(expected) and len(ours) > 0
-    np.testing.assert_allclose(list(ours.values()), list(expected.values()), rtol=1e-5)
+def assert_same(losses, expected):
+    assert list(losses) == list(expected) and len(losses) > 0
+    np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
-def alone():
-    """What one device computes."""
+def one_device():
+    """The losses of one device."""
     return finished(started(1, "--mesh", "data=1"))
 
 
 @pytest.mark.parametrize("mesh", ["data=4,model=2", "data=8", "model=4,data=2"])
-def test_eight_devices_give_the_losses_of_one(alone, mesh):
-    assert_same(finished(started(8, "--mesh", mesh)), alone)
+def test_eight_devices_give_the_losses_of_one(one_device, mesh):
+    assert_same(finished(started(8, "--mesh", mesh)), one_device)
 
 
 @pytest.mark.parametrize("mesh", ["data=2,model=2", "model=4"])
-def test_two_processes_give_the_losses_of_one(alone, mesh):
-    """``data=2``: each process has its rows; ``model=4``: the units of one layer lie in both."""
+def test_two_processes_give_the_losses_of_one(one_device, mesh):
+    """``data=2`` gives each process its rows. ``model=4`` splits the units of a layer over both."""
     for losses in [finished(process) for process in pair(2, "--mesh", mesh)]:
-        assert_same(losses, alone)
+        assert_same(losses, one_device)
 
 
-# --- a real program ---------------------------------------------------------------------------------
+# --- word_lm.py ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """A text of eight words, again and again in another order."""
+    """A text of eight words in random order."""
     rng = np.random.default_rng(0)
     words = "the a cat dog sat lay on under".split()
     path = tmp_path_factory.mktemp("corpus") / "words.txt"
@@ -100,31 +101,25 @@ def corpus(tmp_path_factory):
 
 
 def word_lm(corpus, out):
-    """What to train: so that it takes some seconds, and saves often."""
+    """Arguments of a training of some seconds with frequent checkpoints."""
     sizes = "--hidden 8 --embedding 8 --window 5 --batch 4 --epochs 2 --checkpoint-every 20"
     return "--data", str(corpus), "--out", str(out), *sizes.split()
 
 
-def curve(out):
-    """Without what the clock said."""
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
 @pytest.fixture(scope="module")
-def undisturbed(corpus, tmp_path_factory):
-    """The curve of two processes, which is about that of one device."""
+def uninterrupted(corpus, tmp_path_factory):
+    """The metrics of two processes, which are close to those of one device."""
     alone, two = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("two")
     assert ended(started(1, *word_lm(corpus, alone), program=WORD_LM)) == [0]
     assert ended(*pair(2, *word_lm(corpus, two), "--mesh", "data=2,model=2", program=WORD_LM)) == [0, 0]
-    for one, other in zip(curve(alone), curve(two), strict=True):
+    for one, other in zip(rows(alone), rows(two), strict=True):
         for name, value in one.items():
             assert abs(value - other[name]) <= 2e-3 * abs(value), (name, one, other)
-    return curve(two)
+    return rows(two)
 
 
 def ended(*processes, timeout=240):
-    """Their exit codes; what was printed is shown if the test fails."""
+    """The exit statuses. pytest shows the output of a failed test."""
     try:
         for process in processes:
             out, err = process.communicate(timeout=timeout)
@@ -137,13 +132,13 @@ def ended(*processes, timeout=240):
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_is_killed_the_other_ends_and_both_go_on(undisturbed, corpus, victim, tmp_path):
-    """Without a hang, with a line that says what to do; going on leads to the very same curve."""
+def test_killed_process(uninterrupted, corpus, victim, tmp_path):
+    """The other process exits with a one-line message. The resumed run has the same metrics."""
     out = tmp_path / "out"
     both = pair(2, *word_lm(corpus, out), "--mesh", "data=2,model=2", program=WORD_LM)
     try:
         deadline = time.monotonic() + 120
-        while not list(out.glob("checkpoints/*.json")):  # a checkpoint is whole
+        while not list(out.glob("checkpoints/*.json")):  # a complete checkpoint
             assert time.monotonic() < deadline and both[0].poll() is None and both[1].poll() is None
             time.sleep(0.05)
         both[victim].send_signal(signal.SIGKILL)
@@ -155,7 +150,7 @@ def test_one_is_killed_the_other_ends_and_both_go_on(undisturbed, corpus, victim
             process.communicate()
     assert time.monotonic() - began < 4 * HEARTBEAT
     assert both[1 - victim].returncode not in (0, None)
-    assert "start all again with --resume" in err and "Traceback" not in err
-    assert len(curve(out)) < len(undisturbed)
+    assert "restart all processes with --resume" in err and "Traceback" not in err
+    assert len(rows(out)) < len(uninterrupted)
     assert ended(*pair(2, "--resume", str(out), program=WORD_LM)) == [0, 0]
-    assert curve(out) == undisturbed
+    assert rows(out) == uninterrupted

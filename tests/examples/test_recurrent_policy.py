@@ -1,37 +1,27 @@
-"""The policy in the T-maze: the maze, acting and learning on the same rows, and the program."""
+"""recurrent_policy.py: the maze, acting and learning on the same steps, its run folder, its errors."""
 
 import itertools
-import json
 import signal
-import sys
-from pathlib import Path
 
+import _t_maze as t_maze
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
+import recurrent_policy as program
+from _t_maze import FORWARD, LEFT, RIGHT, Maze, TMaze
 from members import daily
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import _t_maze as t_maze  # noqa: E402
-import recurrent_policy as program  # noqa: E402
-from _t_maze import FORWARD, LEFT, RIGHT, Maze, TMaze  # noqa: E402
+from training_runs import files, outcome, read_json, rows, run, weights
 
 TINY = "--cell rnn --corridor 2 --hidden 4 --batch 4 --window 16".split()
 FILES = "config.json corridors.json learning_curve.png memory.png metrics.jsonl weights.safetensors".split()
 
 
-pytestmark = pytest.mark.usefixtures("as_users_have_it", "quick_compiles")
-
-
 # --- the maze --------------------------------------------------------------------------------------
 
 
-def walk(length, actions, cue=LEFT):
-    """What every step of an episode gave."""
+def play(length, actions, cue=LEFT):
+    """The maze after some actions, and (reward, ended, success) of each."""
     step = jax.jit(TMaze(length).step)
     maze, given = Maze(*jnp.array([cue, 0, 0], jnp.int32)), []
     for action in actions:
@@ -42,22 +32,22 @@ def walk(length, actions, cue=LEFT):
 
 class TestMaze:
     @pytest.mark.parametrize("cue", [LEFT, RIGHT])
-    def test_the_arm_of_the_cue_is_the_success(self, cue):
+    def test_success_is_the_arm_of_the_cue(self, cue):
         for turn, last in ((cue, (1.0, True, True)), (1 - cue, (-0.1, True, False))):
-            maze, given = walk(2, [FORWARD, FORWARD, turn], cue)
+            maze, given = play(2, [FORWARD, FORWARD, turn], cue)
             assert given == [(0.0, False, False), (0.0, False, False), last]
-            assert int(maze.age) == int(maze.place) == 0  # a new one
+            assert int(maze.age) == int(maze.place) == 0  # the start of a new episode
 
-    def test_walls_stop_and_cost(self):
-        maze, given = walk(1, [LEFT, RIGHT, FORWARD, FORWARD])
+    def test_walls(self):
+        maze, given = play(1, [LEFT, RIGHT, FORWARD, FORWARD])
         assert [reward for reward, _, _ in given] == [-0.1, -0.1, 0.0, -0.1]
         assert (int(maze.place), int(maze.age)) == (1, 4)
 
-    def test_an_episode_is_limited(self):
-        _, given = walk(1, [RIGHT] * 8)
+    def test_episode_limit(self):
+        _, given = play(1, [RIGHT] * 8)
         assert given[-2:] == [(-0.1, False, False), (-0.1, True, False)]
 
-    def test_cues_are_drawn_anew_and_evenly(self):
+    def test_cues_are_random(self):
         keys = jax.random.split(jax.random.key(0), 2000)
         at_the_limit = Maze(*jnp.array([LEFT, 0, 7], jnp.int32))
         begun = [jax.vmap(TMaze(1).begin)(keys)]
@@ -66,35 +56,35 @@ class TestMaze:
             assert float(mazes.cue.mean()) == pytest.approx(0.5, abs=0.04)
             assert not mazes.place.any() and not mazes.age.any()
 
-    def test_without_memory_one_half_is_the_most(self):
-        """All policies of certain choices, and many of chance, over all states of the maze in float64."""
+    def test_without_memory_the_success_rate_is_at_most_one_half(self):
+        """All deterministic policies and many random ones, over all states of the maze, in float64."""
         rules = TMaze(3)
         places, ages = rules.length + 1, rules.limit
         cue, place, age, action = map(np.ravel, np.indices((2, places, ages, 3), dtype=np.int32))
         keys = jax.random.split(jax.random.key(0), len(cue))
         after, _, ended, success = jax.jit(jax.vmap(rules.step))(keys, Maze(cue, place, age), action)
-        seen = np.asarray(jax.vmap(rules.observe)(Maze(cue, place, age))).argmax(-1)
+        obs = np.asarray(jax.vmap(rules.observe)(Maze(cue, place, age))).argmax(-1)
         shape = (2, places, ages, 3)
-        goes_to, ended, success, seen = (
-            np.asarray(a).reshape(shape) for a in (after.place, ended, success, seen)
+        next_place, ended, success, obs = (
+            np.asarray(a).reshape(shape) for a in (after.place, ended, success, obs)
         )
 
         def succeeds(policy):
-            """The probability of success from the start: policy[what is seen] are those of the actions."""
+            """The probability of success from the start. policy[observation] are those of the actions."""
             later = np.zeros((2, places))
             for age in reversed(range(ages)):
-                goes_on = np.take_along_axis(later, goes_to[:, :, age].reshape(2, -1), 1).reshape(
+                continues = np.take_along_axis(later, next_place[:, :, age].reshape(2, -1), 1).reshape(
                     2, places, 3
                 )
-                gain = np.where(ended[:, :, age], success[:, :, age], goes_on)
-                later = (policy[seen[:, :, age, 0]] * gain).sum(-1)
-            return later[:, 0]  # after either cue
+                gain = np.where(ended[:, :, age], success[:, :, age], continues)
+                later = (policy[obs[:, :, age, 0]] * gain).sum(-1)
+            return later[:, 0]  # for each cue
 
-        certain = [np.eye(3)[list(choice)] for choice in itertools.product(range(3), repeat=4)]
-        chance = np.random.default_rng(0).dirichlet([0.3] * 3, size=(300, 4))
-        rates = [succeeds(policy).mean() for policy in (*certain, *chance)]
-        assert max(rates[: len(certain)]) == 0.5 and max(rates) <= 0.5 + 1e-12
-        # Whoever knows the cue at the junction always succeeds: the maze itself is not in the way.
+        deterministic = [np.eye(3)[list(choice)] for choice in itertools.product(range(3), repeat=4)]
+        random = np.random.default_rng(0).dirichlet([0.3] * 3, size=(300, 4))
+        rates = [succeeds(policy).mean() for policy in (*deterministic, *random)]
+        assert max(rates[: len(deterministic)]) == 0.5 and max(rates) <= 0.5 + 1e-12
+        # A policy that knows the cue at the junction always succeeds.
         for cue in (LEFT, RIGHT):
             assert succeeds(np.eye(3)[[FORWARD, FORWARD, FORWARD, cue]])[cue] == 1
 
@@ -109,12 +99,12 @@ def agent_of(cell):
 
 @pytest.fixture(scope="module")
 def second_window():
-    """``of(cell)``: an agent, and the second window that it acts, which begins amid episodes."""
+    """``of(cell)``: an agent and its second window of steps, which starts in the middle of episodes."""
 
     def of(cell):
         agent, rules = agent_of(cell), TMaze(2)
         params = agent.init(jax.random.key(0))
-        # Large recurrent weights: what is remembered has to matter.
+        # Large weights, so that the outputs depend on the carry.
         params = jax.tree.map(lambda leaf: 2 * leaf, params)
         mazes = jax.vmap(rules.begin)(jax.random.split(jax.random.key(1), 6))
         memory = agent.core.initial_carry((6,), params["core"])
@@ -132,15 +122,15 @@ def second_window():
 
 class TestReplay:
     @pytest.mark.parametrize("cell", daily([*program.CELLS, "none"], "lstm", "none"))
-    def test_learning_sees_what_was_acted(self, second_window, cell):
+    def test_replay_equals_acting(self, second_window, cell):
         agent, params, memory, steps = second_window(cell)
-        begun = np.asarray(steps.first).sum(0)
-        assert begun.min() >= 2 and not steps.first[0].all()  # episodes in each row; some from before
-        _, logits, value = agent.replay(params, memory, steps.seen, steps.first)
+        # Every row has several episodes. Some of them started in the first window.
+        assert np.asarray(steps.first).sum(0).min() >= 2 and not steps.first[0].all()
+        _, logits, value = agent.replay(params, memory, steps.obs, steps.first)
         np.testing.assert_allclose(logits, steps.logits, atol=1e-5)
         np.testing.assert_allclose(value, steps.value, atol=1e-5)
 
-    def test_whoever_loses_resets_or_memory_is_caught(self, second_window):
+    def test_replay_without_resets_or_carry_differs(self, second_window):
         agent, params, memory, steps = second_window("lstm")
         advantage = jnp.ones(steps.reward.shape)
 
@@ -155,20 +145,20 @@ class TestReplay:
         assert replay_error(empty, steps.first) > 0.01
 
     def test_no_gradient_crosses_a_reset(self, second_window):
-        """The logits at the last step owe nothing to what was seen in the episode before."""
+        """The logits at the last step do not depend on observations of previous episodes."""
         agent, params, memory, steps = second_window("lstm")
 
-        def last_logits(seen):
-            return agent.replay(params, memory, seen, steps.first)[1][-1].sum()
+        def last_logits(obs):
+            return agent.replay(params, memory, obs, steps.first)[1][-1].sum()
 
-        owed = np.abs(jax.jit(jax.grad(last_logits))(steps.seen)).max(-1)  # (T, B)
-        for row in range(owed.shape[1]):
-            began = int(np.flatnonzero(steps.first[:, row])[-1])
-            assert not owed[:began, row].any() and owed[began:, row].all()
+        gradient = np.abs(jax.jit(jax.grad(last_logits))(steps.obs)).max(-1)  # (T, B)
+        for row in range(gradient.shape[1]):
+            start = int(np.flatnonzero(steps.first[:, row])[-1])
+            assert not gradient[:start, row].any() and gradient[start:, row].all()
 
 
 class TestLearning:
-    def test_advantages_are_those_of_the_definition(self):
+    def test_advantages_follow_the_definition(self):
         """The sum of (gamma lambda)^k delta_{t+k} to the end of the episode, in float64."""
         rng = np.random.default_rng(0)
         T, B, discount, trace = 12, 5, 0.9, 0.8
@@ -188,7 +178,7 @@ class TestLearning:
         got = program.advantages(steps, jnp.float32(last), discount, trace)
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
-    def test_loss_is_its_equation(self, second_window):
+    def test_loss_follows_its_equation(self, second_window):
         agent, params, memory, steps = second_window("lstm")
         advantage = jax.random.normal(jax.random.key(0), steps.reward.shape)
         got, _ = program.loss(params, agent, memory, steps, advantage, 0.3)
@@ -200,7 +190,7 @@ class TestLearning:
         assert float(got) == pytest.approx(expected.mean(), abs=1e-5)
 
     @pytest.mark.slow
-    def test_a_window_goes_on_where_the_one_before_ended(self):
+    def test_a_window_continues_the_previous_one(self):
         args = program.make_parser().parse_args(TINY)
         agent, rules, key = agent_of("rnn"), TMaze(2), jax.random.key(1)
         state = program.begin(args, rules, agent, jax.random.key(0))
@@ -210,8 +200,8 @@ class TestLearning:
         jax.tree.map(np.testing.assert_array_equal, after.carry[0], mazes)
         np.testing.assert_allclose(after.carry[1], memory, atol=1e-6)
 
-    def test_the_rate_counts_one_episode_of_each_row(self):
-        """An agent that always walks on never succeeds; one that then turns left does so after its cue."""
+    def test_the_success_rate_counts_one_episode_per_row(self):
+        """An agent that never turns has no success. One that turns left succeeds after left cues."""
         agent = agent_of("none")
         params = jax.tree.map(jnp.zeros_like, agent.init(jax.random.key(0)))
         forward = jnp.array([0.0, 0.0, 100.0])
@@ -228,15 +218,6 @@ class TestLearning:
 # --- the program -----------------------------------------------------------------------------------
 
 
-def run(*words):
-    return program.main(program.make_parser(), program.learn, [str(word) for word in words])
-
-
-def rows_of(folder):
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
 @pytest.fixture
 def few_episodes(monkeypatch):
     monkeypatch.setattr(program, "EPISODES", 50)
@@ -245,14 +226,13 @@ def few_episodes(monkeypatch):
 
 class TestProgram:
     @pytest.mark.slow
-    def test_a_run_that_was_stopped_goes_on_bit_for_bit(self, few_episodes, tmp_path, monkeypatch, capsys):
-        whole, parted = tmp_path / "whole", tmp_path / "parted"
-        assert run(*TINY, "--steps", 4, "--out", whole) == 0
-        assert "without memory" in capsys.readouterr().out
-        assert sorted(path.name for path in whole.iterdir()) == FILES
-        assert all((whole / name).read_bytes().startswith(b"\x89PNG") for name in FILES if "png" in name)
-        assert [row["corridor"] for row in json.loads((whole / "corridors.json").read_text())] == [2, 4]
-        assert rows_of(whole)[-1]["environment_steps"] == 4 * 4 * 16
+    def test_resume(self, few_episodes, tmp_path, monkeypatch):
+        """A run that is stopped and resumed has the metrics and the weights of an uninterrupted run."""
+        whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+        assert run(program, *TINY, "--steps", 4, "--out", whole) == 0
+        assert files(whole) == set(FILES)
+        assert [row["corridor"] for row in read_json(whole / "corridors.json")] == [2, 4]
+        assert rows(whole)[-1]["environment_steps"] == 4 * 4 * 16
 
         tested, rate = [], program.success_rate
 
@@ -263,49 +243,40 @@ class TestProgram:
             return rate(*args)
 
         monkeypatch.setattr(program, "success_rate", stop_in_the_middle)
-        monkeypatch.setattr(program, "draw_curves", lambda *_: b"")  # once is enough
-        monkeypatch.setattr(program, "draw_memory", lambda *_: b"")
-        assert run(*TINY, "--steps", 4, "--out", parted) == 128 + signal.SIGTERM
-        assert len(rows_of(parted)) < 4
-        assert run("--resume", parted) == 0
-        assert rows_of(parted) == rows_of(whole)
-        one, other = (
-            safetensors.numpy.load_file(folder / "weights.safetensors") for folder in (whole, parted)
-        )
-        assert one.keys() == other.keys()
-        assert all(other[name].tobytes() == weights.tobytes() for name, weights in one.items())
+        assert run(program, *TINY, "--steps", 4, "--out", stopped) == 128 + signal.SIGTERM
+        assert len(rows(stopped)) < 4
+        assert run(program, "--resume", stopped) == 0
+        assert outcome(stopped) == outcome(whole)
 
     @pytest.mark.slow
     def test_rows_over_devices(self, few_episodes, tmp_path):
         for name, mesh in (("one", ""), ("two", "data=2")):
-            assert run(*TINY, "--steps", 2, "--out", tmp_path / name, "--mesh", mesh) == 0
-        one, two = (safetensors.numpy.load_file(tmp_path / n / "weights.safetensors") for n in ("one", "two"))
-        for name, weights in one.items():
-            np.testing.assert_allclose(two[name], weights, atol=1e-5, err_msg=name)
+            assert run(program, *TINY, "--steps", 2, "--out", tmp_path / name, "--mesh", mesh) == 0
+        one, two = (weights(tmp_path / name) for name in ("one", "two"))
+        for name, expected in one.items():
+            np.testing.assert_allclose(two[name], expected, atol=1e-5, err_msg=name)
 
     @pytest.mark.parametrize(
         "words, message",
         [
-            (["--corridor", "0"], "'0' is not a whole number from 1"),
+            (["--corridor", "0"], "'0' is not an integer >= 1"),
             (["--cell", "transformer"], "invalid choice: 'transformer'"),
-            (["--discount", "1"], "'1' is not a number from 0 to below 1"),
+            (["--discount", "1"], "'1' is not a number >= 0 and < 1"),
             (["--resume", "nowhere"], "cannot read nowhere/config.json"),
-            ([*TINY, "--mesh", "data=3"], "--batch 4 does not divide over --mesh data=3"),
+            ([*TINY, "--mesh", "data=3"], "--batch 4 is not divisible by --mesh data=3"),
         ],
     )
-    def test_mistakes_are_told_in_one_line(self, words, message, tmp_path, monkeypatch, capsys):
+    def test_errors(self, fails, words, message, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert run(*words) == 2
-        error = capsys.readouterr().err
-        assert error.startswith("recurrent_policy: ") and error.count("\n") == 1 and message in error
+        assert message in fails(*words)
 
 
 @pytest.mark.slow
-def test_memory_is_what_it_takes(tmp_path):
-    """The claim of the README with a margin: above 95 % with memory, a half without (4 % is five sigma)."""
-    assert run("--out", tmp_path, "--seed", 1) == 0
-    last = rows_of(tmp_path)[-1]
+def test_memory_is_needed(tmp_path):
+    """Above 95 % with memory, and 50 % without (4 % is five standard deviations)."""
+    assert run(program, "--out", tmp_path, "--seed", 1) == 0
+    last = rows(tmp_path)[-1]
     assert last["lstm_test"] > 0.95 and last["none_test"] == pytest.approx(0.5, abs=0.04)
     assert last["replay_error"] < 1e-4
-    twice = json.loads((tmp_path / "corridors.json").read_text())[1]
+    twice = read_json(tmp_path / "corridors.json")[1]
     assert twice["corridor"] == 20 and twice["lstm_test"] > 0.95

@@ -1,23 +1,14 @@
-"""The training module of the examples: command line, run folder, data, placement, loop."""
+"""examples/training: command line, run folder, data, placement, training loop."""
 
-import json
 import threading
 from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-pytest.importorskip("orbax.checkpoint", reason="an extra: examples")
-
-from training_runs import Placement, Run, UserError, command, data, distributed, fit, main, program, rows
-
-pytestmark = pytest.mark.usefixtures("as_users_have_it")
-
-
-@pytest.fixture(autouse=True)
-def quick(quick_compiles):
-    pass
+import training_program as program
+from training import Placement, Run, UserError, command, data, distributed, fit
+from training_runs import files, read_json, rows, run
 
 
 def new_run(folder, **more):
@@ -26,7 +17,7 @@ def new_run(folder, **more):
 
 
 def descend(state, batch):
-    """A step whose loss is the batch, and whose state is their product."""
+    """A step that takes its loss from the batch, and multiplies the state by the batch's factor."""
     return state * batch["factor"], {"loss": batch["loss"]}
 
 
@@ -36,12 +27,12 @@ def batches(losses, factors=None):
 
 
 class TestRun:
-    def test_the_program_and_its_pictures(self, tmp_path, capsys):
-        assert main("--steps", 20, "--out", tmp_path) == 0
-        assert sorted(path.name for path in tmp_path.iterdir()) == [
+    def test_files(self, tmp_path, capsys):
+        assert run(program, "--steps", 20, "--out", tmp_path) == 0
+        assert files(tmp_path) == {
             "config.json", "learning_curve.png", "metrics.jsonl", "weights.safetensors",
-        ]  # fmt: skip
-        config = json.loads((tmp_path / "config.json").read_text())
+        }  # fmt: skip
+        config = read_json(tmp_path / "config.json")
         assert config["arguments"]["hidden"] == 8 and config["arguments"]["program"] == "tiny"
         assert config["weights"] == 4 * 8 * 10 + 9 and config["finished"] and "sha256" in config["data"]
         assert {"jax", "orbax-checkpoint", "python"} <= set(config["versions"])
@@ -75,7 +66,7 @@ class TestRun:
             run.write("file", b"new")
         assert (tmp_path / "file").read_bytes() == b"old" and sorted(tmp_path.iterdir()) == before
 
-    def test_tensorboard_is_an_extra(self, tmp_path):
+    def test_tensorboard_is_optional(self, tmp_path):
         try:
             import tensorboardX  # noqa: F401
         except ImportError:
@@ -83,40 +74,40 @@ class TestRun:
                 new_run(tmp_path, tensorboard=True)
 
 
-class TestNoNumbers:
-    """A loss, an evaluation or a weight that is no number ends the run, with what is known of it."""
+class TestNotFinite:
+    """A loss, a metric or a weight that is not finite stops the run, and the error names the likely cause."""
 
-    def refused(self, folder, losses, factors=None, **more):
+    def error(self, folder, losses, factors=None, **more):
         steps = len(losses)
         with pytest.raises(UserError) as caught, new_run(folder, checkpoint_every=4) as run:
-            fit(descend, jnp.float32(1), batches(losses, factors), run=run, steps=steps, advice="eat", **more)
+            fit(descend, jnp.float32(1), batches(losses, factors), run=run, steps=steps, **more)
         return str(caught.value)
 
     def test_loss(self, tmp_path):
-        said = self.refused(tmp_path, [1, 1, 1, 1, 1, 1, np.nan, 1, 1, 1])
-        assert said.startswith("the loss is nan at step 7: most likely") and "eat" in said
-        assert "the last good checkpoint is of step 4" in said
-        assert json.loads((tmp_path / "config.json").read_text()).get("finished") is None
+        error = self.error(tmp_path, [1, 1, 1, 1, 1, 1, np.nan, 1, 1, 1])
+        assert error.startswith("the loss is nan at step 7: ") and "try a smaller learning rate" in error
+        assert "the last good checkpoint is of step 4" in error
+        assert read_json(tmp_path / "config.json").get("finished") is None
 
-    def test_growing_loss(self, tmp_path):
-        said = self.refused(tmp_path, [1, 2, 8, np.inf])
-        assert "the loss is inf at step 4: the loss had grown from 1 to 8" in said
-        assert "there is no checkpoint before it" in said
+    def test_increasing_loss(self, tmp_path):
+        error = self.error(tmp_path, [1, 2, 8, np.inf])
+        assert "the loss is inf at step 4: the loss increased from 1 to 8" in error
+        assert "there is no earlier checkpoint" in error
 
     def test_first_loss(self, tmp_path):
-        assert "look at the data and at the initial weights" in self.refused(tmp_path, [np.nan, 1])
+        assert "check the data and the initial weights" in self.error(tmp_path, [np.nan, 1])
 
-    def test_weights_behind_a_good_loss(self, tmp_path):
-        said = self.refused(tmp_path, [1] * 8, [1, 1, 1, 1, 1, 1, np.inf, 1])
-        assert "is not finite after step 8" in said and "of step 4" in said
+    def test_weights_after_a_finite_loss(self, tmp_path):
+        error = self.error(tmp_path, [1] * 8, [1, 1, 1, 1, 1, 1, np.inf, 1])
+        assert "is not finite after step 8" in error and "of step 4" in error
 
     def test_evaluation(self, tmp_path):
-        said = self.refused(tmp_path, [1, 1], evaluate=lambda state: {"valid_loss": np.nan})
-        assert "the valid loss is nan at step 2" in said
+        error = self.error(tmp_path, [1, 1], evaluate=lambda state: {"valid_loss": np.nan})
+        assert "the valid loss is nan at step 2" in error
 
 
 class TestData:
-    def test_each_epoch_visits_everything_once_in_an_order_of_its_own(self):
+    def test_each_epoch_is_another_permutation(self):
         numbers = np.arange(12)
         batch_of, per_epoch = data.shuffled({"x": numbers, "y": -numbers}, 4, seed=3)
         assert per_epoch == 3
@@ -124,21 +115,21 @@ class TestData:
         assert all(sorted(epoch) == [*range(12)] for epoch in epochs)
         assert len(set(map(tuple, epochs))) == 3
         again, _ = data.shuffled({"x": numbers, "y": -numbers}, 4, seed=3)
-        assert [*again(7)["x"]] == [*batch_of(7)["x"]] == [*-again(7)["y"]]  # without what came before
+        assert [*again(7)["x"]] == [*batch_of(7)["x"]] == [*-again(7)["y"]]  # without the previous batches
         other, _ = data.shuffled({"x": numbers}, 4, seed=4)
         assert [*other(0)["x"]] != [*batch_of(0)["x"]]
         with pytest.raises(UserError, match="fewer than a batch of 13"):
             data.shuffled({"x": numbers}, 13, seed=0)
 
-    def test_streams_go_down_the_columns(self):
+    def test_streams_are_columns(self):
         assert data.streams(np.arange(11), 3).tolist() == [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
 
-    def test_digest_tells_apart(self):
+    def test_digest_differs(self):
         different = ["ab", b"ab\n", np.arange(3), np.arange(3.0), np.arange(3)[:, None]]
         assert len({data.digest(part) for part in different}) == len(different)
         assert data.digest("a", "b") != data.digest("ab") and data.digest("ab") == data.digest(b"ab")
 
-    def test_prefetch_hands_on_what_went_wrong(self):
+    def test_prefetch_raises_errors_of_the_thread(self):
         def batch_of(step):
             if step == 2:
                 raise UserError("no batch 2")
@@ -155,26 +146,26 @@ class TestData:
         batches = data.prefetch(lambda step: made.append(step) or step, range(1000), lambda b: b, ahead=2)
         assert next(batches) == 0
         batches.close()
-        assert len(made) <= 1 + 2 + 1  # one taken, two waiting, one in the hand
+        assert len(made) <= 1 + 2 + 1  # one taken, two in the queue, one in progress
         assert not [thread for thread in threading.enumerate() if thread.name == "prefetch"]
 
 
 class TestPlacement:
     @pytest.mark.parametrize(
-        "axes, said",
+        "axes, message",
         [
             ("rows=2", "'rows=2' is not data=N or model=N"),
             ("data=0", "'data=0' is not"),
             ("data=2,data=2", "'data=2' is not"),
-            ("data=64", "needs 64 devices, and there are 4"),
+            ("data=64", "needs 64 devices, but there are 4"),
         ],
     )
-    def test_meshes_that_are_none(self, axes, said):
-        with pytest.raises(UserError, match=said):
+    def test_invalid_meshes(self, axes, message):
+        with pytest.raises(UserError, match=message):
             distributed.parse_mesh(axes)
 
-    def test_rows_that_do_not_divide(self):
-        with pytest.raises(UserError, match="a batch of 3 rows does not divide over --mesh data=2"):
+    def test_indivisible_rows(self):
+        with pytest.raises(UserError, match="a batch of 3 rows is not divisible by --mesh data=2"):
             Placement(distributed.parse_mesh("data=2"), batch_axis=0).batch(np.zeros((3, 4)))
 
     def test_a_batch_is_split(self):
@@ -184,15 +175,15 @@ class TestPlacement:
         assert placed["x"].addressable_shards[0].data.shape == (5, 2)
         assert placed["n"].sharding.is_fully_replicated
 
-    def test_the_state_is_ours_to_write_over(self, tmp_path):
-        mine = jnp.ones(3)
+    def test_the_initial_state_is_not_donated(self, tmp_path):
+        initial = jnp.ones(3)
         with new_run(tmp_path) as run:
-            fit(descend, mine, batches(np.ones(2)), run=run, steps=2)
-        assert mine.tolist() == [1, 1, 1]
+            fit(descend, initial, batches(np.ones(2)), run=run, steps=2)
+        assert initial.tolist() == [1, 1, 1]
 
     def test_a_mesh_gives_the_losses_of_one_device(self, tmp_path):
         for mesh in ("", "data=4"):
-            assert main("--steps", 16, "--out", tmp_path / f"m{mesh}", "--mesh", mesh) == 0
+            assert run(program, "--steps", 16, "--out", tmp_path / f"m{mesh}", "--mesh", mesh) == 0
         one, four = (rows(tmp_path / f"m{mesh}") for mesh in ("", "data=4"))
         for a, b in zip(one, four, strict=True):
             assert a == pytest.approx(b, rel=1e-4)
@@ -200,25 +191,24 @@ class TestPlacement:
 
 class TestCommand:
     @pytest.mark.parametrize(
-        "words, said",
+        "words, message",
         [
-            (["--steps", "0"], "'0' is not a whole number from 1"),
-            (["--lr", "nan"], "'nan' is not a number above 0"),
+            (["--steps", "0"], "'0' is not an integer >= 1"),
+            (["--lr", "nan"], "'nan' is not a number > 0"),
             (["--epochs", "1", "--steps", "1"], "not allowed with"),
             (["--out", "a", "--resume", "b"], "not allowed with"),
             (["--resume", "nowhere"], "cannot read nowhere/config.json: No such file"),
             (["--batch", "500"], "there are 256 examples, fewer than a batch of 500"),
         ],
-        ids=lambda words: "-".join(words) if isinstance(words, list) else "said",
+        ids=lambda words: "-".join(words) if isinstance(words, list) else "message",
     )
-    def test_mistakes_are_told_in_one_line(self, words, said, capsys, tmp_path, monkeypatch):
+    def test_errors(self, fails, words, message, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert main(*words) == 2
-        told = capsys.readouterr().err
-        assert told.startswith("tiny: ") and said in told and told.count("\n") == 1
+        assert message in fails(*words)
         assert not list(tmp_path.iterdir())
 
-    def test_presets_are_other_defaults(self):
-        presets = {"hidden": 3, "lr": 0.5}
-        args = command.parse(program.make_parser(), ["--lr", "2"], lambda args: presets)
+    def test_presets_replace_defaults(self):
+        parser = program.make_parser()
+        parser.presets = lambda args: {"hidden": 3, "lr": 0.5}
+        args = command.parse(parser, ["--lr", "2"])
         assert (args.hidden, args.lr, args.batch) == (3, 2.0, 16)

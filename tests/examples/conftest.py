@@ -1,0 +1,39 @@
+"""Fixtures of the example programs. The program of a test file is its global variable ``program``."""
+
+import jax
+import pytest
+from training_runs import run
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jax_defaults():
+    """JAX's default promotion rules, which optax needs; fast compilation, because the networks are tiny."""
+    pytest.importorskip("orbax.checkpoint", reason="the programs' checkpoints need orbax-checkpoint")
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture(scope="module")
+def finished(request, arguments, tmp_path_factory):
+    """The run folder of one run, with the arguments that the test file's fixture ``arguments`` returns."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert run(request.module.program, *arguments, "--out", folder) == 0
+    return folder
+
+
+@pytest.fixture
+def fails(request, capsys):
+    """``fails(*arguments)`` runs the program, which must print one line and return 2. It returns the line."""
+    program = request.module.program
+
+    def fails(*arguments):
+        capsys.readouterr()
+        assert run(program, *arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"{program.make_parser().prog}: ") and error.count("\n") == 1
+        return error
+
+    return fails
