@@ -106,7 +106,7 @@ def test_equal_hyperparameters_are_equal_cells(which):
 
 
 @WHICH
-@pytest.mark.parametrize("compute", ["bfloat16", "float16"])
+@pytest.mark.parametrize("compute", daily(["bfloat16", "float16"]))
 @pytest.mark.parametrize("implementation", ["scan", "fused", "parallel"])
 def test_low_precision(which, compute, implementation):
     """h and the outputs are of the compute dtype, the parameters are not, and the values are near."""

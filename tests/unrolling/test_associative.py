@@ -376,9 +376,7 @@ def test_gates_that_are_nearly_open_keep_their_digits():
 
 @pytest.mark.parametrize("compute", members.daily(["float32", "bfloat16", "float16"]))
 @pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
-@pytest.mark.parametrize(
-    "implementation", ["parallel", "fused", pytest.param("scan", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("implementation", members.daily(["parallel", "fused", "scan"]))
 @pytest.mark.usefixtures("quick_compiles")
 def test_saturated_gates_give_finite_values_and_gradients(kind, compute, implementation):
     """Every pair and triple of -100, 0 and 100: among them both gates of a minimal LSTM shut."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import MEMBERS, D
+from members import BY_NAME, MEMBERS, D, daily
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, _devices
@@ -13,7 +13,6 @@ from lstm_jax.unrolling import fused_scan, tiling, windows
 from lstm_jax.unrolling.api import _compiled
 
 T, B = 7, 6
-DAILY = ("lstm", "gru")
 SPLIT = [m for m in MEMBERS if "fused" in m.implementation and not m.variant]
 
 
@@ -167,7 +166,7 @@ def everything(network, implementation, event):
 @pytest.mark.usefixtures("x64", "quick_compiles", "cut_small")
 @pytest.mark.parametrize(
     "member",
-    [pytest.param(member, marks=() if member.name in DAILY else pytest.mark.slow) for member in SPLIT],
+    daily(SPLIT, BY_NAME["lstm"]),
     ids=lambda member: member.name,
 )
 def test_chunks_and_lanes_change_no_value_and_no_gradient(member):
@@ -178,8 +177,9 @@ def test_chunks_and_lanes_change_no_value_and_no_gradient(member):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64", "quick_compiles", "cut_small")
-@pytest.mark.parametrize("checkpoint", [None, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("checkpoint", [None, 4])
 def test_a_cut_walk_keeps_second_order_and_both_modes(checkpoint):
     cell = GRU(D, 2, param_dtype=jnp.float64)
     params = cell.init(jax.random.key(0))
