@@ -61,14 +61,14 @@ MUTANTS = (
         "lstm_jax/cells/lstm.py",
         "tanh_c * o * (1 - o) * dz_o",
         "tanh_c * o * dz_o",
-        f"{CONTRACT} -k lstm",
+        f"{TRANSFORMS} -k 'finite and lstm'",
     ),
     Mutant(
         "lstm_cell_state_tangent",
         "lstm_jax/cells/lstm.py",
         "(from_o + o * (1 - tanh_c * tanh_c) * dc_t, dc_t)",
         "(from_o + o * dc_t, dc_t)",
-        f"{CONTRACT} -k lstm",
+        f"{TRANSFORMS} -k 'finite and lstm'",
     ),
     Mutant(
         "lstm_forget_bias",
