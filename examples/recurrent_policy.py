@@ -88,8 +88,7 @@ class Agent:
 
     def act(self, params: Any, memory: Any, obs: Array, first: Array) -> tuple[Any, Array, Array]:
         """One step: ``(memory, logits, value)`` of obs (B, D). first (B,) marks starts of episodes."""
-        fresh = self.core.initial_carry(first.shape, params["core"])
-        memory = jax.tree.map(lambda new, old: jnp.where(first[:, None], new, old), fresh, memory)
+        memory = lstm_jax.reset_carry(self.core, params["core"], memory, first)
         memory, h = self.core.step(params["core"], memory, obs)
         return memory, *self._read_out(params, h)
 

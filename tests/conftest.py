@@ -7,9 +7,7 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 
 import contextlib
 import gc
-import importlib
 import itertools
-import sys
 from pathlib import Path
 
 import hypothesis
@@ -50,28 +48,6 @@ def pytest_runtest_teardown():
         gc.collect()
 
 
-@pytest.fixture(scope="module")
-def as_users_have_it():
-    """A program runs under JAX's own settings, and optax needs them."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
-
-
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture(scope="module")
-def program(request, as_users_have_it):
-    """The program of examples/ that the test file calls PROGRAM."""
-    if request.module.PROGRAM in ("forecast", "music"):
-        pytest.importorskip("orbax.checkpoint", reason="the programs' checkpoints need orbax-checkpoint")
-    sys.path.insert(0, str(EXAMPLES))
-    try:
-        yield importlib.import_module(request.module.PROGRAM)
-    finally:
-        sys.path.remove(str(EXAMPLES))
-
-
 @pytest.fixture
 def x64():
     """Float64 for one test: ``pytestmark = pytest.mark.usefixtures("x64")`` for a whole file."""
@@ -93,12 +69,5 @@ def hardly_optimized():
 @pytest.fixture
 def quick_compiles():
     """Of one test."""
-    with hardly_optimized():
-        yield
-
-
-@pytest.fixture(scope="module")
-def all_quick():
-    """Of all tests of a file, and of what it makes once."""
     with hardly_optimized():
         yield

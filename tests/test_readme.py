@@ -16,7 +16,7 @@ SIZES = {"D": 5, "H": 12, "P": 7, "n": 3, "C": 4, "F": 6, "k": 15, "K": 11}
 
 def rows():
     """(call, parallel, formula) of each member."""
-    table = README.split("| Member | Paper | Parallel over time | Parameters |\n")[1].split("\n\n")[0]
+    table = README.split("| Cell | Paper | Parallel over time | Parameters |\n")[1].split("\n\n")[0]
     for line in table.splitlines()[1:]:
         call, _, parallel, formula = (cell.strip() for cell in line.strip("|").split(" | "))
         yield call.strip("`"), parallel, formula
