@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import assert_same, random_like, total
+from members import assert_same, daily, random_like, total
 
 from lstm_jax import GRU, LSTM, GRUParams, GRUVariant, GRUVariantParams, gru_step, unroll
 
@@ -45,7 +45,7 @@ def test_a_step_of_the_variant_without_options_is_a_step_of_the_gru(dtype):
         assert_same(jax.jit(gru_step)(params, h, x), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("implementation", daily(["fused", "scan"]))
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_unroll_of_the_variant_without_options_is_that_of_the_gru(implementation, dtype):
     """Values and gradients, bit for bit."""

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import assert_same, random_like, total
+from members import assert_same, daily, random_like, total
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, LSTMParams, LSTMVariant, LSTMVariantParams, lstm_gates, lstm_step, unroll
@@ -46,7 +46,7 @@ def test_a_step_of_the_variant_without_options_is_a_step_of_the_lstm(dtype):
         assert_same(jax.jit(lstm_step)(params, (h, c), x), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("implementation", ["fused", "scan"])
+@pytest.mark.parametrize("implementation", daily(["fused", "scan"]))
 @pytest.mark.parametrize("dtype", [None, "bfloat16"])
 def test_unroll_of_the_variant_without_options_is_that_of_the_lstm(implementation, dtype):
     """Values and gradients, bit for bit."""
