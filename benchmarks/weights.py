@@ -7,7 +7,9 @@ operations, so that gradients can be mapped back to our parameters. The benchmar
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax import GRUParams, LSTMParams, RNNParams
+from lstm_jax import GRUParams, GRUVariantParams, LSTMParams, LSTMVariantParams, RNNParams
+
+GRU_PARAMS = GRUParams, GRUVariantParams
 
 
 def gates(array, count):
@@ -41,14 +43,15 @@ def from_torch(module, layer, suffix, read):
     bias = b_ih + b_hh if is_value else b_ih
     params = (LSTMParams if kind == "LSTM" else RNNParams)(w_ih, w_hh, bias)
     if getattr(module, "proj_size", 0):
-        params = params._replace(w_hr=read(getattr(module, f"weight_hr_l{layer}{suffix}")).T)
+        w_hr = read(getattr(module, f"weight_hr_l{layer}{suffix}")).T
+        return LSTMVariantParams(w_ih, w_hh, bias, w_hr=w_hr)
     return params
 
 
 def to_torch(params):
     """The tensors of one layer and direction of ``torch.nn.LSTM`` or ``torch.nn.GRU``, by name."""
     bias_hh = jnp.zeros_like(params.bias)
-    if isinstance(params, GRUParams) and params.bias_hn is not None:
+    if isinstance(params, GRU_PARAMS) and params.bias_hn is not None:
         bias_hh = bias_hh.at[-params.bias_hn.size :].set(params.bias_hn)
     return {
         "weight_ih": params.w_ih.T,
@@ -161,14 +164,14 @@ def to_haiku_rnn(params):
 
 def to_equinox(params):
     fields = {"weight_ih": params.w_ih.T, "weight_hh": params.w_hh.T, "bias": params.bias}
-    return fields | ({"bias_n": params.bias_hn} if isinstance(params, GRUParams) else {})
+    return fields | ({"bias_n": params.bias_hn} if isinstance(params, GRU_PARAMS) else {})
 
 
 # --- keras: a list of arrays; GRU gates z r h, with two biases if reset_after -----------------
 
 
 def to_keras(params):
-    if not isinstance(params, GRUParams):
+    if not isinstance(params, GRU_PARAMS):
         return [params.w_ih, params.w_hh, params.bias]
 
     def reordered(array):

@@ -12,7 +12,7 @@ import pytest
 
 import lstm_jax
 from benchmarks import weights
-from lstm_jax import GRU, LSTM, RNN
+from lstm_jax import GRU, LSTM, RNN, GRUVariant
 
 pytestmark = pytest.mark.peers
 
@@ -146,7 +146,7 @@ def test_flax_walks_reversed_rows_of_several_lengths_alike():
     ("kind", "options", "name", "convert"),
     [
         (LSTM, {}, "LSTM", weights.to_haiku_lstm),
-        (GRU, {"reset_after": False}, "GRU", weights.to_haiku_gru),
+        (GRUVariant, {"reset_after": False}, "GRU", weights.to_haiku_gru),
         (RNN, {"activation": jax.nn.relu}, "VanillaRNN", weights.to_haiku_rnn),
     ],
 )
@@ -193,8 +193,8 @@ def test_equinox(kind, name):
 
 KERAS = {
     "lstm": (LSTM, "LSTM", {}),
-    "gru": (GRU, "GRU", {"reset_after": True}),
-    "gru_reset_before": (GRU, "GRU", {"reset_after": False}),
+    "gru": (GRU, "GRU", {}),
+    "gru_reset_before": (GRUVariant, "GRU", {"reset_after": False}),
     "rnn": (RNN, "SimpleRNN", {}),
 }
 

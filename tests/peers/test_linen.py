@@ -83,7 +83,9 @@ def test_the_carry_of_an_lstm_is_c_then_h():
     (c, h), y = cell.apply(variables(params), first, XS[:, 0])
     (h_ours, c_ours), _ = network.step(params, (first[1], first[0]), XS[:, 0])
     same((c, h, y), (c_ours, h_ours, h_ours))
-    projected = modules.LSTMCell(H, proj_size=2).initialize_carry(jax.random.key(0), (7, B, D))
+    projected = modules.Cell(lstm_jax.LSTMVariant(D, H, proj_size=2)).initialize_carry(
+        jax.random.key(0), (7, B, D)
+    )
     assert [a.shape for a in projected] == [(7, B, H), (7, B, 2)]
 
 
@@ -302,9 +304,14 @@ def test_an_ensemble_is_its_members():
         same(ys[i], model.apply(model.init(key, xs), xs))
 
 
+NORMALISED = lstm_jax.Stack(
+    tuple(lstm_jax.Bidirectional(lstm_jax.LSTMVariant(size, H, layer_norm="tfa")) for size in (D, 2 * H))
+)
+
+
 def test_a_checkpoint_by_orbax_gives_back_every_bit(tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint", reason="checkpoints of Flax modules")
-    model = modules.LSTMVariant(H, num_layers=2, bidirectional=True, layer_norm="tfa")
+    model = modules.Recurrent(NORMALISED)
     made, other = (model.init(jax.random.key(seed), XS) for seed in (0, 1))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "model", made)
@@ -348,7 +355,8 @@ REFUSED = {
     "mask": (lambda: applied(modules.LSTM(H), mask=np.ones((T, B), bool)), r"mask of shape \(6, 3\)"),
     "order of the carry": (
         lambda: applied(
-            modules.LSTMVariant(H, proj_size=2), initial_carry=(jnp.zeros((B, 2)), jnp.zeros((B, H)))
+            modules.Recurrent(lstm_jax.LSTMVariant(D, H, proj_size=2)),
+            initial_carry=(jnp.zeros((B, 2)), jnp.zeros((B, H))),
         ),
         r"initial_carry\[0\] of shape \(3, 2\)",
     ),

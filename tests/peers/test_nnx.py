@@ -90,7 +90,7 @@ def test_the_carry_of_an_lstm_is_c_then_h():
     (h_ours, c_ours), _ = cell.network.step(cell.values(), (first[1], first[0]), XS[:, 0])
     same((c, h), (c_ours, h_ours))
     same(h, y)
-    projected = modules.LSTMCell(D, H, proj_size=2, rngs=nnx.Rngs(0))
+    projected = modules.Cell(lstm_jax.LSTMVariant(D, H, proj_size=2), rngs=nnx.Rngs(0))
     assert [a.shape for a in projected.initialize_carry((7, B, D))] == [(7, B, H), (7, B, 2)]
 
 
@@ -376,10 +376,15 @@ def test_split_and_merge():
     assert isinstance(nnx.clone(model).params[0], lstm_jax.LSTMParams)
 
 
+NORMALISED = lstm_jax.Stack(
+    tuple(lstm_jax.Bidirectional(lstm_jax.LSTMVariant(size, H, layer_norm="tfa")) for size in (D, 2 * H))
+)
+
+
 def test_a_checkpoint_by_orbax_gives_back_every_bit(tmp_path):
     ocp = pytest.importorskip("orbax.checkpoint", reason="checkpoints of Flax modules")
-    model = modules.LSTMVariant(D, H, num_layers=2, bidirectional=True, layer_norm="tfa", rngs=nnx.Rngs(0))
-    other = modules.LSTMVariant(D, H, num_layers=2, bidirectional=True, layer_norm="tfa", rngs=nnx.Rngs(1))
+    model = modules.Recurrent(NORMALISED, rngs=nnx.Rngs(0))
+    other = modules.Recurrent(NORMALISED, rngs=nnx.Rngs(1))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "model", nnx.state(model))
         checkpointer.wait_until_finished()
@@ -435,9 +440,11 @@ REFUSED = {
     "mask": (lambda: lstm()(XS, mask=np.ones((T, B), bool)), r"mask of shape \(6, 3\).*shape \(3, 6\)"),
     "resets": (lambda: lstm(time_major=True)(XS, resets=RESETS.T), r"resets of shape \(6, 3\)"),
     "lengths": (lambda: lstm()(XS, seq_lengths=[1, 2]), "lengths of shape"),
-    "carry": (lambda: lstm()(XS, initial_carry=jnp.zeros((B, H))), "structure"),
+    "carry": (lambda: lstm()(XS, initial_carry=jnp.zeros((B, H))), "a carry float"),
     "order of the carry": (
-        lambda: lstm(proj_size=2)(XS, initial_carry=(jnp.zeros((B, 2)), jnp.zeros((B, H)))),
+        lambda: modules.Recurrent(lstm_jax.LSTMVariant(D, H, proj_size=2), rngs=nnx.Rngs(0))(
+            XS, initial_carry=(jnp.zeros((B, 2)), jnp.zeros((B, H)))
+        ),
         r"initial_carry\[0\] of shape \(3, 2\); expected shape \(3, 5\)",
     ),
     "keep_order": (lambda: lstm()(XS, reverse=True, keep_order=False), "keep_order"),

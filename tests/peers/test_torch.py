@@ -9,13 +9,13 @@ torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
 import lstm_jax  # noqa: E402
 from benchmarks import weights  # noqa: E402
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, Stack  # noqa: E402
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, LSTMVariant, Stack  # noqa: E402
 
 pytestmark = pytest.mark.peers
 
 KINDS = {
     "lstm": (torch.nn.LSTM, {}, LSTM, {}),
-    "lstm_projected": (torch.nn.LSTM, {"proj_size": 2}, LSTM, {"proj_size": 2}),
+    "lstm_projected": (torch.nn.LSTM, {"proj_size": 2}, LSTMVariant, {"proj_size": 2}),
     "gru": (torch.nn.GRU, {}, GRU, {}),
     "rnn_tanh": (torch.nn.RNN, {"nonlinearity": "tanh"}, RNN, {"activation": jnp.tanh}),
     "rnn_relu": (torch.nn.RNN, {"nonlinearity": "relu"}, RNN, {"activation": jax.nn.relu}),
