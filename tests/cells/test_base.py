@@ -11,6 +11,8 @@ import members
 import pytest
 
 import lstm_jax
+from lstm_jax.cells._base import as_base_cell
+from lstm_jax.unrolling.fused_scan import not_affine_reason
 
 NETWORKS = {member.name: member.build(param_dtype="float32") for member in members.BY_NAME.values()} | {
     "several wrappers": lstm_jax.Zoneout(
@@ -46,3 +48,45 @@ def test_a_pickle_comes_back_from_another_process():
     )
     assert done.returncode == 0, done.stderr.decode()
     assert pickle.loads(done.stdout) == cells
+
+
+def is_probed(cell):
+    """It splits, and the fused scan does not refuse it before it looks at the facts."""
+    return cell.splits and not (cell.affine_recurrence and cell.fused_unsupported())
+
+
+CELLS = {name: network for name, network in NETWORKS.items() if is_probed(as_base_cell(network))}
+
+
+def one_step_of(cell):
+    """Shapes of parameters, a carry, a projected input, and what the first two methods return."""
+    params = jax.eval_shape(cell.init, jax.random.key(0))
+    event = getattr(cell, "input_shape", None) or (cell.input_size,)
+    x = jax.ShapeDtypeStruct((2, *event), "float32")
+    carry = jax.eval_shape(lambda params: cell.initial_carry((2,), params), params)
+    return params, carry, jax.eval_shape(cell.project, params, x)
+
+
+@pytest.mark.parametrize("which", CELLS)
+def test_the_stated_facts_are_those_that_a_probe_finds(which):
+    """Built-in cells state what the fused scan needs to know; users' cells are probed."""
+    cell = as_base_cell(CELLS[which])
+    params, carry, u = one_step_of(cell)
+    reason = not_affine_reason(cell, params, carry, u)
+    if cell.affine_recurrence is not None:
+        assert cell.affine_recurrence == (reason is None), reason
+    if cell.update_reads_params is False:
+        z = jax.eval_shape(cell.recur, params, carry, u)
+
+        def after(params, carry, z):
+            return cell.emit(params, cell.update(params, carry, z))
+
+        program = jax.make_jaxpr(after)(params, carry, z)
+        read = set(map(id, program.jaxpr.invars[: len(jax.tree.leaves(params))]))
+        used = {id(v) for equation in program.jaxpr.eqns for v in equation.invars}
+        assert not read & (used | set(map(id, program.jaxpr.outvars)))
+    if cell.linear_recurrence:
+        shapes = jax.eval_shape(
+            cell.coefficients, params, jax.ShapeDtypeStruct((2, cell.input_size), "float32")
+        )
+        assert {a.shape for a in shapes} == {carry.shape}
