@@ -72,10 +72,9 @@ class Model:
             cells = [lstm_jax.WeightDrop(cell, self.weight_drop) for cell in cells]
         if self.dropout_input:
             cells[0] = lstm_jax.VariationalDropout(cells[0], inputs=self.dropout_input)
-        if self.awd:
-            network = lstm_jax.Stack(tuple(cells), dropout=self.dropout_hidden, dropout_mask="sequence")
-        else:
-            network = lstm_jax.Stack(tuple(cells), dropout=self.dropout)
+        between = (self.dropout_hidden if self.awd else self.dropout) if len(cells) > 1 else 0.0
+        mask = "sequence" if self.awd else "step"
+        network = lstm_jax.Stack(tuple(cells), dropout=between, dropout_mask=mask)
         return network if self.mesh is None else lstm_jax.shard(network, self.mesh, data=self.rows)
 
     def shardings(self, mesh: Mesh, params: Params) -> Params:

@@ -23,6 +23,9 @@ from lstm_jax.unrolling.steps import one_step
 class Stack(Network):
     """Layers one upon the other: the outputs of each are the inputs of the next.
 
+    With ``dropout`` or a layer that has noise, training passes a ``key`` to ``unroll``; without a key the
+    same network evaluates, without noise.
+
     Parameters and carry are tuples with one entry a layer. A stack steps where all its layers do.
 
     Args:
@@ -33,14 +36,15 @@ class Stack(Network):
         skip: every layer after the first also reads the network's input, behind the output of the
             layer below it (Graves 2013); its ``input_size`` is the sum of both.
         dropout: rate at which features between two layers are set to zero; the others are multiplied by
-            1 / (1 - dropout), when ``unroll`` is given a ``key`` (Srivastava et al.
+            1 / (1 - dropout), when ``unroll`` is given a ``key`` and only then (Srivastava et al.
             2014; on the non-recurrent connections: Zaremba et al. 2014). With ``residual``, what
             the layer reads is dropped, what is added to its output is not.
         dropout_mask: ``"step"`` draws a fresh mask at every step, ``"sequence"`` one for all of them
             (Gal & Ghahramani 2016).
 
     Raises:
-        ValueError: sizes of neighbours do not fit, or an option is out of range.
+        ValueError: sizes of neighbours do not fit, an option is out of range, or there is dropout with one
+            layer, where it would do nothing.
 
     >>> import lstm_jax
     >>> network = Stack((lstm_jax.LSTM(3, 8), lstm_jax.GRU(8, 8)), dropout=0.5)
@@ -70,6 +74,12 @@ class Stack(Network):
         check_choice("Stack", "dropout_mask", self.dropout_mask, ("step", "sequence"))
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise value_error(f"Stack got dropout={self.dropout!r}", "a rate in [0, 1)", "0 switches it off.")
+        if self.dropout and len(self.layers) == 1:
+            raise value_error(
+                f"Stack got dropout={self.dropout!r} with one layer",
+                "two layers or more, because dropout is between layers",
+                "Leave it out, or wrap the cell in lstm_jax.VariationalDropout(cell, inputs=...).",
+            )
         object.__setattr__(self, "dropout", float(self.dropout))
         self._check_sizes()
 

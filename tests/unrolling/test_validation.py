@@ -428,6 +428,11 @@ ERRORS = {
     "less than nothing dropped": (lambda: Stack((LSTM_CELL,), dropout=-0.1), "dropout=-0.1", "[0, 1)"),
     "dropout True": (lambda: Stack((LSTM_CELL,), dropout=True), "dropout=True", "[0, 1)"),
     "dropout of a name": (lambda: Stack((LSTM_CELL,), dropout="half"), "dropout='half'", "[0, 1)"),
+    "dropout in one layer": (
+        lambda: Stack((LSTM_CELL,), dropout=0.5),
+        "dropout=0.5 with one layer",
+        "between layers",
+    ),
     "an unknown dropout mask": (
         lambda: Stack((LSTM_CELL,), dropout_mask="batch"),
         "dropout_mask='batch'",
