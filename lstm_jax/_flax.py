@@ -154,11 +154,11 @@ def check_quiet(owner: str, network: Any) -> None:
         raise value_error(
             f"{owner} got a {type(network).__name__} with noise",
             "a network without: a single step does not draw",
-            "Give it to Recurrent, which walks over time itself.",
+            "Give it to Recurrent, which unrolls it over time.",
         )
 
 
-def walk(
+def unroll_module(
     owner: str,
     network: Any,
     params: Params,
@@ -178,14 +178,14 @@ def walk(
 
     Returns:
         ys (*batch, T, H); with ``return_carry``, ``(carry, ys)``; with ``return_carries``,
-        ``(carry, (ys, carries))``, in which time stands where it stands in ys.
+        ``(carry, (ys, carries))``, with time on the same axis as in ys.
     """
     check_inputs(owner, network, inputs, "(T, *batch, " if time_major else "(*batch, T, ")
     if keep_order is False and options.get("reverse"):
         raise value_error(
             f"{owner} got reverse=True and keep_order=False",
-            "keep_order=True: outputs stay beside their inputs",
-            "Flip the outputs yourself where you want them in the order of the walk.",
+            "keep_order=True: outputs stay aligned with the inputs",
+            "Flip the outputs (jnp.flip along the time axis) where you need them in reversed order.",
         )
     events = as_base_cell(network).event_ndim
     flags_shape = tuple(inputs.shape[:-events])

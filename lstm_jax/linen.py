@@ -32,7 +32,7 @@ except ImportError as error:
 
 import lstm_jax
 from lstm_jax._errors import value_error
-from lstm_jax._flax import check_quiet, initial, is_random, layers, name_of, named, step, walk
+from lstm_jax._flax import check_quiet, initial, is_random, layers, name_of, named, step, unroll_module
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import as_base_cell
 from lstm_jax.unrolling.validation import check_cell
@@ -138,7 +138,7 @@ class Recurrent(nn.Module):
         network: a cell, :class:`lstm_jax.Stack` or :class:`lstm_jax.Bidirectional`.
         time_major: sequences are (T, *batch, D) rather than (*batch, T, D).
         return_carry: return ``(carry, ys)`` rather than ys.
-        reverse: walk from the last valid step to the first.
+        reverse: run from the last valid step to the first.
         deterministic: no noise, as with ``nn.Dropout``.
 
     >>> network = lstm_jax.Stack((lstm_jax.MinGRU(3, 8), lstm_jax.LSTM(8, 8)), dropout=0.5)
@@ -187,7 +187,7 @@ def _walk(
             options[name] = getattr(module, name)
     params = _params(module, network)
     key = _key(module, deterministic) if is_random(network) else None
-    return walk(owner, network, params, inputs, initial_carry, key=key, **options)
+    return unroll_module(owner, network, params, inputs, initial_carry, key=key, **options)
 
 
 def _key(module: Any, deterministic: bool | None) -> Array | None:
@@ -255,7 +255,7 @@ def _cell_module(name: str, kind: Any, doc: str) -> Any:
 
 def _sequence_module(name: str, kind: Any, doc: str) -> Any:
     options = _options(kind)
-    walks = {f.name: f.default for f in fields(Recurrent) if f.name in _WALKS}
+    unrolling = {f.name: f.default for f in fields(Recurrent) if f.name in _UNROLL_FIELDS}
     shape = {"num_layers": 1, "bidirectional": False, "dropout": 0.0}
 
     def __call__(self: Any, inputs: Array, **call: Any) -> Any:
@@ -263,10 +263,10 @@ def _sequence_module(name: str, kind: Any, doc: str) -> Any:
         names = {option: getattr(self, option) for option in (*shape, *options)}
         return _walk(self, layers(kind, inputs.shape[-1], self.features, **names), inputs, **call)
 
-    return _module(name, nn.Module, {"__call__": nn.compact(__call__)}, shape | walks, options, doc)
+    return _module(name, nn.Module, {"__call__": nn.compact(__call__)}, shape | unrolling, options, doc)
 
 
-_WALKS = ("time_major", "return_carry", "reverse", "deterministic")
+_UNROLL_FIELDS = ("time_major", "return_carry", "reverse", "deterministic")
 
 LSTMCell = _cell_module(
     "LSTMCell",
@@ -311,7 +311,7 @@ LSTM = _sequence_module(
     Attributes:
         features: H, of each direction.
         num_layers: layers one upon the other.
-        bidirectional: each layer walks both ways; outputs have 2H features.
+        bidirectional: each layer runs in both directions; outputs have 2H features.
         dropout: share of the features dropped between two layers.
         time_major, return_carry, reverse, deterministic: as in :class:`Recurrent`.
 

@@ -34,7 +34,16 @@ except ImportError as error:
 
 import lstm_jax
 from lstm_jax._errors import value_error
-from lstm_jax._flax import check_cell_options, check_quiet, initial, is_random, layers, named, step, walk
+from lstm_jax._flax import (
+    check_cell_options,
+    check_quiet,
+    initial,
+    is_random,
+    layers,
+    named,
+    step,
+    unroll_module,
+)
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import as_base_cell
 from lstm_jax.unrolling.validation import check_cell
@@ -200,7 +209,7 @@ class Recurrent(Parameters):
         params: what to begin with, for instance weights that were read; None draws from ``rngs``.
         time_major: sequences are (T, *batch, D) rather than (*batch, T, D).
         return_carry: return ``(carry, ys)`` rather than ys.
-        reverse: walk from the last valid step to the first.
+        reverse: run from the last valid step to the first.
         deterministic: no noise, as with ``nnx.Dropout``.
         rngs: the streams ``params`` and ``dropout``.
 
@@ -270,7 +279,7 @@ class Recurrent(Parameters):
             seq_lengths, mask, resets, checkpoint, truncate, start, return_carries, implementation:
                 as :func:`lstm_jax.unroll` has them (``lengths``), mask and resets shaped like
                 inputs without features.
-            reverse: walk from the last valid step to the first; outputs stay beside their inputs.
+            reverse: run from the last valid step to the first; outputs stay aligned with the inputs.
             keep_order: only for Flax's sake; False, Flax's default, is refused in reverse.
             rngs: ``nnx.Rngs``, one stream or one key for the noise, instead of the module's stream.
 
@@ -281,7 +290,7 @@ class Recurrent(Parameters):
         Raises:
             ValueError: a shape, dtype or option does not fit, or noise has nothing to draw from.
         """
-        return walk(
+        return unroll_module(
             type(self).__name__,
             self.network,
             self.values(),
@@ -328,7 +337,7 @@ class LSTM(Recurrent):
         in_features: D.
         hidden_features: H, of each direction.
         num_layers: layers one upon the other.
-        bidirectional: each layer walks both ways; outputs have 2H features.
+        bidirectional: each layer runs in both directions; outputs have 2H features.
         dropout: share of the features dropped between two layers.
         time_major, return_carry, reverse, deterministic, rngs: as in :class:`Recurrent`.
         options: those of the cell.

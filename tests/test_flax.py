@@ -8,7 +8,7 @@ from members import D, H, slow
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, Stack
-from lstm_jax._flax import is_random, layers, swap_carry_order, walk
+from lstm_jax._flax import is_random, layers, swap_carry_order, unroll_module
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -67,7 +67,7 @@ def test_a_walk_is_unroll_with_time_moved(batch, time_major):
     inputs, mask, resets, ys, cs, hs, ss = (
         jnp.moveaxis(a, 0, at) for a in (xs, mask, resets, ys, cs, hs, ss)
     )
-    out = walk(
+    out = unroll_module(
         "a test",
         network,
         params,

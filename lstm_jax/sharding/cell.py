@@ -51,7 +51,7 @@ ELEMENTWISE = (IndRNN, MinGRU, MinLSTM, Readout)
 
 @dataclass(frozen=True, repr=False)
 class CellShard(Wrapper):
-    """One device's units of a cell, inside ``shard_map``: they hear all, and compute themselves.
+    """One device's units of a cell, inside ``shard_map``: they read the h of all units and compute their own.
 
     ``cell`` has the size of the part. Of its parameters, w_hh has the rows of all units.
     """
@@ -60,19 +60,19 @@ class CellShard(Wrapper):
     axis: str
 
     def project(self, params: Params, x: Array) -> Any:
-        """x W for the own units."""
+        """x W for this device's units."""
         # The cell looks at w_hh's shape alone, and expects as many rows as it has units.
         w_hh = jax.ShapeDtypeStruct((self.cell.hidden_size, params.w_hh.shape[1]), params.w_hh.dtype)
         return self.cell.project(params._replace(w_hh=w_hh), x)
 
     def recur(self, params: Params, carry: Carry, u: Any) -> Any:
-        """What the own units hear of all units."""
+        """The pre-activations of this device's units, from the h of all units."""
         h, *others = carry if isinstance(carry, tuple) else (carry,)
         h = jax.lax.all_gather(h, self.axis, axis=h.ndim - 1, tiled=True)
         return self.cell.recur(params, (h, *others) if others else h, u)
 
     def step(self, params: Params, carry: Carry, x: Array, noise: Noise | None = None) -> tuple[Carry, Array]:
-        """One step of the own units."""
+        """One step of this device's units."""
         return self.step_by_parts(params, carry, x, noise)
 
 
@@ -87,7 +87,7 @@ class Sharded(Network):
     At each step and in each direction there is one exchange over ``model``, of the h of one device's
     rows: an all-gather forward, a reduce-scatter backward. The loop has none over ``data``; the
     gradients of the parameters are summed over it once, at the end. Where the heads of a cell lie on
-    different devices, and in cells whose units do not hear each other (IndRNN, MinGRU, MinLSTM), the
+    different devices, and in cells whose recurrence is elementwise (IndRNN, MinGRU, MinLSTM), the
     loop has none at all. Of a :class:`lstm_jax.Readout` the outputs (a vocabulary, say) are spread.
 
     Args:
@@ -298,7 +298,9 @@ class Sharded(Network):
             lambda a, way: self._spec("columns" if way == "whole" else way, a.ndim), views, ways
         )
         arrays, specs = (views, *arrays), (view_specs, *specs)
-        if self.mesh.axis_types[0] is AxisType.Explicit:  # there nothing moves unless it is told
+        if (
+            self.mesh.axis_types[0] is AxisType.Explicit
+        ):  # explicit: arrays move only where the program says so
             arrays = jax.tree.map(self._moved, specs, arrays)
         return jax.shard_map(on_device, mesh=self.mesh, in_specs=specs, out_specs=out_specs)(*arrays)
 

@@ -122,7 +122,7 @@ def communication(network: Any, params: Params, batch: int) -> Communication:
 
     .. math:: \text{forward} = \text{backward} = \frac{m-1}{m} \cdot \frac{B}{d} \cdot H \cdot \text{itemsize}
 
-    for each layer and direction of time whose units hear each other; backward the same bytes go the
+    for each layer and direction of time whose recurrence is not elementwise; backward the same bytes go the
     other way, as sums. When the loops are over, each device sums the gradients of its part of the
     parameters, G bytes, with the d - 1 others that have it, of which a ring hands on each byte twice:
 

@@ -89,7 +89,7 @@ def _declined(options: Any, steps: Any) -> str | None:
     if options.return_carries:
         return "return_carries: cuDNN gives the last carry alone"
     if options.truncate is not None:
-        return "truncate: cuDNN's backward pass walks over all steps"
+        return "truncate: cuDNN's backward pass covers all steps"
     if options.checkpoint is not None:
         return "checkpoint: cuDNN's reserve is for all steps (put jax.checkpoint around unroll)"
     if steps.resets is not None:
@@ -103,7 +103,7 @@ def _misfit(layers: FlatLayers, params: Params, xs: Any, carry: Carry | None) ->
     if not all(isinstance(n, int) for n in xs.shape):
         return "the numbers of steps and rows have to be known when tracing"
     if 0 in xs.shape:
-        return f"there is nothing to walk over in xs of shape {tuple(xs.shape)}"
+        return f"no steps or rows in xs of shape {tuple(xs.shape)}"
     own = _each(params)
     if len(own) != len(layers.cells) * layers.directions or not all(isinstance(p, LSTMParams) for p in own):
         return "its parameters are not one LSTMParams for each layer and direction"
@@ -125,13 +125,13 @@ def no_device() -> str | None:
 
 def _precision() -> tuple[jax.lax.Precision, str | None]:
     """The precision that jax's configuration asks for, and why cuDNN has no such, if it has not."""
-    asked = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009 (mypy knows no such)
-    if asked in (None, "high", "tensorfloat32"):
+    setting = getattr(jax.config, "jax_default_matmul_precision")  # noqa: B009 (mypy knows no such)
+    if setting in (None, "high", "tensorfloat32"):
         return jax.lax.Precision.HIGH, None
-    if asked in ("highest", "float32"):
+    if setting in ("highest", "float32"):
         return jax.lax.Precision.HIGHEST, None
     known = "None, 'high', 'tensorfloat32', 'highest' or 'float32'"
-    return jax.lax.Precision.HIGHEST, f"jax_default_matmul_precision is {asked!r}, and cuDNN takes {known}"
+    return jax.lax.Precision.HIGHEST, f"jax_default_matmul_precision is {setting!r}, and cuDNN takes {known}"
 
 
 def cudnn_reason() -> str:
@@ -140,7 +140,7 @@ def cudnn_reason() -> str:
     return f"one call of cuDNN, {'TF32 allowed' if tf32 else 'float32 without TF32'}"
 
 
-# --- the walk ------------------------------------------------------------------------------------
+# --- the run ------------------------------------------------------------------------------------
 
 
 def cudnn_run(
@@ -158,7 +158,7 @@ def cudnn_run(
     flat = xs.reshape(T, rows, xs.shape[-1])
     if options.reverse:
         flat = _turned(flat, lengths)
-    # cuDNN takes no row without a step: such a row walks one, and what comes of it is not looked at.
+    # cuDNN needs at least one step in each row; the result of a row of length 0 is replaced below.
     counts = jnp.full(rows, T, jnp.int32) if lengths is None else jnp.maximum(lengths, 1)
     call = Call(xs.shape[-1], H, len(layers.cells), layers.directions, _precision()[0])
     ys, h_T, c_T = _lstm(call, jnp.swapaxes(flat, 0, 1), h, c, flat_weights(own), counts)
@@ -211,7 +211,7 @@ def _turned(xs: Array, lengths: Array | None) -> Array:
 
 
 class Call(NamedTuple):
-    """What cuDNN is told beside the arrays."""
+    """Static arguments of the call."""
 
     input_size: int
     hidden_size: int

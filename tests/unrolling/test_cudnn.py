@@ -217,7 +217,7 @@ DECLINED = {
     "dtype": (LSTM(D, H, dtype="bfloat16"), {}, "float32 alone, not bfloat16, float32"),
     "both_ways": (Bidirectional(LSTM(D, H)), {"mask": np.ones((T, B), bool)}, "mask"),
     "inside": (Stack((LSTM(D, H), GRU(H, H))), {}, "GRU is not an LSTM"),
-    "no_rows": (LSTM(D, H), {"rows": 0}, "nothing to walk over"),
+    "no_rows": (LSTM(D, H), {"rows": 0}, "no steps or rows"),
 }
 
 

@@ -473,7 +473,7 @@ def test_where_truncation_leaves_the_first_carry_its_gradient(implementation):
     assert carry_is_reached(start=0, reverse=True) == [True, True]
 
 
-# --- nothing to walk over -----------------------------------------------------------------------
+# --- empty sequences -----------------------------------------------------------------------------
 
 
 @laws_over("member", LAWFUL)
