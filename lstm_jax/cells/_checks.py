@@ -98,7 +98,8 @@ def check_params(
                 f"{owner} got params.{name} of {len(arrays)} arrays", f"{len(wanted)}", INIT_HINT
             )
         for part, size in zip(arrays, wanted, strict=True):
-            check_param(owner, name, part)
+            if not hasattr(part, "dtype") or not jnp.issubdtype(part.dtype, jnp.floating):
+                raise param_error(owner, name, part)
             if tuple(part.shape) != size:
                 wrong.append(f"{name} of shape {tuple(part.shape)}")
                 right.append(f"{name} {size}")
@@ -123,13 +124,12 @@ def _presence_error(owner: str, cell: Any, name: str, missing: bool, shape: Any)
     )
 
 
-def check_param(owner: str, name: str, array: Any) -> None:
-    """A parameter is an array of floats."""
-    if not hasattr(array, "dtype") or not hasattr(array, "shape"):
-        raise value_error(f"{owner} got {name} of type {type(array).__name__}", "an array", INIT_HINT)
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        hint = "Cast the parameters with .astype(jnp.float32)."
-        raise value_error(f"{owner} got {name} of dtype {array.dtype}", "a floating dtype", hint)
+def param_error(owner: str, name: str, array: Any) -> ValueError:
+    """The error for a parameter that is not an array of floats."""
+    if not hasattr(array, "dtype"):
+        return value_error(f"{owner} got {name} of type {type(array).__name__}", "an array", INIT_HINT)
+    hint = "Cast the parameters with .astype(jnp.float32)."
+    return value_error(f"{owner} got {name} of dtype {array.dtype}", "a floating dtype", hint)
 
 
 def check_input(owner: str, x: Any, size: int) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from lstm_jax._errors import check_key, value_error
 from lstm_jax._types import Array, DType, Initializer, promote, state_dtype
-from lstm_jax.cells._checks import check_batch_shape, check_param, check_type
+from lstm_jax.cells._checks import check_batch_shape, check_type, param_error
 from lstm_jax.cells._linear import head_shape
 
 # Functions of this module rather than closures: two calls of glorot_uniform() are two unequal functions,
@@ -94,8 +94,10 @@ def learned_initial(cell: Any, params: Any | None) -> Any | None:
 
 def state_dtypes(cell: Any, params: Any | None) -> tuple[Any, Any]:
     """The dtype of h (the cell's, else that of the weights) and of the states that are float32 or wider."""
+    weights = cell.param_dtype
     if params is not None:
-        check_param(f"{type(cell).__name__}.initial_carry", "w_ih", params.w_ih)
-    weights = cell.param_dtype if params is None else params.w_ih.dtype
+        weights = getattr(params.w_ih, "dtype", None)
+        if weights is None or not jnp.issubdtype(weights, jnp.floating):
+            raise param_error(f"{type(cell).__name__}.initial_carry", "w_ih", params.w_ih)
     dtype = weights if cell.dtype is None else cell.dtype
     return dtype, promote(state_dtype(dtype), weights)
