@@ -579,26 +579,3 @@ def test_a_users_cell_with_summands_of_both_signs():
 
 
 # --- memory -------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
-@pytest.mark.parametrize(
-    "case", [(16, 200, 32, 64), pytest.param((32, 100, 64, 128), marks=pytest.mark.slow)], ids=str
-)
-def test_the_expected_memory_is_about_what_the_compiled_program_needs(kind, case):
-    B, T, D, H = case
-    cell = kind(D, H)
-    params = jax.eval_shape(cell.init, jax.random.key(0))
-    xs, weights = (jax.ShapeDtypeStruct((T, B, n), jnp.float32) for n in (D, H))
-    run = partial(lstm_jax.unroll, cell, implementation="parallel")
-
-    def needs(function):
-        compiled = jax.jit(function).lower(params, xs, weights).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
-
-    memory = explain(cell, params, xs, implementation="parallel").layers[0].memory
-    gradients = needs(jax.grad(lambda params, xs, weights: jnp.sum(run(params, xs)[1] * weights), (0, 1)))
-    assert 2 / 3 < memory.gradients / gradients < 3 / 2
-    forward = needs(lambda params, xs, _: run(params, xs)[1])
-    assert abs(memory.forward - forward) < max(forward / 3, 1e6)
