@@ -77,17 +77,17 @@ def check_key(owner: str, key: Any) -> None:
     raise value_error(f"{owner} got {got}", "one PRNG key", "Make one with jax.random.key(0).")
 
 
-def float_error(owner: str, name: str, value: Any) -> ValueError:
-    """The error for a value that is not an array of floats."""
+def float_error(owner: str, name: str, value: Any, hint: str = "") -> ValueError:
+    """The error for a value that is not an array of floats; by default the hint is one for inputs."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
-        return value_error(
-            f"{owner} got {name} of type {type(value).__name__}", "an array", f"Use jnp.asarray({name})."
+        got, expected = f"type {type(value).__name__}", "an array"
+        hint = hint or f"Use jnp.asarray({name})."
+    else:
+        got, expected = f"dtype {value.dtype}", "a floating dtype"
+        hint = (
+            hint or f"Embed or one-hot {name} first (jax.nn.one_hot), or cast it with .astype(jnp.float32)."
         )
-    return value_error(
-        f"{owner} got {name} of dtype {value.dtype}",
-        "a floating dtype",
-        f"Embed or one-hot {name} first (jax.nn.one_hot), or cast it with .astype(jnp.float32).",
-    )
+    return value_error(f"{owner} got {name} of {got}", expected, hint)
 
 
 def check_float(owner: str, name: str, value: Any) -> None:

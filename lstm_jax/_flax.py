@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_float, check_size, check_structure, check_tuple, value_error
+from lstm_jax._errors import check_size, check_structure, check_tuple, value_error
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import as_base_cell
 from lstm_jax.cells.conv_lstm import ConvLSTM
@@ -25,6 +25,7 @@ from lstm_jax.networks.stack import Stack
 from lstm_jax.regularizers._wrapper import Wrapper
 from lstm_jax.sharding.cell import Sharded
 from lstm_jax.unrolling.api import unroll
+from lstm_jax.unrolling.validation import check_inputs
 
 
 def swap_carry_order(network: Any, carry: Carry) -> Carry:
@@ -120,30 +121,9 @@ def initial(network: Any, input_shape: tuple[int, ...], params: Params | None) -
     return swap_carry_order(network, network.initial_carry(batch, params))
 
 
-def check_inputs(owner: str, network: Any, inputs: Any, layout: str = "") -> None:
-    """One step, or with ``layout`` a sequence, of floats."""
-    check_float(owner, "inputs", inputs)
-    events = as_base_cell(network).event_ndim
-    features = "*features" if events > 1 else "D"
-    layout = layout or "(*batch, "
-    if inputs.ndim < events + layout.count("T"):
-        raise value_error(
-            f"{owner} got inputs of shape {tuple(inputs.shape)}",
-            f"{layout}{features}), {events + layout.count('T')} axes or more",
-            "Features come last: inputs[..., None] makes one of a series of numbers.",
-        )
-    size = getattr(network, "input_size", None)
-    if events == 1 and isinstance(size, int) and inputs.shape[-1] != size:
-        raise value_error(
-            f"{owner} got inputs of shape {tuple(inputs.shape)}",
-            f"{layout}{size}), {size} being the input features",
-            "Change in_features, or move the axes.",
-        )
-
-
 def step(owner: str, network: Any, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
     """One step, with the carry in Flax's order."""
-    check_inputs(owner, network, x)
+    check_inputs(owner, "inputs", network, x, "*batch")
     after, y = network.step(params, swap_carry_order(network, carry), x)
     return swap_carry_order(network, after), y
 
@@ -180,7 +160,7 @@ def unroll_module(
         ys (*batch, T, H); with ``return_carry``, ``(carry, ys)``; with ``return_carries``,
         ``(carry, (ys, carries))``, with time on the same axis as in ys.
     """
-    check_inputs(owner, network, inputs, "(T, *batch, " if time_major else "(*batch, T, ")
+    check_inputs(owner, "inputs", network, inputs, "T, *batch" if time_major else "*batch, T")
     if keep_order is False and options.get("reverse"):
         raise value_error(
             f"{owner} got reverse=True and keep_order=False",

@@ -99,7 +99,7 @@ def check_params(
             )
         for part, size in zip(arrays, wanted, strict=True):
             if not hasattr(part, "dtype") or not jnp.issubdtype(part.dtype, jnp.floating):
-                raise param_error(owner, name, part)
+                raise float_error(owner, name, part, INIT_HINT)
             if tuple(part.shape) != size:
                 wrong.append(f"{name} of shape {tuple(part.shape)}")
                 right.append(f"{name} {size}")
@@ -122,14 +122,6 @@ def _presence_error(owner: str, cell: Any, name: str, missing: bool, shape: Any)
         f"{name} to be None" if shape is None else "an array" if 0 in shape else f"{name} of shape {shape}",
         INIT_HINT[:-1] + (f", or build the cell with another {field}." if optional else "."),
     )
-
-
-def param_error(owner: str, name: str, array: Any) -> ValueError:
-    """The error for a parameter that is not an array of floats."""
-    if not hasattr(array, "dtype"):
-        return value_error(f"{owner} got {name} of type {type(array).__name__}", "an array", INIT_HINT)
-    hint = "Cast the parameters with .astype(jnp.float32)."
-    return value_error(f"{owner} got {name} of dtype {array.dtype}", "a floating dtype", hint)
 
 
 def check_input(owner: str, x: Any, size: int) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_key, value_error
-from lstm_jax._types import Array, DType, Initializer, promote, state_dtype
-from lstm_jax.cells._checks import check_batch_shape, check_type, param_error
+from lstm_jax._errors import check_key, float_error, value_error
+from lstm_jax._types import Array, DType, Initializer, is_float, promote, state_dtype
+from lstm_jax.cells._checks import INIT_HINT, check_batch_shape, check_type
 from lstm_jax.cells._linear import head_shape
 
 # Functions of this module rather than closures: two calls of glorot_uniform() are two unequal functions,
@@ -97,7 +97,7 @@ def state_dtypes(cell: Any, params: Any | None) -> tuple[Any, Any]:
     weights = cell.param_dtype
     if params is not None:
         weights = getattr(params.w_ih, "dtype", None)
-        if weights is None or not jnp.issubdtype(weights, jnp.floating):
-            raise param_error(f"{type(cell).__name__}.initial_carry", "w_ih", params.w_ih)
+        if weights is None or not is_float(weights):
+            raise float_error(f"{type(cell).__name__}.initial_carry", "w_ih", params.w_ih, INIT_HINT)
     dtype = weights if cell.dtype is None else cell.dtype
     return dtype, promote(state_dtype(dtype), weights)

@@ -36,9 +36,7 @@ class Steps(NamedTuple):
     resets: Array | None = None  # (T, *batch) bool
     key: Array | None = None  # of this layer
     start: Any = 0  # absolute index of the first step
-    lengths: Array | None = (
-        None  # (*batch,) int32 in [0, T], where lengths alone decide which steps are valid
-    )
+    lengths: Array | None = None  # (*batch,) int32 in [0, T], where lengths alone decide what is valid
     flags: Any = None  # (flags, reset_to), where a network has computed them
 
     def member(self, index: int) -> Steps:

@@ -58,22 +58,28 @@ def check_static(owner: str, cell: Any, options: Any, xs: Any, lengths: Any, sta
 
 def check_sequence(cell: Any, xs: Any) -> tuple[int, ...]:
     """A time-major array of floats; returns its batch axes."""
-    check_float("unroll", "xs", xs)
+    check_inputs("unroll", "xs", cell, xs, "T, *batch")
+    return tuple(xs.shape[1 : xs.ndim - as_base_cell(cell).event_ndim])
+
+
+def check_inputs(owner: str, name: str, cell: Any, inputs: Any, axes: str) -> None:
+    """Floats with ``axes`` (``"T, *batch"``, for instance) and then the features that the cell reads."""
+    check_float(owner, name, inputs)
     events = as_base_cell(cell).event_ndim
-    if xs.ndim < 1 + events:
+    least = events + axes.count("T")
+    if inputs.ndim < least:
         raise value_error(
-            f"unroll got xs of shape {tuple(xs.shape)}",
-            f"(T, *batch, {'D' if events == 1 else '*features'}): {1 + events} axes or more",
-            "Put time first: xs[:, None] makes one feature of a series of numbers.",
+            f"{owner} got {name} of shape {tuple(inputs.shape)}",
+            f"({axes}, {'D' if events == 1 else '*features'}): {least} axes or more",
+            f"Features come last: {name}[..., None] makes a series of numbers a series of one feature.",
         )
     size = getattr(cell, "input_size", None)
-    if events == 1 and isinstance(size, int) and xs.shape[-1] != size:
+    if events == 1 and isinstance(size, int) and inputs.shape[-1] != size:
         raise value_error(
-            f"unroll got xs of shape {tuple(xs.shape)}",
-            f"shape (T, *batch, {size}), {size} being the input features of {label(cell)}",
-            "Change input_size, or move the axes: time comes first, features last.",
+            f"{owner} got {name} of shape {tuple(inputs.shape)}",
+            f"({axes}, {size}), {size} being the input features of {label(cell)}",
+            "Build the cell with another input size, or move the axes so that the features are last.",
         )
-    return tuple(xs.shape[1 : xs.ndim - events])
 
 
 def host_lengths(lengths: Any, xs: Any, owner: str = "unroll") -> Any:
