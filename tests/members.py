@@ -239,6 +239,16 @@ def random_like(rng, tree):
     return jax.tree.map(one, tree)
 
 
+def random_params(cell, seed=0):
+    """Random parameters of a cell, also where ``init`` gives zeros or ones."""
+    return random_like(np.random.default_rng(seed), jax.eval_shape(cell.init, jax.random.key(0)))
+
+
+def random_arrays(*shapes, seed=1, dtype=np.float32):
+    rng = np.random.default_rng(seed)
+    return [np.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+
+
 def total(tree):
     """One number in which every entry of every array of floats has its own weight."""
     parts = [

@@ -51,7 +51,7 @@ def test_a_pickle_comes_back_from_another_process():
 
 
 def is_probed(cell):
-    """It splits, and the fused scan does not refuse it before it looks at the facts."""
+    """The cell splits, and nothing but the facts below decides whether the fused scan runs it."""
     return cell.splits and not (cell.affine_recurrence and cell.fused_unsupported())
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import assert_same, daily, random_like, total
+from members import assert_same, daily, random_arrays, random_params, total
 
 from lstm_jax import GRU, LSTM, GRUParams, GRUVariant, GRUVariantParams, gru_step, unroll
 
@@ -12,15 +12,6 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 T, B, D, H = 6, 3, 3, 4
 KEY = jax.random.key(0)
-
-
-def random_params(cell, seed=0):
-    return random_like(np.random.default_rng(seed), jax.eval_shape(cell.init, KEY))
-
-
-def random_arrays(*shapes, seed=1, dtype=np.float32):
-    rng = np.random.default_rng(seed)
-    return [np.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
 # --- the variant without options is the GRU -------------------------------------------------------

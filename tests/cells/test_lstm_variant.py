@@ -29,11 +29,6 @@ H = 4
 WIDE = {"param_dtype": "float64"}
 
 
-def drawn(cell, seed=0):
-    """Random parameters: also what begins at zero or one."""
-    return members.random_like(np.random.default_rng(seed), jax.eval_shape(cell.init, jax.random.key(0)))
-
-
 def sequence(T=6, B=3, seed=1):
     return np.random.default_rng(seed).normal(size=(T, B, D))
 
@@ -47,7 +42,7 @@ def scanned(cell, params, xs=None, **options):
 
 def test_no_peepholes_are_peepholes_of_zero():
     cell, plain = LSTMVariant(D, H, peepholes=True, **WIDE), LSTM(D, H, **WIDE)
-    params = drawn(plain)
+    params = members.random_params(plain)
     with_zeros = lstm_jax.LSTMVariantParams(*params[:3], peepholes=np.zeros(3 * H))
     assert_same(scanned(cell, with_zeros), scanned(plain, params))
 
@@ -62,7 +57,7 @@ def test_fresh_options_begin_as_the_lstm_does():
 def test_coupled_is_the_lstm_with_tied_gates():
     """f = 1 - i = sigmoid of the negative: tie the forget gate's weights to minus the input gate's."""
     cell, plain = LSTMVariant(D, H, coupled=True, **WIDE), LSTM(D, H, **WIDE)
-    params = drawn(cell)
+    params = members.random_params(cell)
 
     def tied(w):
         i, g, o = np.split(w, 3, axis=-1)
@@ -84,7 +79,7 @@ def test_the_forget_bias_of_coupled_gates_makes_them_remember():
 def test_a_gate_taken_away_is_a_gate_held_open(gate, index):
     """A bias of 1000 opens a gate for good."""
     cell, plain = LSTMVariant(D, H, ablation=f"no_{gate}_gate", **WIDE), LSTM(D, H, **WIDE)
-    params = drawn(cell)
+    params = members.random_params(cell)
 
     def with_gate(w, value):
         parts = np.split(w, 3, axis=-1)
@@ -99,7 +94,7 @@ def test_a_gate_taken_away_is_a_gate_held_open(gate, index):
 
 def test_a_projection_to_h_itself_changes_nothing():
     cell, plain = LSTMVariant(D, H, proj_size=H, **WIDE), LSTM(D, H, **WIDE)
-    params = drawn(plain)
+    params = members.random_params(plain)
     projected = lstm_jax.LSTMVariantParams(*params[:3], w_hr=np.eye(H))
     assert_same(scanned(cell, projected), scanned(plain, params))
 
@@ -108,7 +103,7 @@ def test_a_projection_to_h_itself_changes_nothing():
 def test_heads_are_cells_apart(build):
     """Two heads of two units: each half of h is a cell of its own that reads the same inputs."""
     cell, small = build(D, H, heads=2, **WIDE), build(D, H // 2, **WIDE)
-    params = drawn(cell)
+    params = members.random_params(cell)
     gates = params.w_hh.shape[-1] // 2
 
     def half(a, head):
@@ -140,7 +135,7 @@ def test_heads_are_drawn_one_by_one():
 
 def test_clip_limits_what_the_gates_see():
     cell = LSTMVariant(D, H, clip=0.5, **WIDE)
-    params = drawn(cell)
+    params = members.random_params(cell)
     gates = cell.gates(params, cell.initial_carry((3,)), 1e9 * sequence()[0])
     for gate, f in zip(gates, (oracle.sigmoid, oracle.sigmoid, np.tanh, oracle.sigmoid), strict=True):
         assert np.all(np.isclose(gate, f(0.5)) | np.isclose(gate, f(-0.5)))
@@ -149,7 +144,7 @@ def test_clip_limits_what_the_gates_see():
 @pytest.mark.parametrize("layer_norm", [None, "tfa", "haste"])
 def test_cell_clip_limits_the_cell_state(layer_norm):
     cell = LSTMVariant(D, H, cell_clip=0.3, layer_norm=layer_norm, **WIDE)
-    (_, c), (_, (_, carries)) = scanned(cell, drawn(cell))
+    (_, c), (_, (_, carries)) = scanned(cell, members.random_params(cell))
     assert np.max(np.abs(carries)) == 0.3 and np.all(np.abs(c) <= 0.3)
 
 
@@ -158,7 +153,7 @@ def test_the_two_layer_norms_carry_different_cell_states():
     xs, made = sequence(), {}
     for which in ("tfa", "haste"):
         cell = LSTMVariant(D, H, layer_norm=which, **WIDE)
-        params = drawn(cell)._replace(norm=cell.init(jax.random.key(0)).norm)
+        params = members.random_params(cell)._replace(norm=cell.init(jax.random.key(0)).norm)
         _, (_, (_, made[which])) = scanned(cell, params, xs)
     np.testing.assert_allclose(np.mean(made["tfa"], axis=-1), 0, atol=1e-12)
     np.testing.assert_allclose(np.var(made["tfa"], axis=-1), 1, atol=0.1)
@@ -168,7 +163,7 @@ def test_the_two_layer_norms_carry_different_cell_states():
 @pytest.mark.parametrize("layer_norm", ["tfa", "haste"])
 def test_layer_norm_does_not_see_the_scale_of_the_weights(layer_norm):
     cell = LSTMVariant(D, H, layer_norm=layer_norm, **WIDE)
-    params = drawn(cell)
+    params = members.random_params(cell)
     scaled = params._replace(w_ih=1e4 * params.w_ih, w_hh=1e4 * params.w_hh)
     # But for the constant in the square root.
     big = params._replace(w_ih=1e8 * params.w_ih, w_hh=1e8 * params.w_hh)
@@ -332,7 +327,7 @@ def test_contradictions(build, message):
 )
 def test_parameters_of_other_options(options, change, message):
     cell = LSTMVariant(D, H, **options, **WIDE)
-    params = drawn(cell)._replace(**change)
+    params = members.random_params(cell)._replace(**change)
     with pytest.raises(ValueError) as caught:
         unroll(cell, params, sequence())
     assert message in str(caught.value)
@@ -343,4 +338,6 @@ def test_free_steps_take_no_parameters_of_variants():
     with pytest.raises(ValueError, match="lstm_step got parameters of type LSTMVariantParams"):
         lstm_jax.lstm_step(given.params, given.carry, sequence()[0])
     with pytest.raises(ValueError, match="gru_step got parameters of type GRUVariantParams"):
-        lstm_jax.gru_step(drawn(GRUVariant(D, H, reset_after=False)), np.zeros((3, H)), sequence()[0])
+        lstm_jax.gru_step(
+            members.random_params(GRUVariant(D, H, reset_after=False)), np.zeros((3, H)), sequence()[0]
+        )

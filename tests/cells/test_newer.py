@@ -10,7 +10,7 @@ import oracle
 import oracle_newer
 import pytest
 from jax.test_util import check_grads
-from members import BY_NAME, assert_same, daily, problem, random_like, total
+from members import BY_NAME, assert_same, daily, problem, random_params, total
 
 import lstm_jax
 from lstm_jax import MLSTM, SLSTM, IndRNN
@@ -19,11 +19,6 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 D, H = 3, 4
 KEY = jax.random.key(0)
-
-
-def params_of(cell, seed=0):
-    """Random parameters in NumPy."""
-    return random_like(np.random.default_rng(seed), jax.eval_shape(cell.init, KEY))
 
 
 def inputs(*shape, seed=1, dtype=np.float64):
@@ -39,7 +34,7 @@ def every_finite(tree):
 
 def test_a_unit_hears_itself_alone():
     cell = IndRNN(D, H, activation=jnp.tanh)
-    params, xs = params_of(cell), inputs(5, D, dtype=np.float32)
+    params, xs = random_params(cell), inputs(5, D, dtype=np.float32)
     heard = jax.jacobian(lambda h: lstm_jax.unroll(cell, params, xs, h)[0])(jnp.full(H, 0.1))
     assert np.all((heard != 0) == np.eye(H, dtype=bool))
 
@@ -83,7 +78,7 @@ def slstm_as_defined(params, forget):
 @pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
 def test_slstm_is_its_definition_without_the_stabiliser(forget_gate):
     cell = SLSTM(D, H, heads=2, forget_gate=forget_gate, param_dtype="float64")
-    params, xs = params_of(cell), inputs(9, D)
+    params, xs = random_params(cell), inputs(9, D)
     carry, ys = lstm_jax.unroll(cell, params, xs)
     step, state = slstm_as_defined(params, forget_gate), (np.zeros(H),) * 3
     for t, x in enumerate(xs):
@@ -96,7 +91,7 @@ def test_slstm_is_its_definition_without_the_stabiliser(forget_gate):
 @pytest.mark.usefixtures("x64")
 def test_heads_are_cells_of_one_head():
     cell, one = (SLSTM(D, width, heads=heads, param_dtype="float64") for width, heads in ((6, 3), (2, 1)))
-    params, xs = params_of(cell), inputs(5, 2, D)
+    params, xs = random_params(cell), inputs(5, 2, D)
     carry, ys = lstm_jax.unroll(cell, params, xs)
     for head in range(3):
         units = slice(2 * head, 2 * head + 2)
@@ -185,7 +180,7 @@ def mlstm_as_defined(params, heads, forget):
 def test_mlstm_is_its_definition_without_the_stabiliser(forget_gate, shift):
     """Input gates of all sizes, so that either of the denominator's two parts is the larger somewhere."""
     cell = MLSTM(D, 6, heads=2, forget_gate=forget_gate, param_dtype="float64")
-    params, xs = params_of(cell), inputs(9, D)
+    params, xs = random_params(cell), inputs(9, D)
     params = params._replace(bias_gates=params.bias_gates + np.array([shift, shift, 0, 0]))
     (C, n, m), ys = lstm_jax.unroll(cell, params, xs)
     step, state = mlstm_as_defined(params, 2, forget_gate), (np.zeros((2, 3, 3)), np.zeros((2, 3)))
@@ -202,7 +197,7 @@ def test_both_parts_of_the_denominator_are_met():
     xs = inputs(9, D)
     ones = []
     for shift in (-2.0, 2.0):
-        params = params_of(cell)
+        params = random_params(cell)
         params = params._replace(bias_gates=params.bias_gates + np.array([shift, shift, 0, 0]))
         _, (_, (_, n, m)) = lstm_jax.unroll(cell, params, xs, return_carries=True)
         q = np.split(xs @ params.w_ih + params.bias, 4, axis=-1)[0].reshape(9, 2, 3)
@@ -213,7 +208,7 @@ def test_both_parts_of_the_denominator_are_met():
 @pytest.mark.usefixtures("x64")
 def test_heads_of_a_matrix_memory_are_cells_of_one_head():
     cell, one = (MLSTM(D, width, heads=heads, param_dtype="float64") for width, heads in ((6, 3), (2, 1)))
-    params, xs = params_of(cell), inputs(5, 2, D)
+    params, xs = random_params(cell), inputs(5, 2, D)
     carry, ys = lstm_jax.unroll(cell, params, xs)
     for head in range(3):
         units = slice(2 * head, 2 * head + 2)

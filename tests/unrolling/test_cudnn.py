@@ -30,7 +30,7 @@ from lstm_jax import (
 from lstm_jax.interop import to_cudnn
 
 cudnn = import_module("lstm_jax.unrolling.cudnn")
-walk = import_module("lstm_jax.unrolling.api")
+api = import_module("lstm_jax.unrolling.api")
 CELL = oracle.Cell(oracle.lstm, oracle.two_zeros)
 
 
@@ -56,10 +56,10 @@ def stand_in(monkeypatch, quick_compiles):
     monkeypatch.setattr(cudnn, "_forward", forward)
     monkeypatch.setattr(cudnn, "_backward", backward)
     monkeypatch.setattr(cudnn, "no_device", lambda: None)
-    walk._compiled.clear_cache()
+    api._compiled.clear_cache()
     with jax.numpy_rank_promotion("allow"):  # the reference adds a scan's row to its batch
         yield seen
-    walk._compiled.clear_cache()  # nobody else is to find a program of the stand-in
+    api._compiled.clear_cache()  # the programs of the stand-in must not be reused
 
 
 @pytest.fixture(params=["reference", "cudnn"])

@@ -1,7 +1,7 @@
 """Laws of the time contract: two ways to say the same thing give the same values and gradients.
 
 The members and the options they run under come from ``members.py``: every day the LSTM and the GRU
-under a few options, in ``make test-slow`` all else that is told apart. Inputs
+under a few options, in ``make test-slow`` everything else. Inputs
 at invalid steps are NaN and infinities throughout.
 """
 
