@@ -51,17 +51,6 @@ T, B, D, H = 12, 4, 6, 8
 INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\(", re.MULTILINE)
 
 
-def lstm_variant(*sizes, **options):
-    """An LSTM with options, under the name that this version of the library has for it."""
-    return getattr(lstm_jax, "LSTMVariant", LSTM)(*sizes, **options)
-
-
-def gru_reset_before(*sizes):
-    """A GRU that resets before the recurrent product, likewise."""
-    variant = getattr(lstm_jax, "GRUVariant", None)
-    return GRU(*sizes, reset_after=False) if variant is None else variant(*sizes, reset_after=False)
-
-
 def sharded(cell):
     """The cell on a mesh of one device."""
     return Sharded(cell, jax.make_mesh((1, 1), ("data", "model")))
@@ -75,8 +64,8 @@ def programs():
         "rnn": RNN(D, H),
         "lstm": LSTM(D, H),
         "gru": GRU(D, H),
-        "gru_reset_before": gru_reset_before(D, H),
-        "gru_heads": getattr(lstm_jax, "GRUVariant", GRU)(D, H, heads=2),
+        "gru_reset_before": lstm_jax.GRUVariant(D, H, reset_after=False),
+        "gru_heads": lstm_jax.GRUVariant(D, H, heads=2),
         "indrnn": IndRNN(D, H),
         "leaky_rnn": LeakyRNN(D, H, noise=0.1),
         "slstm": SLSTM(D, H, heads=2),
@@ -86,13 +75,13 @@ def programs():
         "full_gate_lstm": FullGateLSTM(D, H),
         "lstm_learned_carry": LSTM(D, H, learn_initial_carry=True, use_bias=False),
         "lstm_bfloat16": LSTM(D, H, dtype=jnp.bfloat16),
-        "lstm_peepholes": lstm_variant(D, H, peepholes=True),
-        "lstm_projection": lstm_variant(D, H, proj_size=4),
-        "lstm_heads": lstm_variant(D, H, heads=2),
-        "lstm_coupled": lstm_variant(D, H, coupled=True),
-        "lstm_clip": lstm_variant(D, H, clip=1.0, cell_clip=2.0),
-        "lstm_layer_norm": lstm_variant(D, H, layer_norm="tfa"),
-        "lstm_no_output_gate": lstm_variant(D, H, ablation="no_output_gate"),
+        "lstm_peepholes": lstm_jax.LSTMVariant(D, H, peepholes=True),
+        "lstm_projection": lstm_jax.LSTMVariant(D, H, proj_size=4),
+        "lstm_heads": lstm_jax.LSTMVariant(D, H, heads=2),
+        "lstm_coupled": lstm_jax.LSTMVariant(D, H, coupled=True),
+        "lstm_clip": lstm_jax.LSTMVariant(D, H, clip=1.0, cell_clip=2.0),
+        "lstm_layer_norm": lstm_jax.LSTMVariant(D, H, layer_norm="tfa"),
+        "lstm_no_output_gate": lstm_jax.LSTMVariant(D, H, ablation="no_output_gate"),
         "bidirectional_lstm": Bidirectional(LSTM(D, H)),
         "bidirectional_sum": Bidirectional(GRU(D, H), merge="sum"),
         "stack": Stack((LSTM(D, H), GRU(H, H), Readout(H, 3))),
