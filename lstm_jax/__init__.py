@@ -21,6 +21,7 @@ from lstm_jax.cells._base import (
     ParallelCell as ParallelCell,
     SplitCell as SplitCell,
 )
+from lstm_jax.cells._named import flatten_params as flatten_params, unflatten_params as unflatten_params
 from lstm_jax.cells._peer_init import keras_init as keras_init, torch_init as torch_init
 from lstm_jax.cells.conv_lstm import (
     ConvLSTM as ConvLSTM,

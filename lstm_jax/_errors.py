@@ -5,7 +5,7 @@ All of them are ``ValueError`` and are raised while tracing, from shapes and dty
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,30 @@ from lstm_jax._types import is_float
 
 def value_error(got: str, expected: str, hint: str) -> ValueError:
     """A ``ValueError`` in the library's form: what was given, what was expected, how to fix it."""
-    return ValueError(f"{got}; expected {expected}. {hint}")
+    return ValueError(f"{shorten(got, 450)}; expected {shorten(expected, 300)}. {shorten(hint, 300)}")
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text, or its beginning and its end where it is longer than ``limit``.
+
+    >>> shorten("0123456789", 8), shorten("0123", 8)
+    ('01 ... 9', '0123')
+    """
+    if len(text) <= limit:
+        return text
+    kept = limit - 5
+    return f"{text[: kept - kept // 3]} ... {text[-(kept // 3) :]}"
+
+
+def listing(items: Iterable[Any], limit: int = 6) -> str:
+    """The items separated by commas; of many, the first ``limit`` and how many more there are.
+
+    >>> listing("abcdef", limit=2)
+    'a, b and 4 more'
+    """
+    texts = [shorten(str(item), 60) for item in items]
+    more = len(texts) - limit
+    return ", ".join(texts[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def check_size(owner: str, name: str, value: Any, *, least: int = 1) -> None:

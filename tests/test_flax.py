@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import D, H, slow
+from cell_case import D, H
+from helpers import slow
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, Stack

@@ -154,7 +154,8 @@ def test_what_is_public():
         RNN RNNParams rnn_step LSTM LSTMParams LSTMGates lstm_step lstm_gates GRU GRUParams gru_step
         Readout ReadoutParams Stack Bidirectional BidirectionalParams unroll explain reset_carry Plan
         LayerPlan
-        torch_init keras_init Cell SplitCell NoisyCell ParallelCell implementations Implementation
+        flatten_params unflatten_params torch_init keras_init
+        Cell SplitCell NoisyCell ParallelCell implementations Implementation
         IndRNN IndRNNParams indrnn_step SLSTM SLSTMParams slstm_step MLSTM MLSTMParams mlstm_step
         ConvLSTM ConvLSTMParams conv_lstm_step LeakyRNN LeakyRNNParams leaky_rnn_step
         MinGRU MinGRUParams min_gru_step MinLSTM MinLSTMParams min_lstm_step

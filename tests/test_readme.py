@@ -1,4 +1,4 @@
-"""The README's table of members: every member is there, and its formula counts its parameters."""
+"""The README's table of cells: every cell is there, and its formula counts its parameters."""
 
 import inspect
 import re
@@ -15,7 +15,7 @@ SIZES = {"D": 5, "H": 12, "P": 7, "n": 3, "C": 4, "F": 6, "k": 15, "K": 11}
 
 
 def rows():
-    """(call, parallel, formula) of each member."""
+    """(call, parallel, formula) of each cell."""
     table = README.split("| Cell | Paper | Parallel over time | Parameters |\n")[1].split("\n\n")[0]
     for line in table.splitlines()[1:]:
         call, _, parallel, formula = (cell.strip() for cell in line.strip("|").split(" | "))

@@ -144,7 +144,7 @@ class BaseCell:
     #: ``perturb`` and ``draw`` draw something.
     sequence_noise: bool = False
     step_noise: bool = False
-    #: Fields of the parameters that may be None though the cell's ``init`` makes them.
+    #: Parameters that may be None though ``init`` makes them, by dotted name (``0.bias_hn``).
     optional_params: tuple[str, ...] = ()
 
     @property

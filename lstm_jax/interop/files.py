@@ -1,18 +1,24 @@
-"""Arrays by name in files that hold nothing else: safetensors and NumPy archives, never pickle."""
+"""Files of named arrays: safetensors and NumPy archives, read without running anything in them."""
 
 from __future__ import annotations
 
+import json
 import os
+import stat
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from io import BytesIO
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import value_error
+from lstm_jax._errors import listing, shorten, value_error
+from lstm_jax.cells._named import flatten_params, unflatten_params
+from lstm_jax.interop._writing import write_whole
 
 _SAFE = """\
 import torch, safetensors.torch
@@ -20,13 +26,14 @@ safetensors.torch.save_file(torch.load({path!r}, weights_only=True), {new!r})"""
 _KERAS = """\
 model = keras.saving.load_model({path!r})
 numpy.savez({new!r}, **{{w.path: w.numpy() for w in model.get_layer(name).weights}})"""
-#: Files that are refused, and how somebody who trusts them turns them into one that is read.
-_ELSEWHERE = {
+#: Kinds of files that can hold programs, and the code that converts a trusted one to a kind that cannot.
+_OTHER_KINDS = {
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), (_SAFE, ".safetensors")),
     **dict.fromkeys((".h5", ".hdf5", ".keras"), (_KERAS, ".npz")),
 }
 _RUNS = "may hold programs, which reading it would run"
-#: The dtypes of safetensors; its own reader for NumPy lacks bfloat16.
+_DAMAGED = "Write the file again from its source."
+#: The dtypes of both formats by their names in safetensors; NumPy archives have all but bfloat16.
 _DTYPES = {
     **{name: np.dtype(kind) for name, kind in (("BOOL", "?"), ("F16", "f2"), ("F32", "f4"), ("F64", "f8"))},
     **{
@@ -34,58 +41,78 @@ _DTYPES = {
     },
     "BF16": np.dtype(jnp.bfloat16),
 }
+_DTYPES_TEXT = "bool, integers, float16, float32, float64, and bfloat16 in .safetensors"
+#: The longest name of an array, in bytes of UTF-8.
+MAX_NAME = 4096
+#: How many times the size of the file the arrays of a compressed archive may have, beside 16 MiB.
+MAX_INFLATION = 64
 
 
-def load(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The arrays of a ``.safetensors`` file or of a NumPy archive ``.npz``, by their names.
+def load(path: str | os.PathLike[str], like: Any = None) -> Any:
+    """The arrays of a ``.safetensors`` file or of a NumPy archive ``.npz``, or parameters made of them.
 
     Neither kind can hold a program, and nothing in a file is ever run: archives with pickled objects
-    are refused, and so are files of other kinds, with the lines that convert them.
+    are refused, and so are files of other kinds, with the lines that convert them. Sizes that a file declares
+    are checked before memory is reserved; the arrays of a compressed archive may take 64 times the size of
+    the file and 16 MiB more.
 
     Args:
-        path: a file whose name ends in ``.safetensors`` or ``.npz``, and which is what its name says.
+        path: a regular file whose name ends in ``.safetensors`` or ``.npz`` and whose content agrees.
+        like: a cell or network, or parameters of it; None: return a dict of arrays.
 
     Returns:
-        Names to NumPy arrays, in the file's dtypes; bfloat16 too (safetensors).
+        Without ``like``, ``{name: NumPy array}`` in the file's dtypes; with it, parameters of JAX arrays
+        (:func:`lstm_jax.unflatten_params`).
 
     Raises:
-        ValueError: the file is of another kind, damaged, or holds what is no array of numbers.
+        ValueError: the file is of another kind, damaged, or holds something other than arrays of numbers; or
+            its arrays are not those of ``like``.
+        OSError: the file cannot be read.
         ImportError: a ``.safetensors`` file without the package ``safetensors``
             (``pip install 'lstm_jax[interop]'``).
 
-    >>> import tempfile
+    >>> import jax, lstm_jax, tempfile
+    >>> cell = lstm_jax.LSTM(3, 2)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save(folder + "/weights.npz", {"kernel": np.ones((2, 3))})
-    ...     {name: array.shape for name, array in load(folder + "/weights.npz").items()}
-    {'kernel': (2, 3)}
+    ...     save(folder + "/weights.npz", cell.init(jax.random.key(0)))
+    ...     print({name: array.shape for name, array in load(folder + "/weights.npz").items()})
+    ...     type(load(folder + "/weights.npz", like=cell)).__name__
+    {'w_ih': (3, 8), 'w_hh': (2, 8), 'bias': (8,)}
+    'LSTMParams'
     """
     path = Path(path)
     suffix = _suffix("load", path)
+    if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():  # reading a folder is an OSError
+        raise value_error(f"load got {path.name}, which is a device or a pipe", "a regular file", "Copy it.")
     data = path.read_bytes()
     found = _kind(data)
     if found != suffix:
         raise value_error(
             f"load got {path.name}, which is no {suffix} file"
             + (f" but {found}" if found is not None else ""),
-            "a file that is what its name says",
-            f"Rename it to end in {found}." if found in (".npz", ".safetensors") else "Write it anew.",
+            "a file whose content is what its name says",
+            f"Rename it to end in {found}." if found in (".npz", ".safetensors") else _DAMAGED,
         )
-    return _read_npz(path, data) if suffix == ".npz" else _read_safetensors(path, data)
+    arrays = (_read_npz if suffix == ".npz" else _read_safetensors)(path.name, data)
+    return arrays if like is None else unflatten_params(like, arrays)
 
 
-def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
-    """Write arrays by name into a ``.safetensors`` file or a NumPy archive ``.npz``.
+def save(path: str | os.PathLike[str], arrays: Any) -> None:
+    """Write parameters, or arrays by name, into a ``.safetensors`` file or a NumPy archive ``.npz``.
 
-    The file appears whole or not at all, also where one of that name is there already: it is written
-    beside it and then renamed.
+    The file appears whole or not at all, and an older file of that name is replaced at once. Equal arrays
+    make equal bytes. What could not be read back equal is refused.
 
     Args:
-        path: where to; the end of its name says which kind.
-        arrays: names to arrays of numbers, as :func:`lstm_jax.interop.to_torch` returns them.
+        path: where to write; the end of the name decides the format.
+        arrays: the parameters of a cell or network, whose names are those of
+            :func:`lstm_jax.flatten_params`; or a mapping of names to arrays of numbers, as
+            :func:`lstm_jax.interop.to_torch` returns it.
 
     Raises:
-        ValueError: the name ends otherwise, an entry is no array of numbers, or its dtype is one that
-            NumPy archives forget (bfloat16).
+        ValueError: another ending, an entry that is no array of numbers, a dtype other than bool, integers,
+            float16, float32, float64 and (in safetensors) bfloat16, or a name that the format cannot hold.
+        OSError: the file cannot be written; nothing has changed then.
         ImportError: a ``.safetensors`` file without the package ``safetensors``
             (``pip install 'lstm_jax[interop]'``).
 
@@ -97,22 +124,16 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, Any]) -> None:
     """
     path = Path(path)
     suffix = _suffix("save", path)
-    named = {str(name): _numbers(name, array) for name, array in arrays.items()}
-    data = _npz(named) if suffix == ".npz" else _safetensors("save").numpy.save(named)
-    write_whole(path, data)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """The whole file or none of it: written beside its place, and then renamed."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if isinstance(arrays, Mapping):
+        arrays = dict(arrays)
+        strange = [repr(name) for name in arrays if not isinstance(name, str)]
+        if strange:
+            raise value_error(f"save got the names {listing(strange)}", "strings", "Use str(name).")
+        empty = [name for name, value in arrays.items() if value is None]
+        if empty:
+            raise value_error(f"save got None as {listing(empty)}", "an array", "Leave it out.")
+    checked = {name: _writable(name, value, suffix) for name, value in flatten_params(arrays).items()}
+    write_whole(path, _npz(checked) if suffix == ".npz" else _safetensors("save").numpy.save(checked))
 
 
 def _suffix(owner: str, path: Path) -> str:
@@ -120,21 +141,23 @@ def _suffix(owner: str, path: Path) -> str:
     if suffix in (".safetensors", ".npz"):
         return suffix
     got, expected = f"{owner} got {path.name}", "a name that ends in .safetensors or .npz"
-    if owner == "load" and suffix in _ELSEWHERE:
-        lines, ending = _ELSEWHERE[suffix]
-        lines = lines.format(path=str(path), new=str(path.with_suffix(ending)))
+    if owner == "load" and suffix in _OTHER_KINDS:
+        lines, ending = _OTHER_KINDS[suffix]
+        lines = lines.format(path=path.name, new=path.with_suffix(ending).name)
         raise value_error(
             f"{got}, which {_RUNS}", expected, f"If you trust it, convert it once:\n\n{lines}\n"
         )
     if owner == "load" and suffix in (".pkl", ".pickle", ".joblib"):
         raise value_error(
-            f"{got}, which {_RUNS} (pickle)", expected, "If you trust it, read it and write the arrays anew."
+            f"{got}, which {_RUNS} (pickle)",
+            expected,
+            "If you trust it, unpickle it yourself and save the arrays.",
         )
-    raise value_error(got, expected, "Safetensors also keep bfloat16.")
+    raise value_error(got, expected, "Choose .safetensors where there are bfloat16 arrays.")
 
 
 def _kind(data: bytes) -> str | None:
-    """What the first bytes say."""
+    """The kind of a file by its first bytes."""
     if len(data) > 8 and data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
         return ".safetensors"
     if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
@@ -148,44 +171,130 @@ def _kind(data: bytes) -> str | None:
     return None
 
 
-def _read_npz(path: Path, data: bytes) -> dict[str, Any]:
+# --- NumPy archives ------------------------------------------------------------------------------
+
+
+def _read_npz(file: str, data: bytes) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(BytesIO(data)) as archive:
-            unexpected = [name for name in archive.namelist() if not name.endswith(".npy")]
-        if unexpected:
-            raise value_error(
-                f"load got {path.name} with {', '.join(unexpected[:3])} inside",
-                "nothing but arrays (.npy)",
-                "A file of torch.save is an archive too: see what load('model.pt') says.",
-            )
-        with np.load(BytesIO(data), allow_pickle=False) as archive:
-            found = {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise ValueError(f"load got {path.name}, which is damaged ({error}). Write it anew.") from error
-    except ValueError as error:
-        if "pickle" not in str(error) or "load got" in str(error):
-            raise
-        raise ValueError(f"load got {path.name} with objects inside: it {_RUNS}. Write arrays.") from error
-    return {name: _numbers(name, array, "load") for name, array in found.items()}
+            entries = archive.infolist()
+            _check_entries(file, entries, len(data))
+            return {e.filename.removesuffix(".npy"): _read_npy(file, e, archive.read(e)) for e in entries}
+    except _Refused:
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy's header reader raise a dozen types
+        raise _damaged(file, error) from error
 
 
-def _read_safetensors(path: Path, data: bytes) -> dict[str, Any]:
+class _Refused(ValueError):
+    """An error whose text is complete."""
+
+
+def _damaged(file: str, error: Exception) -> ValueError:
+    reason = shorten(f"{type(error).__name__}: {error}", 200)
+    return ValueError(f"load got {file}, which is damaged ({reason}). {_DAMAGED}")
+
+
+def _check_entries(file: str, entries: list[zipfile.ZipInfo], size: int) -> None:
+    """Everything that can be said from the archive's directory, before anything is decompressed."""
+    names = [entry.filename for entry in entries]
+    unexpected = [name for name in names if not name.endswith(".npy")]
+    if unexpected:
+        raise _refused(
+            f"load got {file} with {listing(unexpected)} inside",
+            "nothing but arrays (.npy)",
+            "A file of torch.save is an archive too: see what load('model.pt') says.",
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise _refused(f"load got {file} with {listing(twice)} twice", "one entry of each name", _DAMAGED)
+    if any(entry.flag_bits & 1 for entry in entries):
+        raise _refused(f"load got {file}, which is encrypted", "an archive without a password", _DAMAGED)
+    if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
+        raise _refused(
+            f"load got {file} with a compression that NumPy does not write", "stored or deflated", _DAMAGED
+        )
+    total, limit = sum(entry.file_size for entry in entries), MAX_INFLATION * size + 2**24
+    if total > limit:
+        raise _refused(
+            f"load got {file} of {size} bytes, whose arrays take {total} bytes",
+            f"at most {limit}, the limit for compressed archives of this size",
+            "Save such arrays without compression.",
+        )
+
+
+def _refused(got: str, expected: str, hint: str) -> _Refused:
+    return _Refused(str(value_error(got, expected, hint)))
+
+
+def _read_npy(file: str, entry: zipfile.ZipInfo, data: bytes) -> np.ndarray:
+    """One array, once its header agrees with the bytes behind it."""
+    name = shorten(entry.filename.removesuffix(".npy"), 60)
+    stream = BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise _refused(f"load got {file} with {name} in version {version} of .npy", "1.0 or 2.0", _DAMAGED)
+    shape, columns_first, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise _refused(f"load got {file} with objects inside", "arrays of numbers", f"Such a file {_RUNS}.")
+    if dtype.newbyteorder("=") not in _DTYPES.values():
+        raise _refused(
+            f"load got {name} of dtype {dtype} in {file}",
+            f"an array of numbers ({_DTYPES_TEXT})",
+            "Write bfloat16 arrays as .safetensors.",
+        )
+    there = len(data) - stream.tell()
+    if any(size < 0 for size in shape) or prod(shape) * dtype.itemsize != there:
+        raise _refused(
+            f"load got {name} of shape {shorten(str(shape), 80)} with {there} bytes in {file}",
+            "as many bytes as the shape has",
+            _DAMAGED,
+        )
+    array = np.frombuffer(data, dtype, offset=stream.tell())
+    array = array.reshape(shape[::-1]).T if columns_first else array.reshape(shape)
+    return np.array(array, dtype.newbyteorder("="), order="C")
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    buffer = BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))  # the same bytes at any time
+            entry.create_system = 3
+            with archive.open(entry, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+# --- safetensors ---------------------------------------------------------------------------------
+
+
+def _read_safetensors(file: str, data: bytes) -> dict[str, np.ndarray]:
     package = _safetensors("load")
     try:
-        entries = package.deserialize(data)
-    except package.SafetensorError as error:
-        raise ValueError(f"load got {path.name}, which is damaged ({error}). Write it anew.") from error
-    unexpected = [
-        f"{name} of dtype {entry['dtype']}" for name, entry in entries if entry["dtype"] not in _DTYPES
-    ]
-    if unexpected:
+        size = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + size], object_pairs_hook=_unique)
+        entries = dict(package.deserialize(data))
+    except Exception as error:  # the package's own error, and those of JSON and of deep nesting
+        raise _damaged(file, error) from error
+    unexpected = [f"{name} of dtype {e['dtype']}" for name, e in entries.items() if e["dtype"] not in _DTYPES]
+    if unexpected or len(entries) != len(header) - ("__metadata__" in header):
         raise value_error(
-            f"load got {path.name} with {', '.join(unexpected)}", "dtypes that JAX has", "Cast them to F32."
+            f"load got {file} with {listing(unexpected)}", f"the dtypes {_DTYPES_TEXT}", "Cast them to F32."
         )
     return {
         name: np.frombuffer(entry["data"], _DTYPES[entry["dtype"]]).reshape(entry["shape"]).copy()
-        for name, entry in entries
+        for name, entry in entries.items()
     }
+
+
+def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose keys are all different."""
+    pairs = list(pairs)
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a name that stands twice in the header")
+    return dict(pairs)
 
 
 def _safetensors(owner: str) -> Any:
@@ -198,29 +307,37 @@ def _safetensors(owner: str) -> Any:
     return safetensors
 
 
-def _npz(arrays: Mapping[str, Any]) -> bytes:
-    buffer = BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
-        for name, array in arrays.items():
-            if array.dtype.kind == "V":
-                raise value_error(
-                    f"save got {name} of {array.dtype}, which a NumPy archive forgets",
-                    "a dtype of NumPy's own",
-                    "Write .safetensors, or cast it to float32.",
-                )
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _numbers(name: Any, value: Any, owner: str = "save") -> np.ndarray:
-    """An array of numbers with contiguous rows, which is what a file holds."""
-    array = np.asarray(value, order="C")
-    read = owner == "load"
-    if array.dtype.kind in "OUSMm" or (read and array.dtype.kind == "V"):
+def _writable(name: str, value: Any, suffix: str) -> np.ndarray:
+    """The array with contiguous rows and native bytes, once it is sure that it can be read back."""
+    shown = shorten(repr(name), 60)
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        size = MAX_NAME + 1
+    reserved = name == "__metadata__" if suffix == ".safetensors" else name.endswith(".npy")
+    if size > MAX_NAME or "\0" in name or reserved:
         raise value_error(
-            f"{owner} got {name} of dtype {array.dtype}",
-            "an array of numbers",
-            "Write such arrays as .safetensors." if read else "Pass a flat mapping of names to arrays.",
+            f"save got the name {shown}",
+            f"at most {MAX_NAME} bytes of UTF-8 without NUL, and "
+            + ("not __metadata__" if suffix == ".safetensors" else "no .npy at the end, which NumPy drops"),
+            "Rename the array.",
         )
-    return array
+    try:
+        array = np.asarray(value) if hasattr(value, "dtype") else None
+    except Exception as error:  # whatever an object's __array__ raises
+        reason = shorten(f"{type(error).__name__}: {error}", 200)
+        raise ValueError(f"save got {shown}, which NumPy cannot read ({reason}).") from error
+    if array is None:
+        raise value_error(
+            f"save got {shown} of type {type(value).__name__}", "an array of numbers", "Use np.asarray."
+        )
+    dtype = array.dtype.newbyteorder("=")
+    if dtype not in _DTYPES.values() or (suffix == ".npz" and dtype == jnp.bfloat16):
+        raise value_error(
+            f"save got {shown} of dtype {array.dtype}, which {suffix} files lack here",
+            f"an array of numbers ({_DTYPES_TEXT})",
+            "Write .safetensors, or cast it to float32."
+            if dtype == jnp.bfloat16
+            else "Cast it, or leave it out.",
+        )
+    return np.asarray(array, dtype, order="C")

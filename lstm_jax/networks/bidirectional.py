@@ -88,6 +88,12 @@ class Bidirectional(Network):
         """Whether the cell draws anything."""
         return as_base_cell(self.cell).has_noise
 
+    @property
+    def optional_params(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of both directions."""
+        names = as_base_cell(self.cell).optional_params
+        return tuple(f"{way}.{name}" for way in BidirectionalParams._fields for name in names)
+
     def compute_form(self) -> Bidirectional:
         """The network of the cell's compute form."""
         return dataclasses.replace(self, cell=compute_form(self.cell))

@@ -163,6 +163,12 @@ class Stack(Network):
         """Whether there is dropout between layers, or a layer with noise."""
         return self.dropout > 0 or any(as_base_cell(layer).has_noise for layer in self.layers)
 
+    @property
+    def optional_params(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the layers."""
+        names = (as_base_cell(layer).optional_params for layer in self.layers)
+        return tuple(f"{index}.{name}" for index, own in enumerate(names) for name in own)
+
     def compute_form(self) -> Stack:
         """The stack of the layers' compute forms."""
         return dataclasses.replace(self, layers=tuple(map(compute_form, self.layers)))

@@ -108,6 +108,11 @@ class Wrapper(BaseCell):
         """Whether something is drawn at every step."""
         return self.draws_step or self.inner.step_noise
 
+    @property
+    def optional_params(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the wrapped cell."""
+        return self.inner.optional_params
+
     def fused_unsupported(self) -> str | None:
         """The reason of the wrapped cell, if any."""
         return self.inner.fused_unsupported()

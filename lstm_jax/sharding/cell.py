@@ -29,7 +29,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from lstm_jax._errors import value_error
 from lstm_jax._types import Array, Carry, Params
-from lstm_jax.cells._base import Network, compute_form
+from lstm_jax.cells._base import Network, as_base_cell, compute_form
 from lstm_jax.cells.activations import identity
 from lstm_jax.cells.gru import GRU
 from lstm_jax.cells.gru_variant import GRUVariant
@@ -114,6 +114,11 @@ class Sharded(Network):
     _: KW_ONLY
     data: str | None = "data"
     model: str = "model"
+
+    @property
+    def optional_params(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the cell."""
+        return as_base_cell(self.cell).optional_params
 
     def __post_init__(self) -> None:
         _check_mesh(self.mesh, self.data, self.model)

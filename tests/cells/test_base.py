@@ -5,16 +5,16 @@ import pickle
 import subprocess
 import sys
 
+import cell_cases
 import jax
 import jax.numpy as jnp
-import members
 import pytest
 
 import lstm_jax
 from lstm_jax.cells._base import as_base_cell
 from lstm_jax.unrolling.fused_scan import not_affine_reason
 
-NETWORKS = {member.name: member.build(param_dtype="float32") for member in members.BY_NAME.values()} | {
+NETWORKS = {case.name: case.build(param_dtype="float32") for case in cell_cases.BY_NAME.values()} | {
     "several wrappers": lstm_jax.Zoneout(
         lstm_jax.WeightDrop(lstm_jax.VariationalDropout(lstm_jax.GRU(3, 2), inputs=0.1), 0.2), rates=0.1
     ),

@@ -1,4 +1,4 @@
-"""What is particular to the convolutional LSTM; the time contract has it in its table as any other member."""
+"""What is particular to the convolutional LSTM; the time contract has it in its table as any other case."""
 
 from functools import partial
 
@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_conv
 import pytest
+from cell_cases import BY_NAME
+from helpers import assert_same, daily, problem, random_like, slow, total
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jax.test_util import check_grads
-from members import BY_NAME, assert_same, daily, problem, random_like, slow, total
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, ConvLSTM, Readout, Stack, conv_lstm_step

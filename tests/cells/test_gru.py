@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import assert_same, daily, random_arrays, random_params, total
+from helpers import assert_same, daily, random_arrays, random_params, total
 
 from lstm_jax import GRU, LSTM, GRUParams, GRUVariant, GRUVariantParams, gru_step, unroll
 

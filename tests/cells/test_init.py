@@ -1,8 +1,8 @@
 """Initial parameters: the defaults, their replacements, and other libraries' habits."""
 
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import pytest
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 KEY = jax.random.key(0)
 GATES = {RNN: 1, LSTM: 4, GRU: 3}
 CELLS = pytest.mark.parametrize("kind", GATES, ids=lambda kind: kind.__name__)
-MOSTLY_LSTM = pytest.mark.parametrize("kind", members.daily(GATES, LSTM), ids=lambda kind: kind.__name__)
+MOSTLY_LSTM = pytest.mark.parametrize("kind", helpers.daily(GATES, LSTM), ids=lambda kind: kind.__name__)
 
 
 def by_gate(kind, array):
@@ -158,7 +158,7 @@ def networks(**options):
 
 _INITS = [lambda network, key: network.init(key), torch_init, keras_init]
 INITS = pytest.mark.parametrize("init", _INITS, ids=["own", "torch", "keras"])
-MOSTLY_OWN = pytest.mark.parametrize("init", members.daily(_INITS), ids=["own", "torch", "keras"])
+MOSTLY_OWN = pytest.mark.parametrize("init", helpers.daily(_INITS), ids=["own", "torch", "keras"])
 
 
 @INITS

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_leaky
 import pytest
+from cell_cases import BY_NAME
+from helpers import assert_same, daily, problem, random_like, slow
 from jax.test_util import check_grads
-from members import BY_NAME, assert_same, daily, problem, random_like, slow
 
 import lstm_jax
 from lstm_jax import RNN, LeakyRNN, LeakyRNNParams, RNNParams, Stack, leaky_rnn_step

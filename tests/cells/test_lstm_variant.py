@@ -2,15 +2,17 @@
 
 from functools import partial
 
-import family
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import oracle
 import oracle_lstm
 import pytest
-from members import BY_NAME, D, assert_same, problem
+import variant_cases
+from cell_case import D
+from cell_cases import BY_NAME
+from helpers import assert_same, problem
 
 import lstm_jax
 from lstm_jax import (
@@ -42,7 +44,7 @@ def scanned(cell, params, xs=None, **options):
 
 def test_no_peepholes_are_peepholes_of_zero():
     cell, plain = LSTMVariant(D, H, peepholes=True, **WIDE), LSTM(D, H, **WIDE)
-    params = members.random_params(plain)
+    params = helpers.random_params(plain)
     with_zeros = lstm_jax.LSTMVariantParams(*params[:3], peepholes=np.zeros(3 * H))
     assert_same(scanned(cell, with_zeros), scanned(plain, params))
 
@@ -57,7 +59,7 @@ def test_fresh_options_begin_as_the_lstm_does():
 def test_coupled_is_the_lstm_with_tied_gates():
     """f = 1 - i = sigmoid of the negative: tie the forget gate's weights to minus the input gate's."""
     cell, plain = LSTMVariant(D, H, coupled=True, **WIDE), LSTM(D, H, **WIDE)
-    params = members.random_params(cell)
+    params = helpers.random_params(cell)
 
     def tied(w):
         i, g, o = np.split(w, 3, axis=-1)
@@ -79,7 +81,7 @@ def test_the_forget_bias_of_coupled_gates_makes_them_remember():
 def test_a_gate_taken_away_is_a_gate_held_open(gate, index):
     """A bias of 1000 opens a gate for good."""
     cell, plain = LSTMVariant(D, H, ablation=f"no_{gate}_gate", **WIDE), LSTM(D, H, **WIDE)
-    params = members.random_params(cell)
+    params = helpers.random_params(cell)
 
     def with_gate(w, value):
         parts = np.split(w, 3, axis=-1)
@@ -94,7 +96,7 @@ def test_a_gate_taken_away_is_a_gate_held_open(gate, index):
 
 def test_a_projection_to_h_itself_changes_nothing():
     cell, plain = LSTMVariant(D, H, proj_size=H, **WIDE), LSTM(D, H, **WIDE)
-    params = members.random_params(plain)
+    params = helpers.random_params(plain)
     projected = lstm_jax.LSTMVariantParams(*params[:3], w_hr=np.eye(H))
     assert_same(scanned(cell, projected), scanned(plain, params))
 
@@ -103,7 +105,7 @@ def test_a_projection_to_h_itself_changes_nothing():
 def test_heads_are_cells_apart(build):
     """Two heads of two units: each half of h is a cell of its own that reads the same inputs."""
     cell, small = build(D, H, heads=2, **WIDE), build(D, H // 2, **WIDE)
-    params = members.random_params(cell)
+    params = helpers.random_params(cell)
     gates = params.w_hh.shape[-1] // 2
 
     def half(a, head):
@@ -135,7 +137,7 @@ def test_heads_are_drawn_one_by_one():
 
 def test_clip_limits_what_the_gates_see():
     cell = LSTMVariant(D, H, clip=0.5, **WIDE)
-    params = members.random_params(cell)
+    params = helpers.random_params(cell)
     gates = cell.gates(params, cell.initial_carry((3,)), 1e9 * sequence()[0])
     for gate, f in zip(gates, (oracle.sigmoid, oracle.sigmoid, np.tanh, oracle.sigmoid), strict=True):
         assert np.all(np.isclose(gate, f(0.5)) | np.isclose(gate, f(-0.5)))
@@ -144,7 +146,7 @@ def test_clip_limits_what_the_gates_see():
 @pytest.mark.parametrize("layer_norm", [None, "tfa", "haste"])
 def test_cell_clip_limits_the_cell_state(layer_norm):
     cell = LSTMVariant(D, H, cell_clip=0.3, layer_norm=layer_norm, **WIDE)
-    (_, c), (_, (_, carries)) = scanned(cell, members.random_params(cell))
+    (_, c), (_, (_, carries)) = scanned(cell, helpers.random_params(cell))
     assert np.max(np.abs(carries)) == 0.3 and np.all(np.abs(c) <= 0.3)
 
 
@@ -153,7 +155,7 @@ def test_the_two_layer_norms_carry_different_cell_states():
     xs, made = sequence(), {}
     for which in ("tfa", "haste"):
         cell = LSTMVariant(D, H, layer_norm=which, **WIDE)
-        params = members.random_params(cell)._replace(norm=cell.init(jax.random.key(0)).norm)
+        params = helpers.random_params(cell)._replace(norm=cell.init(jax.random.key(0)).norm)
         _, (_, (_, made[which])) = scanned(cell, params, xs)
     np.testing.assert_allclose(np.mean(made["tfa"], axis=-1), 0, atol=1e-12)
     np.testing.assert_allclose(np.var(made["tfa"], axis=-1), 1, atol=0.1)
@@ -163,7 +165,7 @@ def test_the_two_layer_norms_carry_different_cell_states():
 @pytest.mark.parametrize("layer_norm", ["tfa", "haste"])
 def test_layer_norm_does_not_see_the_scale_of_the_weights(layer_norm):
     cell = LSTMVariant(D, H, layer_norm=layer_norm, **WIDE)
-    params = members.random_params(cell)
+    params = helpers.random_params(cell)
     scaled = params._replace(w_ih=1e4 * params.w_ih, w_hh=1e4 * params.w_hh)
     # But for the constant in the square root.
     big = params._replace(w_ih=1e8 * params.w_ih, w_hh=1e8 * params.w_hh)
@@ -208,7 +210,7 @@ def test_the_study_s_parameters():
     assert count("FGR") == by_hand(4, 3) + 9 * H * H
 
 
-@pytest.mark.parametrize("which", [row.name for row in family.LSTMS])
+@pytest.mark.parametrize("which", [row.name for row in variant_cases.LSTMS])
 def test_a_step_is_its_equations(which):
     given = problem(BY_NAME[which], batch=())
     x = sequence()[0, 0]
@@ -216,7 +218,7 @@ def test_a_step_is_its_equations(which):
     assert_same(jax.device_get(jax.jit(given.network.step)(given.params, given.carry, x)), expected)
 
 
-@pytest.mark.parametrize("which", [row.name for row in family.LSTMS])
+@pytest.mark.parametrize("which", [row.name for row in variant_cases.LSTMS])
 def test_gates_are_those_of_the_step(which):
     """The step again, from its gates."""
     given = problem(BY_NAME[which])
@@ -327,7 +329,7 @@ def test_contradictions(build, message):
 )
 def test_parameters_of_other_options(options, change, message):
     cell = LSTMVariant(D, H, **options, **WIDE)
-    params = members.random_params(cell)._replace(**change)
+    params = helpers.random_params(cell)._replace(**change)
     with pytest.raises(ValueError) as caught:
         unroll(cell, params, sequence())
     assert message in str(caught.value)
@@ -339,5 +341,5 @@ def test_free_steps_take_no_parameters_of_variants():
         lstm_jax.lstm_step(given.params, given.carry, sequence()[0])
     with pytest.raises(ValueError, match="gru_step got parameters of type GRUVariantParams"):
         lstm_jax.gru_step(
-            members.random_params(GRUVariant(D, H, reset_after=False)), np.zeros((3, H)), sequence()[0]
+            helpers.random_params(GRUVariant(D, H, reset_after=False)), np.zeros((3, H)), sequence()[0]
         )

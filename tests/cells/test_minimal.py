@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import oracle_minimal
 import pytest
-from members import BY_NAME, D, H, assert_same, daily, problem
+from cell_case import D, H
+from cell_cases import BY_NAME
+from helpers import assert_same, daily, problem
 
 import lstm_jax
 from lstm_jax import GRU, MinGRU, MinGRUParams, MinLSTM, MinLSTMParams, min_gru_step, min_lstm_step

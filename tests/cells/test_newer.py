@@ -9,8 +9,9 @@ import numpy as np
 import oracle
 import oracle_newer
 import pytest
+from cell_cases import BY_NAME
+from helpers import assert_same, daily, problem, random_params, total
 from jax.test_util import check_grads
-from members import BY_NAME, assert_same, daily, problem, random_params, total
 
 import lstm_jax
 from lstm_jax import MLSTM, SLSTM, IndRNN

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import long_memory as program
 import numpy as np
 import pytest
+from helpers import daily
 from jax.flatten_util import ravel_pytree
-from members import daily
 from training import CELLS
 from training_runs import files, read_json, rows, run
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import recurrent_policy as program
 from _t_maze import FORWARD, LEFT, RIGHT, Maze, TMaze
-from members import daily
+from helpers import daily
 from training_runs import files, outcome, read_json, rows, run, weights
 
 TINY = "--cell rnn --corridor 2 --hidden 4 --batch 4 --window 16".split()

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import word_lm as program
-from members import daily
+from helpers import daily
 from training import UserError, command
 from training_runs import files, read_json, rows, run
 

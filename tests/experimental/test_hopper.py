@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import daily, slow
+from helpers import daily, slow
 from oracle_kernels import problem, reference_backward, reference_forward, residuals_for
 
 import lstm_jax

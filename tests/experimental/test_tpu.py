@@ -5,15 +5,17 @@ Pallas interprets them on a CPU. tests/unrolling/kernels/test_primitive.py cover
 
 from functools import partial
 
+import cell_cases
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import oracle
 import pytest
+from cell_cases import BY_NAME
+from helpers import problem, values_and_gradients
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
-from members import BY_NAME, problem, values_and_gradients
 from test_primitive import QUICK, both_cells, equations, interpreted, unroll, without_resets  # noqa: F401
 
 from lstm_jax import LSTM
@@ -196,18 +198,18 @@ def oracle_unroll(cell, data, reverse):
 
 @QUICK
 @pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize(("name", "reverse"), [("lstm", False), members.slow("gru", True)])
+@pytest.mark.parametrize(("name", "reverse"), [("lstm", False), helpers.slow("gru", True)])
 def test_tpu_kernels_against_the_oracle(name, reverse, monkeypatch):
     """Values, and the derivative of a loss along a random direction, by finite differences of the oracle."""
     monkeypatch.setattr(tpu, "CHUNK", 3)
     data = without_resets(problem(BY_NAME[name], dtype=np.float32))
-    expected = partial(oracle_unroll, {"lstm": members.ORACLE_LSTM, "gru": members.ORACLE_GRU}[name])
+    expected = partial(oracle_unroll, {"lstm": cell_cases.ORACLE_LSTM, "gru": cell_cases.ORACLE_GRU}[name])
     options = {"return_carries": True, "reverse": reverse, "implementation": "pallas", **data.flags}
     arguments = data.params, data.xs, data.carry
     out, gradients = values_and_gradients(data.network, *arguments, **options)
     assert_near(out, expected(data, reverse), tolerance=1e-6)
 
-    direction = members.random_like(np.random.default_rng(1), arguments)
+    direction = helpers.random_like(np.random.default_rng(1), arguments)
     direction = direction[0], np.where(np.isfinite(data.xs), direction[1], 0), direction[2]
 
     def loss(step):

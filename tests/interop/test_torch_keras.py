@@ -4,11 +4,11 @@ import json
 from functools import partial
 from pathlib import Path
 
+import helpers
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import pytest
 import safetensors
@@ -138,7 +138,7 @@ def test_to_torch_and_back_to_the_bit(network, seed):
         ConvLSTM((6, 5, 2), 3, (2, 3), strides=(2, 1), padding="VALID"),
         Stack((ConvLSTM((6, 2), 3, (2,)), ConvLSTM((6, 3), 1, (3,)))),
     ],
-    ids=members.brief,
+    ids=helpers.brief,
 )
 def test_to_keras_and_back_to_the_bit(network):
     params = drawn(network)
@@ -155,8 +155,8 @@ def test_to_keras_and_back_to_the_bit(network):
     same_bits(params, back)
 
 
-@pytest.mark.parametrize("both", members.daily([False, True], True))
-@pytest.mark.parametrize("layers", members.daily([1, 2]))
+@pytest.mark.parametrize("both", helpers.daily([False, True], True))
+@pytest.mark.parametrize("layers", helpers.daily([1, 2]))
 def test_cudnn(layers, both):
     """As jax's own unpacking and reference see the vector; and back to the bit."""
     D, H, T, B = 3, 2, 4, 2

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cell_cases import CELL_CASES
 from flax_cases import (
     CALLS,
     F64,
@@ -23,7 +24,6 @@ from flax_cases import (
     time_first,
     valid,
 )
-from members import MEMBERS
 
 import lstm_jax
 from lstm_jax._flax import is_random
@@ -52,18 +52,18 @@ def state_of(model):
 # --- cells in the place of Flax's ---------------------------------------------------------------
 
 
-STEPPING = [m for m in MEMBERS if m.causal and not is_random(m.build(param_dtype="float32"))]
+STEPPING = [m for m in CELL_CASES if m.causal and not is_random(m.build(param_dtype="float32"))]
 
 
-def test_only_regularised_members_are_not_for_a_single_step():
-    others = [m.name for m in MEMBERS if m.causal and m not in STEPPING]
+def test_only_regularised_cells_are_not_for_a_single_step():
+    others = [m.name for m in CELL_CASES if m.causal and m not in STEPPING]
     assert set(others) == {"zoneout", "zoneout_projected", "regularised"}
 
 
-@pytest.mark.parametrize("member", STEPPING, ids=lambda m: m.name)
-def test_every_member_goes_into_nnx_rnn(member):
-    network = member.build(**F64)
-    params, xs = parameters(network), fill(jax.ShapeDtypeStruct((T, B, *member.event), jnp.float64))
+@pytest.mark.parametrize("case", STEPPING, ids=lambda case: case.name)
+def test_every_cell_goes_into_nnx_rnn(case):
+    network = case.build(**F64)
+    params, xs = parameters(network), fill(jax.ShapeDtypeStruct((T, B, *case.event), jnp.float64))
     cell = modules.Cell(network, params=params)
     ys = nnx.RNN(cell)(time_first(xs))
     same(ys, time_first(lstm_jax.unroll(network, params, xs)[1]))
@@ -72,7 +72,7 @@ def test_every_member_goes_into_nnx_rnn(member):
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("time_major", [False, True])
-def test_nnx_rnn_walks_our_cells_as_unroll_does(name, reverse, time_major):
+def test_nnx_rnn_runs_our_cells_as_unroll_does(name, reverse, time_major):
     network = KINDS[name](D, H, **F64)
     cell = module(modules.Cell, network)
     rnn = nnx.RNN(cell, reverse=reverse, keep_order=True, time_major=time_major, return_carry=True)

@@ -3,14 +3,16 @@
 import itertools
 from functools import partial
 
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import pytest
+import user_cells
+from cell_case import D
+from helpers import assert_same, gradients, total
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from members import D, assert_same, gradients, total
 
 import lstm_jax
 from lstm_jax import (
@@ -58,7 +60,7 @@ NOISY = {
     ),
     "leaky": LeakyRNN(D, H, noise=0.5, **WIDE),
     "zoneout_leaky": Zoneout(LeakyRNN(D, H, noise=0.5, form="rate", **WIDE), rates=0.5),
-    "user": Zoneout(members.Leaky("float64"), rates=(0.5, 0.0)),
+    "user": Zoneout(user_cells.Leaky("float64"), rates=(0.5, 0.0)),
     "minimal": VariationalDropout(
         WeightDrop(MinGRU(D, H, **WIDE), 0.3, weights=("w_ih",)), inputs=0.3, recurrent=0.3
     ),
@@ -76,7 +78,7 @@ FUSED = {"zoneout_scan": "scan", "zoneout_projected": "scan", "user": "scan", "r
 def drawn(cell, seed=0):
     """Random parameters and inputs."""
     rng = np.random.default_rng(seed)
-    params = members.random_like(rng, jax.eval_shape(cell.init, jax.random.key(0)))
+    params = helpers.random_like(rng, jax.eval_shape(cell.init, jax.random.key(0)))
     return params, rng.normal(size=(T, B, D))
 
 
@@ -124,7 +126,7 @@ def test_what_runs(name):
         assert lstm_jax.explain(cell, params, xs, key=key).implementation == FUSED.get(name, "fused")
 
 
-@pytest.mark.parametrize("name", members.daily(NOISY, "zoneout"))
+@pytest.mark.parametrize("name", helpers.daily(NOISY, "zoneout"))
 def test_every_implementation_sees_the_same_noise(name):
     """Forward and in reverse, with windows of the memory policy, and handed on from window to window."""
     cell = NOISY[name]
@@ -151,7 +153,7 @@ def test_zoneout_is_a_matter_of_steps():
     assert not hasattr(Zoneout(MinGRU(D, H), rates=0.5), "coefficients")
 
 
-@pytest.mark.parametrize("name", members.daily(["all", "zoneout_projected"], "zoneout_projected"))
+@pytest.mark.parametrize("name", helpers.daily(["all", "zoneout_projected"], "zoneout_projected"))
 def test_in_reverse_too(name):
     cell = NOISY[name]
     params, xs, flags = problem(cell)
@@ -212,7 +214,7 @@ def test_networks_of_noisy_cells():
     network = Stack(
         (Bidirectional(zoned), VariationalDropout(GRU(2 * H, H, **WIDE), recurrent=0.5)), dropout=0.5
     )
-    params = members.random_like(np.random.default_rng(0), jax.eval_shape(network.init, KEY))
+    params = helpers.random_like(np.random.default_rng(0), jax.eval_shape(network.init, KEY))
     xs = np.random.default_rng(1).normal(size=(T, B, D))
     expected = unroll(network, params, xs, key=KEY, implementation="scan", return_carries=True)
     assert_same(unroll(network, params, xs, key=KEY, return_carries=True, checkpoint=4), expected)
@@ -243,7 +245,7 @@ def test_transforms_pass_through_the_noise():
         np.testing.assert_allclose(derivative("fused", 1.0), derivative("scan", 1.0), rtol=1e-9)
 
 
-@pytest.mark.parametrize("shape", members.daily([(0, 2), (4, 0), (3,), (2, 2, 2)], (4, 0)), ids=str)
+@pytest.mark.parametrize("shape", helpers.daily([(0, 2), (4, 0), (3,), (2, 2, 2)], (4, 0)), ids=str)
 def test_batches_and_sequences_of_any_shape(shape):
     """Also where there is nothing to draw for."""
     cell = NOISY["all"]
@@ -256,7 +258,7 @@ def test_batches_and_sequences_of_any_shape(shape):
 
 
 @pytest.mark.parametrize(
-    "kind", members.daily([AxisType.Auto, AxisType.Explicit]), ids=lambda kind: kind.name
+    "kind", helpers.daily([AxisType.Auto, AxisType.Explicit]), ids=lambda kind: kind.name
 )
 def test_the_noise_does_not_depend_on_where_the_rows_are(kind):
     """Rows spread over four devices draw what they draw on one."""
@@ -306,7 +308,7 @@ def test_noise_is_drawn_again_rather_than_kept():
 def test_a_zoneout_of_one_keeps_the_state():
     """And one of zero is not there."""
     params, xs = drawn(CELL)
-    carry = members.random_like(np.random.default_rng(2), CELL.initial_carry((B,)))
+    carry = helpers.random_like(np.random.default_rng(2), CELL.initial_carry((B,)))
     for key in (None, KEY):
         after, ys = unroll(Zoneout(CELL, rates=1.0), params, xs, carry, key=key)
         assert_same(after, jax.tree.map(jnp.asarray, carry), rtol=0, atol=0)
@@ -316,12 +318,12 @@ def test_a_zoneout_of_one_keeps_the_state():
         )
 
 
-@pytest.mark.parametrize("rates", members.daily([(0.0, 0.5), (0.25, 0.0), (0.25, 0.5)], (0.25, 0.5)))
+@pytest.mark.parametrize("rates", helpers.daily([(0.0, 0.5), (0.25, 0.0), (0.25, 0.5)], (0.25, 0.5)))
 def test_zoneout_keeps_its_share_of_each_state(rates):
     """Every entry is the old one or the new one; the expectation lies between them."""
     cell, rows = LSTM(D, 50, **WIDE), 100
-    params = members.random_like(np.random.default_rng(0), jax.eval_shape(cell.init, KEY))
-    old = members.random_like(np.random.default_rng(1), cell.initial_carry((rows,)))
+    params = helpers.random_like(np.random.default_rng(0), jax.eval_shape(cell.init, KEY))
+    old = helpers.random_like(np.random.default_rng(1), cell.initial_carry((rows,)))
     xs = np.random.default_rng(2).normal(size=(1, rows, D))
     new, _ = cell.step(params, old, xs[0])
     zoned, ys = unroll(Zoneout(cell, rates=rates), params, xs, old, key=KEY)
@@ -456,7 +458,7 @@ def test_penalties_see_valid_steps_alone():
         assert np.all(np.isfinite(grad)) and np.all(grad[~valid] == 0) and np.any(grad != 0)
 
 
-@pytest.mark.parametrize("steps", members.daily([0, 1, 2], 0, 2))
+@pytest.mark.parametrize("steps", helpers.daily([0, 1, 2], 0, 2))
 def test_penalties_of_nothing_are_zero(steps):
     ys = np.ones((steps, B, H))
     nothing = {"mask": np.zeros((steps, B), bool)}
@@ -488,7 +490,7 @@ def test_penalties_check_their_arguments():
         (lambda: WeightDrop(CELL, 0.5, weights="w_hh"), "a tuple of names"),
         (lambda: VariationalDropout(CELL, inputs=-0.1), "VariationalDropout got inputs=-0.1"),
         (
-            lambda: VariationalDropout(members.Leaky(), recurrent=0.5),
+            lambda: VariationalDropout(user_cells.Leaky(), recurrent=0.5),
             "recurrent=0.5 for Leaky; expected a cell with project, recur and update",
         ),
         (

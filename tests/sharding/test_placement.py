@@ -2,9 +2,9 @@
 
 from functools import cache, partial
 
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
@@ -99,7 +99,7 @@ def in_shard_map(mesh, network, run, *args):
 
 @pytest.mark.parametrize(
     "name",
-    members.daily(["lstm_learned", "stack", "rnn", "lstm", "gru", "slstm", "mlstm"]),
+    helpers.daily(["lstm_learned", "stack", "rnn", "lstm", "gru", "slstm", "mlstm"]),
 )
 def test_in_shard_map_rows_are_apart_and_weight_gradients_are_summed(name):
     network = NETWORKS[name]
@@ -108,7 +108,7 @@ def test_in_shard_map_rows_are_apart_and_weight_gradients_are_summed(name):
     assert_close(ours, unsharded(network))
 
 
-@pytest.mark.parametrize("implementation", members.daily(["fused", "scan"]))
+@pytest.mark.parametrize("implementation", helpers.daily(["fused", "scan"]))
 def test_windows_in_shard_map(implementation):
     """A checkpoint's windows, without flags, for both directions."""
     network = NETWORKS["bidirectional"]
@@ -147,7 +147,7 @@ def test_a_given_carry_in_shard_map_may_be_the_same_on_every_device():
 # --- an automatic mesh --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", members.daily(["lstm", "gru_reset_before", "stack"]))
+@pytest.mark.parametrize("name", helpers.daily(["lstm", "gru_reset_before", "stack"]))
 def test_rows_sharded_in_an_automatic_mesh(name):
     network = NETWORKS[name]
     params, xs, flags = problem(network)
@@ -158,7 +158,7 @@ def test_rows_sharded_in_an_automatic_mesh(name):
     assert_close(jax.device_get(ours), unsharded(network))
 
 
-@pytest.mark.parametrize("name", members.daily(["lstm", "gru", "bidirectional"]))
+@pytest.mark.parametrize("name", helpers.daily(["lstm", "gru", "bidirectional"]))
 def test_hidden_units_sharded_in_an_automatic_mesh(name):
     """Rows over one axis of the mesh, weights over the other."""
     network = NETWORKS[name]
@@ -190,7 +190,7 @@ def explicitly(network, run, flags=None):
         return jax.device_get(ours)
 
 
-@pytest.mark.parametrize("name", members.daily(NETWORKS, "lstm", "gru_reset_before"))
+@pytest.mark.parametrize("name", helpers.daily(NETWORKS, "lstm", "gru_reset_before"))
 def test_rows_sharded_in_an_explicit_mesh(name):
     network = NETWORKS[name]
     assert_close(explicitly(network, gradients_of(network, reverse=True)), unsharded(network))
@@ -212,8 +212,8 @@ DAILY = "gru", "rnn"
 @pytest.mark.parametrize(
     ("flagged", "name", "options"),
     [
-        *((True, *row) if row[0] in DAILY else members.slow(True, *row) for row in OPTIONS + TRUNCATED),
-        *(members.slow(False, *row) for row in OPTIONS),
+        *((True, *row) if row[0] in DAILY else helpers.slow(True, *row) for row in OPTIONS + TRUNCATED),
+        *(helpers.slow(False, *row) for row in OPTIONS),
     ],
     ids=str,
 )
@@ -225,7 +225,7 @@ def test_options_in_an_explicit_mesh(flagged, name, options):
     assert_close(explicitly(network, gradients_of(network, **options), flags), jax.device_get(expected))
 
 
-@pytest.mark.parametrize("dropout_mask", members.daily(["step", "sequence"]))
+@pytest.mark.parametrize("dropout_mask", helpers.daily(["step", "sequence"]))
 def test_dropout_in_an_explicit_mesh_draws_the_same_noise(dropout_mask):
     network = Stack((GRU(D, H), RNN(H, H)), dropout=0.5, dropout_mask=dropout_mask, residual=True)
     params, xs, flags = problem(network)
@@ -239,7 +239,7 @@ def test_dropout_in_an_explicit_mesh_draws_the_same_noise(dropout_mask):
     assert not np.allclose(ours[1], negative_zeros[1])
 
 
-@pytest.mark.parametrize("name", members.daily(["lstm", "bidirectional", "stack"]))
+@pytest.mark.parametrize("name", helpers.daily(["lstm", "bidirectional", "stack"]))
 def test_a_given_carry_in_an_explicit_mesh(name):
     """The same on every device, as ``initial_carry`` makes it, or sharded, as a window hands it on."""
     network = NETWORKS[name]

@@ -3,19 +3,21 @@
 from dataclasses import dataclass
 from functools import partial
 
+import cell_case
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import oracle
 import pytest
 import test_properties
 import test_time_contract
+from cell_cases import BY_NAME
+from helpers import assert_same, problem, total, values_and_gradients
 from hypothesis import given as examples, settings
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from jax.test_util import check_grads
-from members import BY_NAME, assert_same, problem, total, values_and_gradients
 
 import lstm_jax
 from lstm_jax import LSTM, Bidirectional, MinGRU, MinLSTM, Stack, explain
@@ -25,10 +27,10 @@ from lstm_jax.unrolling.associative import LOG_ZERO, associative_scan
 from lstm_jax.unrolling.run import Options
 from lstm_jax.unrolling.steps import Flags
 
-D, H = members.D, members.H
+D, H = cell_case.D, cell_case.H
 MINIMAL = ["min_gru", "min_lstm"]  # the second one learns its initial carry
 WHICH = pytest.mark.parametrize("which", MINIMAL)
-MOSTLY_ONE = pytest.mark.parametrize("which", members.daily(MINIMAL))
+MOSTLY_ONE = pytest.mark.parametrize("which", helpers.daily(MINIMAL))
 DOUBLE = pytest.mark.usefixtures("x64", "quick_compiles")
 
 
@@ -98,7 +100,7 @@ def test_values_and_gradients_are_those_of_the_loop(which, case):
 
 @DOUBLE
 @WHICH
-@pytest.mark.parametrize("first", members.daily([-1.5, 0.0, "mixed"], "mixed"))
+@pytest.mark.parametrize("first", helpers.daily([-1.5, 0.0, "mixed"], "mixed"))
 def test_the_first_carry_may_have_any_sign(which, first):
     given = problem(BY_NAME[which])
     carry = np.array([-2.0, 0.0]) if first == "mixed" else np.full(2, first)
@@ -137,11 +139,11 @@ def test_no_steps(which):
 @WHICH
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 def test_laws_of_the_time_contract(which, reverse):
-    member = BY_NAME[which]
-    test_time_contract.test_packed_segments_are_the_segments_apart(member, reverse, "parallel")
-    test_time_contract.test_deleting_invalid_steps_changes_nothing_else(member, reverse, "parallel")
+    case = BY_NAME[which]
+    test_time_contract.test_packed_segments_are_the_segments_apart(case, reverse, "parallel")
+    test_time_contract.test_deleting_invalid_steps_changes_nothing_else(case, reverse, "parallel")
     if not reverse:
-        test_time_contract.test_windows_are_the_whole(member, None, "parallel")
+        test_time_contract.test_windows_are_the_whole(case, None, "parallel")
     row = (which, reverse, None, True)
     test_time_contract.every_way_is_the_plain_scan(
         row, [("parallel", None), ("parallel", 4), ("parallel", "sqrt")]
@@ -152,17 +154,17 @@ def test_laws_of_the_time_contract(which, reverse):
 @pytest.mark.usefixtures("accelerator")
 @MOSTLY_ONE
 def test_laws_where_auto_is_parallel(which):
-    member = BY_NAME[which]
-    test_time_contract.test_steps_are_windows_of_one(member)
-    test_time_contract.test_reverse_is_flip_with_resets_shifted(member)
-    test_time_contract.test_all_steps_invalid(member)
+    case = BY_NAME[which]
+    test_time_contract.test_steps_are_windows_of_one(case)
+    test_time_contract.test_reverse_is_flip_with_resets_shifted(case)
+    test_time_contract.test_all_steps_invalid(case)
     for shape in ((0, 2), (4, 0)):
-        test_time_contract.test_empty_sequences(member, shape)
+        test_time_contract.test_empty_sequences(case, shape)
 
 
 @DOUBLE
 @pytest.mark.usefixtures("accelerator")
-@pytest.mark.parametrize("reverse", members.daily([False, True]), ids=["forward", "reverse"])
+@pytest.mark.parametrize("reverse", helpers.daily([False, True]), ids=["forward", "reverse"])
 def test_networks_of_parallel_cells(reverse):
     """Both directions, each at once, below a third one."""
     given = problem(BY_NAME["min_both_ways"])
@@ -231,7 +233,7 @@ def function_of(given, implementation="parallel", **options):
 def test_forward_mode(which):
     given = problem(BY_NAME[which])
     primals = given.params, given.xs, given.carry
-    tangents = members.random_like(np.random.default_rng(1), primals)
+    tangents = helpers.random_like(np.random.default_rng(1), primals)
     parallel, plain = (
         jax.jit(partial(jax.jvp, function_of(given, how, return_carries=True)))(primals, tangents)
         for how in ("parallel", "scan")
@@ -301,11 +303,11 @@ def members_of(tree, index):
 
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
-@pytest.mark.parametrize("how", members.daily(["shard_map", "explicit", "auto"]))
+@pytest.mark.parametrize("how", helpers.daily(["shard_map", "explicit", "auto"]))
 def test_over_four_devices(how):
     rng = np.random.default_rng(0)
     cell = MinLSTM(D, H, learn_initial_carry=True)
-    params = members.random_like(rng, jax.eval_shape(cell.init, jax.random.key(0)))
+    params = helpers.random_like(rng, jax.eval_shape(cell.init, jax.random.key(0)))
     xs = rng.normal(size=(6, 8, D)).astype(np.float32)
     mask, resets = rng.random((6, 8)) < 0.8, rng.random((6, 8)) < 0.3
 
@@ -332,12 +334,12 @@ def test_over_four_devices(how):
 
 
 @pytest.mark.parametrize("bias", [0.0, 6.0, 12.0])
-@pytest.mark.parametrize("kind", members.daily([MinGRU, MinLSTM]))
+@pytest.mark.parametrize("kind", helpers.daily([MinGRU, MinLSTM]))
 def test_long_sequences_in_float32(kind, bias):
     """20,000 steps; with the larger biases the cell forgets over thousands of them, and over more."""
     rng = np.random.default_rng(0)
     cell = kind(D, 8)
-    params = members.random_like(rng, jax.eval_shape(cell.init, jax.random.key(0)))
+    params = helpers.random_like(rng, jax.eval_shape(cell.init, jax.random.key(0)))
     keeps = np.zeros_like(params.bias)
     keeps[:8] = -bias if kind is MinGRU else bias
     params = params._replace(bias=params.bias + keeps)
@@ -374,9 +376,9 @@ def test_gates_that_are_nearly_open_keep_their_digits():
     assert np.max(np.abs(one_by_one - exact) / exact) > 2e-5
 
 
-@pytest.mark.parametrize("compute", members.daily(["float32", "bfloat16", "float16"]))
+@pytest.mark.parametrize("compute", helpers.daily(["float32", "bfloat16", "float16"]))
 @pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
-@pytest.mark.parametrize("implementation", members.daily(["parallel", "fused", "scan"]))
+@pytest.mark.parametrize("implementation", helpers.daily(["parallel", "fused", "scan"]))
 @pytest.mark.usefixtures("quick_compiles")
 def test_saturated_gates_give_finite_values_and_gradients(kind, compute, implementation):
     """Every pair and triple of -100, 0 and 100: among them both gates of a minimal LSTM shut."""
@@ -438,7 +440,7 @@ def test_there_is_no_loop_over_time(which):
 
     def found(how):
         def f(params, xs, carry):
-            return members.gradients(function_of(given, how, reverse=True), params, xs, carry)
+            return helpers.gradients(function_of(given, how, reverse=True), params, xs, carry)
 
         arguments = given.params, given.xs, given.carry
         program = jax.jit(f).lower(*arguments).compile().as_text()
@@ -511,7 +513,7 @@ def test_a_cpu_takes_the_loop_and_says_why():
         (Bidirectional(MinGRU(D, H)), {}, ["parallel"] * 2, "the recurrence is linear"),
         (Stack((LSTM(D, H), MinGRU(H, H))), {}, ["fused", "parallel"], ""),
     ],
-    ids=members.brief,
+    ids=helpers.brief,
 )
 def test_an_accelerator_takes_it_where_it_can(cell, options, expected, reason):
     params, xs = shapes(cell)
@@ -552,7 +554,7 @@ def test_steps_whose_number_is_not_known():
         (Stack((MinGRU(D, H), LSTM(H, H))), {}, ["'parallel' for LSTM"]),
         (Bidirectional(LSTM(D, H)), {}, ["cannot run it"]),
     ],
-    ids=members.brief,
+    ids=helpers.brief,
 )
 def test_by_name_it_runs_or_raises(cell, options, words):
     params, xs = shapes(cell)
@@ -571,7 +573,7 @@ def test_by_name_it_runs_or_raises(cell, options, words):
 def test_a_users_cell_with_summands_of_both_signs():
     cell, rng = Average(), np.random.default_rng(0)
     params = cell.init(jax.random.key(0))
-    given = members.Problem(
+    given = helpers.Problem(
         cell, params, rng.normal(size=(9, 2, D)).astype("f"), rng.normal(size=(2, D)).astype("f"), {}
     )
     given = given._replace(flags={"resets": rng.random((9, 2)) < 0.3})

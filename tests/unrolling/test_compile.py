@@ -4,9 +4,9 @@ import re
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import pytest
 
@@ -62,7 +62,7 @@ def test_the_counter_sees_a_compilation():
 # --- the second call ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", members.daily(NETWORKS, "lstm", "gru"))
+@pytest.mark.parametrize("name", helpers.daily(NETWORKS, "lstm", "gru"))
 def test_a_second_eager_call_compiles_nothing(name):
     """Nor does one with a new, equal network object, other values, and other flags of the same shapes."""
     network = NETWORKS[name]()
@@ -254,7 +254,7 @@ def program(network, steps, **options):
 
 
 @pytest.mark.parametrize("options", [{}, {"reverse": True, "truncate": 3}, {"checkpoint": "sqrt"}], ids=str)
-@pytest.mark.parametrize("name", members.daily(NETWORKS, "lstm", "gru"))
+@pytest.mark.parametrize("name", helpers.daily(NETWORKS, "lstm", "gru"))
 def test_the_program_of_ten_thousand_steps_is_as_long_as_that_of_sixteen(name, options):
     network = NETWORKS[name]()
     short, long = (program(network, steps, **options) for steps in (16, 10_000))
@@ -279,7 +279,7 @@ def products(jaxpr, in_loop=False):
                     yield from products(part, inner)
 
 
-@pytest.mark.parametrize(("kind", "gates"), [members.slow(RNN, 1), (LSTM, 4), members.slow(GRU, 3)])
+@pytest.mark.parametrize(("kind", "gates"), [helpers.slow(RNN, 1), (LSTM, 4), helpers.slow(GRU, 3)])
 @pytest.mark.parametrize("direction", ["forward", "both"])
 def test_the_recurrent_weights_gradient_is_one_product_after_the_loop(kind, gates, direction):
     steps, rows, hidden = 7, 2, 5
@@ -321,7 +321,7 @@ def test_a_backward_step_of_the_fused_lstm_is_one_product():
 
 @pytest.mark.parametrize(
     ("of", "implementation"),
-    [("carry", "fused"), members.slow("outputs", "fused"), members.slow("carry", "scan")],
+    [("carry", "fused"), helpers.slow("outputs", "fused"), helpers.slow("carry", "scan")],
 )
 def test_checkpointed_windows_need_far_less_memory(of, implementation):
     """The final carry's gradient keeps no carry, gate or pre-activation of every step."""

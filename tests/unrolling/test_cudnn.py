@@ -6,9 +6,9 @@ and gradients are held here; that cuDNN itself does as much is for ``test_regist
 
 from importlib import import_module
 
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import oracle
 import pytest
@@ -100,7 +100,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", members.daily(NETWORKS, "lstm"))
+@pytest.mark.parametrize("name", helpers.daily(NETWORKS, "lstm"))
 def test_values_and_gradients_are_the_oracles(name, either):
     given = problem(*NETWORKS[name], **CALLS[name])
     plan = explain(

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import pytest
 
@@ -135,9 +135,9 @@ FLAGS = {
     "options",
     [
         {},
-        members.slow({"reverse": True, "return_carries": True}),
+        helpers.slow({"reverse": True, "return_carries": True}),
         {"checkpoint": 3},
-        members.slow({"implementation": "scan"}),
+        helpers.slow({"implementation": "scan"}),
     ],
     ids=str,
 )
@@ -155,7 +155,7 @@ def test_what_is_told_is_what_runs(name, options):
     assert plan.implementation == ("+".join(dict.fromkeys(expected)) or "vmap")
 
 
-@pytest.mark.parametrize("name", members.daily(NETWORKS, "lstm", "bidirectional", "stack"))
+@pytest.mark.parametrize("name", helpers.daily(NETWORKS, "lstm", "bidirectional", "stack"))
 def test_shapes_tell_as_much_as_arrays(name):
     network, _ = NETWORKS[name]
     params, xs = problem(network)

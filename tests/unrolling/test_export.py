@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import slow
 from jax import export
-from members import slow
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, GRUVariant, Stack

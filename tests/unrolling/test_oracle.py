@@ -1,24 +1,26 @@
-"""Every member against the NumPy oracle: values, under every part of the time contract."""
+"""Every case against the NumPy oracle: values, under every part of the time contract."""
 
 from functools import partial
 
+import cell_case
+import cell_cases
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import oracle
 import oracle_newer
 import pytest
-from members import BY_NAME, assert_same, problem
+from cell_cases import BY_NAME
+from helpers import assert_same, problem
 
 import lstm_jax
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-#: Each member under "auto"; and under the plain scan, where "auto" would not take it anyway.
-ROWS = [(member, "auto") for member in members.MEMBERS]
+#: Each case under "auto"; and under the plain scan, where "auto" would not take it anyway.
+ROWS = [(case, "auto") for case in cell_cases.CELL_CASES]
 ROWS += [
-    (member, "scan") for member in members.MEMBERS if member.implementation != "scan" and not member.variant
+    (case, "scan") for case in cell_cases.CELL_CASES if case.implementation != "scan" and not case.variant
 ]
 
 
@@ -29,33 +31,31 @@ def _name(value):
 
 
 def both_directions(turn):
-    """Forward and in reverse; of family and variants one of the two, in turn, is for ``make test-slow``."""
+    """Forward and in reverse; of variants one of the two, in turn, is for ``make test-slow``."""
     rows = []
-    for index, (member, implementation) in enumerate(ROWS):
+    for index, (case, implementation) in enumerate(ROWS):
         for reverse in (False, True):
-            rarely = (member.family or member.variant) and reverse == ((index + turn) % 2 == 0)
-            rows.append(
-                pytest.param(member, implementation, reverse, marks=pytest.mark.slow if rarely else ())
-            )
-    return pytest.mark.parametrize("member, implementation, reverse", rows, ids=_name)
+            rarely = (case.alternate or case.variant) and reverse == ((index + turn) % 2 == 0)
+            rows.append(pytest.param(case, implementation, reverse, marks=pytest.mark.slow if rarely else ()))
+    return pytest.mark.parametrize("case, implementation, reverse", rows, ids=_name)
 
 
 def as_float64(tree):
     return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
 
-def by_oracle(member, given, flags, *, carry, reverse=False):
+def by_oracle(case, given, flags, *, carry, reverse=False):
     """The oracle's answer, as the library would return it with ``return_carries``."""
     params, xs = as_float64((given.params, given.xs))
     said = {what: np.asarray(flag) for what, flag in flags.items()}
     carry = as_float64(given.carry) if carry else None
-    said["event_ndim"] = len(member.event)
-    result = oracle.unroll(member.oracle, params, xs, carry, reverse=reverse, **said)
+    said["event_ndim"] = len(case.event)
+    result = oracle.unroll(case.oracle, params, xs, carry, reverse=reverse, **said)
     return result.carry, (result.ys, result.carries)
 
 
-def check(member, given, *, carry, reverse, implementation):
-    expected = by_oracle(member, given, given.flags, carry=carry, reverse=reverse)
+def check(case, given, *, carry, reverse, implementation):
+    expected = by_oracle(case, given, given.flags, carry=carry, reverse=reverse)
     result = lstm_jax.unroll(
         given.network,
         given.params,
@@ -66,7 +66,7 @@ def check(member, given, *, carry, reverse, implementation):
         implementation=implementation,
         **given.flags,
     )
-    assert_same(as_float64(result), as_float64(expected), note=f"{member.name} with {list(given.flags)}")
+    assert_same(as_float64(result), as_float64(expected), note=f"{case.name} with {list(given.flags)}")
 
 
 def finite(given, **flags):
@@ -76,15 +76,15 @@ def finite(given, **flags):
 
 @pytest.mark.usefixtures("x64")
 @both_directions(0)
-def test_plain_sequences(member, implementation, reverse):
-    check(member, finite(problem(member)), carry=False, reverse=reverse, implementation=implementation)
+def test_plain_sequences(case, implementation, reverse):
+    check(case, finite(problem(case)), carry=False, reverse=reverse, implementation=implementation)
 
 
 @pytest.mark.usefixtures("x64")
 @both_directions(1)
-def test_lengths_mask_and_resets(member, implementation, reverse):
+def test_lengths_mask_and_resets(case, implementation, reverse):
     """One compiled program for all: what is not said is said to be nothing special."""
-    given = problem(member)
+    given = problem(case)
     assert np.isnan(given.xs).any() and np.isinf(given.xs).any()
     said, shape = given.flags, given.valid.shape
     negative_zeros = {
@@ -92,16 +92,16 @@ def test_lengths_mask_and_resets(member, implementation, reverse):
         "mask": np.ones(shape, bool),
         "resets": np.zeros(shape, bool),
     }
-    cases = [given, problem(member, seed=1)]
-    cases += [finite(given, **(negative_zeros | {one: said[one]})) for one in said]
-    for case in cases:
-        check(member, case, carry=True, reverse=reverse, implementation=implementation)
+    problems = [given, problem(case, seed=1)]
+    problems += [finite(given, **(negative_zeros | {one: said[one]})) for one in said]
+    for each in problems:
+        check(case, each, carry=True, reverse=reverse, implementation=implementation)
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("member", members.table(lambda m: not m.variant), ids=members.name)
-def test_resets_return_to_the_own_carry_where_none_was_given(member):
-    check(member, problem(member, seed=2), carry=False, reverse=False, implementation="auto")
+@pytest.mark.parametrize("case", cell_cases.table(lambda m: not m.variant), ids=cell_cases.name)
+def test_resets_return_to_the_own_carry_where_none_was_given(case):
+    check(case, problem(case, seed=2), carry=False, reverse=False, implementation="auto")
 
 
 @pytest.mark.usefixtures("x64")
@@ -139,10 +139,10 @@ def test_batch_axes(which, batch):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("member", members.table(), ids=members.name)
-def test_auto_takes_what_the_table_says(member):
-    given = problem(member)
-    assert lstm_jax.explain(given.network, given.params, given.xs).implementation == member.implementation
+@pytest.mark.parametrize("case", cell_cases.table(), ids=cell_cases.name)
+def test_auto_takes_what_the_table_says(case):
+    given = problem(case)
+    assert lstm_jax.explain(given.network, given.params, given.xs).implementation == case.implementation
 
 
 @pytest.mark.usefixtures("x64")
@@ -216,9 +216,9 @@ def error(result, expected):
     ],
 )
 def test_less_precision(which, compute, implementation, reverse):
-    member = BY_NAME[which]
-    given = problem(member, dtype=np.float32, compute=compute)
-    expected = by_oracle(member, given, given.flags, carry=False, reverse=reverse)
+    case = BY_NAME[which]
+    given = problem(case, dtype=np.float32, compute=compute)
+    expected = by_oracle(case, given, given.flags, carry=False, reverse=reverse)
     result = lstm_jax.unroll(
         given.network,
         given.params,
@@ -235,18 +235,18 @@ def test_less_precision(which, compute, implementation, reverse):
 @pytest.mark.parametrize("which", ["lstm", "gru", "gru_reset_before"])
 @pytest.mark.parametrize("swap", [(0, 1), (1, 2), (0, 2)], ids=str)
 def test_tolerances_would_notice_a_wrong_gate(which, swap):
-    member = BY_NAME[which]
-    given = problem(member, dtype=np.float32)
-    order = np.arange(given.params.w_hh.shape[1] // members.H)
+    case = BY_NAME[which]
+    given = problem(case, dtype=np.float32)
+    order = np.arange(given.params.w_hh.shape[1] // cell_case.H)
     order[list(swap)] = order[list(swap)[::-1]]
-    columns = (order[:, None] * members.H + np.arange(members.H)).ravel()
+    columns = (order[:, None] * cell_case.H + np.arange(cell_case.H)).ravel()
     wrong = given.params._replace(
         w_ih=given.params.w_ih[:, columns],
         w_hh=given.params.w_hh[:, columns],
         bias=given.params.bias[columns],
     )
     right, mistaken = (
-        by_oracle(member, given._replace(params=params), given.flags, carry=False)
+        by_oracle(case, given._replace(params=params), given.flags, carry=False)
         for params in (given.params, wrong)
     )
     assert error(right, mistaken) > 5 * max(TOLERANCES.values())

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
+from cell_case import D
+from cell_cases import BY_NAME
+from helpers import assert_same, daily, problem, values_and_gradients
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as nps
-from members import BY_NAME, D, assert_same, daily, problem, values_and_gradients
 
 import lstm_jax
 
@@ -44,12 +46,12 @@ def sequences(draw):
 @given(sequence=sequences())
 def test_oracle(which, reverse, sequence):
     xs, _, flags = sequence
-    member = BY_NAME[which]
-    made = problem(member, T=T, batch=(B,))
+    case = BY_NAME[which]
+    made = problem(case, T=T, batch=(B,))
     carry, (ys, carries) = lstm_jax.unroll(
         made.network, made.params, xs, made.carry, reverse=reverse, return_carries=True, **flags
     )
-    expected = oracle.unroll(member.oracle, made.params, xs, made.carry, reverse=reverse, **flags)
+    expected = oracle.unroll(case.oracle, made.params, xs, made.carry, reverse=reverse, **flags)
     found = jax.tree.map(np.asarray, oracle.Result(carry, ys, carries))
     assert_same(found, expected, rtol=1e-8, atol=1e-10)
 

@@ -9,9 +9,9 @@ import re
 from importlib import import_module
 from pathlib import Path
 
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import oracle
 import oracle_minimal
@@ -94,7 +94,7 @@ def test_what_is_expected_where():
 
 
 @pytest.mark.usefixtures("quick_compiles")
-@pytest.mark.parametrize("situation", members.daily(SITUATIONS, "reverse"))
+@pytest.mark.parametrize("situation", helpers.daily(SITUATIONS, "reverse"))
 @pytest.mark.parametrize(("name", "platform"), RUNS)
 def test_values_and_gradients_are_the_oracles(name, platform, situation, request):
     device = request.config.getoption("device")

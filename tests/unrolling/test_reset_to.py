@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import assert_same, random_like
+from helpers import assert_same, random_like
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, MinGRU, Stack

@@ -4,7 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from members import BY_NAME, MEMBERS, D, daily
+from cell_case import D
+from cell_cases import BY_NAME, CELL_CASES
+from helpers import daily
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, _devices
@@ -13,7 +15,7 @@ from lstm_jax.unrolling import fused_scan, tiling, windows
 from lstm_jax.unrolling.api import _compiled
 
 T, B = 7, 6
-SPLIT = [m for m in MEMBERS if "fused" in m.implementation and not m.variant]
+SPLIT = [m for m in CELL_CASES if "fused" in m.implementation and not m.variant]
 
 
 @pytest.fixture
@@ -165,14 +167,14 @@ def everything(network, implementation, event):
 
 @pytest.mark.usefixtures("x64", "quick_compiles", "cut_small")
 @pytest.mark.parametrize(
-    "member",
+    "case",
     daily(SPLIT, BY_NAME["lstm"]),
-    ids=lambda member: member.name,
+    ids=lambda case: case.name,
 )
-def test_chunks_and_lanes_change_no_value_and_no_gradient(member):
-    network = member.build(param_dtype=jnp.float64)
-    cut = everything(network, "auto", member.event)
-    whole = everything(network, "scan", member.event)
+def test_chunks_and_lanes_change_no_value_and_no_gradient(case):
+    network = case.build(param_dtype=jnp.float64)
+    cut = everything(network, "auto", case.event)
+    whole = everything(network, "scan", case.event)
     for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 

@@ -1,20 +1,24 @@
 """Laws of the time contract: two ways to say the same thing give the same values and gradients.
 
-The members and the options they run under come from ``members.py``: every day the LSTM and the GRU
-under a few options, in ``make test-slow`` everything else. Inputs
-at invalid steps are NaN and infinities throughout.
+The cases come from ``cell_cases.py``. ``make test`` runs the LSTM and the GRU under a few options,
+``make test-slow`` everything else. Inputs at invalid steps are NaN and infinities throughout.
 """
 
 import itertools
 from dataclasses import dataclass
 from functools import partial
 
+import cell_case
+import cell_cases
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import pytest
-from members import BY_NAME, D, H, Problem, assert_same, gradients, problem, total, values_and_gradients
+import user_cells
+from cell_case import D, H
+from cell_cases import BY_NAME
+from helpers import Problem, assert_same, gradients, problem, total, values_and_gradients
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, Stack
@@ -22,9 +26,9 @@ from lstm_jax import GRU, LSTM, Bidirectional, Stack
 pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
 
 T, B = 7, 3
-LAWFUL = members.table(lambda member: not member.variant)
-CAUSAL = [member for member in LAWFUL if member.causal]
-LSTM_MEMBER = BY_NAME["lstm"]
+LAWFUL = cell_cases.table(lambda case: not case.variant)
+CAUSAL = [case for case in LAWFUL if case.causal]
+LSTM_CASE = BY_NAME["lstm"]
 
 
 def solve(given, *, carry=True, **options):
@@ -38,36 +42,36 @@ def every(tree, f):
     return all(bool(np.all(f(np.asarray(a)))) for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0)
 
 
-def is_daily(member, *_):
-    return member.name in members.DAILY
+def is_daily(case, *_):
+    return case.name in cell_cases.DAILY
 
 
-def laws_over(names, rows, ids=members.name, daily=is_daily):
-    """Parametrize; a row begins with the member. Those that are not daily are for ``make test-slow``."""
+def laws_over(names, rows, ids=cell_cases.name, daily=is_daily):
+    """Parametrize; a row begins with the case. Those that are not daily are for ``make test-slow``."""
 
     def marked(row):
-        entries = row if isinstance(row, tuple) and not isinstance(row, members.Member) else (row,)
+        entries = row if isinstance(row, tuple) and not isinstance(row, cell_case.CellCase) else (row,)
         return pytest.param(*entries, marks=() if daily(*entries) else pytest.mark.slow)
 
     return pytest.mark.parametrize(names, [marked(row) for row in rows], ids=ids)
 
 
 def spread_over_directions(listed):
-    """Each member with a direction of its own, the LSTM with both directions and implementations.
+    """Each case with a direction of its own, the LSTM with both directions and implementations.
 
     Every day the LSTM alone, with each of them once.
     """
     rows = []
-    for index, member in enumerate(listed):
-        if member is LSTM_MEMBER:
-            rows += [(member, reverse, how) for reverse in (False, True) for how in ("scan", "auto")]
+    for index, case in enumerate(listed):
+        if case is LSTM_CASE:
+            rows += [(case, reverse, how) for reverse in (False, True) for how in ("scan", "auto")]
         else:
-            rows.append((member, index % 2 == 1, "auto"))
+            rows.append((case, index % 2 == 1, "auto"))
 
-    def daily(member, reverse, implementation):
-        return member is LSTM_MEMBER and reverse == (implementation == "scan")
+    def daily(case, reverse, implementation):
+        return case is LSTM_CASE and reverse == (implementation == "scan")
 
-    return laws_over("member, reverse, implementation", rows, ids=_name, daily=daily)
+    return laws_over("case, reverse, implementation", rows, ids=_name, daily=daily)
 
 
 def _name(value):
@@ -95,19 +99,19 @@ def pairwise(**axes):
 
 WAYS = [("auto", None), ("auto", 4), ("auto", "sqrt"), ("scan", 1), ("auto", T + 2)]
 CONDITIONS = {"reverse": [False, True], "truncate": [None, 2], "flagged": [False, True]}
-OTHERS = [member for member in LAWFUL if member is not LSTM_MEMBER]
+OTHERS = [case for case in LAWFUL if case is not LSTM_CASE]
 #: The pairwise cover for the LSTM, and one comparison for each of the others; see ``row_is_daily``.
-COVER = list(pairwise(member=[LSTM_MEMBER], way=WAYS, **CONDITIONS))
+COVER = list(pairwise(case=[LSTM_CASE], way=WAYS, **CONDITIONS))
 COVER += [(m, ("auto", 4), index % 2 == 1, (None, 2)[index % 2], True) for index, m in enumerate(OTHERS)]
 #: All of the LSTM's, and a pairwise cover for the others.
-EVERY_SO_OFTEN = [(LSTM_MEMBER, *row) for row in itertools.product(WAYS, *CONDITIONS.values())]
-EVERY_SO_OFTEN += pairwise(member=OTHERS, way=WAYS[:4], **CONDITIONS)
+EVERY_SO_OFTEN = [(LSTM_CASE, *row) for row in itertools.product(WAYS, *CONDITIONS.values())]
+EVERY_SO_OFTEN += pairwise(case=OTHERS, way=WAYS[:4], **CONDITIONS)
 EVERY_SO_OFTEN = [row for row in EVERY_SO_OFTEN if row not in COVER]
 #: What shares a reference is one test, so that the reference is compiled once.
 SHARED, SHARED_SLOWLY = {}, {}
 for _rows, _shared in ((COVER, SHARED), (EVERY_SO_OFTEN, SHARED_SLOWLY)):
-    for _member, _way, *_condition in _rows:
-        _shared.setdefault((_member.name, *_condition), []).append(_way)
+    for _case, _way, *_condition in _rows:
+        _shared.setdefault((_case.name, *_condition), []).append(_way)
 
 
 #: Each two of direction, truncation and flags meet in these four.
@@ -121,7 +125,7 @@ def row_is_daily(row):
 
 
 @pytest.mark.parametrize(
-    "row", members.daily(SHARED, *filter(row_is_daily, SHARED)), ids=lambda row: "-".join(map(str, row))
+    "row", helpers.daily(SHARED, *filter(row_is_daily, SHARED)), ids=lambda row: "-".join(map(str, row))
 )
 def test_every_way_is_the_plain_scan(row):
     every_way_is_the_plain_scan(row, SHARED[row])
@@ -153,11 +157,11 @@ def every_way_is_the_plain_scan(row, ways):
             assert every((found[0][1][0][~given.valid], found[1][1][~given.valid]), lambda a: a == 0)
 
 
-@pytest.mark.parametrize("which", members.daily(["gru", "peephole", "stack_residual_skip"]))
+@pytest.mark.parametrize("which", helpers.daily(["gru", "peephole", "stack_residual_skip"]))
 def test_forward_mode_of_the_fast_path_is_that_of_the_plain_scan(which):
     """Among them two cells with a constant in ``recur``, which has no place in a tangent."""
     given = problem(BY_NAME[which])
-    tangents = members.random_like(np.random.default_rng(1), (given.params, given.xs, given.carry))
+    tangents = helpers.random_like(np.random.default_rng(1), (given.params, given.xs, given.carry))
 
     @partial(jax.jit, static_argnames="implementation")
     def pushed(primals, tangents, implementation):
@@ -173,7 +177,7 @@ def test_forward_mode_of_the_fast_path_is_that_of_the_plain_scan(which):
     assert np.any(fast[1][1][0] != 0)
 
 
-class Counting(members.Peephole):
+class Counting(user_cells.Peephole):
     """A split cell that also counts its steps, in whole numbers, which have no tangents."""
 
     def initial_carry(self, batch_shape=(), params=None):
@@ -189,11 +193,11 @@ class Counting(members.Peephole):
 
 
 def test_auto_takes_a_split_cell_with_whole_numbers_in_its_carry():
-    given = problem(members.Member("counting", Counting, None))
+    given = problem(cell_case.CellCase("counting", Counting, None))
     assert_same(solve(given), solve(given, implementation="scan"))
 
 
-@pytest.mark.parametrize("implementation", members.daily(["scan", "auto"], "auto"))
+@pytest.mark.parametrize("implementation", helpers.daily(["scan", "auto"], "auto"))
 def test_checkpoint_says_how_much_is_remembered(implementation):
     """By the sizes of what the forward pass hands to the backward pass; nothing is computed."""
     cell, steps = LSTM(D, 16), 64
@@ -251,16 +255,16 @@ def as_is(a):
 
 
 @laws_over(
-    "member, truncate, implementation",
-    [(LSTM_MEMBER, truncate, how) for truncate in (None, 2) for how in ("scan", "auto")]
-    + [(m, (None, 2)[index % 2], "auto") for index, m in enumerate(CAUSAL) if m is not LSTM_MEMBER],
+    "case, truncate, implementation",
+    [(LSTM_CASE, truncate, how) for truncate in (None, 2) for how in ("scan", "auto")]
+    + [(m, (None, 2)[index % 2], "auto") for index, m in enumerate(CAUSAL) if m is not LSTM_CASE],
     ids=_name,
-    daily=lambda member, *how: member is LSTM_MEMBER and how == (2, "auto"),
+    daily=lambda case, *how: case is LSTM_CASE and how == (2, "auto"),
 )
-def test_windows_are_the_whole(member, truncate, implementation):
+def test_windows_are_the_whole(case, truncate, implementation):
     """Lengths and flags split by window. With start 5, one boundary between windows is a cut, one is not."""
-    given = problem(member, seed=3)
-    sizes = (3, 1, 3) if member is LSTM_MEMBER else (3, 4)
+    given = problem(case, seed=3)
+    sizes = (3, 1, 3) if case is LSTM_CASE else (3, 4)
     options = {"truncate": truncate, "implementation": implementation}
     whole = solve(given, start=5, **options)
     parts = windows(
@@ -269,10 +273,10 @@ def test_windows_are_the_whole(member, truncate, implementation):
     assert_same(parts, whole)
 
 
-@laws_over("member", CAUSAL)
-def test_steps_are_windows_of_one(member):
+@laws_over("case", CAUSAL)
+def test_steps_are_windows_of_one(case):
     """A Python loop over ``step``, from the own carry on, and going on where ``unroll`` stopped."""
-    given = problem(member)
+    given = problem(case)
     xs = np.where(np.isfinite(given.xs), given.xs, 0.5)
 
     @jax.jit
@@ -299,17 +303,17 @@ def test_steps_are_windows_of_one(member):
 
 
 @spread_over_directions(LAWFUL)
-def test_packed_segments_are_the_segments_apart(member, reverse, implementation):
+def test_packed_segments_are_the_segments_apart(case, reverse, implementation):
     """Two or three segments, and an invalid step between the first two which says that it begins one."""
-    given = problem(member)
+    given = problem(case)
     xs = np.where(np.isfinite(given.xs), given.xs, 0.5)
     xs[3] = np.nan
-    segments = ((0, 3), (4, 6), (6, 7)) if member is LSTM_MEMBER else ((0, 3), (4, 7))
+    segments = ((0, 3), (4, 6), (6, 7)) if case is LSTM_CASE else ((0, 3), (4, 7))
     mask, resets = np.ones((T, B), bool), np.zeros((T, B), bool)
     mask[3] = False
     resets[[3, *(a for a, _ in segments[1:])]] = True
     options = {"reverse": reverse, "implementation": implementation}
-    causal = member.causal
+    causal = case.causal
 
     def packed(params, xs, carry):
         carry, ys = lstm_jax.unroll(given.network, params, xs, carry, mask=mask, resets=resets, **options)
@@ -330,13 +334,13 @@ def test_packed_segments_are_the_segments_apart(member, reverse, implementation)
 
 
 @spread_over_directions(LAWFUL)
-def test_deleting_invalid_steps_changes_nothing_else(member, reverse, implementation):
-    given = problem(member, batch=())
+def test_deleting_invalid_steps_changes_nothing_else(case, reverse, implementation):
+    given = problem(case, batch=())
     kept = np.array([1, 2, 4, 6])
     mask, resets = np.zeros(T, bool), np.zeros(T, bool)
     mask[kept] = True
     resets[[0, 3, 4, 5]] = True  # 4 is the only valid one
-    xs = np.where(members.over_events(mask, given.xs), np.where(np.isfinite(given.xs), given.xs, 0.5), np.nan)
+    xs = np.where(helpers.over_events(mask, given.xs), np.where(np.isfinite(given.xs), given.xs, 0.5), np.nan)
     options = {"reverse": reverse, "implementation": implementation, "return_carries": True}
 
     def left_in(params, xs, carry):
@@ -354,10 +358,10 @@ def test_deleting_invalid_steps_changes_nothing_else(member, reverse, implementa
     assert_same((out, grads), expected)  # the gradient of what was deleted is zero, NaN or not
 
 
-@laws_over("member", CAUSAL)
-def test_reverse_is_flip_with_resets_shifted(member):
+@laws_over("case", CAUSAL)
+def test_reverse_is_flip_with_resets_shifted(case):
     """Walking back, the carry restarts between x_t that begins a segment and x_{t-1}."""
-    given = problem(member)
+    given = problem(case)
     xs = np.where(np.isfinite(given.xs), given.xs, 0.5)
     resets = given.flags["resets"]
     shifted = np.concatenate([np.zeros_like(resets[:1]), resets[:0:-1]])
@@ -396,15 +400,15 @@ def test_reverse_exchanges_the_directions():
 
 
 @spread_over_directions(CAUSAL)
-def test_truncated_is_windows_with_the_gradient_stopped(member, reverse, implementation):
+def test_truncated_is_windows_with_the_gradient_stopped(case, reverse, implementation):
     """With start 1 and period 3, the cuts lie before steps 2 and 5; some of the steps there are invalid."""
-    period, sizes = (3, (2, 3, 2)) if member is LSTM_MEMBER else (4, (3, 4))
-    given = problem(member)
+    period, sizes = (3, (2, 3, 2)) if case is LSTM_CASE else (4, (3, 4))
+    given = problem(case)
     given.flags["resets"][:] = False
     given.flags["mask"][[2, 3, 5], 1] = False
     given = given._replace(
         xs=np.where(
-            members.over_events(given.valid, given.xs), np.nan_to_num(given.xs, posinf=1, neginf=1), np.nan
+            helpers.over_events(given.valid, given.xs), np.nan_to_num(given.xs, posinf=1, neginf=1), np.nan
         )
     )
     whole = solve(given, reverse=reverse, truncate=period, start=1, implementation=implementation)
@@ -435,8 +439,8 @@ def test_truncated_is_windows_with_the_gradient_stopped(member, reverse, impleme
     assert_same((carry, out), untruncated)
 
 
-@pytest.mark.parametrize("which", members.daily(["lstm", "leaky", "bidirectional", "stack_bidirectional"]))
-@pytest.mark.parametrize("implementation", members.daily(["scan", "auto"], "auto"))
+@pytest.mark.parametrize("which", helpers.daily(["lstm", "leaky", "bidirectional", "stack_bidirectional"]))
+@pytest.mark.parametrize("implementation", helpers.daily(["scan", "auto"], "auto"))
 def test_no_gradient_crosses_a_cut(which, implementation):
     given = problem(BY_NAME[which])
     xs = np.where(np.isfinite(given.xs), given.xs, 0.5)
@@ -457,10 +461,10 @@ def test_no_gradient_crosses_a_cut(which, implementation):
     assert np.any(plain[:4] != 0)
 
 
-@pytest.mark.parametrize("implementation", members.daily(["scan", "auto"], "auto"))
+@pytest.mark.parametrize("implementation", helpers.daily(["scan", "auto"], "auto"))
 def test_where_truncation_leaves_the_first_carry_its_gradient(implementation):
     """The sequence's own beginning is not a cut, in either direction; a window's may be."""
-    given = problem(LSTM_MEMBER, T=6)
+    given = problem(LSTM_CASE, T=6)
     given = given._replace(xs=np.where(np.isfinite(given.xs), given.xs, 0.5), flags={})
 
     def carry_is_reached(**options):
@@ -476,10 +480,10 @@ def test_where_truncation_leaves_the_first_carry_its_gradient(implementation):
 # --- empty sequences -----------------------------------------------------------------------------
 
 
-@laws_over("member", LAWFUL)
-def test_all_steps_invalid(member):
+@laws_over("case", LAWFUL)
+def test_all_steps_invalid(case):
     """The carry that was handed in comes back, and its gradient passes unchanged."""
-    given = problem(member)
+    given = problem(case)
     for flags in ({"lengths": np.zeros(B, np.int32)}, {"mask": np.zeros((T, B), bool)}):
         absent = given._replace(xs=np.full_like(given.xs, np.nan), flags=given.flags | flags)
         (carry, (ys, carries)), (dparams, dxs, _) = solve(absent)
@@ -491,19 +495,19 @@ def test_all_steps_invalid(member):
 
 
 @laws_over(
-    "member, shape",
-    [(member, shape) for member in LAWFUL for shape in ((0, 2), (4, 0))] + [(LSTM_MEMBER, (0, 0))],
+    "case, shape",
+    [(case, shape) for case in LAWFUL for shape in ((0, 2), (4, 0))] + [(LSTM_CASE, (0, 0))],
     ids=_name,
 )
-def test_empty_sequences(member, shape):
+def test_empty_sequences(case, shape):
     """No steps, no rows, neither."""
-    given = problem(member, T=shape[0] or 1, batch=shape[1:])
+    given = problem(case, T=shape[0] or 1, batch=shape[1:])
     flags = {
         "mask": np.ones(shape, bool),
         "resets": np.ones(shape, bool),
         "lengths": np.zeros(shape[1], np.int32),
     }
-    empty = given._replace(xs=np.ones((*shape, *member.event)), flags=flags)
+    empty = given._replace(xs=np.ones((*shape, *case.event)), flags=flags)
     (carry, (ys, carries)), (dparams, dxs, _) = solve(empty, carry=False)
     assert_same(carry, given.network.initial_carry(shape[1:], given.params), rtol=0, atol=0)
     event = getattr(given.network, "output_shape", None) or (getattr(given.network, "output_size", 2),)
@@ -517,7 +521,7 @@ def test_empty_sequences(member, shape):
 )
 @pytest.mark.parametrize("implementation", ["scan", "auto"])
 def test_no_steps_under_every_option(options, implementation):
-    given = problem(LSTM_MEMBER, T=1)
+    given = problem(LSTM_CASE, T=1)
     flags = {"mask": np.ones((0, B), bool), "resets": np.ones((0, B), bool)}
     nothing = given._replace(xs=np.ones((0, B, D)), flags=flags)
     (carry, (ys, _)), (dparams, _, _) = solve(nothing, implementation=implementation, **options)
@@ -537,7 +541,7 @@ def test_lengths_of_any_integer_dtype(dtype):
 # --- learned initial carries --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("implementation", members.daily(["scan", "auto"], "auto"))
+@pytest.mark.parametrize("implementation", helpers.daily(["scan", "auto"], "auto"))
 def test_learned_initial_carry_receives_gradient(implementation):
     """Where it is used: at the beginning if no carry is given, and after resets."""
     given = problem(BY_NAME["lstm_learned"])
@@ -688,7 +692,7 @@ def test_all_ways_see_the_same_noise(dropout_mask):
         dropout=0.5,
         dropout_mask=dropout_mask,
     )
-    given = problem(members.Member("dropout", lambda **dtypes: network, None), seed=4)
+    given = problem(cell_case.CellCase("dropout", lambda **dtypes: network, None), seed=4)
     reference = solve(given, implementation="scan", key=KEY)
     _, quiet = lstm_jax.unroll(network, given.params, given.xs, given.carry, **given.flags)
     assert np.any(quiet != reference[0][1][0])
@@ -699,7 +703,7 @@ def test_all_ways_see_the_same_noise(dropout_mask):
 @pytest.mark.slow
 def test_windows_of_a_network_see_the_noise_of_the_whole():
     network = Stack((LSTM(D, 8, param_dtype="float64"), GRU(8, H, param_dtype="float64")), dropout=0.5)
-    given = problem(members.Member("dropout", lambda **dtypes: network, None), seed=4)
+    given = problem(cell_case.CellCase("dropout", lambda **dtypes: network, None), seed=4)
     whole = solve(given, key=KEY, start=2)
     parts = windows(
         network, (3, 4), given.params, given.xs, given.carry, given.flags, 2, as_is, False, key=KEY
@@ -711,7 +715,7 @@ def test_windows_of_a_network_see_the_noise_of_the_whole():
 
 
 @pytest.mark.parametrize(
-    "which", members.daily(["lstm", "gru_reset_before", "min_gru", "stack_bidirectional"], "lstm", "min_gru")
+    "which", helpers.daily(["lstm", "gru_reset_before", "min_gru", "stack_bidirectional"], "lstm", "min_gru")
 )
 @pytest.mark.parametrize("steps", [0, 1, 5])
 def test_a_checkpoint_longer_than_the_sequence_changes_nothing(which, steps):
@@ -731,8 +735,8 @@ def test_a_checkpoint_longer_than_the_sequence_changes_nothing(which, steps):
 @pytest.mark.parametrize("which", ["lstm", "slstm", "stack_bidirectional"])
 def test_reset_carry_is_what_resets_do(which):
     """Rows with a reset go back to the initial carry, learned or not; the others are untouched."""
-    member = BY_NAME[which]
-    given = problem(member)
+    case = BY_NAME[which]
+    given = problem(case)
     batch = given.xs.shape[1:2]
     reset = np.arange(batch[0]) % 2 == 1
     initial = given.network.initial_carry(batch, given.params)

@@ -2,9 +2,9 @@
 
 from functools import partial
 
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import pytest
 from jax.test_util import check_grads
@@ -85,7 +85,7 @@ def row(tree, index):
 
 def daily(*names, among=NETWORKS):
     """Parametrize over all networks; those not named are for ``make test-slow``."""
-    return pytest.mark.parametrize("name", members.daily(among, *names))
+    return pytest.mark.parametrize("name", helpers.daily(among, *names))
 
 
 @daily("lstm")
@@ -238,7 +238,7 @@ def test_grad_of_grad_is_that_of_the_plain_scan(name):
     assert_close(penalty(lstm_jax.unroll), penalty(plain))
 
 
-@pytest.mark.parametrize("name", members.daily(["lstm", "gru"]))
+@pytest.mark.parametrize("name", helpers.daily(["lstm", "gru"]))
 def test_hessian_is_that_of_the_plain_scan(name):
     cell = CELLS[name]
     args = problem(cell)
@@ -271,7 +271,7 @@ def test_jacobians_are_the_same_in_both_modes():
     assert_close(jax.jit(jax.jacfwd(final))(xs), jax.jit(jax.jacrev(final))(xs))
 
 
-@pytest.mark.parametrize("name", members.daily(["lstm", "gru", "bidirectional", "stack"]))
+@pytest.mark.parametrize("name", helpers.daily(["lstm", "gru", "bidirectional", "stack"]))
 def test_the_linearised_map_transposes_to_the_vjp(name):
     network = NETWORKS[name]
     args = problem(network)
@@ -293,7 +293,7 @@ def test_the_linearised_map_transposes_to_the_vjp(name):
     np.testing.assert_allclose(*inner, rtol=1e-12)
 
 
-@pytest.mark.parametrize("policy", members.daily([None, jax.checkpoint_policies.dots_saveable]))
+@pytest.mark.parametrize("policy", helpers.daily([None, jax.checkpoint_policies.dots_saveable]))
 def test_remat_outside_changes_no_gradient(policy):
     network = NETWORKS["stack"]
     args = problem(network)
@@ -332,7 +332,7 @@ def test_vmap_over_the_rows_is_the_batched_call(name):
     assert_close(ours, lstm_jax.unroll(network, params, xs, carry, return_carries=True, **FLAGS))
 
 
-@pytest.mark.parametrize("name", members.daily(["lstm", "bidirectional"]))
+@pytest.mark.parametrize("name", helpers.daily(["lstm", "bidirectional"]))
 def test_vmap_over_lengths_is_one_call_a_length(name):
     network = NETWORKS[name]
     params, xs, carry = problem(network, batch=())
@@ -351,7 +351,7 @@ def test_vmap_over_lengths_is_one_call_a_length(name):
 
 @daily("gru_reset_before")
 def test_an_ensemble_under_vmap_is_its_members_one_by_one(name):
-    """grad inside vmap, grad of vmap and jit inside all agree with member after member."""
+    """grad inside vmap, grad of vmap and jit inside all agree with case after case."""
     network = NETWORKS[name]
     count = 3
     _, xs, carry = problem(network)

@@ -8,14 +8,16 @@ import sys
 from functools import partial
 from types import SimpleNamespace
 
+import cell_case
+import helpers
 import jax
 import jax.numpy as jnp
-import members
 import numpy as np
 import pytest
+from cell_cases import BY_NAME
+from helpers import assert_same, daily, problem, values_and_gradients
 from jax.sharding import AxisType, PartitionSpec as P
 from jax.test_util import check_grads
-from members import BY_NAME, assert_same, daily, problem, values_and_gradients
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, LSTMVariant, Stack
@@ -25,7 +27,7 @@ from lstm_jax.unrolling.kernels.formulas import LSTM_FORMULA
 from lstm_jax.unrolling.kernels.primitive import kernel_p
 from lstm_jax.unrolling.kernels.reference import REFERENCES
 
-D, H = members.D, members.H
+D, H = cell_case.D, cell_case.H
 QUICK = pytest.mark.usefixtures("quick_compiles")
 DOUBLE = pytest.mark.usefixtures("x64", "quick_compiles")
 
@@ -110,7 +112,7 @@ def test_networks_of_cells():
     """Each direction of each layer runs as one kernel."""
     network = Stack((Bidirectional(LSTM(D, H, param_dtype="float64")), LSTM(2 * H, 2, param_dtype="float64")))
     rng = np.random.default_rng(0)
-    params = members.random_like(rng, jax.eval_shape(network.init, jax.random.key(0)))
+    params = helpers.random_like(rng, jax.eval_shape(network.init, jax.random.key(0)))
     xs = rng.normal(size=(4, 2, D))
     flags = {"lengths": np.array([4, 2], np.int32)}
     kernel, scan = (
@@ -137,7 +139,7 @@ def small_problem(cell_type, seed=0, shape=(4, 2)):
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(lambda: cell.initial_carry(shape[1:]))
-    return cell, *members.random_like(rng, (shapes, jnp.zeros((*shape, D)), carry))
+    return cell, *helpers.random_like(rng, (shapes, jnp.zeros((*shape, D)), carry))
 
 
 def assert_same_as_fused(transform, cell_type, *args, **options):
@@ -162,7 +164,7 @@ def test_both_modes_to_second_order_agree_with_finite_differences(cell_type, che
 
 
 def loss_of(f):
-    return lambda *args: members.total(f(*args))
+    return lambda *args: helpers.total(f(*args))
 
 
 @DOUBLE
@@ -176,7 +178,7 @@ def test_second_derivatives(cell_type):
     def transform(f, args, direction):
         gradient = jax.grad(loss_of(f), argnums=(0, 1, 2))
         forward = jax.jvp(gradient, args, direction)[1]
-        reverse = jax.grad(lambda args: members.total(gradient(*args)))(args)
+        reverse = jax.grad(lambda args: helpers.total(gradient(*args)))(args)
         third = jax.jvp(lambda *args: jax.jvp(gradient, args, direction)[1], args, direction)[1]
         return forward, reverse, third
 
@@ -236,7 +238,7 @@ def test_vmap_before_and_after_derivatives(case):
             return run(*args[:3], lengths=args[3])
 
         def loss(*args):
-            return members.total(f(*args))
+            return helpers.total(f(*args))
 
         direction = [jax.tree.map(jnp.cos, a) for a in args[:3]]
         tangent_axes = *axes, *differentiable_axes
@@ -327,7 +329,7 @@ def equations(jaxpr):
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
-@pytest.mark.parametrize(("platform", "cell_type"), [("reference", GRU), members.slow("tpu", LSTM)])
+@pytest.mark.parametrize(("platform", "cell_type"), [("reference", GRU), helpers.slow("tpu", LSTM)])
 @QUICK
 def test_inside_shard_map_each_device_runs_its_own_kernel(platform, cell_type):
     cell = cell_type(D, H)

@@ -1,4 +1,4 @@
-"""The family's rows of the table of members (``members.py`` says what a row is)."""
+"""Rows of the table of ``cell_cases.py``: the variants, the regularisers and the newer cells."""
 
 from functools import partial
 
@@ -10,7 +10,7 @@ import oracle_leaky
 import oracle_lstm
 import oracle_minimal
 import oracle_newer
-from member import D, H, Member
+from cell_case import CellCase, D, H
 
 from lstm_jax import (
     LSTM,
@@ -36,24 +36,24 @@ from lstm_jax import (
 # --- the LSTM's options, and heads --------------------------------------------------------------
 
 
-def _lstm(name, options, *, H=H, P=None, member=None, **equations):
+def _lstm(name, options, *, H=H, P=None, fields=None, **equations):
     """A row for an LSTM with options; ``equations`` say the same to the oracle."""
-    return Member(
+    return CellCase(
         f"lstm_{name}",
         partial(LSTMVariant, D, H, proj_size=P, **options),
         oracle.Cell(partial(oracle_lstm.lstm, **equations), oracle_lstm.zeros_of((P or H, H))),
-        **(member or {"variant": True}),
+        **(fields or {"variant": True}),
     )
 
 
-FAMILY = {"family": True}
+ALTERNATE = {"alternate": True}
 TFA, HASTE = {"norm": "carried", "epsilon": 1e-3}, {"norm": "shown", "epsilon": 1e-5}
 LSTMS = (
-    _lstm("peepholes", {"peepholes": True}, member=FAMILY),
-    _lstm("projected", {}, H=4, P=2, member=FAMILY),
-    _lstm("coupled", {"coupled": True, "peepholes": True}, coupled=True, member=FAMILY),
-    _lstm("heads", {"heads": 2}, H=4, member=FAMILY),
-    _lstm("norm_tfa", {"layer_norm": "tfa"}, **TFA, member=FAMILY),
+    _lstm("peepholes", {"peepholes": True}, fields=ALTERNATE),
+    _lstm("projected", {}, H=4, P=2, fields=ALTERNATE),
+    _lstm("coupled", {"coupled": True, "peepholes": True}, coupled=True, fields=ALTERNATE),
+    _lstm("heads", {"heads": 2}, H=4, fields=ALTERNATE),
+    _lstm("norm_tfa", {"layer_norm": "tfa"}, **TFA, fields=ALTERNATE),
     _lstm("norm_haste", {"layer_norm": "haste"}, **HASTE),
     _lstm("clipped", {"clip": 0.5, "cell_clip": 0.25}, clip=0.5, cell_clip=0.25),
     *(
@@ -97,25 +97,25 @@ LSTMS = (
 )
 
 HEADS = (
-    Member(
+    CellCase(
         "full_gate_lstm",
         partial(FullGateLSTM, D, H),
         oracle.Cell(oracle_lstm.full_gate_lstm, oracle_lstm.zeros_of((H, H, 3 * H))),
-        family=True,
+        alternate=True,
     ),
-    Member(
+    CellCase(
         "rnn_heads",
         partial(RNN, D, 4, heads=2),
         oracle.Cell(oracle_lstm.with_heads(oracle.rnn, 1), lambda params: np.zeros(4)),
         variant=True,
     ),
-    Member(
+    CellCase(
         "gru_heads",
         partial(GRUVariant, D, 4, heads=2),
         oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_after, 3), lambda params: np.zeros(4)),
         variant=True,
     ),
-    Member(
+    CellCase(
         "gru_reset_before_heads",
         partial(GRUVariant, D, 4, heads=2, reset_after=False),
         oracle.Cell(oracle_lstm.with_heads(oracle.gru_reset_before, 3), lambda params: np.zeros(4)),
@@ -137,19 +137,19 @@ def _regularised(**dtypes):
 
 
 REGULARISED = (
-    Member(
+    CellCase(
         "zoneout",
         _zoneout,
         oracle.Cell(oracle_lstm.zoneout(oracle_lstm.lstm, (0.25, 0.5)), oracle_lstm.zeros_of((H, H))),
-        family=True,
+        alternate=True,
     ),
-    Member(
+    CellCase(
         "regularised",
         _regularised,
         oracle.Cell(oracle_lstm.zoneout(oracle_lstm.lstm, (0.0, 0.5)), oracle_lstm.zeros_of((H, H))),
         variant=True,
     ),
-    Member(
+    CellCase(
         "zoneout_projected",
         lambda **dtypes: Zoneout(LSTMVariant(D, 4, proj_size=H, **dtypes), rates=0.5),
         oracle.Cell(oracle_lstm.zoneout(oracle_lstm.lstm, (0.5, 0.5)), oracle_lstm.zeros_of((H, 4))),
@@ -158,7 +158,7 @@ REGULARISED = (
     ),
 )
 
-# --- newer members ------------------------------------------------------------------------------
+# --- newer cells --------------------------------------------------------------------------------
 
 
 def _normalised(carry):
@@ -168,28 +168,28 @@ def _normalised(carry):
 
 
 NEWER = (
-    Member("indrnn", partial(IndRNN, D, H), oracle.Cell(oracle_newer.indrnn, oracle.zeros), family=True),
-    Member(
+    CellCase("indrnn", partial(IndRNN, D, H), oracle.Cell(oracle_newer.indrnn, oracle.zeros), alternate=True),
+    CellCase(
         "slstm",
         partial(SLSTM, D, 4, heads=2, learn_initial_carry=True),
         oracle.Cell(oracle_newer.slstm, oracle_newer.slstm_begins),
-        family=True,
+        alternate=True,
         carry=_normalised,
     ),
-    Member(
+    CellCase(
         "slstm_exp",
         partial(SLSTM, D, H, forget_gate="exp", use_bias=False),
         oracle.Cell(partial(oracle_newer.slstm, forget="exp"), oracle_newer.slstm_begins),
         variant=True,
         carry=_normalised,
     ),
-    Member(
+    CellCase(
         "mlstm",
         partial(MLSTM, D, 4, heads=2),
         oracle.Cell(oracle_newer.mlstm, partial(oracle_newer.mlstm_begins, heads=2)),
-        family=True,
+        alternate=True,
     ),
-    Member(
+    CellCase(
         "mlstm_exp",
         partial(MLSTM, D, H, forget_gate="exp", use_bias=False),
         oracle.Cell(partial(oracle_newer.mlstm, forget="exp"), partial(oracle_newer.mlstm_begins, heads=1)),
@@ -198,32 +198,32 @@ NEWER = (
 )
 
 MINIMAL = (
-    Member("min_gru", partial(MinGRU, D, H), oracle_minimal.MIN_GRU, family=True),
-    Member(
+    CellCase("min_gru", partial(MinGRU, D, H), oracle_minimal.MIN_GRU, alternate=True),
+    CellCase(
         "min_gru_learned",
         partial(MinGRU, D, H, use_bias=False, learn_initial_carry=True),
         oracle_minimal.MIN_GRU_LEARNED,
         variant=True,
-        family=True,
+        alternate=True,
     ),
-    Member(
+    CellCase(
         "min_lstm",
         partial(MinLSTM, D, H, learn_initial_carry=True),
         oracle_minimal.MIN_LSTM_LEARNED,
-        family=True,
+        alternate=True,
     ),
-    Member(
+    CellCase(
         "min_lstm_no_bias",
         partial(MinLSTM, D, H, use_bias=False),
         oracle_minimal.MIN_LSTM,
         variant=True,
-        family=True,
+        alternate=True,
     ),
-    Member(
+    CellCase(
         "min_both_ways",
         lambda **dtypes: Stack((Bidirectional(MinLSTM(D, H, **dtypes)), MinGRU(2 * H, H, **dtypes))),
         oracle.Stack((oracle.Bidirectional(oracle_minimal.MIN_LSTM), oracle_minimal.MIN_GRU)),
-        family=True,
+        alternate=True,
     ),
 )
 
@@ -241,29 +241,31 @@ def _conv_stack(**dtypes):
 
 
 CONV = (
-    Member("conv_lstm", partial(ConvLSTM, (5, D), H, (3,)), _conv_oracle(5, H), family=True, event=(5, D)),
-    Member(
+    CellCase(
+        "conv_lstm", partial(ConvLSTM, (5, D), H, (3,)), _conv_oracle(5, H), alternate=True, event=(5, D)
+    ),
+    CellCase(
         "conv_lstm_2d",
         partial(ConvLSTM, (5, 4, D), H, (2, 3), strides=(2, 1), padding="VALID", use_bias=False),
         _conv_oracle(2, 2, H, strides=(2, 1), padding="VALID"),
         variant=True,
         event=(5, 4, D),
     ),
-    Member(
+    CellCase(
         "conv_lstm_2d_same",
         partial(ConvLSTM, (5, 4, D), H, (4, 2), strides=(2, 3)),
         _conv_oracle(3, 2, H, strides=(2, 3)),
         variant=True,
         event=(5, 4, D),
     ),
-    Member(
+    CellCase(
         "conv_lstm_3d",
         partial(ConvLSTM, (2, 3, 2, D), H, (2, 3, 1)),
         _conv_oracle(2, 3, 2, H),
         variant=True,
         event=(2, 3, 2, D),
     ),
-    Member(
+    CellCase(
         "conv_lstm_stack",
         _conv_stack,
         oracle.Stack(
@@ -280,14 +282,14 @@ CONV = (
 )
 
 LEAKY = (
-    Member(
+    CellCase(
         "leaky_rnn",
         # Random logarithms are about 0, so that these steps are neither short nor long.
         partial(LeakyRNN, D, H, tau=2.0, dt=1.0, learn_tau=True, integration="exponential"),
         oracle.Cell(partial(oracle_leaky.current, dt=1.0), oracle_leaky.current_at_rest()),
-        family=True,
+        alternate=True,
     ),
-    Member(
+    CellCase(
         "leaky_rnn_euler",
         partial(LeakyRNN, D, H, tau=50, dt=30, activation=jnp.cos, learn_initial_carry=True),
         oracle.Cell(
@@ -295,13 +297,13 @@ LEAKY = (
         ),
         variant=True,
     ),
-    Member(
+    CellCase(
         "leaky_rnn_rate",
         partial(LeakyRNN, D, H, form="rate", use_bias=False),
         oracle.Cell(oracle_leaky.rate, oracle_leaky.rate_at_rest),
         variant=True,
     ),
-    Member(
+    CellCase(
         "leaky_rnn_rate_exponential",
         partial(LeakyRNN, D, H, form="rate", integration="exponential", dt=150.0, learn_initial_carry=True),
         oracle.Cell(
