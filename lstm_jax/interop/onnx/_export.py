@@ -10,7 +10,7 @@ import numpy as np
 
 from lstm_jax._errors import check_tuple, value_error
 from lstm_jax.cells.readout import Readout
-from lstm_jax.interop.files import write_whole
+from lstm_jax.interop._writing import write_whole
 from lstm_jax.interop.onnx._graph import Final, Graph, Value, require_onnx
 from lstm_jax.interop.onnx._nodes import READOUTS, TRANSPARENT, Node, OnnxActivation, node_of
 from lstm_jax.networks.bidirectional import Bidirectional
