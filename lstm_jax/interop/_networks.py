@@ -21,6 +21,7 @@ from lstm_jax import (
     Stack,
 )
 from lstm_jax._errors import value_error
+from lstm_jax.cells._base import differences
 from lstm_jax.cells.rnn import Activation
 from lstm_jax.interop._arrays import plain
 
@@ -144,7 +145,9 @@ def _layers(
             faults.append(
                 f"{where}merge={network.merge!r}: it merges two directions by {' or '.join(merges)}"
             )
-        if _counts(params, 2, where, "directions", faults):
+        if network.backward is not None:
+            faults.append(f"{where}two directions with different cells: {differences(*network.cells)}")
+        elif _counts(params, 2, where, "directions", faults):
             both = zip(("forward: ", "backward: "), params, strict=True)
             directions = tuple(Direction(where + name, network.cell, own) for name, own in both)
             yield Layer(directions, network.merge)

@@ -133,11 +133,12 @@ def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> 
         ]
     if isinstance(network, lstm_jax.Bidirectional):
         check_tuple("to_flax", params, 2)
-        if isinstance(network.cell, (lstm_jax.Stack, lstm_jax.Bidirectional)):
-            unknown_kind("to_flax", network.cell, "flax's RNN, which each direction is,", KINDS[:4])
+        for cell in network.cells:
+            if isinstance(cell, (lstm_jax.Stack, lstm_jax.Bidirectional)):
+                unknown_kind("to_flax", cell, "flax's RNN, which each direction is,", KINDS[:4])
         return {
-            name: {"cell": to_flax(network.cell, p, api=api, optimized=optimized)}
-            for name, p in zip(DIRECTIONS, params, strict=True)
+            name: {"cell": to_flax(cell, p, api=api, optimized=optimized)}
+            for name, cell, p in zip(DIRECTIONS, network.cells, params, strict=True)
         }
     write = _WRITERS.get((type(network), api))
     if write is None:
@@ -204,13 +205,8 @@ def _read_layer(params: Any, asked: _Asked) -> tuple[Any, Any]:
 
 
 def _read_both(forward: tuple[Any, Any], backward: tuple[Any, Any]) -> tuple[Any, Any]:
-    if forward[0] != backward[0]:
-        raise value_error(
-            f"from_flax got {forward[0]} forward and {backward[0]} backward",
-            "the same cell in both directions",
-            "Convert each by itself, and unroll the second with reverse=True.",
-        )
-    return lstm_jax.Bidirectional(forward[0]), lstm_jax.BidirectionalParams(forward[1], backward[1])
+    network = lstm_jax.Bidirectional(forward[0], backward=backward[0])
+    return network, lstm_jax.BidirectionalParams(forward[1], backward[1])
 
 
 def _kind_of(entries: Entries) -> str:
