@@ -1,4 +1,4 @@
-"""A network as a model of ONNX's own recurrent nodes: first a plan without onnx, then the graph."""
+"""Export of a network as ONNX's recurrent nodes: first a plan, which needs no onnx, then the graph."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lstm_jax._errors import check_tuple, value_error
+from lstm_jax.cells._base import short_value
 from lstm_jax.cells.readout import Readout
 from lstm_jax.interop._writing import write_whole
 from lstm_jax.interop.onnx._graph import Final, Graph, Value, require_onnx
-from lstm_jax.interop.onnx._nodes import READOUTS, TRANSPARENT, Node, OnnxActivation, node_of
+from lstm_jax.interop.onnx._nodes import DEFAULT_ACTIVATIONS, READOUTS, TRANSPARENT, Node, node_of
 from lstm_jax.networks.bidirectional import Bidirectional
 from lstm_jax.networks.stack import Stack
 
@@ -22,7 +23,7 @@ class Dense(NamedTuple):
 
     w: np.ndarray
     bias: np.ndarray | None
-    activation: str  # an operator, or nothing
+    activation: str  # an operator, or empty
 
 
 class Chain(NamedTuple):
@@ -52,47 +53,48 @@ def to_onnx(
 ) -> Any:
     """The network as a model that computes what ``unroll(network, params, xs)`` does.
 
-    Cells become nodes of ONNX's operators RNN, LSTM and GRU (https://onnx.ai/onnx/operators/), a
-    :class:`lstm_jax.Bidirectional` one node for both directions. T and B are free, 0 among them.
+    Cells become nodes of ONNX's operators RNN, LSTM and GRU (https://onnx.ai/onnx/operators/). A
+    :class:`lstm_jax.Bidirectional` becomes one node where both directions fit into one, else two. T and B are
+    free and may be 0.
 
     ============================  =================  ==================================================
     Inputs
     ============================  =================  ==================================================
     ``xs``                        (T, B, D) float32
-    ``lengths``, if asked for     (B,) int32         steps t >= lengths are invalid; clipped to [0, T]
-    ``h_0``, ``c_0``, likewise    (B, H) float32     the initial carry; c_0 of LSTMs alone
+    ``lengths``, with lengths     (B,) int32         steps t >= lengths are invalid; clipped to [0, T]
+    ``h_0``, ``c_0``, with carry  (B, H) float32     the initial carry; only LSTMs have c_0
     **Outputs**
     ``ys``                        (T, B, O) float32  zero at invalid steps
     ``h_T``, ``c_T``              (B, H) float32     the final carry
     ============================  =================  ==================================================
 
-    In a composition the carry's names say where they belong: ``layer1_`` in a stack (layers are
-    counted from 0, a read-out has no carry), ``forward_`` and ``backward_`` in a Bidirectional; so
-    ``layer1_backward_c_0``. Without ``carry`` the network begins with zeros, or with what it learned.
+    In a network, the carry's names have a prefix: ``layer1_`` in a stack (layers are counted from 0, a
+    read-out has no carry), ``forward_`` and ``backward_`` in a Bidirectional; so ``layer1_backward_c_0``.
+    Without ``carry`` the network begins with zeros or with its learned initial carry.
 
-    Evaluation is what is exported: dropout between layers, VariationalDropout, WeightDrop and
-    CandidateDropout do nothing without a key. Heads become one matrix, zero but for their blocks.
-    Refused is what ONNX's nodes cannot represent: other cells, ``proj_size``, ``layer_norm``,
-    ``cell_clip``, ``ablation``, Zoneout, functions that ONNX lacks, parameters other than float32.
+    The model evaluates: without a key, dropout between layers, VariationalDropout, WeightDrop and
+    CandidateDropout do nothing. Heads become one block-diagonal matrix. What ONNX's nodes cannot represent
+    raises: other cells, ``proj_size``, ``layer_norm``, ``cell_clip``, ``ablation``, Zoneout, activations that
+    ONNX lacks, and parameters that are not float32.
 
-    The nodes themselves never see an empty sequence, an empty batch or a row of length 0. The
-    specification has no word for them; onnxruntime 1.32 returns zeros as the final carry of such rows,
-    and ends the process at some empty batches. The graph puts in a step and a row, and takes them out.
+    The nodes never read an empty sequence, an empty batch or a row of length 0, which the specification
+    leaves open: onnxruntime 1.32 returns zeros as the final carry of such rows, and some empty batches end
+    the process. The graph adds a step and a row, and removes them from the outputs.
 
     Args:
         network: RNN, LSTM, GRU, in Stack and Bidirectional, with Readout.
         params: its parameters.
         lengths: whether there is an input ``lengths``.
         carry: whether the initial carry is an input.
-        reverse: walk from the last valid step to the first, as ``unroll(..., reverse=True)``.
-        name: the graph's.
+        reverse: run from the last valid step to the first, as ``unroll(..., reverse=True)`` does.
+        name: the graph's name.
 
     Returns:
-        ``onnx.ModelProto``, opset 14 in IR version 7, which passes ``onnx.checker``; its metadata has
+        ``onnx.ModelProto`` of opset 14 and IR version 7, which passes ``onnx.checker``; its metadata has
         ``lstm_jax_version``.
 
     Raises:
-        ValueError: ONNX cannot represent the network; nothing is written then.
+        ValueError: ONNX cannot represent the network.
         ImportError: onnx is not installed (extra ``onnx``).
     """
     planned = plan(network, params)
@@ -100,7 +102,7 @@ def to_onnx(
     onnx = require_onnx("to_onnx")
     graph = Graph(onnx)
     x = graph.begin(width, lengths)
-    y, finals = _walk(graph, planned, x, "", carry, reverse)
+    y, finals = _write(graph, planned, x, "", carry, reverse)
     graph.end(y, finals)
     model = graph.model(name, f"{network!r} unrolled{' in reverse' if reverse else ''} by lstm_jax")
     onnx.checker.check_model(model, full_check=True)
@@ -108,13 +110,13 @@ def to_onnx(
 
 
 def save_onnx(path: str | os.PathLike[str], network: Any, params: Any, **options: Any) -> None:
-    """:func:`to_onnx` into a file, which is written whole or not at all.
+    """Write the model of :func:`to_onnx` to a file, completely or not at all.
 
     Args:
-        path: where to; a file that is there is replaced.
+        path: the file; an existing one is replaced.
         network: as in ``to_onnx``.
-        params: likewise.
-        options: likewise.
+        params: as in ``to_onnx``.
+        options: as in ``to_onnx``.
 
     Raises:
         ValueError: ONNX cannot represent the network.
@@ -127,7 +129,11 @@ def save_onnx(path: str | os.PathLike[str], network: Any, params: Any, **options
 
 
 def plan(network: Any, params: Any, path: str = "") -> Any:
-    """What is to be written, with all weights in ONNX's layouts; whatever cannot be is refused here."""
+    """The network's layers with all weights in ONNX's layouts.
+
+    Raises:
+        ValueError: ONNX cannot represent the network.
+    """
     if isinstance(network, Stack):
         check_tuple("to_onnx", params, len(network.layers))
         layers = zip(network.layers, params, strict=True)
@@ -135,9 +141,8 @@ def plan(network: Any, params: Any, path: str = "") -> Any:
         return Chain(tuple(planned), network.residual, network.skip)
     if isinstance(network, Bidirectional):
         check_tuple("to_onnx", params, 2)
-        ways = zip(("forward_", "backward_"), params, strict=True)
-        forward, backward = (plan(network.cell, p, path + way) for way, p in ways)
-        return Both(forward, backward, network.merge)
+        ways = zip(network.cells, params, ("forward_", "backward_"), strict=True)
+        return Both(*(plan(cell, p, path + way) for cell, p, way in ways), network.merge)
     if isinstance(network, Readout):
         return _plan_readout(network, params, path)
     if isinstance(network, TRANSPARENT):
@@ -151,9 +156,9 @@ def _plan_readout(readout: Readout, params: Any, path: str) -> Dense:
     if not found:
         known = ", ".join(name or "the identity" for _, name in READOUTS)
         raise value_error(
-            f"to_onnx got Readout(activation={readout.activation!r}){at}",
+            f"to_onnx got Readout(activation={short_value(readout.activation)}){at}",
             f"one of {known}",
-            "Export the read-out without its activation, and apply it outside.",
+            "Export the read-out without its activation, and apply that outside.",
         )
     shapes: dict[str, tuple[int, ...]] = {"w": (readout.input_size, readout.output_size)}
     shapes |= {"bias": (readout.output_size,)} if readout.use_bias else {}
@@ -166,7 +171,7 @@ def _plan_readout(readout: Readout, params: Any, path: str) -> Dense:
                 "Make them with init(key), or cast them.",
             )
     if readout.dtype not in (None, np.dtype("float32")):
-        raise value_error(f"to_onnx got Readout(dtype={readout.dtype}){at}", "float32", "Leave dtype away.")
+        raise value_error(f"to_onnx got Readout(dtype={readout.dtype}){at}", "float32", "Leave dtype out.")
     bias = None if params.bias is None else np.asarray(params.bias)
     return Dense(np.asarray(params.w), bias, found[0])
 
@@ -174,21 +179,21 @@ def _plan_readout(readout: Readout, params: Any, path: str) -> Dense:
 # --- the graph ----------------------------------------------------------------------------------
 
 
-def _walk(
+def _write(
     graph: Graph, planned: Any, x: Value, path: str, carry: bool, reverse: bool
 ) -> tuple[Value, list[Final]]:
     """Write one layer or network: its outputs, zero at invalid steps, and its final carries."""
     if isinstance(planned, Chain):
-        return _walk_chain(graph, planned, x, path, carry, reverse)
+        return _write_chain(graph, planned, x, path, carry, reverse)
     if isinstance(planned, Both):
-        return _walk_both(graph, planned, x, path, carry, reverse)
+        return _write_both(graph, planned, x, path, carry, reverse)
     if isinstance(planned, Dense):
-        return _readout(graph, planned, x, path), []
-    (y,), finals = _recur(graph, [(planned, path)], x, path, carry, "reverse" if reverse else "forward")
+        return _write_readout(graph, planned, x, path), []
+    (y,), finals = _write_node(graph, [(planned, path)], x, path, carry, "reverse" if reverse else "forward")
     return y, finals
 
 
-def _walk_chain(
+def _write_chain(
     graph: Graph, planned: Chain, x: Value, path: str, carry: bool, reverse: bool
 ) -> tuple[Value, list[Final]]:
     y, finals = x, []
@@ -196,25 +201,25 @@ def _walk_chain(
         below = y
         if index > 0 and planned.skip:
             y = Value(graph.op("Concat", y.name, x.name, axis=-1), y.width + x.width)
-        y, more = _walk(graph, layer, y, f"{path}layer{index}_", carry, reverse)
+        y, more = _write(graph, layer, y, f"{path}layer{index}_", carry, reverse)
         finals += more
         if index > 0 and planned.residual:
             y = Value(graph.op("Add", y.name, below.name), y.width)
     return y, finals
 
 
-def _walk_both(
+def _write_both(
     graph: Graph, planned: Both, x: Value, path: str, carry: bool, reverse: bool
 ) -> tuple[Value, list[Final]]:
     ways = [(planned.forward, f"{path}forward_"), (planned.backward, f"{path}backward_")]
-    if isinstance(planned.forward, Node):
-        ys, finals = _recur(graph, ways, x, path, carry, "bidirectional", swap=reverse)
+    if _fit_one_node(planned.forward, planned.backward):
+        ys, finals = _write_node(graph, ways, x, path, carry, "bidirectional", swap=reverse)
     else:
-        scanned = [
-            _walk(graph, way, x, name, carry, turned)
-            for (way, name), turned in zip(ways, (reverse, not reverse), strict=True)
+        written = [
+            _write(graph, way, x, name, carry, backwards)
+            for (way, name), backwards in zip(ways, (reverse, not reverse), strict=True)
         ]
-        ys, finals = [y for y, _ in scanned], [final for _, more in scanned for final in more]
+        ys, finals = [y for y, _ in written], [final for _, more in written for final in more]
     a, b = ys
     if planned.merge == "concat":
         return Value(graph.op("Concat", a.name, b.name, axis=-1), a.width + b.width), finals
@@ -224,17 +229,28 @@ def _walk_both(
     return Value(merged, a.width), finals
 
 
-def _readout(graph: Graph, planned: Dense, x: Value, path: str) -> Value:
+def _fit_one_node(forward: Any, backward: Any) -> bool:
+    """Whether two layers can be the directions of one node, which share all attributes but activations."""
+    if not (isinstance(forward, Node) and isinstance(backward, Node)):
+        return False
+
+    def shared(node: Node) -> tuple[Any, ...]:
+        return node.op, node.W.shape, node.clip, node.input_forget, node.linear_before_reset
+
+    return shared(forward) == shared(backward)
+
+
+def _write_readout(graph: Graph, planned: Dense, x: Value, path: str) -> Value:
     y = graph.op("MatMul", x.name, graph.constant(f"{path}w", planned.w))
     if planned.bias is not None:
         y = graph.op("Add", y, graph.constant(f"{path}b", planned.bias))
     if planned.activation:
         last: dict[str, Any] = {"axis": -1} if "Softmax" in planned.activation else {}
         y = graph.op(planned.activation, y, **last)
-    return Value(graph.blank(y), planned.w.shape[1])
+    return Value(graph.mask_out(y), planned.w.shape[1])
 
 
-def _recur(
+def _write_node(
     graph: Graph,
     ways: list[tuple[Node, str]],
     x: Value,
@@ -243,24 +259,25 @@ def _recur(
     direction: str,
     swap: bool = False,
 ) -> tuple[list[Value], list[Final]]:
-    """One recurrent node, for one direction or both; ``swap``: the second of ours is ONNX's forward one."""
+    """One recurrent node, for one direction or both; with ``swap``, the second is ONNX's forward direction."""
     nodes = [node for node, _ in ways]
     order = [1, 0] if swap else list(range(len(ways)))
     first, H = nodes[0], nodes[0].hidden_size
     states = ("h", "c") if first.op == "LSTM" else ("h",)
-    begun = [{state: _initial(graph, node, name, state, carry) for state in states} for node, name in ways]
+    start = [{state: _initial(graph, node, name, state, carry) for state in states} for node, name in ways]
 
     def stacked(field: str) -> str:
         values = [getattr(nodes[index], field) for index in order]
         if all(value is None for value in values):
             return ""
-        whole = [np.zeros_like(next(v for v in values if v is not None)) if v is None else v for v in values]
-        return graph.constant(path + field, np.stack(whole))
+        zeros = np.zeros_like(next(value for value in values if value is not None))
+        return graph.constant(path + field, np.stack([zeros if v is None else v for v in values]))
 
     def initial(state: str) -> str:
-        each = [begun[index][state] for index in order]
-        if each[0] == graph.zero:
+        each = [start[index][state] for index in order]
+        if all(name == graph.zero for name in each):
             return ""
+        each = [_expand(graph, name, H) if name == graph.zero else name for name in each]
         each = [graph.op("Unsqueeze", name, graph.ints(0)) for name in each]
         return each[0] if len(each) == 1 else graph.op("Concat", *each, axis=0)
 
@@ -271,19 +288,18 @@ def _recur(
         inputs.pop()
     outputs = [f"{path}{name}" for name in ("Y", "Y_h", "Y_c")[: 1 + len(states)]]
     graph.ops(first.op, inputs, outputs, direction=direction, **_attributes(nodes, order))
-    ys, finals = [], []
-    for y in _apart(graph, outputs[0], 1, order):
-        ys.append(Value(graph.blank(y), H))
-    ends = {s: _apart(graph, out, 0, order) for s, out in zip(states, outputs[1:], strict=True)}
+    ys = [Value(graph.mask_out(y), H) for y in _directions(graph, outputs[0], 1, order)]
+    ends = {s: _directions(graph, out, 0, order) for s, out in zip(states, outputs[1:], strict=True)}
+    finals = []
     for index, (_, name) in enumerate(ways):
         for state in states:
-            fixed = graph.op("Where", graph.absent, begun[index][state], ends[state][index])
-            finals.append(Final(f"{name}{state}_T", fixed, H))
+            final = graph.op("Where", graph.absent, start[index][state], ends[state][index])
+            finals.append(Final(f"{name}{state}_T", final, H))
     return ys, finals
 
 
 def _initial(graph: Graph, node: Node, path: str, state: str, carry: bool) -> str:
-    """The initial state (B, H) by name; the scalar zero where there is none."""
+    """The name of the initial state (B, H), or of the scalar zero."""
     if carry:
         given = graph.input(f"{path}{state}_0", ("B", node.hidden_size))
         pads = graph.op("Concat", graph.ints(0, 0), graph.more_rows, graph.ints(0), axis=0)
@@ -291,12 +307,16 @@ def _initial(graph: Graph, node: Node, path: str, state: str, carry: bool) -> st
     if node.initial is None:
         return graph.zero
     learned = graph.constant(f"{path}{state}_learned", node.initial["hc".index(state)][None])
-    shape = graph.op("Concat", graph.rows, graph.ints(node.hidden_size), axis=0)
-    return graph.op("Expand", learned, shape)
+    return _expand(graph, learned, node.hidden_size)
+
+
+def _expand(graph: Graph, value: str, width: int) -> str:
+    """A value of one row or a scalar, expanded to (B, width)."""
+    return graph.op("Expand", value, graph.op("Concat", graph.rows, graph.ints(width), axis=0))
 
 
 def _attributes(nodes: list[Node], order: list[int]) -> dict[str, Any]:
-    """What is not at its default."""
+    """The attributes that differ from their defaults."""
     first = nodes[0]
     found: dict[str, Any] = {"hidden_size": first.hidden_size}
     if first.clip is not None:
@@ -305,8 +325,9 @@ def _attributes(nodes: list[Node], order: list[int]) -> dict[str, Any]:
         found["input_forget"] = 1
     if first.linear_before_reset:
         found["linear_before_reset"] = 1
-    if first.activations is not None and first.activations != (OnnxActivation("Tanh"),):
-        each = [activation for index in order for activation in nodes[index].activations or ()]
+    if any(node.activations is not None for node in nodes):
+        defaults = DEFAULT_ACTIVATIONS[first.op]
+        each = [activation for index in order for activation in nodes[index].activations or defaults]
         found["activations"] = [activation.name for activation in each]
         for number in ("alpha", "beta"):
             numbers = [getattr(a, number) for a in each if getattr(a, number) is not None]
@@ -315,9 +336,9 @@ def _attributes(nodes: list[Node], order: list[int]) -> dict[str, Any]:
     return found
 
 
-def _apart(graph: Graph, name: str, axis: int, order: list[int]) -> list[str]:
-    """The directions of an output, in our order."""
-    parts = [name]
+def _directions(graph: Graph, name: str, axis: int, order: list[int]) -> list[str]:
+    """The directions of an output, in this library's order."""
+    values = [name]
     if len(order) > 1:
-        parts = graph.ops("Split", [name], [f"{name}_{way}" for way in ("first", "second")], axis=axis)
-    return [graph.op("Squeeze", parts[index], graph.ints(axis)) for index in order]
+        values = graph.ops("Split", [name], [f"{name}_{way}" for way in ("first", "second")], axis=axis)
+    return [graph.op("Squeeze", values[index], graph.ints(axis)) for index in order]

@@ -1,4 +1,4 @@
-"""A graph of ONNX under construction, and what all its layers share."""
+"""An ONNX graph under construction, and the values that all its layers share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ OPSET, IR_VERSION = 14, 7
 
 
 def require_onnx(owner: str) -> Any:
-    """The onnx package, or what to install."""
+    """The onnx package.
+
+    Raises:
+        ImportError: it is not installed.
+    """
     try:
         import onnx
     except ImportError as error:
@@ -30,7 +34,7 @@ class Value(NamedTuple):
 
 
 class Final(NamedTuple):
-    """A final carry (B, width), and what the output of the model is called."""
+    """A final carry (B, width), and the name of the model's output for it."""
 
     name: str
     value: str
@@ -38,7 +42,7 @@ class Final(NamedTuple):
 
 
 class Graph:
-    """Nodes as they are written, and the few values that all layers share."""
+    """The nodes written so far, and the values that all layers share."""
 
     def __init__(self, onnx: Any) -> None:
         self.onnx = onnx
@@ -48,9 +52,9 @@ class Graph:
         self.outputs: list[Any] = []
         self.zero = self.constant("zero", np.zeros((), np.float32))
         self.sizes = ""  # (2,) of int64: T and B
-        self.rows = self.more_rows = ""  # (1,): rows walked, at least one; how many of them are put in
-        self.lengths = self.valid = ""  # (B,) at least 1 and (T, B, 1), where rows have lengths
-        self.absent = ""  # (B, 1), or (1,) where rows have no lengths: there is no step at all
+        self.rows = self.more_rows = ""  # (1,): rows computed, at least one; how many of them are added
+        self.lengths = self.valid = ""  # (B,), at least 1, and (T, B, 1), where rows have lengths
+        self.absent = ""  # (B, 1), or (1,) without lengths: the row has no step
 
     def op(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
         """One node of one output."""
@@ -78,24 +82,24 @@ class Graph:
         self.inputs.append(self.onnx.helper.make_tensor_value_info(name, proto, shape))
         return name
 
-    def begin(self, width: int, ragged: bool) -> Value:
-        """Inputs, brought to at least one step and one row, and zero where they are invalid."""
+    def begin(self, width: int, has_lengths: bool) -> Value:
+        """The inputs with at least one step and one row, zero at invalid steps."""
         x = self.input("xs", ("T", "B", width))
         sizes = self.op("Slice", self.op("Shape", x), self.ints(0), self.ints(2), out="sizes")
         self.sizes = sizes
-        lacking = self.op("Sub", self.ints(1, 1), self.op("Min", sizes, self.ints(1, 1)))
-        more_steps = self.op("Slice", lacking, self.ints(0), self.ints(1))
-        self.more_rows = self.op("Slice", lacking, self.ints(1), self.ints(2))
+        missing = self.op("Sub", self.ints(1, 1), self.op("Min", sizes, self.ints(1, 1)))
+        more_steps = self.op("Slice", missing, self.ints(0), self.ints(1))
+        self.more_rows = self.op("Slice", missing, self.ints(1), self.ints(2))
         pads = self.op("Concat", self.ints(0, 0, 0), more_steps, self.more_rows, self.ints(0), axis=0)
         x = self.op("Pad", x, pads, self.zero)
         steps = self.op("Slice", sizes, self.ints(0), self.ints(1))
         self.rows = self.op("Slice", self.op("Shape", x), self.ints(1), self.ints(2))
-        if not ragged:
+        if not has_lengths:
             self.absent = self.op("Equal", steps, self.ints(0), out="absent")  # (1,)
             return Value(x, width)
         given = self.input("lengths", ("B",), "INT32")
-        rowless = self.op("Concat", self.ints(0), self.more_rows, axis=0)
-        counted = self.op("Pad", self.op("Cast", given, to=7), rowless, self.constant("none", np.array(0)))
+        row_pads = self.op("Concat", self.ints(0), self.more_rows, axis=0)
+        counted = self.op("Pad", self.op("Cast", given, to=7), row_pads, self.constant("none", np.array(0)))
         counted = self.op("Max", self.op("Min", counted, steps), self.ints(0))
         column = self.op("Unsqueeze", counted, self.ints(1))
         self.absent = self.op("Equal", column, self.ints(0), out="absent")  # (B, 1)
@@ -104,14 +108,14 @@ class Graph:
         first, by = self.constant("none", np.array(0)), self.constant("single", np.array(1))
         times = self.op("Unsqueeze", self.op("Range", first, scanned, by), self.ints(1, 2))
         self.valid = self.op("Less", times, column, out="valid")  # (T, B, 1)
-        return Value(self.blank(x), width)
+        return Value(self.mask_out(x), width)
 
-    def blank(self, y: str) -> str:
-        """Zero at invalid steps."""
+    def mask_out(self, y: str) -> str:
+        """The value, zero at invalid steps."""
         return self.op("Where", self.valid, y, self.zero) if self.valid else y
 
     def end(self, y: Value, finals: list[Final]) -> None:
-        """Outputs, without the rows and steps that were put in."""
+        """Write the outputs of the model, without the rows and steps that were added."""
         self.op("Slice", y.name, self.ints(0, 0), self.sizes, self.ints(0, 1), out="ys")
         row_count = self.op("Slice", self.sizes, self.ints(1), self.ints(2))
         info, real = self.onnx.helper.make_tensor_value_info, self.onnx.TensorProto.FLOAT
@@ -120,21 +124,23 @@ class Graph:
             self.op("Slice", value, self.ints(0), row_count, self.ints(0), out=name)
             self.outputs.append(info(name, real, ("B", size)))
 
-    def model(self, name: str, told: str) -> Any:
-        """The whole."""
+    def model(self, name: str, description: str) -> Any:
+        """The finished model."""
         helper, onnx = self.onnx.helper, self.onnx
         constants = [
             onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), key)
             for key, value in self.constants.items()
         ]
-        graph = helper.make_graph(self.nodes, name, self.inputs, self.outputs, constants, doc_string=told)
+        graph = helper.make_graph(
+            self.nodes, name, self.inputs, self.outputs, constants, doc_string=description
+        )
         model = helper.make_model(
             graph,
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=IR_VERSION,
             producer_name="lstm_jax",
             producer_version=__version__,
-            doc_string=told,
+            doc_string=description,
         )
         helper.set_model_props(model, {"lstm_jax_version": __version__})
         return model

@@ -2,82 +2,94 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import value_error
-from lstm_jax.interop.onnx._chain import Layer, Readable, chain
+from lstm_jax._errors import listing, shorten
+from lstm_jax.interop.onnx._activations import OnnxActivation, read_activations
+from lstm_jax.interop.onnx._chain import Layer, find_chain
 from lstm_jax.interop.onnx._graph import require_onnx
-from lstm_jax.interop.onnx._nodes import USUAL, Node, cell_of, named
+from lstm_jax.interop.onnx._model import Model, Probe, is_recurrent, read_proto
+from lstm_jax.interop.onnx._nodes import DEFAULT_ACTIVATIONS, Node, cell_of
 from lstm_jax.networks.bidirectional import Bidirectional, BidirectionalParams
 from lstm_jax.networks.stack import Stack
 
 
 class Imported(NamedTuple):
-    """A network, and how a model walks it: ``unroll(network, params, xs, carry, reverse=reverse)``."""
+    """A network, and how a model runs it: ``unroll(network, params, xs, carry, reverse=reverse)``."""
 
     network: Any  # a cell, a Bidirectional, or a Stack
     params: Any
-    carry: Any | None  # what the model begins with where that is constant and not zero; else None
-    reverse: bool  # whether it walks from the last step to the first
+    carry: Any | None  # the model's constant initial states; None where all are zero, learned or inputs
+    reverse: bool  # whether the model runs from the last step to the first
 
 
 def from_onnx(model: Any, *, inputs: Mapping[str, Any] | None = None) -> Imported:
-    """The recurrent network in a model: one node, or a chain of them, each reading the one below.
+    """The recurrent network in a model: one node, or a chain in which each node reads the one below.
 
-    Found are nodes RNN, LSTM and GRU (https://onnx.ai/onnx/operators/) in both layouts and all
-    directions, and read-outs behind the first of them: MatMul with a constant matrix, then Add and an
-    activation where they are there. What stands between two layers is run on random numbers, and has to
-    give what a :class:`lstm_jax.Stack` gives, with ``residual``, ``skip`` and the merges of
-    :class:`lstm_jax.Bidirectional`; so Transpose, Reshape, Squeeze, Concat and others are allowed,
-    however they are arranged. The network is time-major, whatever the model's layout.
+    The network is made of the nodes RNN, LSTM and GRU (https://onnx.ai/onnx/operators/), in both layouts
+    and all directions, with ONNX's activations, and of read-outs behind the first of them: a MatMul with a
+    constant matrix, then an Add and an activation if they are there. The operators between two layers are
+    run on random numbers. They must compute what a :class:`lstm_jax.Stack` does, with ``residual``, ``skip``
+    and the merges of :class:`lstm_jax.Bidirectional`; so Transpose, Reshape, Squeeze, Concat and others may
+    be arranged in any way. The network is time-major, whatever the model's layout.
 
-    What comes before the first recurrent node (an embedding, say) and after the last layer (what reads
-    the last step alone, for instance) is the caller's, and so are lengths. Initial states are the
-    caller's where the model takes them as inputs. One that is constant comes as ``carry``; one that the
-    model makes in the batch's size, the same for all rows, comes as a learned one; zeros are none.
+    What comes before the first recurrent node (an embedding, say) and after the last layer is not part of
+    the network, and neither are lengths. An initial state is one of these:
 
-    Where two networks are one model, the plainer one comes: of directions whose merge no output of the
-    model shows, the outputs are concatenated; a walk in reverse of both directions whose merge is a
-    sum, mean or product is a walk forward, with the directions in the other order.
+    - computed from an input of the model that is not the sequence: pass it to ``unroll`` as ``carry``, where
+      ``Imported.carry`` has zeros for it or is None;
+    - a constant with a row for each row of the batch: it is in ``Imported.carry``;
+    - a constant that the model expands to the size of the batch: the cell learns its initial carry
+      (``learn_initial_carry=True``);
+    - zeros: neither;
+    - computed from the sequence: an error.
+
+    Where a model has two equal readings, the simpler one is returned. Directions whose merge is no output of
+    the model are concatenated. A reverse pass of both directions with the merge sum, mean or product is a
+    forward pass with the directions exchanged.
+
+    A model may come from anywhere. While it is read, only operators run that arrange values or compute with
+    shapes: they are listed in the message when another one is needed. What they compute in all is limited to
+    128 MiB and eight times the size of the weights. Files have to be regular files that hold all weights;
+    read others with ``onnx.load(path)``.
 
     Args:
         model: ``onnx.ModelProto``, or the path of a file.
-        inputs: values of the graph's inputs by their names, where weights are among them.
+        inputs: values of inputs of the graph by name, where weights are inputs.
 
     Returns:
-        ``Imported(network, params, carry, reverse)``; float64 stays float64 under ``jax_enable_x64``
-        alone.
+        ``Imported(network, params, carry, reverse)``. Weights of float64 become float32 unless
+        ``jax_enable_x64`` is set.
 
     Raises:
-        ValueError: there is no such node, weights are missing or have no counterpart here, or something
-            else is computed between two layers; :func:`from_onnx_node` then takes them one by one.
+        ValueError: the model is malformed or too large, has no such node, weights are missing or have no
+            counterpart, a state is computed from the sequence, or something else is computed between two
+            layers; :func:`from_onnx_node` then reads them one by one.
+        OSError: there is no such file.
         ImportError: onnx is not installed (extra ``onnx``).
     """
-    graph = _read("from_onnx", model, inputs)
+    graph = _open("from_onnx", model, inputs)
     found = graph.recurrent()
     if not found:
-        kinds = sorted({node.op_type for node in graph.nodes})
-        raise value_error(
-            f"from_onnx got a model of {', '.join(kinds) or 'no nodes'}",
+        operators = sorted({node.op_type for node in graph.nodes})
+        raise graph.error(
+            f"a model of {listing(operators) or 'no nodes'}",
             "a node RNN, LSTM or GRU",
-            "Those inside of If, Loop or Scan are not looked for.",
+            "Those inside of If, Loop or Scan are not read.",
         )
-    layers = [_layer(graph, node, "from_onnx") for node in found]
-    members, stack, reverse = chain(graph, layers, "from_onnx")
-    built = [_build(member, reverse) for member in members]
+    chain = find_chain(graph, [_layer(graph, node) for node in found])
+    built = [_build(layer, chain.reverse) for layer in chain.layers]
     if len(built) == 1:
-        return built[0]._replace(reverse=reverse)
+        return built[0]
     cells = tuple(part.network for part in built)
-    network = Stack(cells, residual=stack["residual"], skip=stack["skip"])
+    network = Stack(cells, residual=chain.residual, skip=chain.skip)
     params = tuple(part.params for part in built)
-    return Imported(network, params, _joined(network, params, built), reverse)
+    return Imported(network, params, _stack_carry(network, params, built), chain.reverse)
 
 
 def from_onnx_node(
@@ -85,123 +97,154 @@ def from_onnx_node(
 ) -> Imported:
     """One recurrent node of a model, whatever else the model computes.
 
-    A node of both directions becomes a :class:`lstm_jax.Bidirectional` that concatenates.
+    A node of both directions becomes a :class:`lstm_jax.Bidirectional` that concatenates. Initial states and
+    limits are those of :func:`from_onnx`.
 
     Args:
         model: ``onnx.ModelProto``, or the path of a file.
-        name: the node's name, or that of one of its outputs; None where there is but one.
-        inputs: values of the graph's inputs by their names, where weights are among them.
+        name: the node's name, or that of one of its outputs; None where there is only one.
+        inputs: values of inputs of the graph by name, where weights are inputs.
 
     Returns:
         ``Imported(network, params, carry, reverse)``.
 
     Raises:
-        ValueError: there is no such node, or its weights are missing or have no counterpart here.
+        ValueError: the model is malformed or too large, there is no such node, its weights are missing or
+            have no counterpart, or a state is computed from the sequence.
+        OSError: there is no such file.
         ImportError: onnx is not installed (extra ``onnx``).
     """
-    graph = _read("from_onnx_node", model, inputs)
-    found = graph.recurrent()
-    asked = [node for node in found if name is None or name == node.name or name in node.output]
-    if len(asked) != 1 or name == "":
-        names = ", ".join(f"{node.op_type} {node.name or '-'} -> {node.output[0] or '-'}" for node in found)
-        raise value_error(
-            f"from_onnx_node got name={name!r} for a model with the nodes {names or 'of no such kind'}",
+    graph = _open("from_onnx_node", model, inputs)
+    recurrent = graph.recurrent()
+    found = [node for node in recurrent if name is None or name == node.name or name in node.output]
+    if len(found) != 1 or name == "":
+        names = listing(f"{node.op_type} {node.name or '-'} -> {node.output[0] or '-'}" for node in recurrent)
+        raise graph.error(
+            f"name={name!r} for a model with the nodes {names or 'of no such operator'}",
             "the name, or an output's name, of one of them",
-            "Give the name of one.",
+            "Pass the name of one.",
         )
-    layer = _layer(graph, asked[0], "from_onnx_node")
-    reverse = layer.direction == "reverse"
-    return _build(layer, reverse)._replace(reverse=reverse)
+    layer = _layer(graph, found[0])
+    return _build(layer, layer.direction == "reverse")
 
 
-def _read(owner: str, model: Any, inputs: Mapping[str, Any] | None) -> Readable:
+def _open(owner: str, model: Any, inputs: Mapping[str, Any] | None) -> Model:
     onnx = require_onnx(owner)
-    if isinstance(model, (str, os.PathLike)):
-        model = onnx.load(Path(model))
-    if not isinstance(model, onnx.ModelProto):
-        raise value_error(
-            f"{owner} got {type(model).__name__}", "an onnx.ModelProto or a path", "Use onnx.load."
-        )
-    return Readable(onnx, model, dict(inputs or {}))
+    source, proto = read_proto(owner, onnx, model)
+    return Model(source, onnx, proto, dict(inputs or {}))
 
 
 # --- one node -----------------------------------------------------------------------------------
 
 
-def _layer(graph: Readable, node: Any, owner: str) -> Layer:
-    """A node with all it needs to know."""
-    onnx = graph.onnx
-    told = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    direction = told.get("direction", b"forward").decode()
+def _layer(model: Model, node: Any) -> Layer:
+    """A recurrent node with its cells, parameters and initial states."""
+    attributes = _attributes(model, node)
+    direction = attributes.get("direction", "forward")
     if direction not in ("forward", "reverse", "bidirectional"):
-        raise value_error(
-            f"{owner} got direction={direction!r}", "forward, reverse or bidirectional", "Mend the model."
+        raise _node_error(
+            model, node, f"direction={direction!r}", "forward, reverse or bidirectional", "Correct the model."
         )
     count = 2 if direction == "bidirectional" else 1
     names = [*node.input, *[""] * (8 - len(node.input))]
-    weights: dict[str, Any] = {"P": None}
-    wanted = {"W": 1, "R": 2, "B": 3} | ({"P": 7} if node.op_type == "LSTM" else {})
-    for key, at in wanted.items():
-        value = graph.constant(names[at]) if names[at] else None
+    weights = _weights(model, node, names, count)
+    H = weights["R"].shape[-1]
+    if attributes.get("hidden_size", H) != H:
+        raise _node_error(
+            model, node, f"R of shape {weights['R'].shape} and hidden_size={attributes['hidden_size']}",
+            "R of (directions, gates * hidden_size, hidden_size)", "Correct the model.",
+        )  # fmt: skip
+    batch_major = bool(attributes.get("layout", 0))
+    learned, carry = _initial(model, node, names, batch_major, (count, H))
+    activations = _activations(model, node, attributes, count)
+    where = f"{model.owner} got node {model.label(node)}"
+    cells, params = [], []
+    for way in range(count):
+        cell, own = cell_of(
+            Node(
+                node.op_type,
+                **{key: None if array is None else array[way] for key, array in weights.items()},
+                initial=None if learned is None else tuple(state[way] for state in learned),
+                activations=activations[way],
+                clip=attributes.get("clip"),
+                input_forget=bool(attributes.get("input_forget", 0)),
+                linear_before_reset=bool(attributes.get("linear_before_reset", 0)),
+            ),
+            where,
+        )
+        cells.append(cell)
+        params.append(own)
+    return Layer(
+        node,
+        direction,
+        batch_major,
+        cells,
+        params,
+        carry=None if carry is None else [_carry(carry, way) for way in range(count)],
+        x=names[0],
+        y=node.output[0] if node.output else "",
+    )
+
+
+def _node_error(model: Model, node: Any, got: str, expected: str, hint: str) -> ValueError:
+    return model.error(f"node {model.label(node)} with {got}", expected, hint)
+
+
+#: The attributes of recurrent nodes, each with its type and the field that holds it.
+ATTRIBUTES = {
+    "direction": ("STRING", "s"),
+    "hidden_size": ("INT", "i"),
+    "layout": ("INT", "i"),
+    "activations": ("STRINGS", "strings"),
+    "activation_alpha": ("FLOATS", "floats"),
+    "activation_beta": ("FLOATS", "floats"),
+    "clip": ("FLOAT", "f"),
+    "input_forget": ("INT", "i"),
+    "linear_before_reset": ("INT", "i"),
+}
+
+
+def _attributes(model: Model, node: Any) -> dict[str, Any]:
+    """The attributes of a recurrent node by name; strings are decoded."""
+    found: dict[str, Any] = {}
+    for attribute in node.attribute:
+        kind, field = ATTRIBUTES.get(attribute.name, ("", ""))
+        if not kind or attribute.type != getattr(model.onnx.AttributeProto, kind):
+            raise _node_error(
+                model, node, f"the attribute {shorten(attribute.name, 60)!r} of type {attribute.type}",
+                f"an attribute of its operator ({', '.join(ATTRIBUTES)})", "Check it with onnx.checker.",
+            )  # fmt: skip
+        value = getattr(attribute, field)
+        if kind == "STRING":
+            value = value.decode(errors="replace")
+        elif kind == "STRINGS":
+            value = [text.decode(errors="replace") for text in value]
+        found[attribute.name] = value
+    return found
+
+
+def _weights(model: Model, node: Any, names: list[str], count: int) -> dict[str, Any]:
+    """W, R, B and P, each with the directions along the first axis; None where one is absent."""
+    found: dict[str, Any] = {"P": None}
+    ranks = {"W": (1, 3), "R": (2, 3), "B": (3, 2)} | ({"P": (7, 2)} if node.op_type == "LSTM" else {})
+    for key, (at, rank) in ranks.items():
+        value = model.constant(names[at]) if names[at] else None
         if value is None and (names[at] or key in "WR"):
-            raise value_error(
-                f"{owner} got {key} of node {node.name or node.output[0] or node.op_type} "
-                f"as {names[at]!r}, which is not constant",
+            raise model.error(
+                f"{key} of node {model.label(node)} as {names[at]!r}, which is not constant",
                 "weights in the model",
                 f"Pass inputs={{{names[at]!r}: array}} if it is an input of the model.",
             )
-        if value is not None and len(value) != count:
-            raise value_error(
-                f"{owner} got {key} of shape {value.shape} for direction={direction!r}",
-                f"{count} along the first axis, one a direction",
-                "Mend the model.",
+        if value is not None and (value.ndim != rank or len(value) != count):
+            raise _node_error(
+                model,
+                node,
+                f"{key} of shape {value.shape}",
+                f"{rank} axes, the first of the {count} directions",
+                "Correct the model.",
             )
-        weights[key] = value
-    H = int(told.get("hidden_size", weights["R"].shape[-1]))
-    if weights["R"].shape[-1] != H:
-        raise value_error(
-            f"{owner} got R of shape {weights['R'].shape} for hidden_size={H}",
-            "R of (directions, gates * hidden_size, hidden_size)",
-            "Mend the model.",
-        )
-    batch_major = bool(told.get("layout", 0))
-    states = _initial(graph, node, names, batch_major, owner)
-    learned, carry = states if states is not None else (None, None)
-    activations = _activations(told, count, node.op_type, owner)
-    sides = [
-        Node(
-            node.op_type,
-            W=weights["W"][way],
-            R=weights["R"][way],
-            B=None if weights["B"] is None else weights["B"][way],
-            P=None if weights["P"] is None else weights["P"][way],
-            initial=None if learned is None else tuple(state[way] for state in learned),
-            activations=None if activations is None else activations[way],
-            clip=told.get("clip"),
-            input_forget=bool(told.get("input_forget", 0)),
-            linear_before_reset=bool(told.get("linear_before_reset", 0)),
-        )
-        for way in range(count)
-    ]
-    cells = [cell_of(side, owner) for side in sides]
-    if cells[0][0] != cells[-1][0]:
-        raise value_error(
-            f"{owner} got a node whose two directions are {cells[0][0]} and {cells[1][0]}",
-            "one cell for both",
-            "Split the node in two.",
-        )
-    begun = None if carry is None else [_carry(carry, way) for way in range(count)]
-    return Layer(
-        node=node,
-        direction=direction,
-        batch_major=batch_major,
-        cell=cells[0][0],
-        params=[params for _, params in cells],
-        carry=begun,
-        x=names[0],
-        y=node.output[0] if node.output else "",
-        sizes=(count, cells[0][0].input_size, H),
-    )
+        found[key] = value
+    return found
 
 
 def _carry(states: list[np.ndarray], way: int) -> Any:
@@ -209,59 +252,191 @@ def _carry(states: list[np.ndarray], way: int) -> Any:
     return tuple(arrays) if len(arrays) == 2 else arrays[0]
 
 
-def _activations(told: dict[str, Any], count: int, op: str, owner: str) -> list[tuple[Any, ...]] | None:
-    if not told.get("activations"):
-        return None
-    names = [name.decode() for name in told["activations"]]
-    if len(names) != count * len(USUAL[op]):
-        raise value_error(
-            f"{owner} got activations {names}", f"{len(USUAL[op])} for each of {count}", "Mend the model."
+def _activations(
+    model: Model, node: Any, attributes: dict[str, Any], count: int
+) -> list[tuple[OnnxActivation, ...]]:
+    """The activations of each direction."""
+    defaults = DEFAULT_ACTIVATIONS[node.op_type]
+    names = attributes.get("activations")
+    if not names:
+        return [defaults] * count
+    if len(names) != count * len(defaults):
+        raise _node_error(
+            model,
+            node,
+            f"the activations {listing(names)}",
+            f"{len(defaults)} for each of {count} directions",
+            "Correct the model.",
         )
-    every = named(names, told.get("activation_alpha", []), told.get("activation_beta", []), owner)
-    each = len(names) // count
-    return [tuple(every[way * each : (way + 1) * each]) for way in range(count)]
+    alphas, betas = (attributes.get(f"activation_{field}", []) for field in ("alpha", "beta"))
+    found = read_activations(names, alphas, betas, f"{model.owner} got node {model.label(node)}")
+    each = len(defaults)
+    return [tuple(found[way * each : (way + 1) * each]) for way in range(count)]
 
 
-def _initial(graph: Readable, node: Any, names: list[str], batch_major: bool, owner: str) -> Any:
-    """The initial states: learned ones, one (directions, H) a state, or constant ones (directions, B, H)."""
-    given = [names[5], names[6]] if node.op_type == "LSTM" else [names[5]]
-    known: dict[str, Any] = {name: graph.state(name, node) for name in given if name}
-    if any(value is None for value in known.values()) or not any(np.any(v) for v in known.values()):
-        return None
-    like = next(iter(known.values()))
-    each = [known.get(name, np.zeros_like(like)) for name in given]
-    each = [np.swapaxes(value, 0, 1) if batch_major else value for value in each]
-    if all(graph.constant(name) is not None for name in known):
-        return None, each
-    if any((value != value[:, :1]).any() for value in each):
-        raise value_error(
-            f"{owner} got an initial state of {node.name or node.op_type} that is computed from the inputs",
-            "a constant, an input of the model, or the same for all rows",
-            "Cut the model before it.",
+# --- initial states -----------------------------------------------------------------------------
+
+
+class State(NamedTuple):
+    """A constant initial state of a node."""
+
+    value: np.ndarray  # (directions, B, H), or (directions, H) where it is expanded to the batch's size
+    is_expanded: bool
+
+
+def _initial(
+    model: Model, node: Any, names: list[str], batch_major: bool, sizes: tuple[int, int]
+) -> tuple[list[np.ndarray] | None, list[np.ndarray] | None]:
+    """The initial states that are not zero: learned, each (directions, H), or constant, (directions, B, H).
+
+    Zeros stand for a state that is an input of the model where the other state is constant.
+    """
+    given = names[5:7] if node.op_type == "LSTM" else names[5:6]
+    states = [_state(model, node, name, batch_major, sizes) if name else None for name in given]
+    constant = [state for state in states if state is not None and state.value.any()]
+    if not constant:
+        return None, None
+    count, H = sizes
+    batches = {state.value.shape[1] for state in constant if not state.is_expanded}
+    if not batches:
+        zeros = np.zeros((count, H), constant[0].value.dtype)
+        return [zeros if state is None or not state.is_expanded else state.value for state in states], None
+    if len(batches) > 1:
+        raise _node_error(
+            model, node, f"initial states of {listing(sorted(batches))} rows", "as many rows in both", _CUT
         )
-    return [value[:, 0] for value in each], None
+    shape = (count, *batches, H)
+    carry = []
+    for state in states:
+        value = np.zeros((), constant[0].value.dtype) if state is None else state.value
+        value = value[:, None] if state is not None and state.is_expanded else value
+        carry.append(np.broadcast_to(value, shape) if value.any() else np.zeros(shape, value.dtype))
+    return None, carry
 
 
-# --- many nodes ---------------------------------------------------------------------------------
+def _state(model: Model, node: Any, name: str, batch_major: bool, sizes: tuple[int, int]) -> State | None:
+    """An initial state of a node if it is constant; None if it is computed from another input of the model.
+
+    Raises:
+        ValueError: it is computed from the sequence.
+    """
+    count, H = sizes
+
+    def time_major(value: np.ndarray) -> np.ndarray:
+        value = np.swapaxes(value, 0, 1) if batch_major and value.ndim == 3 else value
+        if value.ndim != 3 or (value.shape[0], value.shape[2]) != (count, H) or value.dtype.kind != "f":
+            raise _node_error(
+                model,
+                node,
+                f"an initial state of shape {value.shape} and dtype {value.dtype}",
+                f"floats of {'(B, directions, H)' if batch_major else '(directions, B, H)'}, "
+                f"directions={count} and H={H}",
+                "Correct the model.",
+            )
+        return value
+
+    constant = model.constant(name)
+    if constant is not None:
+        return State(time_major(constant), False)
+    behind = model.dependencies([name], only=_values_read)
+    sequence = model.dependencies([node.input[0], *node.input[4:5]], only=_sequence_read)
+    source = "another recurrent node" if any(map(is_recurrent, behind.nodes)) else ""
+    source = source or listing(repr(given) for given in sorted(behind.inputs & sequence.inputs))
+    if source:
+        raise _node_error(
+            model,
+            node,
+            f"an initial state {shorten(name, 60)!r} that is computed from the sequence (by way of {source})",
+            "a constant, or an input of the model besides the sequence",
+            _CUT,
+        )
+    if behind.inputs:
+        return None
+    return _expanded_state(model, node, name, time_major)
+
+
+def _expanded_state(model: Model, node: Any, name: str, time_major: Any) -> State:
+    """A state that is computed from constants and from the sizes of inputs.
+
+    It is computed twice, for batches of two and of three rows and from other random inputs. Its rows have to
+    be equal each time. Where they are not, but the model declares all sizes, it has the declared size.
+    """
+    reason = "its rows differ, or depend on the sizes of the inputs"
+    try:
+        first, second = (
+            time_major(
+                model.evaluate(name, _drawn_outputs(model, size), Probe(size, size, full_length=False))
+            )
+            for size in (2, 3)
+        )
+        row = first[:, :1]
+        if (first.shape[1], second.shape[1]) == (2, 3) and (first == row).all() and (second == row).all():
+            return State(first[:, 0], True)
+    except ValueError as error:
+        reason = str(error)
+    inputs = model.dependencies([name]).inputs
+    if model.is_static(inputs):
+        return State(time_major(model.evaluate(name, {}, Probe(None))), False)
+    raise _node_error(
+        model,
+        node,
+        f"an initial state {shorten(name, 60)!r} that cannot be read: {shorten(reason, 250)}",
+        "a constant, the same for all rows of the batch, or an input of the model",
+        _CUT,
+    )
+
+
+_CUT = "Cut the model before the state with onnx.utils.extract_model, and pass it to unroll as carry."
+
+
+def _values_read(node: Any) -> tuple[str, ...] | None:
+    """The inputs of a node whose values it reads; those of which it reads the shape are left out."""
+    return () if node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx") else None
+
+
+def _sequence_read(node: Any) -> Any:
+    """The sequence and the lengths that a recurrent node reads; of other nodes, the values."""
+    return [node.input[0], *node.input[4:5]] if is_recurrent(node) else _values_read(node)
+
+
+def _outputs_of(model: Model, size: int) -> dict[str, np.ndarray]:
+    """Zeros for the outputs of all recurrent nodes, of which a state may read the shape."""
+    found = {}
+    for node in model.recurrent():
+        attributes = _attributes(model, node)
+        R = model.constant(node.input[2]) if len(node.input) > 2 else None
+        if R is None or R.ndim != 3:
+            continue
+        batch_major = bool(attributes.get("layout", 0))
+        count, H = len(R), R.shape[-1]
+        ys = (size, size, count, H) if batch_major else (size, count, size, H)
+        states = (size, count, H) if batch_major else (count, size, H)
+        for name, shape in zip(node.output, (ys, states, states), strict=False):
+            found[name] = np.zeros(shape, R.dtype)
+    return found
+
+
+# --- networks -----------------------------------------------------------------------------------
 
 
 def _build(layer: Layer, reverse: bool) -> Imported:
-    """A layer as a cell or as both directions, in the order in which we walk them."""
+    """A layer as a cell or as both directions; in reverse, ONNX's backward direction comes first."""
     if layer.direction != "bidirectional":
         carry = None if layer.carry is None else layer.carry[0]
-        return Imported(layer.cell, layer.params[0], carry, reverse)
+        return Imported(layer.cells[0], layer.params[0], carry, reverse)
     order = (1, 0) if reverse else (0, 1)
-    network = Bidirectional(layer.cell, merge=layer.merge)
+    forward, backward = (layer.cells[way] for way in order)
+    network = Bidirectional(forward, merge=layer.merge, backward=backward)
     params = BidirectionalParams(*(layer.params[way] for way in order))
     carry = None if layer.carry is None else tuple(layer.carry[way] for way in order)
     return Imported(network, params, carry, reverse)
 
 
-def _joined(network: Any, params: Any, built: list[Imported]) -> Any | None:
-    """One carry for all layers, where any has one."""
+def _stack_carry(network: Any, params: Any, built: list[Imported]) -> Any | None:
+    """One carry for all layers, where a layer has a constant one."""
     given = [part.carry for part in built]
     if all(carry is None for carry in given):
         return None
     rows = {leaf.shape[0] for leaf in jax.tree.leaves(given)}
-    zeros = network.initial_carry((max(rows),), params)
-    return tuple(zero if carry is None else carry for zero, carry in zip(zeros, given, strict=True))
+    own = network.initial_carry((max(rows),), params)
+    return tuple(like if carry is None else carry for like, carry in zip(own, given, strict=True))
