@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lstm_jax._devices import is_single_cpu_device
+from lstm_jax._fills import times_ones
 from lstm_jax._types import Array, DType, promote, state_dtype
 
 
@@ -23,7 +24,7 @@ def matmul(x: Array, w: Array, dtype: DType | None = None) -> Array:
     # axes would gather an array that is spread over devices, and symbolic sizes cannot be joined.
     if len(rows) > 1 and is_single_cpu_device() and all(isinstance(n, int) for n in rows):
         x = x.reshape(math.prod(rows), x.shape[-1])
-    return _matmul(x, w).reshape(*rows, w.shape[-1])
+    return _matmul(x, times_ones(w)).reshape(*rows, w.shape[-1])
 
 
 @jax.custom_jvp
@@ -45,7 +46,7 @@ def _matmul_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
         dims = (((dx.ndim - 1,), (1,)), ((), ()))
         terms.append(jax.lax.dot_general(dx, w.T, dims, preferred_element_type=total.dtype))
     if not isinstance(dw, zero):
-        terms.append(_matmul(x, dw))
+        terms.append(_matmul(x, times_ones(dw)))
     return total, sum(terms[1:], terms[0]) if terms else jnp.zeros_like(total)
 
 
@@ -58,7 +59,7 @@ def head_matmul(h: Array, w: Array, gates: int, dtype: DType) -> Array:
         return matmul(h, w, dtype)
     heads, rows, columns = w.shape
     parts = h.astype(dtype).reshape(*h.shape[:-1], heads, rows)
-    blocks = w.astype(dtype).reshape(heads, rows, gates, columns // gates)
+    blocks = times_ones(w).astype(dtype).reshape(heads, rows, gates, columns // gates)
     product = jnp.einsum("...nr,nrgc->...gnc", parts, blocks, preferred_element_type=state_dtype(dtype))
     return product.reshape(*h.shape[:-1], heads * columns)
 

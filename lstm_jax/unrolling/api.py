@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lstm_jax._errors import value_error
+from lstm_jax._fills import unfilled
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import compute_form
 from lstm_jax.unrolling import registry, validation
@@ -93,7 +94,7 @@ def unroll(
     """
     options = Options(bool(reverse), checkpoint, truncate, bool(return_carries), implementation)
     lengths = validation.check_static("unroll", cell, options, xs, lengths, start)
-    arrays = params, xs, carry, lengths, mask, resets, reset_to, key, start
+    arrays = unfilled(params), xs, carry, lengths, mask, resets, reset_to, key, start
     carry, ys, carries = _compiled(compute_form(cell), options, *arrays)
     return carry, ((ys, carries) if return_carries else ys)
 
