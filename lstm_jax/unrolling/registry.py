@@ -19,22 +19,19 @@ from lstm_jax.unrolling.plain_scan import always_supported, plain_scan
 from lstm_jax.unrolling.steps import Flags
 
 
-def _pallas_unsupported(
-    cell: Any, options: Any, params: Params, carry: Carry, xs: Any, flags: Flags
-) -> str | None:
+# ``import lstm_jax`` does not load Pallas: these import it at the call.
+
+
+def _pallas_unsupported(*args: Any) -> str | None:
     from lstm_jax.unrolling.kernels.select import kernel_unsupported
 
-    return kernel_unsupported(cell, params, carry, xs, flags)
+    return kernel_unsupported(*args)
 
 
-def _pallas_scan(
-    cell: Any, options: Any, params: Params, key: Any, initial: Any, carry: Carry, xs: Any, flags: Flags
-) -> tuple[Carry, Any]:
+def _pallas_scan(*args: Any) -> tuple[Carry, Any]:
     from lstm_jax.unrolling.kernels.select import kernel_scan
 
-    reverse, carries = options.reverse, options.return_carries
-    scanned = kernel_scan(cell, params, initial, carry, xs[0], flags, reverse=reverse, carries=carries)
-    return scanned.carry, (scanned.ys, scanned.carries)
+    return kernel_scan(*args)
 
 
 def _pallas_reason() -> str:

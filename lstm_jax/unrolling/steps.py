@@ -80,38 +80,6 @@ def one_step(xs: Any) -> Any:
     return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), xs)
 
 
-class Scanned(NamedTuple):
-    """The result of :func:`scan_steps`."""
-
-    carry: Carry  # after the last step
-    ys: Any  # (T, *batch, ...) outputs, zero at invalid steps
-    carries: Carry | None  # (T, ...) the carry after each step, where requested
-    saved: Any  # (T, ...) what the step function saved
-
-
-def scan_steps(
-    step: Callable[[Carry, Any], tuple[Carry, Any, Any]],
-    initial: Carry,
-    carry: Carry,
-    inputs: Any,
-    flags: Flags,
-    *,
-    reverse: bool,
-    carries: bool,
-) -> Scanned:
-    """Scan ``step(carry, input) -> (carry, y, saved)`` over time with flags."""
-
-    def body(carry: Carry, at: Any) -> tuple[Carry, Any]:
-        flag, x = at
-        held, start = begin_step(flag, initial, carry)
-        new, y, saved = step(start, x)
-        carry, y = end_step(flag, held, new, y)
-        return carry, (y, carry if carries else None, saved)
-
-    carry, outs = lax.scan(body, carry, (flags, inputs), reverse=reverse)
-    return Scanned(carry, *outs)
-
-
 def split_batch(bodies: Sequence[Callable[[Carry, Any], tuple[Carry, Any]]]) -> Any:
     """A scan body that runs parts of the batch (the first axis) side by side, one for each of ``bodies``.
 

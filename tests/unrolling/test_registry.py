@@ -45,7 +45,7 @@ INSIDE = {
     "scan": "scan",
     "fused": "custom_jvp_call",
     "parallel": "associative_scan|slice",
-    "pallas": "kernel_walk",
+    "pallas": "kernel_scan",
     "cudnn": "rnn_fwd",
 }
 SITUATIONS = {
