@@ -38,7 +38,7 @@ def slstm(params, carry, x, forget="sigmoid"):
 def slstm_begins(params):
     """The normaliser is empty, and the stabiliser lets the first step be all that counts."""
     nothing = np.zeros(params.w_ih.shape[1] // 4)
-    return nothing if params.initial is None else params.initial, nothing, nothing, nothing - 2.0**100
+    return nothing if params.initial is None else params.initial, nothing, nothing, nothing - 2.0**127
 
 
 def mlstm(params, carry, x, forget="sigmoid"):
@@ -66,4 +66,4 @@ def mlstm(params, carry, x, forget="sigmoid"):
 def mlstm_begins(params, heads):
     """An empty memory, and a stabiliser as the sLSTM's."""
     d = params.w_ih.shape[1] // 4 // heads
-    return np.zeros((heads, d, d)), np.zeros((heads, d)), np.full(heads, -(2.0**100))
+    return np.zeros((heads, d, d)), np.zeros((heads, d)), np.full(heads, -(2.0**127))

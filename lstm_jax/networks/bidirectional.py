@@ -151,7 +151,7 @@ class Bidirectional(Network):
                     xs,
                     None if carry is None else carry[index],
                     None if reset_to is None else reset_to[index],
-                    steps.member(index),
+                    steps.for_layer(index),
                 )
                 for index, reverse in enumerate(reverses)
             )

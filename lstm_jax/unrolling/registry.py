@@ -18,7 +18,6 @@ from lstm_jax.unrolling.fused_scan import fused_scan, fused_unsupported, tiling_
 from lstm_jax.unrolling.plain_scan import always_supported, plain_scan
 from lstm_jax.unrolling.steps import Flags
 
-
 # ``import lstm_jax`` does not load Pallas: these import it at the call.
 
 
@@ -44,7 +43,7 @@ def _pallas_reason() -> str:
 class Implementation:
     """One implementation of ``unroll`` and what it supports.
 
-    The columns are for people. What decides at a call is a function that knows its shapes and options.
+    The columns are documentation. ``why_not`` decides for a given call.
     """
 
     name: str
@@ -54,12 +53,12 @@ class Implementation:
     cells: str
     unsupported: str  # parts of the time contract
     transforms: str
-    auto: str  # when "auto" takes it, and on which evidence
+    auto: str  # when "auto" chooses it, and the measurements behind that
     #: Why it cannot run a cell: ``(cell, options, params, carry, xs, flags) -> str | None``.
     why_not: Callable[..., str | None] = field(default=always_supported, repr=False)
     #: ``(cell, options, params, key, initial, carry, xs, flags) -> (carry, (ys, carries, ...))``.
     scan: Callable[..., tuple[Carry, Any]] = field(default=plain_scan, repr=False)
-    #: Why it runs, where it does.
+    #: A description for ``explain``.
     reason: Callable[[], str] = field(default=str, repr=False)
 
     def __str__(self) -> str:
@@ -140,14 +139,14 @@ NAMED = {
         ),
     )
 }
-#: The order in which "auto" tries them; the last runs everything.
+#: The order in which "auto" tries them; the last one supports every call.
 AUTO = ("parallel", "fused", "scan")
 #: What ``unroll`` accepts.
 IMPLEMENTATIONS = ("auto", *NAMED)
 
 
 class Table(tuple[Implementation, ...]):
-    """All implementations; printing it shows what each supports."""
+    """All implementations. It prints as a table of what each supports."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))
@@ -164,7 +163,7 @@ class Table(tuple[Implementation, ...]):
 
 
 def implementations() -> Table:
-    """The implementations that :func:`lstm_jax.unroll` knows by name, and what each supports.
+    """The named implementations of :func:`lstm_jax.unroll`, and what each supports.
 
     Returns:
         A tuple of :class:`Implementation`, which prints as a table.
@@ -188,7 +187,7 @@ def implementations() -> Table:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What runs for one cell of a network."""
+    """The implementation of one cell of a network."""
 
     cell: str
     implementation: str
@@ -199,12 +198,12 @@ class LayerPlan:
         return f"{self.implementation:<5}  {self.reason}" + (f" ({self.tiling})" if self.tiling else "")
 
 
-#: Where ``explain`` collects what ``unroll`` chooses while it is traced.
+#: ``explain`` collects the choices of ``unroll`` here while it traces.
 _plans: ContextVar[list[LayerPlan] | None] = ContextVar("plans", default=None)
 
 
 def record(cell: Any, implementation: str, reason: str, tiling: str = "") -> None:
-    """Tell ``explain`` what runs for a cell."""
+    """Record the implementation of a cell for ``explain``."""
     plans = _plans.get()
     if plans is not None:
         description = cell if isinstance(cell, str) else cell.describe()
@@ -221,7 +220,7 @@ def choose(
     flags: Flags,
     window: int | None,
 ) -> Callable[..., tuple[Carry, Any]]:
-    """The scan that runs this cell; a named implementation that cannot run raises its reason."""
+    """The scan that runs this cell; raises if a named implementation cannot run it."""
     arguments = cell, options, params, carry, xs, flags
     if name != "auto":
         row = NAMED[name]
@@ -230,7 +229,7 @@ def choose(
             raise_unsupported(name, cell, reason)
         why = f"requested by name: {row.reason()}"
     else:
-        passed = ""
+        rejected = ""
         for name in AUTO:
             row = NAMED[name]
             if name == "parallel" and not cell.linear_recurrence:
@@ -239,8 +238,8 @@ def choose(
             reason = reason or row.why_not(*arguments)
             if reason is None:
                 break
-            passed += f"; not {name}: {reason}"
-        why = row.reason() + passed
+            rejected += f"; not {name}: {reason}"
+        why = row.reason() + rejected
     if _plans.get() is not None:
         window_xs = jax.tree.map(lambda a: a[:window], xs)
         tiling = str(tiling_of(cell, params, carry, window_xs)) if row.name == "fused" else ""
@@ -251,7 +250,7 @@ def choose(
 def choose_whole_network(
     network: Any, name: str, params: Params, xs: Any, carry: Carry | None, options: Any, steps: Any
 ) -> bool:
-    """Whether one call runs the whole network; False where its cells choose one by one."""
+    """Whether one call runs the whole network; False if each cell chooses an implementation."""
     if name != "cudnn":
         return False
     from lstm_jax.unrolling.cudnn import cudnn_reason, cudnn_unsupported
@@ -265,7 +264,7 @@ def choose_whole_network(
         description = ", ".join([first.describe(), *more])
         record(description, name, f"requested by name: {cudnn_reason()}")
         return True
-    if not network.has_state or (isinstance(network, Network) and network.members_choose):
+    if not network.has_state or (isinstance(network, Network) and network.layers_choose):
         return False
     raise_unsupported(name, network, reason)
 
@@ -282,7 +281,7 @@ def raise_unsupported(name: str, network: Any, reason: str) -> NoReturn:
 
 @contextmanager
 def recording() -> Iterator[list[LayerPlan]]:
-    """Collect what is chosen while a call of ``unroll`` is traced."""
+    """Collect the choices of ``unroll`` while it is traced."""
     plans: list[LayerPlan] = []
     token = _plans.set(plans)
     try:

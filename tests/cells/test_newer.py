@@ -121,7 +121,7 @@ def test_slstm_learns_h_0_alone():
     params = cell.init(KEY)._replace(initial=jnp.array([0.5, -0.5]))
     h, c, n, m = cell.initial_carry((3,), params)
     assert h.tolist() == [[0.5, -0.5]] * 3
-    assert not np.any(c) and not np.any(n) and np.all(m == -(2.0**100))
+    assert not np.any(c) and not np.any(n) and np.all(m == -(2.0**127))
 
 
 EXTREMES = [(i, f) for i in (-100.0, 0.0, 100.0) for f in (-100.0, 0.0, 100.0)]
