@@ -118,6 +118,12 @@ def random_arrays(*shapes, seed=1, dtype=np.float32):
     return [np.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
+def gate_sequences(size):
+    """Pre-activations of input and forget gates: all pairs of -size, 0 and size in 9 orders, (T=9, 9, 2)."""
+    pairs = np.array([(i, f) for i in (-size, 0.0, size) for f in (-size, 0.0, size)])
+    return np.stack([np.roll(pairs, -k, axis=0) for k in range(len(pairs))], axis=1)
+
+
 # --- values and gradients -----------------------------------------------------------------------
 
 

@@ -1,6 +1,6 @@
 """Laws of the time contract: equivalent calls of ``unroll`` have equal results and gradients.
 
-Each function checks one law for one case of ``cell_cases.py``. The inputs at invalid steps are NaN or infinite.
+Each function checks one law for one case of ``cell_cases.py``. Inputs at invalid steps are NaN or infinite.
 """
 
 import itertools
