@@ -14,6 +14,8 @@ import hypothesis
 import jax
 import pytest
 
+from lstm_jax.unrolling.kernels import select
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -30,7 +32,7 @@ hypothesis.settings.load_profile("everyday")
 
 
 def pytest_addoption(parser):
-    """With --device, an implementation for it that cannot run is a failure."""
+    """With --device, its implementations must run."""
     parser.addoption("--device", choices=("gpu", "tpu"), help="the device that tests are expected to find")
 
 
@@ -83,3 +85,17 @@ def accelerator(monkeypatch):
     _compiled.clear_cache()
     yield
     _compiled.clear_cache()
+
+
+@pytest.fixture
+def reference():
+    """``implementation="pallas"`` runs the plain JAX functions that replace the kernels."""
+    with select.interpret("reference"):
+        yield
+
+
+@pytest.fixture
+def interpreted():
+    """``implementation="pallas"`` runs the TPU kernels in Pallas' interpreter."""
+    with select.interpret("tpu"):
+        yield
