@@ -32,11 +32,11 @@ hypothesis.settings.load_profile("everyday")
 
 
 def pytest_addoption(parser):
-    """With --device, its implementations must run."""
+    """``--device`` names a device whose implementations must run."""
     parser.addoption("--device", choices=("gpu", "tpu"), help="the device that tests are expected to find")
 
 
-#: A Linux process has at most 65,530 memory maps. Each compiled program uses some, and XLA crashes if none are
+#: A Linux process has at most 65,530 memory maps. Each compiled program uses some, and XLA crashes if none is
 #: left, which happens after hundreds of tests.
 MAPS = Path("/proc/self/maps")
 MAX_MAPS = 30_000

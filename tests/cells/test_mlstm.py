@@ -133,7 +133,7 @@ def test_large_queries_keys_and_values(forget_gate):
     _, ys = lstm_jax.unroll(cell, params, jnp.asarray(xs, jnp.float32))
     np.testing.assert_allclose(ys[0, :, 0], 2.0**41 * signs[0, :, :3].prod(-1))
     equations = oracle.Cell(
-        partial(oracle_newer.mlstm, forget=forget_gate), partial(oracle_newer.mlstm_begins, heads=1)
+        partial(oracle_newer.mlstm, forget=forget_gate), partial(oracle_newer.mlstm_initial, heads=1)
     )
     wide = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     np.testing.assert_allclose(ys, oracle.unroll(equations, wide, xs).ys, rtol=1e-4)

@@ -118,7 +118,7 @@ def test_large_preactivations(size, forget_gate, compute, implementation):
     _, (ys, (_, c, n, _)) = run(params, xs)
     assert ys.dtype == compute and n.dtype == np.float32
     assert all_finite((ys, c, n)) and np.all(np.abs(ys) <= 1) and np.all(n >= 1)
-    equations = oracle.Cell(partial(oracle_newer.slstm, forget=forget_gate), oracle_newer.slstm_begins)
+    equations = oracle.Cell(partial(oracle_newer.slstm, forget=forget_gate), oracle_newer.slstm_initial)
     expected = oracle.unroll(equations, jax.tree.map(lambda a: np.asarray(a, np.float64), params), gates)
     np.testing.assert_allclose(np.asarray(ys, np.float64), expected.ys, atol=2e-3)
     np.testing.assert_allclose(ys[0].astype(np.float32), np.tanh(1) / (1 + np.exp(-1)), rtol=5e-3)
