@@ -384,8 +384,8 @@ ERRORS = {
         "input_size=3",
         "2 outputs",
     ),
-    "vectors over images": (lambda: Stack((CELL, GRU(2, 2))), "space () -> () over (5, 4)"),
-    "images over vectors": (lambda: Stack((LSTM(3, 3), CELL)), "space (5, 4) -> (5, 4) over ()"),
+    "vectors over images": (lambda: Stack((CELL, GRU(2, 2))), "axes () -> () over (5, 4)"),
+    "images over vectors": (lambda: Stack((LSTM(3, 3), CELL)), "axes (5, 4) -> (5, 4) over ()"),
     "images over a read-out of vectors": (
         lambda: Stack((LSTM(3, 3), Readout(3, 3), CELL)),
         "layer 2 with spatial axes (5, 4)",
