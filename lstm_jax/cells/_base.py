@@ -39,6 +39,8 @@ class BaseCell:
     affine_recurrence: bool | None = True
     #: The cell has ``coefficients`` (:class:`ParallelCell`).
     linear_recurrence: bool = False
+    #: The cell has ``head_size`` and ``update_chunk``, which computes a chunk of steps by matrix products.
+    chunks: bool = False
     #: ``update`` or ``emit`` read parameters; None: unknown.
     update_reads_params: bool | None = False
     #: ``emit`` is not the identity.

@@ -126,24 +126,91 @@ def _project(params: MLSTMParams, x: Array, dtype: DType | None) -> MLSTMPreacti
     return MLSTMPreactivation(qkvo, add_bias(matmul(x, params.w_gates, dtype), params.bias_gates))
 
 
+def _parts(z: MLSTMPreactivation, shape: tuple[int, ...], dtype: Any) -> tuple[Array, ...]:
+    """q, k / sqrt(d), v, the output gate's pre-activation and those of i and f, in ``dtype``."""
+    q, k, v, o = (part.reshape(shape) for part in jnp.split(z.qkvo.astype(dtype), 4, axis=-1))
+    return (q, k / math.sqrt(shape[-1]), v, o, *jnp.split(z.gates.astype(dtype), 2, axis=-1))
+
+
+def _output(o: Array, numerator: Array, weight: Array, m: Array, z: MLSTMPreactivation) -> Array:
+    """h from C q and n q, both times exp(-m)."""
+    # Both are multiplied by exp(min(m, 0)), because exp(-m) may overflow.
+    scale = jnp.exp(jnp.minimum(m, 0))
+    denominator = jnp.maximum(scale * jnp.abs(weight), jnp.exp(-jnp.clip(m, 0, MAX_EXPONENT)))
+    h = sigmoid(o) * (scale[..., None] * numerator / denominator[..., None])
+    *rows, columns = z.qkvo.shape
+    return h.reshape(*rows, columns // 4).astype(z.qkvo.dtype)
+
+
 def _update(forget_gate: str, carry: MLSTMCarry, z: MLSTMPreactivation) -> tuple[MLSTMCarry, Array]:
     dtype = promote(z.gates.dtype, *(part.dtype for part in carry))
     C, n, m = (part.astype(dtype) for part in carry)
-    q, k, v, o = (part.reshape(n.shape) for part in jnp.split(z.qkvo.astype(dtype), 4, axis=-1))
-    k = k / math.sqrt(k.shape[-1])
-    i, f = jnp.split(z.gates.astype(dtype), 2, axis=-1)
+    q, k, v, o, i, f = _parts(z, n.shape, dtype)
     i, f, m = stabilised_gates(forget_gate, i, f, m)
-    i, f, m_t = (gate[..., None] for gate in (i, f, m))
-    C = f[..., None] * C + (i * v)[..., :, None] * k[..., None, :]
-    n = f * n + i * k
-    # Numerator and denominator are multiplied by exp(min(m, 0)), because exp(-m) may overflow.
-    scale = jnp.exp(jnp.minimum(m_t, 0))
-    numerator = scale * jnp.sum(C * q[..., None, :], axis=-1)
-    weight = scale * jnp.abs(jnp.sum(n * q, axis=-1, keepdims=True))
-    h = sigmoid(o) * (numerator / jnp.maximum(weight, jnp.exp(-jnp.clip(m_t, 0, MAX_EXPONENT))))
-    new = C.astype(carry[0].dtype), n.astype(carry[1].dtype), m.astype(carry[2].dtype)
-    *rows, columns = z.qkvo.shape
-    return new, h.reshape(*rows, columns // 4).astype(z.qkvo.dtype)
+    C = f[..., None, None] * C + (i[..., None] * v)[..., :, None] * k[..., None, :]
+    n = f[..., None] * n + i[..., None] * k
+    h = _output(o, jnp.sum(C * q[..., None, :], axis=-1), jnp.sum(n * q, axis=-1), m, z)
+    return (C.astype(carry[0].dtype), n.astype(carry[1].dtype), m.astype(carry[2].dtype)), h
+
+
+def _update_chunk(
+    forget_gate: str,
+    carry: MLSTMCarry,
+    z: MLSTMPreactivation,
+    valid: Array | None,
+    restart: Array | None,
+    stored: MLSTMCarry | None,
+) -> tuple[MLSTMCarry, Array]:
+    """``_update`` for all steps of a chunk; time is the first axis of z, of the flags and of ``stored``.
+
+    With F_t the sum of log f up to t, step t reads step s with the weight exp(F_t - F_s + i_s - m_t) and the
+    carry before the chunk with exp(F_t + m - m_t). m_t is the largest of these exponents, as in the
+    recurrence. A restart ends both, and begins at zeros or at ``stored``.
+    """
+    dtype = promote(z.gates.dtype, *(part.dtype for part in carry))
+    C, n, m = (part.astype(dtype) for part in carry)
+    L = z.qkvo.shape[0]
+    q, k, v, o, i, f = _parts(z, (L, *n.shape), dtype)
+    log_f = jax.nn.log_sigmoid(f) if forget_gate == "sigmoid" else f
+    step = jnp.arange(L)
+    reads = (step[:, None] >= step[None]).reshape(L, L, *(1,) * m.ndim)  # step t reads step s
+    if valid is not None:
+        log_f = jnp.where(valid[..., None], log_f, 0)
+        reads = reads & valid[None, ..., None]
+    total = jnp.cumsum(log_f, axis=0)
+    exponents, old = total[:, None] - total[None] + i[None], total + m[None]
+    if restart is not None:
+        segment = jnp.cumsum(restart, axis=0)[..., None]
+        reads = reads & (segment[:, None] == segment[None])
+        old = jnp.where(segment == 0, old, INITIAL_STABILISER)
+    m_t = jnp.maximum(old, jnp.max(jnp.where(reads, exponents, INITIAL_STABILISER), axis=1))
+    if stored is not None and restart is not None:
+        # The restart that began the segment of each step; the first step where there was none.
+        began = jax.lax.cummax(jnp.where(restart, step.reshape(L, *(1,) * (m.ndim - 1)), 0), axis=0)
+        C_0, n_0, m_0, before = (
+            jnp.take_along_axis(a, jax.lax.expand_dims(began, range(began.ndim, a.ndim)), axis=0)
+            for a in (*(part.astype(dtype) for part in stored), total - log_f)
+        )
+        restarted = jnp.where(segment == 0, INITIAL_STABILISER, total - before + m_0)
+        m_t = jnp.maximum(m_t, restarted)
+    weights = jnp.where(reads, jnp.exp(jnp.where(reads, exponents - m_t[:, None], 0)), 0)
+    scores = jnp.einsum("t...d,s...d->ts...", q, k) * weights
+    kept = jnp.exp(old - m_t)
+    if restart is not None:
+        kept = jnp.where(segment == 0, kept, 0)
+    numerator = jnp.einsum("ts...,s...v->t...v", scores, v)
+    numerator += kept[..., None] * jnp.einsum("...vd,t...d->t...v", C, q)
+    weight = jnp.sum(scores, axis=1) + kept * jnp.einsum("...d,t...d->t...", n, q)
+    C = kept[-1][..., None, None] * C
+    C += jnp.einsum("s...v,s...d->...vd", weights[-1][..., None] * v, k)
+    n = kept[-1][..., None] * n + jnp.einsum("s...,s...d->...d", weights[-1], k)
+    if stored is not None and restart is not None:
+        kept = jnp.where(segment == 0, 0, jnp.exp(restarted - m_t))
+        numerator += kept[..., None] * jnp.einsum("t...vd,t...d->t...v", C_0, q)
+        weight += kept * jnp.sum(n_0 * q, axis=-1)
+        C, n = C + kept[-1][..., None, None] * C_0[-1], n + kept[-1][..., None] * n_0[-1]
+    h = _output(o, numerator, weight, m_t, z)
+    return (C.astype(carry[0].dtype), n.astype(carry[1].dtype), m_t[-1].astype(carry[2].dtype)), h
 
 
 @dataclass(frozen=True, repr=False)
@@ -198,10 +265,18 @@ class MLSTM(BaseCell):
         check_heads("MLSTM", self.heads, {"hidden_size": self.hidden_size})
         check_choice("MLSTM", "forget_gate", self.forget_gate, FORGET_GATES)
 
+    #: :meth:`update_chunk` computes many steps at once.
+    chunks = True
+
     @property
     def output_size(self) -> int:
         """Features of one output: H."""
         return self.hidden_size
+
+    @property
+    def head_size(self) -> int:
+        """Units of one head."""
+        return self.hidden_size // self.heads
 
     @property
     def param_shapes(self) -> Any:
@@ -249,3 +324,14 @@ class MLSTM(BaseCell):
     ) -> tuple[MLSTMCarry, Array]:
         """Gates, stabiliser, matrix memory and normaliser, output."""
         return _update(self.forget_gate, carry, z)
+
+    def update_chunk(
+        self,
+        carry: MLSTMCarry,
+        z: MLSTMPreactivation,
+        valid: Array | None,
+        restart: Array | None,
+        stored: MLSTMCarry | None,
+    ) -> tuple[MLSTMCarry, Array]:
+        """The carry after a chunk of steps, and the outputs; time is the first axis of all but ``carry``."""
+        return _update_chunk(self.forget_gate, carry, z, valid, restart, stored)

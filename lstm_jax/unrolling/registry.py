@@ -14,6 +14,7 @@ from lstm_jax._errors import value_error
 from lstm_jax._types import Carry, Params
 from lstm_jax.cells._base import FlatLayers, Network, flatten, label
 from lstm_jax.unrolling.associative import associative_scan, associative_unsupported, slower_than_a_loop
+from lstm_jax.unrolling.chunkwise import chunks_slower, chunkwise_scan, chunkwise_unsupported
 from lstm_jax.unrolling.fused_scan import fused_scan, fused_unsupported, tiling_of
 from lstm_jax.unrolling.plain_scan import always_supported, plain_scan
 from lstm_jax.unrolling.steps import Flags
@@ -37,6 +38,18 @@ def _pallas_reason() -> str:
     from lstm_jax.unrolling.kernels.select import engine_name
 
     return f"the whole sequence in one kernel ({engine_name()})"
+
+
+def _parallel_unsupported(cell: Any, *arguments: Any) -> str | None:
+    return (chunkwise_unsupported if cell.chunks else associative_unsupported)(cell, *arguments)
+
+
+def _parallel_scan(cell: Any, *arguments: Any) -> tuple[Carry, Any]:
+    return (chunkwise_scan if cell.chunks else associative_scan)(cell, *arguments)
+
+
+def _parallel_slower(cell: Any, xs: Any) -> str | None:
+    return chunks_slower(cell, xs) if cell.chunks else slower_than_a_loop()
 
 
 @dataclass(frozen=True)
@@ -101,17 +114,18 @@ NAMED = {
         ),
         Implementation(
             "parallel",
-            "all steps at once, combined as a tree over time",
+            "many steps at once: all of them as a tree over time, or chunks of them as matrix products",
             devices="all",
             dtypes="all floats; sums in float32 or wider",
-            cells="those with a linear recurrence (ParallelCell): MinGRU, MinLSTM",
-            unsupported="truncate; an unknown number of steps",
+            cells="as a tree those with a linear recurrence (ParallelCell): MinGRU, MinLSTM; in chunks MLSTM",
+            unsupported="truncate; an unknown number of steps; in chunks return_carries",
             transforms="all",
-            auto="on GPUs and TPUs, for 2 log2(T) rounds instead of T steps (not measured); never on CPUs, "
-            "where the loop took 0.2 to 1.4 times its time",
-            why_not=associative_unsupported,
-            scan=associative_scan,
-            reason=lambda: "the recurrence is linear in the state: all steps at once",
+            auto="MLSTM, from 16 steps and 8 units a head on (measured on a CPU); the others on GPUs and TPUs, "
+            "for 2 log2(T) rounds instead of T steps (not measured), never on CPUs, where the loop took 0.2 to "
+            "1.4 times the time",
+            why_not=_parallel_unsupported,
+            scan=_parallel_scan,
+            reason=lambda: "no step depends on the state in a nonlinear way: many steps at once",
         ),
         Implementation(
             "pallas",
@@ -232,9 +246,9 @@ def choose(
         rejected = ""
         for name in AUTO:
             row = NAMED[name]
-            if name == "parallel" and not cell.linear_recurrence:
+            if name == "parallel" and not (cell.linear_recurrence or cell.chunks):
                 continue
-            reason = slower_than_a_loop() if name == "parallel" else None
+            reason = _parallel_slower(cell, xs) if name == "parallel" else None
             reason = reason or row.why_not(*arguments)
             if reason is None:
                 break
