@@ -183,7 +183,8 @@ def _update_chunk(
         segment = jnp.cumsum(restart, axis=0)[..., None]
         reads = reads & (segment[:, None] == segment[None])
         old = jnp.where(segment == 0, old, INITIAL_STABILISER)
-    m_t = jnp.maximum(old, jnp.max(jnp.where(reads, exponents, INITIAL_STABILISER), axis=1))
+    exponents = jnp.where(reads, exponents, -jnp.inf)
+    m_t = jnp.maximum(old, jnp.max(exponents, axis=1))
     if stored is not None and restart is not None:
         # The restart that began the segment of each step; the first step where there was none.
         began = jax.lax.cummax(jnp.where(restart, step.reshape(L, *(1,) * (m.ndim - 1)), 0), axis=0)
@@ -193,7 +194,7 @@ def _update_chunk(
         )
         restarted = jnp.where(segment == 0, INITIAL_STABILISER, total - before + m_0)
         m_t = jnp.maximum(m_t, restarted)
-    weights = jnp.where(reads, jnp.exp(jnp.where(reads, exponents - m_t[:, None], 0)), 0)
+    weights = jnp.exp(exponents - m_t[:, None])
     scores = jnp.einsum("t...d,s...d->ts...", q, k) * weights
     kept = jnp.exp(old - m_t)
     if restart is not None:

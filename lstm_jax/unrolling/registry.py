@@ -120,12 +120,12 @@ NAMED = {
             cells="as a tree those with a linear recurrence (ParallelCell): MinGRU, MinLSTM; in chunks MLSTM",
             unsupported="truncate; an unknown number of steps; in chunks return_carries",
             transforms="all",
-            auto="MLSTM, from 16 steps and 8 units a head on (measured on a CPU); the others on GPUs and TPUs, "
-            "for 2 log2(T) rounds instead of T steps (not measured), never on CPUs, where the loop took 0.2 to "
-            "1.4 times the time",
+            auto="MLSTM: from 16 steps and 8 units a head on (measured on a CPU). The others: on GPUs and "
+            "TPUs, for 2 log2(T) rounds instead of T steps (not measured); never on CPUs, where the loop took "
+            "0.2 to 1.4 times the time",
             why_not=_parallel_unsupported,
             scan=_parallel_scan,
-            reason=lambda: "no step depends on the state in a nonlinear way: many steps at once",
+            reason=lambda: "the recurrence is linear in the state: many steps at once",
         ),
         Implementation(
             "pallas",

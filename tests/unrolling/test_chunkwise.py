@@ -76,7 +76,7 @@ def test_restarts_from_stored_states(reverse):
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 def test_the_oracle(reverse):
     given = Problem(19)
-    cell = oracle.Cell(oracle_newer.mlstm, partial(oracle_newer.mlstm_begins, heads=HEADS))
+    cell = oracle.Cell(oracle_newer.mlstm, partial(oracle_newer.mlstm_initial, heads=HEADS))
     expected = oracle.unroll(cell, given.params, given.xs, None, reverse=reverse, **given.flags)
     carry, ys = lstm_jax.unroll(
         given.cell, given.params, given.xs, reverse=reverse, implementation="parallel", **given.flags
