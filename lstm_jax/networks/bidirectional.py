@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_key, check_member, check_tuple, value_error
+from lstm_jax._errors import check_cell_methods, check_choice, check_key, check_tuple, value_error
 from lstm_jax._types import Array, Carry, Params, exportable
 from lstm_jax.cells._base import MERGES, BaseCell, FlatLayers, Network, as_base_cell, compute_form
 from lstm_jax.unrolling.run import Options, Steps, Unrolled, step_flags
@@ -54,7 +54,7 @@ class Bidirectional(Network):
     merge: str = "concat"
 
     def __post_init__(self) -> None:
-        check_member("Bidirectional", self.cell)
+        check_cell_methods("Bidirectional", self.cell)
         check_choice("Bidirectional", "merge", self.merge, tuple(MERGES))
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_key, check_member, check_tuple, is_number, value_error
+from lstm_jax._errors import check_cell_methods, check_choice, check_key, check_tuple, is_number, value_error
 from lstm_jax._random import bernoulli
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import FlatLayers, Network, as_base_cell, compute_form, flatten
@@ -69,7 +69,7 @@ class Stack(Network):
             )
         object.__setattr__(self, "layers", tuple(self.layers))
         for layer in self.layers:
-            check_member("Stack", layer)
+            check_cell_methods("Stack", layer)
         check_choice("Stack", "dropout_mask", self.dropout_mask, ("step", "sequence"))
         if not is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise value_error(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_member, is_number, value_error
+from lstm_jax._errors import check_cell_methods, is_number, value_error
 from lstm_jax._types import Array, Carry, Params, exportable
 from lstm_jax.cells._base import BaseCell, Network, as_base_cell, compute_form
 
@@ -214,7 +214,7 @@ def drop(mask: Array | None, a: Array, rate: float) -> Array:
 
 def check_wrapped(owner: str, cell: Any) -> None:
     """Check for a cell that is not a network."""
-    check_member(owner, cell)
+    check_cell_methods(owner, cell)
     if isinstance(cell, Network):
         raise value_error(f"{owner} got a {type(cell).__name__}", "a cell", "Wrap each cell of the network.")
 

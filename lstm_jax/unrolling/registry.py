@@ -121,8 +121,8 @@ NAMED = {
             unsupported="truncate; an unknown number of steps; in chunks return_carries",
             transforms="all",
             auto="MLSTM: from 16 steps and 8 units a head on (measured on a CPU). The others: on GPUs and "
-            "TPUs, for 2 log2(T) rounds instead of T steps (not measured); never on CPUs, where the loop took "
-            "0.2 to 1.4 times the time",
+            "TPUs, for 2 log2(T) rounds instead of T steps (not measured); never on CPUs, where the loop "
+            "took 0.2 to 1.4 times the time",
             why_not=_parallel_unsupported,
             scan=_parallel_scan,
             reason=lambda: "the recurrence is linear in the state: many steps at once",
