@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from flax_cases import (
     CALLS,
+    CELL_CLASSES,
     F64,
-    KINDS,
     LENGTHS,
     XS,
     B,
     D,
     H,
     T,
+    assert_close,
     check_documentation,
     fill,
     parameters,
     read_gru,
     read_lstm,
     read_rnn,
-    same,
     time_first,
     valid,
 )
@@ -36,8 +36,8 @@ pytestmark = pytest.mark.peers
 
 
 @pytest.fixture(autouse=True)
-def in_float64_and_flax_s_manners(quick_compiles):
-    """Flax leans on promotion, which the tests of the library forbid."""
+def float64_with_promotion(quick_compiles):
+    """Flax relies on implicit promotion, which the tests of the library forbid."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -53,14 +53,14 @@ def in_rnn(params):
 CELLS = {"lstm": modules.LSTMCell, "gru": modules.GRUCell, "rnn": modules.SimpleCell}
 
 
-# --- cells in the place of Flax's ---------------------------------------------------------------
+# --- cells as replacements for Flax's ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", CELL_CLASSES)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("time_major", [False, True])
 def test_linen_rnn_walks_our_cells_as_unroll_does(name, reverse, time_major):
-    network = KINDS[name](D, H, **F64)
+    network = CELL_CLASSES[name](D, H, **F64)
     params, xs = parameters(network), time_first(XS)
     rnn = nn.RNN(
         CELLS[name](features=H, **F64),
@@ -73,8 +73,8 @@ def test_linen_rnn_walks_our_cells_as_unroll_does(name, reverse, time_major):
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, in_rnn(params))
     carry, ys = rnn.apply(in_rnn(params), xs if time_major else XS, seq_lengths=jnp.array(LENGTHS))
     last, ours = lstm_jax.unroll(network, params, xs, lengths=LENGTHS, reverse=reverse)
-    same(carry, last[::-1] if name == "lstm" else last)
-    same((ys if not time_major else time_first(ys))[valid()], time_first(ours)[valid()])
+    assert_close(carry, last[::-1] if name == "lstm" else last)
+    assert_close((ys if not time_major else time_first(ys))[valid()], time_first(ours)[valid()])
 
 
 def test_the_carry_of_an_lstm_is_c_then_h():
@@ -82,7 +82,7 @@ def test_the_carry_of_an_lstm_is_c_then_h():
     first, params = tuple(fill(cell.initialize_carry(jax.random.key(0), (B, D)))), parameters(network)
     (c, h), y = cell.apply(variables(params), first, XS[:, 0])
     (h_ours, c_ours), _ = network.step(params, (first[1], first[0]), XS[:, 0])
-    same((c, h, y), (c_ours, h_ours, h_ours))
+    assert_close((c, h, y), (c_ours, h_ours, h_ours))
     projected = modules.Cell(lstm_jax.LSTMVariant(D, H, proj_size=2)).initialize_carry(
         jax.random.key(0), (7, B, D)
     )
@@ -116,8 +116,8 @@ def test_flax_s_own_cell_gives_the_same_with_the_same_weights(name, cell, read):
         return jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(weights, jnp.asarray(XS), first)
 
     other, mine = gradients(theirs, given), gradients(ours, in_rnn(read(given["params"]["cell"])))
-    same((mine[0], mine[1][1:]), (other[0], other[1][1:]))
-    same(mine[1][0], in_rnn(read(other[1][0]["params"]["cell"])))
+    assert_close((mine[0], mine[1][1:]), (other[0], other[1][1:]))
+    assert_close(mine[1][0], in_rnn(read(other[1][0]["params"]["cell"])))
 
 
 def test_linen_s_scan_takes_the_class_of_a_cell():
@@ -127,7 +127,7 @@ def test_linen_s_scan_takes_the_class_of_a_cell():
     params = parameters(lstm_jax.GRU(D, H, **F64))
     carry, ys = scan(features=H).apply(variables(params), jnp.zeros((B, H)), jnp.asarray(XS))
     last, ours = lstm_jax.unroll(lstm_jax.GRU(D, H, **F64), params, time_first(XS))
-    same((carry, ys), (last, time_first(ours)))
+    assert_close((carry, ys), (last, time_first(ours)))
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["cells", "sequences"])
@@ -143,8 +143,8 @@ def test_linen_bidirectional_walks_our_modules_as_ours_does(whole):
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, weights)
     carry, ys = layer.apply(weights, XS, seq_lengths=jnp.array(LENGTHS), return_carry=True)
     last, ours = lstm_jax.unroll(network, params, time_first(XS), lengths=LENGTHS)
-    same(carry, tuple(c[::-1] for c in last))
-    same(ys[valid()], time_first(ours)[valid()])
+    assert_close(carry, tuple(c[::-1] for c in last))
+    assert_close(ys[valid()], time_first(ours)[valid()])
 
 
 def test_a_learned_initial_carry_is_learned_in_linen_rnn():
@@ -153,7 +153,7 @@ def test_a_learned_initial_carry_is_learned_in_linen_rnn():
     assert "initial.0" in rnn.init(jax.random.key(0), XS)["params"]["cell"]
     grads = jax.grad(lambda weights: jnp.sum(rnn.apply(weights, XS) ** 2))(in_rnn(params))
     ours = jax.grad(lambda params: jnp.sum(lstm_jax.unroll(network, params, time_first(XS))[1] ** 2))(params)
-    same(grads, in_rnn(ours))
+    assert_close(grads, in_rnn(ours))
     with pytest.raises(ValueError, match="params"):
         rnn.cell.initialize_carry(jax.random.key(0), (B, D))
 
@@ -164,12 +164,12 @@ def test_any_cell_and_images():
     last, ours = lstm_jax.unroll(network, params, time_first(xs))
     expected = last[::-1], time_first(ours)
     rnn = nn.RNN(modules.Cell(network))
-    same(rnn.apply(in_rnn(params), xs, return_carry=True), expected)
-    same(modules.Recurrent(network).apply(variables(params), xs, return_carry=True), expected)
+    assert_close(rnn.apply(in_rnn(params), xs, return_carry=True), expected)
+    assert_close(modules.Recurrent(network).apply(variables(params), xs, return_carry=True), expected)
     stack = lstm_jax.Stack((lstm_jax.SLSTM(D, H, **F64), lstm_jax.LSTM(H, 2, **F64)))
     params = parameters(stack)
     ys = nn.RNN(modules.Cell(stack)).apply(in_rnn(params), XS)
-    same(ys, time_first(lstm_jax.unroll(stack, params, time_first(XS))[1]))
+    assert_close(ys, time_first(lstm_jax.unroll(stack, params, time_first(XS))[1]))
 
 
 # --- whole sequences ----------------------------------------------------------------------------
@@ -197,23 +197,25 @@ def test_recurrent_is_unroll_with_the_batch_first(call):
 
     grads, out = jax.grad(run, argnums=(0, 1), has_aux=True)(variables(params), xs)
     grads_ours, out_ours = jax.grad(expected, argnums=(0, 1), has_aux=True)(params, xs)
-    same(out, out_ours)
-    same(grads, (variables(grads_ours[0]), grads_ours[1]))
+    assert_close(out, out_ours)
+    assert_close(grads, (variables(grads_ours[0]), grads_ours[1]))
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", CELL_CLASSES)
 @pytest.mark.parametrize("batch", [(), (2, 3)])
 def test_layers_by_name(name, batch):
     kind = {"lstm": modules.LSTM, "gru": modules.GRU, "rnn": modules.RNN}[name]
     model = kind(H, num_layers=2, bidirectional=True, **F64)
-    cells = [lstm_jax.Bidirectional(KINDS[name](size, H, **F64)) for size in (D, 2 * H)]
+    cells = [lstm_jax.Bidirectional(CELL_CLASSES[name](size, H, **F64)) for size in (D, 2 * H)]
     network = lstm_jax.Stack(tuple(cells))
     params, xs = parameters(network), fill(jax.ShapeDtypeStruct((T, *batch, D), jnp.float64))
     ours = lstm_jax.unroll(network, params, xs)[1]
-    same(model.apply(variables(params), jnp.moveaxis(xs, 0, len(batch))), jnp.moveaxis(ours, 0, len(batch)))
-    same(model.apply(variables(params), xs, time_major=True), ours)
+    assert_close(
+        model.apply(variables(params), jnp.moveaxis(xs, 0, len(batch))), jnp.moveaxis(ours, 0, len(batch))
+    )
+    assert_close(model.apply(variables(params), xs, time_major=True), ours)
     made = model.init(jax.random.key(0), xs)["params"]
-    same(modules.to_variables(modules.from_variables(network, made)), made)
+    assert_close(modules.to_variables(modules.from_variables(network, made)), made)
     other = kind(H, time_major=True, return_carry=True, use_bias=False)
     assert set(other.init(jax.random.key(0), xs)["params"]) == {"w_ih", "w_hh"}
 
@@ -248,11 +250,11 @@ def test_noise_only_in_training_and_by_the_key():
             variables(params), XS, rngs={"dropout": jax.random.key(seed)}, deterministic=False, **options
         )
 
-    same(run(1), run(1))
+    assert_close(run(1), run(1))
     assert bool(jnp.any(run(1) != run(2)))
     quiet = model.apply(variables(params), XS, deterministic=True)
-    same(quiet, time_first(lstm_jax.unroll(network, params, time_first(XS))[1]))
-    same(quiet, model.clone(deterministic=True).apply(variables(params), XS))
+    assert_close(quiet, time_first(lstm_jax.unroll(network, params, time_first(XS))[1]))
+    assert_close(quiet, model.clone(deterministic=True).apply(variables(params), XS))
     made = model.clone(deterministic=False).init(jax.random.key(0), XS)  # no stream is needed yet
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, variables(params))
 
@@ -301,7 +303,7 @@ def test_an_ensemble_is_its_members():
     made = jax.vmap(model.init, in_axes=(0, None))(keys, xs)
     ys = jax.vmap(model.apply, in_axes=(0, None))(made, xs)
     for i, key in enumerate(keys):
-        same(ys[i], model.apply(model.init(key, xs), xs))
+        assert_close(ys[i], model.apply(model.init(key, xs), xs))
 
 
 NORMALISED = lstm_jax.Stack(
@@ -327,7 +329,7 @@ def test_modules_are_values():
     assert "num_layers = 2" in repr(model)
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 def init(model, xs=XS, **options):
@@ -339,7 +341,7 @@ def applied(model, xs=XS, **options):
     return model.apply(init(model, **with_noise), xs, **options)
 
 
-REFUSED = {
+ERRORS = {
     "deterministic": (lambda: init(modules.LSTM(H, num_layers=2, dropout=0.5)), "deterministic=None"),
     "no stream": (
         lambda: applied(modules.LSTM(H, num_layers=2, dropout=0.5), deterministic=False),
@@ -364,9 +366,9 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("what", REFUSED)
-def test_refusals_say_what_came(what):
-    call, message = REFUSED[what]
+@pytest.mark.parametrize("what", ERRORS)
+def test_error_messages(what):
+    call, message = ERRORS[what]
     with pytest.raises(ValueError, match=message):
         call()
 
