@@ -162,6 +162,53 @@ def test_a_learned_initial_carry_is_learned_in_linen_rnn():
         rnn.cell.initialize_carry(jax.random.key(0), (B, D))
 
 
+@pytest.mark.parametrize("name", CELL_CLASSES)
+def test_steps_in_a_loop_equal_linen_rnn(name):
+    """A Python loop that passes the carry on, and ``nn.RNN`` with several steps in each iteration."""
+    cell, params = CELLS[name](H, **F64), parameters(CELL_CLASSES[name](D, H, **F64))
+    carry, ys = cell.initialize_carry(jax.random.key(0), (B, D)), []
+    for t in range(T):
+        carry, y = cell.apply(variables(params), carry, XS[:, t])
+        ys.append(y)
+    actual = nn.RNN(cell, unroll=2, return_carry=True).apply(in_rnn(params), XS)
+    assert_close(actual, (carry, jnp.stack(ys, axis=1)))
+
+
+@pytest.mark.parametrize("transform", [nn.jit, nn.remat, None])
+def test_lifted_transforms(transform):
+    """``nn.jit``, ``nn.remat`` and ``nn.vmap`` over parameters, around a module with nested names."""
+    model = modules.LSTM(H, num_layers=2, **F64)
+    made = model.init(jax.random.key(0), XS)
+    if transform is not None:
+        lifted = transform(modules.LSTM)(H, num_layers=2, **F64)
+        assert jax.tree.map(jnp.shape, lifted.init(jax.random.key(0), XS)) == jax.tree.map(jnp.shape, made)
+        assert_close(lifted.apply(made, XS), model.apply(made, XS))
+        return
+    many = nn.vmap(
+        modules.LSTM, in_axes=None, axis_size=2, variable_axes={"params": 0}, split_rngs={"params": True}
+    )(H, num_layers=2, **F64)
+    both = many.init(jax.random.key(0), XS)
+    ys = many.apply(both, XS)
+    for i in range(2):
+        assert_close(ys[i], model.apply(jax.tree.map(lambda a, i=i: a[i], both), XS))
+    assert bool(jnp.any(ys[0] != ys[1]))
+
+
+def test_masks_of_optax_follow_the_nested_names():
+    import optax
+
+    made = modules.Recurrent(NETWORK).init(jax.random.key(0), XS)
+    is_bias = jax.tree.map_with_path(lambda path, _: path[-1].key == "bias", made)
+    transform = optax.masked(optax.set_to_zero(), is_bias)
+    updates, _ = transform.update(jax.tree.map(jnp.ones_like, made), transform.init(made))
+    zeros = {
+        jax.tree_util.keystr(path[1:], simple=True, separator="/")
+        for path, a in jax.tree.leaves_with_path(updates)
+        if not a.any()
+    }
+    assert zeros == {"0/forward/bias", "0/backward/bias", "1/bias"}
+
+
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "SimpleCell"])
 def test_drawn_carries_are_those_of_flax(name):
     options, key = {"carry_init": nn.initializers.normal(), "param_dtype": jnp.float64}, jax.random.key(3)

@@ -192,6 +192,18 @@ def test_drawn_carries_are_those_of_flax(name):
     assert bool(jnp.any(carries[0] != 0)) and bool(jnp.any(carries[0] != carries[1]))
 
 
+@pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "SimpleCell"])
+def test_steps_in_a_loop_equal_nnx_rnn(name):
+    """A Python loop that passes the carry on, and ``nnx.RNN`` with several steps in each iteration."""
+    cell = getattr(modules, name)(D, H, rngs=nnx.Rngs(0), **F64)
+    carry, ys = cell.initialize_carry((B, D), nnx.Rngs(0)), []
+    for t in range(T):
+        carry, y = cell(carry, XS[:, t])
+        ys.append(y)
+    actual = nnx.RNN(cell, unroll=2, return_carry=True)(XS)
+    assert_close(actual, (carry, jnp.stack(ys, axis=1)))
+
+
 def test_sizes_of_a_cell():
     cell = modules.LSTMCell(D, H, rngs=nnx.Rngs(0))
     assert (cell.num_feature_axes, cell.in_features, cell.hidden_features) == (1, D, H)
