@@ -145,7 +145,7 @@ def draw_params(
         The parameters, and the boxes by dotted name. A box still holds the array of one gate.
     """
     boxes: dict[str, Any] = {}
-    params = _with_arrays_recorded(network, ("",), unbox, boxes).init(key)
+    params = _with_plain_initializers(network, ("",), unbox, boxes).init(key)
     found = {name: boxes.get(_initializer_of(name)) for name in flatten_params(params)}
     return params, {name: box for name, box in found.items() if box is not None}
 
@@ -158,13 +158,13 @@ def _initializer_of(name: str) -> str:
     return name + "_init"
 
 
-def _with_arrays_recorded(
+def _with_plain_initializers(
     network: Any, prefixes: tuple[str, ...], unbox: Callable[[Any], tuple[Array, Any]], boxes: dict[str, Any]
 ) -> Any:
     """The network with initialisers that return bare arrays and note the boxes, by dotted name."""
     if isinstance(network, Stack):
         layers = (
-            _with_arrays_recorded(layer, tuple(f"{p}{index}." for p in prefixes), unbox, boxes)
+            _with_plain_initializers(layer, tuple(f"{p}{index}." for p in prefixes), unbox, boxes)
             for index, layer in enumerate(network.layers)
         )
         return dataclasses.replace(network, layers=tuple(layers))
@@ -172,7 +172,7 @@ def _with_arrays_recorded(
         if isinstance(network, Bidirectional):
             prefixes = tuple(f"{p}{way}." for p in prefixes for way in BidirectionalParams._fields)
         return dataclasses.replace(  # type: ignore[type-var]
-            network, cell=_with_arrays_recorded(network.cell, prefixes, unbox, boxes)
+            network, cell=_with_plain_initializers(network.cell, prefixes, unbox, boxes)
         )
     if not isinstance(network, BaseCell):
         return network

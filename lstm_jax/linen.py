@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -93,7 +94,7 @@ def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 def _params(module: nn.Module, network: Any) -> Params:
     """The module's parameters, drawn where they do not exist yet."""
-    variables = module.variables.get("params", {})
+    variables = _variables(module, network)
     if variables or not module.is_mutable_collection("params"):
         return from_variables(network, variables)
     params, boxes = draw_params(network, module.make_rng("params"), _unbox)
@@ -104,6 +105,19 @@ def _params(module: nn.Module, network: Any) -> Params:
     for name, value in _nested(arrays).items():
         module.param(name, lambda key, value=value: value)
     return params
+
+
+def _variables(module: nn.Module, network: Any) -> dict[str, Any]:
+    """The entries of the collection ``params`` that belong to the network; a shared scope may have others."""
+    variables = module.variables.get("params", {})
+    return {name: variables[name] for name in _entries(compute_form(network)) if name in variables}
+
+
+@lru_cache(maxsize=1024)
+def _entries(network: Any) -> tuple[str, ...]:
+    """The names of the network's entries in the collection ``params``."""
+    names = flatten_params(jax.eval_shape(network.init, jax.random.key(0)))
+    return tuple(dict.fromkeys(name.split(".")[0] for name in names))
 
 
 def _unbox(value: Any) -> tuple[Array, Any]:
@@ -117,7 +131,7 @@ def _unbox(value: Any) -> tuple[Array, Any]:
 # --- what a module runs --------------------------------------------------------------------------
 
 
-class _OfNetwork(nn.Module):
+class _NetworkAttribute(nn.Module):
     """Base class of modules that are given a network."""
 
     network: Any
@@ -128,7 +142,7 @@ class _OfNetwork(nn.Module):
         return self.network
 
 
-class _OfCell(nn.Module):
+class _CellAttributes(nn.Module):
     """Base class of modules that are named after a cell; None: the cell's default.
 
     ``kernel_init`` and ``w_ih_init`` mean the same, and so do ``recurrent_kernel_init`` and ``w_hh_init``.
@@ -149,29 +163,35 @@ class _OfCell(nn.Module):
     @nn.nowrap
     def _options(self) -> dict[str, Any]:
         """The options of the cell that were given."""
-        names = [field.name for field in dataclasses.fields(self) if field.name not in _NO_OPTIONS]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in _NOT_CELL_OPTIONS]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def _last(shape: tuple[int, ...]) -> int:
+def _features(shape: tuple[int, ...]) -> int:
     """The size of the last axis; the shape () raises its error where the inputs are checked."""
     return shape[-1] if shape else 1
 
 
-class _OfLSTM(_OfCell):
+class _LSTMAttributes(_CellAttributes):
+    """Attributes of modules named after :class:`lstm_jax.LSTM`."""
+
     kind = lstm_jax.LSTM
 
     forget_bias: float = 1.0
     gate_fn: Callable[[Array], Array] | None = None
 
 
-class _OfGRU(_OfCell):
+class _GRUAttributes(_CellAttributes):
+    """Attributes of modules named after :class:`lstm_jax.GRU`."""
+
     kind = lstm_jax.GRU
 
     gate_fn: Callable[[Array], Array] | None = None
 
 
-class _OfRNN(_OfCell):
+class _RNNAttributes(_CellAttributes):
+    """Attributes of modules named after :class:`lstm_jax.RNN`."""
+
     kind = lstm_jax.RNN
 
     activation: Callable[[Array], Array] | None = None
@@ -182,7 +202,7 @@ class _OfRNN(_OfCell):
 # --- one step ------------------------------------------------------------------------------------
 
 
-class _Step(nn.RNNCellBase):
+class _CellBase(nn.RNNCellBase):
     """Base class of cells."""
 
     carry_init: Initializer | None = None
@@ -199,7 +219,7 @@ class _Step(nn.RNNCellBase):
         """The first carry: ``carry_init`` from ``rng``, or else zeros or the learned carry."""
         network, params = self._network(input_shape), None
         if self.scope is not None:  # bound to variables, which may hold a learned carry
-            variables = self.variables.get("params")
+            variables = _variables(self, network)
             if variables:
                 params = from_variables(network, variables)
             else:
@@ -218,7 +238,7 @@ class _Step(nn.RNNCellBase):
         return 1
 
 
-class Cell(_Step, _OfNetwork):
+class Cell(_CellBase, _NetworkAttribute):
     """Any cell of the library as a cell of Flax Linen: ``(carry, x) -> (carry, y)``.
 
     Attributes:
@@ -238,13 +258,17 @@ class Cell(_Step, _OfNetwork):
         return as_base_cell(self.network).event_ndim
 
 
-class _NamedCell(_Step):
+class _NamedCellBase(_CellBase):
+    """Base class of the replacements for Flax's cells."""
+
     @nn.nowrap
     def _network(self, input_shape: tuple[int, ...]) -> Any:
-        return make_cell(type(self).__name__, self.kind, _last(input_shape), self.features, self._options())
+        return make_cell(
+            type(self).__name__, self.kind, _features(input_shape), self.features, self._options()
+        )
 
 
-class LSTMCell(_NamedCell, _OfLSTM):
+class LSTMCell(_NamedCellBase, _LSTMAttributes):
     """:class:`lstm_jax.LSTM` as a replacement for ``nn.LSTMCell``; its options are attributes.
 
     Attributes:
@@ -264,7 +288,7 @@ class LSTMCell(_NamedCell, _OfLSTM):
     """
 
 
-class GRUCell(_NamedCell, _OfGRU):
+class GRUCell(_NamedCellBase, _GRUAttributes):
     """:class:`lstm_jax.GRU` as a replacement for ``nn.GRUCell``; attributes as for :class:`LSTMCell`.
 
     >>> ys, variables = nn.RNN(GRUCell(8)).init_with_output(jax.random.key(0), jnp.ones((4, 10, 3)))
@@ -273,7 +297,7 @@ class GRUCell(_NamedCell, _OfGRU):
     """
 
 
-class SimpleCell(_NamedCell, _OfRNN):
+class SimpleCell(_NamedCellBase, _RNNAttributes):
     """:class:`lstm_jax.RNN` as a replacement for ``nn.SimpleCell``; attributes as for :class:`LSTMCell`.
 
     ``activation_fn`` and ``activation`` mean the same.
@@ -287,7 +311,7 @@ class SimpleCell(_NamedCell, _OfRNN):
 # --- whole sequences -----------------------------------------------------------------------------
 
 
-class _Sequence(nn.Module):
+class _SequenceBase(nn.Module):
     """Base class of modules over a whole sequence."""
 
     time_major: bool = False
@@ -390,7 +414,7 @@ class _Sequence(nn.Module):
         return self.make_rng("dropout")
 
 
-class Recurrent(_Sequence, _OfNetwork):
+class Recurrent(_SequenceBase, _NetworkAttribute):
     """Any network of the library over a whole sequence, by :func:`lstm_jax.unroll`.
 
     It is called as ``nn.RNN`` is, and works in ``nn.Bidirectional``. A network with noise draws from the
@@ -416,7 +440,7 @@ class Recurrent(_Sequence, _OfNetwork):
     """
 
 
-class _Layers(_Sequence):
+class _LayersBase(_SequenceBase):
     """Base class of layers with equal options."""
 
     num_layers: int = 1
@@ -428,7 +452,7 @@ class _Layers(_Sequence):
         return make_layers(
             type(self).__name__,
             self.kind,
-            _last(input_shape),
+            _features(input_shape),
             self.features,
             self._options(),
             num_layers=self.num_layers,
@@ -437,7 +461,7 @@ class _Layers(_Sequence):
         )
 
 
-class LSTM(_Layers, _OfLSTM):
+class LSTM(_LayersBase, _LSTMAttributes):
     """Layers of :class:`lstm_jax.LSTM` over a whole sequence, called as :class:`Recurrent` is.
 
     Attributes:
@@ -456,7 +480,7 @@ class LSTM(_Layers, _OfLSTM):
     """
 
 
-class GRU(_Layers, _OfGRU):
+class GRU(_LayersBase, _GRUAttributes):
     """Layers of :class:`lstm_jax.GRU` over a whole sequence; attributes as for :class:`LSTM`.
 
     >>> GRU(8).init_with_output(jax.random.key(0), jnp.ones((4, 10, 3)))[0].shape
@@ -464,7 +488,7 @@ class GRU(_Layers, _OfGRU):
     """
 
 
-class RNN(_Layers, _OfRNN):
+class RNN(_LayersBase, _RNNAttributes):
     """Layers of :class:`lstm_jax.RNN` over a whole sequence; attributes as for :class:`LSTM`.
 
     (Flax's ``nn.RNN`` is the loop over a cell; :class:`Recurrent` corresponds to it.)
@@ -475,4 +499,6 @@ class RNN(_Layers, _OfRNN):
 
 
 #: Attributes that are not options of a cell.
-_NO_OPTIONS = {"features"} | {f.name for base in (_Step, _Layers) for f in dataclasses.fields(base)}
+_NOT_CELL_OPTIONS = {"features"} | {
+    f.name for base in (_CellBase, _LayersBase) for f in dataclasses.fields(base)
+}

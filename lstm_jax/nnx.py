@@ -214,7 +214,7 @@ class _NamedCell(Cell):
         rngs: Any = None,
         **options: Any,
     ) -> None:
-        cell = make_cell(type(self).__name__, self.kind, in_features, hidden_features, _read(options))
+        cell = make_cell(type(self).__name__, self.kind, in_features, hidden_features, _cell_options(options))
         super().__init__(cell, carry_init=carry_init, keep_rngs=keep_rngs, rngs=rngs)
 
 
@@ -434,7 +434,7 @@ class _Layers(Recurrent):
             self.kind,
             in_features,
             hidden_features,
-            _read(options),
+            _cell_options(options),
             num_layers=num_layers,
             bidirectional=bidirectional,
             dropout=dropout,
@@ -494,8 +494,8 @@ class RNN(_Layers):
     kind = lstm_jax.RNN
 
 
-def _read(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options without those that only NNX has."""
+def _cell_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the cell, with NNX's metadata of parameters moved into the initialisers."""
     options = dict(options)
     if options.get("promote_dtype") is flax_promote_dtype:
         del options["promote_dtype"]
@@ -522,7 +522,7 @@ def _with_metadata(initializer: Initializer, metadata: Mapping[str, Any]) -> Ini
 
 
 def _unbox(value: Any) -> tuple[Array, Any]:
-    """An initialiser's array, and what it wants to be kept with the ``nnx.Param``."""
+    """An initialiser's array, and the metadata for its ``nnx.Param``."""
     return (value.raw_value, value) if isinstance(value, nnx.VariableMetadata) else (value, None)
 
 

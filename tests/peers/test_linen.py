@@ -194,6 +194,22 @@ def test_lifted_transforms(transform):
     assert bool(jnp.any(ys[0] != ys[1]))
 
 
+def test_a_scope_may_be_shared():
+    class Scaled(nn.Module):
+        def setup(self):
+            self.lstm = modules.LSTM(H, **F64)
+            self.scale = self.param("scale", nn.initializers.constant(2.0), (), jnp.float64)
+            nn.share_scope(self, self.lstm)
+
+        def __call__(self, xs):
+            return self.scale * self.lstm(xs)
+
+    ys, made = Scaled().init_with_output(jax.random.key(0), XS)
+    assert set(made["params"]) == {"w_ih", "w_hh", "bias", "scale"}
+    assert_close(Scaled().apply(made, XS), ys)
+    assert_close(2 * modules.LSTM(H, **F64).apply(made, XS), ys)
+
+
 def test_masks_of_optax_follow_the_nested_names():
     import optax
 
