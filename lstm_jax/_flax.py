@@ -228,8 +228,16 @@ def initial_carry(network: Any, input_shape: tuple[int, ...], params: Params | N
 def step(owner: str, network: Any, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
     """One step, with the carry in Flax's order."""
     check_inputs(owner, "inputs", network, x, "*batch")
-    after, y = network.step(params, swap_carry_order(network, carry), x)
-    return swap_carry_order(network, after), y
+    own = _carry_shapes(network, params, tuple(x.shape[: x.ndim - as_base_cell(network).event_ndim]))
+    hint = "Make one with initialize_carry; the carry of an LSTM is (c, h), as in Flax."
+    carry = swap_carry_order(network, carry_like(owner, network, "carry", carry, own, hint))
+    carry, y = network.step(params, carry, x)
+    return swap_carry_order(network, carry), y
+
+
+def _carry_shapes(network: Any, params: Params, batch: tuple[int, ...]) -> Carry:
+    """Shapes and dtypes of the network's initial carry, in Flax's order."""
+    return jax.eval_shape(lambda p: swap_carry_order(network, network.initial_carry(batch, p)), params)
 
 
 def check_without_noise(owner: str, network: Any) -> None:
@@ -297,7 +305,7 @@ def unroll_module(
     def time_back(tree: Any) -> Any:
         return jax.tree.map(lambda a: jnp.moveaxis(a, 0, axis), tree) if axis else tree
 
-    own = jax.eval_shape(lambda p: swap_carry_order(network, network.initial_carry(batch, p)), params)
+    own = _carry_shapes(network, params, batch)
     if carry is not None:
         hint = "Pass on what return_carry=True returned; the carry of an LSTM is (c, h), as in Flax."
         carry = swap_carry_order(network, carry_like(owner, network, "initial_carry", carry, own, hint))

@@ -98,6 +98,12 @@ def test_the_carry_of_an_lstm_is_c_then_h():
     assert [a.shape for a in projected.initialize_carry((7, B, D))] == [(7, B, H), (7, B, 2)]
 
 
+def test_the_carry_of_a_step_may_be_a_list():
+    cell = modules.LSTMCell(D, H, rngs=nnx.Rngs(0), **F64)
+    c, h = fill(cell.initialize_carry((B, D)))
+    assert_close(cell([c, h], XS[:, 0]), cell((c, h), XS[:, 0]))
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["cells", "sequences"])
 def test_nnx_bidirectional_agrees_with_bidirectional(whole):
     network = lstm_jax.Bidirectional(lstm_jax.LSTM(D, H, **F64))
@@ -617,6 +623,10 @@ ERRORS = {
     "features of a step": (
         lambda: modules.LSTMCell(D, H, rngs=nnx.Rngs(0))((jnp.zeros(H), jnp.zeros(H)), jnp.zeros(3)),
         r"inputs of shape \(3,\); expected \(\*batch, 4\)",
+    ),
+    "carry of a step": (
+        lambda: modules.LSTMCell(D, H, rngs=nnx.Rngs(0))(jnp.zeros((B, H)), jnp.zeros((B, D))),
+        r"LSTMCell got carry float.*; expected \(float.*initialize_carry",
     ),
     "axes": (lambda: lstm()(XS[0, 0]), "2 axes or more"),
     "whole numbers": (lambda: lstm()(np.ones((B, T, D), int)), "floating"),
