@@ -173,12 +173,13 @@ def check_carries(
     return carry, reset_to
 
 
-def carry_like(owner: str, cell: Any, name: str, given: Carry, own: Carry) -> Carry:
+def carry_like(owner: str, cell: Any, name: str, given: Carry, own: Carry, hint: str = "") -> Carry:
     """``given`` in the structure of ``own``; tuples, lists and NamedTuples are equivalent."""
-    hint = {
-        "carry": "Make one with cell.initial_carry(batch_shape), or pass on what unroll returned.",
-        "reset_to": "Give a carry with a leading time axis, as return_carries=True returns it.",
-    }[name]
+    if not hint:
+        hint = {
+            "carry": "Make one with cell.initial_carry(batch_shape), or pass on what unroll returned.",
+            "reset_to": "Give a carry with a leading time axis, as return_carries=True returns it.",
+        }[name]
     if not _same_nesting(given, own):
         raise value_error(
             f"{owner} got {name} {tree_text(given)}", f"{tree_text(own)} for {label(cell)}", hint
