@@ -88,8 +88,8 @@ def from_flax(
             ``nnx.to_pure_dict(nnx.state(cell, nnx.Param))`` of nnx; or a list of them, one for each layer.
         activation: Flax's activation_fn, a function or one of the names in ``lstm_jax.cells.activations``;
             for several layers also a list with one entry for each. None: tanh. Required for a SimpleCell
-            (Flax's default is tanh). Without tanh and sigmoid, LSTMs and GRUs become ``LSTMVariant`` and
-            ``GRUVariant``.
+            (Flax's default is tanh). With other functions than tanh and sigmoid, LSTMs and GRUs become
+            ``LSTMVariant`` and ``GRUVariant``.
         recurrent_activation: Flax's gate_fn of an LSTM or GRU, likewise. None: sigmoid.
         input_shape: only for a ConvLSTMCell, and required there: (\*space, C); for a list that of the first
             layer.

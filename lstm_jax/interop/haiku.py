@@ -115,6 +115,13 @@ def _cores(params: Any) -> dict[str, dict[str, Any]]:
         return {"gru": flat}
     if {"w", "b"} & set(flat):
         return {"lstm": {f"linear/{name}": array for name, array in flat.items()}}
+    outside = [path for path in flat if "/" not in path]
+    if outside:
+        raise value_error(
+            f"from_haiku got {listing(outside)} outside of any module",
+            "the names of modules to mappings of arrays",
+            HINT,
+        )
     cores: dict[str, dict[str, Any]] = {}
     for path, array in flat.items():
         core, _, name = path.rpartition("/")

@@ -116,8 +116,8 @@ def from_keras(
             ``{w.path: w.numpy() for w in layer.weights}``. For several layers a list of these, one for each
             layer, which gives a ``Stack``.
         activation: a function, or its name in Keras; for several layers also a list with one entry for each.
-            None: tanh. Required for ``SimpleRNN``. Without tanh and sigmoid, LSTMs and GRUs become
-            ``LSTMVariant`` and ``GRUVariant``.
+            None: tanh (Keras' ``activation=None`` is ``"linear"`` here). Required for ``SimpleRNN``. With
+            other functions than tanh and sigmoid, LSTMs and GRUs become ``LSTMVariant`` and ``GRUVariant``.
         recurrent_activation: the same for the gates of LSTMs and GRUs. None: sigmoid. In Keras 2
             ``"hard_sigmoid"`` is ``clip(0.2 x + 0.5, 0, 1)``; here it is that of Keras 3,
             ``relu6(x + 3) / 6``.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_peers import CASES, READ_ALONE, conv, filled, flat, nested
+from jax_peers import CASES, READ_ALONE, conv, filled, flat, nested, to_linen, without_bias_hn
 
 import lstm_jax
 from lstm_jax import (
@@ -359,11 +359,11 @@ def test_faults_of_all_layers_at_once():
         (lambda: from_haiku([1]), "expected a mapping"),
         (lambda: from_haiku({"lstm/linear": np.ones(2)}), "linear (2,); expected linear/w"),
         (lambda: to_flax(LSTM(D, H), drawn(LSTM(D, H)), api="jax"), "one of 'linen', 'nnx'"),
-        (lambda: to_flax(conv(D, H), drawn(conv(D, H)), api="nnx"), "for flax.nnx:\n  ConvLSTM, expected one of LSTM, GRU, RNN"),
+        (lambda: written(to_flax, conv(D, H), api="nnx"), "ConvLSTM, expected one of LSTM, GRU, RNN"),
         (lambda: to_flax(GRU(D, H), drawn(GRU(D, H)), api="nnx"), "no bias inside the reset gate's product"),
         (lambda: to_flax(LSTM(D, H), drawn(GRU(D, H)), api="nnx"), "of type GRUParams, expected LSTMParams"),
         (lambda: to_flax(LSTM(D, H), drawn(LSTM(D, 2 * H)), api="nnx"), "w_hh (8, 32), expected (4, 16)"),
-        (lambda: written(to_flax, Stack((LSTM(D, H), Readout(H, 2))), api="nnx"), "layer 1: Readout, expected one of"),
+        (lambda: written(to_flax, Stack((LSTM(D, H), Readout(H, 2))), api="nnx"), "layer 1: Readout"),
         (lambda: written(to_flax, Zoneout(LSTM(D, H), 0.1), api="nnx"), "pass its .cell"),
         (lambda: haiku(GRU(D, H)), "resets h before the product"),
         (lambda: haiku(RNN(D, H)), "RNN(activation=tanh)"),
@@ -373,7 +373,7 @@ def test_faults_of_all_layers_at_once():
          "forward: Stack, expected one of"),
         (lambda: from_flax([]), "got no layers"),
         (lambda: written(to_equinox, RNN(D, H)), "RNN, expected one of LSTM, GRU"),
-        (lambda: written(to_equinox, GRUVariant(D, H, reset_after=False)), "GRUVariant with reset_after=False"),
+        (lambda: written(to_equinox, GRUVariant(D, H, reset_after=False)), "with reset_after=False"),
     ],
 )  # fmt: skip
 def test_refusals(call, says):
@@ -388,6 +388,75 @@ OPTIONS = [
     3.0}), (LSTMVariant, {"cell_clip": 3.0}), (LSTMVariant, {"layer_norm": "haste"}), (LSTM,
     {"learn_initial_carry": True}), (GRUVariant, {"heads": 2, "learn_initial_carry": True}),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        LSTMVariant(D, H, activation="relu"),
+        GRUVariant(D, H, recurrent_activation="hard_sigmoid"),
+        GRUVariant(D, H, activation="elu", reset_after=False),
+    ],
+    ids=repr,
+)
+def test_activations_that_haiku_and_equinox_lack(cell):
+    names = [name for name in ("activation", "recurrent_activation") if f" {name}=" in repr(cell)]
+    for write in (to_haiku, to_equinox):
+        with pytest.raises(ValueError, match=f"with {names[0]}="):
+            write(cell, drawn(cell))
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_activations_in_flax(api):
+    cells = (
+        LSTMVariant(D, H, activation="relu"),
+        GRUVariant(H, H, recurrent_activation="hard_sigmoid"),
+        RNN(H, D),
+    )
+    network = Stack(cells)
+    params = without_bias_hn(drawn(network))
+    again, back = from_flax(
+        to_flax(network, params, api=api),
+        activation=["relu", None, jnp.tanh],
+        recurrent_activation=[None, jax.nn.hard_sigmoid, None],
+    )
+    assert again == network
+    identical(back, params)
+    lstm = to_flax(cells[0], params[0], api=api)
+    assert from_flax(lstm, activation="tanh", recurrent_activation="sigmoid")[0] == LSTM(D, H)
+    both = {"forward_rnn": lstm, "backward_rnn": lstm}
+    assert from_flax(both, activation="relu")[0] == Bidirectional(cells[0])
+    for given, says in (
+        (dict(activation="relu"), "simple and gated layers"),
+        (dict(activation=["relu"]), "1 entries of activation with 3 layers"),
+        (dict(activation="tanh", recurrent_activation="sine"), "'sine'"),
+        (dict(activation=[None, None, None]), "which do not hold its activation"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            from_flax(to_flax(network, params, api=api), **given)
+    image = written(to_flax, conv(D, H), api="linen")
+    with pytest.raises(ValueError, match="activation=relu with the weights of linen"):
+        from_flax(image, activation="relu", input_shape=(6, 5, D))
+
+
+def test_dtypes_asked_for():
+    """Rounded before two arrays are added; float64 is never rounded in silence."""
+    for read, write, cell in (
+        (from_flax, to_linen, GRU(D, H)),
+        (from_haiku, to_haiku, LSTM(D, H)),
+        (from_equinox, to_equinox, Stack((GRU(D, H), LSTM(H, H)))),
+    ):
+        options = {"layers": ("lstm",)} if read is from_haiku else {}
+        params = drawn(cell)
+        wide = jax.tree.map(lambda a: np.asarray(a, "float64"), params)
+        with pytest.raises(ValueError, match="jax_enable_x64 is off"):
+            read(write(cell, wide), **options)
+        _, back = read(write(cell, wide), dtype="float32", **options)
+        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2.0**-23)
+        network, half = read(write(cell, wide), dtype="bfloat16", **options)
+        assert {a.dtype.name for a in jax.tree.leaves(half)} == {"bfloat16"}
+        assert "bfloat16" in str(network)
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)

@@ -17,6 +17,7 @@ from jax.experimental import rnn as cudnn
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, GRUVariant, LSTMVariant, Readout, Stack, Zoneout
 from lstm_jax.interop import from_cudnn, from_keras, from_torch, load, to_cudnn, to_keras, to_torch
+from lstm_jax.interop.keras import leaky_relu as keras_leaky_relu
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 READ = {"torch": from_torch, "keras": from_keras}
@@ -311,6 +312,91 @@ def test_activations_are_asked_for_and_only_where_there_is_a_choice():
     lists = [np.zeros((3, 2), np.float32), np.zeros((2, 2), np.float32)]
     assert "do not hold its activation" in refused(from_keras, lists)
     assert from_keras(lists, activation="relu")[0].activation is jax.nn.relu
+
+
+def keras_weights(network):
+    return to_keras(network, drawn(network))
+
+
+@pytest.mark.parametrize(
+    ("cell", "given"),
+    [
+        (LSTM(3, 2), {"activation": "tanh", "recurrent_activation": jax.nn.sigmoid}),
+        (LSTMVariant(3, 2, activation="relu"), {"activation": "relu"}),
+        (GRUVariant(3, 2, recurrent_activation="hard_sigmoid"), {"recurrent_activation": "hard_sigmoid"}),
+        (GRUVariant(3, 2, activation="linear", reset_after=False), {"activation": "linear"}),
+        (LSTMVariant(3, 2, activation=keras_leaky_relu), {"activation": "leaky_relu"}),
+        (Bidirectional(LSTMVariant(3, 2, activation="elu")), {"activation": "elu", "merge": "concat"}),
+    ],
+    ids=repr,
+)
+def test_activations_of_keras(cell, given):
+    again, back = from_keras(keras_weights(cell), **given)
+    assert again == cell
+    same_bits(back, drawn(cell))
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "words"),
+    [
+        (ConvLSTM((6, 2), 3, (2,)), {"activation": "relu"}, "activation=relu with the weights of a ConvLSTM"),
+        (LSTM(3, 2), {"activation": "sine"}, "'sine'; expected a function or one of 'tanh'"),
+        (LSTM(3, 2), {"recurrent_activation": 1.0}, "recurrent_activation=1.0"),
+        (
+            RNN(3, 2),
+            {"activation": "tanh", "recurrent_activation": "tanh"},
+            "Leave out: recurrent_activation",
+        ),
+        (Stack((LSTM(3, 2), RNN(2, 2))), {"activation": "relu"}, "simple and gated layers"),
+        (Stack((LSTM(3, 2), RNN(2, 2))), {"activation": ["relu"]}, "1 entries of activation with 2 layers"),
+    ],
+    ids=helpers.brief,
+)
+def test_activations_that_do_not_fit(network, given, words):
+    options = {"input_shape": (6, 2), "padding": "same"} if isinstance(network, ConvLSTM) else {}
+    assert words in refused(from_keras, keras_weights(network), **given, **options)
+
+
+@pytest.mark.parametrize("name", ["activation", "recurrent_activation"])
+def test_activations_that_torch_lacks(name):
+    for kind in (LSTMVariant, GRUVariant):
+        cell = kind(3, 2, **{name: "softplus"})
+        assert f"{kind.__name__} with {name}=softplus" in refused(to_torch, cell, drawn(cell))
+
+
+def test_weight_norm_and_weight_drop_of_torch():
+    """Each row of v is scaled to the norm g; the raw weight of weight drop replaces a dropped one."""
+    plain = to_torch(LSTM(3, 2), drawn(LSTM(3, 2), tiny=1.0))
+    _, expected = from_torch(plain)
+    v = plain["weight_hh_l0"]
+    others = {name: array for name, array in plain.items() if name != "weight_hh_l0"}
+    g = np.sqrt(np.sum(v.astype(float) ** 2, axis=1, keepdims=True)).astype(np.float32)
+    new = {"parametrizations.weight_hh_l0.original0": 3 * g, "parametrizations.weight_hh_l0.original1": v}
+    for names in (new, {"weight_hh_l0_g": 3 * g, "weight_hh_l0_v": v}):
+        for given in (others | names, {f"a.{name}": a for name, a in (others | names).items()}):
+            _, params = from_torch(given, prefix="" if given.keys() & names.keys() else "a")
+            np.testing.assert_allclose(params.w_hh, 3 * v.T, rtol=1e-6)
+            same_bits(params._replace(w_hh=expected.w_hh), expected)
+    traced = jax.jit(lambda given: from_torch(given)[1].w_hh)(others | new)
+    np.testing.assert_allclose(traced, 3 * v.T, rtol=1e-6)
+
+    for given in (
+        others | {"weight_hh_l0_raw": v},
+        others | {"weight_hh_l0_raw": v, "weight_hh_l0": 0 * v},
+        {f"module.{name}": a for name, a in others.items()}
+        | {"weight_hh_l0_raw": v, "module.weight_hh_l0": 0 * v},
+    ):
+        same_bits(from_torch(given)[1], expected)
+
+    for names in (
+        {"weight_hh_l0_g": g.T, "weight_hh_l0_v": v},
+        {"weight_hh_l0_v": v},
+        {"weight_hh_l0_orig": v, "weight_hh_l0_mask": v},
+        {"parametrizations.weight_hh_l0.original": v},
+        {"weight_hh_l0_g": object(), "weight_hh_l0_v": v},
+    ):
+        message = refused(from_torch, others | names)
+        assert "Remove the reparametrization" in message and next(iter(names)) in message
 
 
 def test_float64_is_not_rounded_in_silence():
