@@ -201,7 +201,7 @@ def read_array(value: Any) -> Any:
         return Unreadable(f"of type {type(value).__name__}, which NumPy cannot read ({error!r})")
     if array.dtype == object:
         return Unreadable(f"of type {type(value).__name__}")
-    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return array
 
 
 def _without_torch(value: Any) -> Any:

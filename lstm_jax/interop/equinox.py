@@ -7,7 +7,7 @@ from typing import Any
 
 from lstm_jax import GRU, LSTM, GRUParams, LSTMParams, Stack
 from lstm_jax._types import DType
-from lstm_jax.interop._entries import Entries, Faults, UnbuiltLayer, build_layers
+from lstm_jax.interop._entries import Entries, Faults, UnbuiltLayer, build_layers, flatten_mapping
 from lstm_jax.interop._gates import zeros
 from lstm_jax.interop._networks import Direction, fields_of, flatten_layers
 
@@ -63,9 +63,9 @@ def from_equinox(
 
 
 def _read(faults: Faults, fields: Any, where: str) -> UnbuiltLayer | None:
-    if isinstance(fields, Mapping):
-        fields = {name: a for name, a in fields.items() if name not in SIZES and a is not None}
-    entries = Entries(faults, fields, where)
+    flat = flatten_mapping("from_equinox", fields)
+    arrays = {name: a for name, a in flat.items() if name not in SIZES and a is not None}
+    entries = Entries(faults, arrays, where)
     H, D = entries.size(("weight_hh", 1)), entries.size(("weight_ih", 1))
     columns = entries.size(("weight_hh", 0), ("weight_ih", 0), ("bias", 0))
     if not H or columns not in (3 * H, 4 * H):

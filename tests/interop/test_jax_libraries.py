@@ -414,7 +414,7 @@ def test_activations_in_flax(api):
         RNN(H, D),
     )
     network = Stack(cells)
-    params = without_bias_hn(drawn(network))
+    params = drawn(network) if api == "linen" else without_bias_hn(drawn(network))
     again, back = from_flax(
         to_flax(network, params, api=api),
         activation=["relu", None, jnp.tanh],

@@ -225,6 +225,13 @@ def test_biases_are_added_in_the_dtype_asked_for():
     np.testing.assert_array_equal(params.bias, 1 + 2.0**-9)
 
 
+def test_arrays_of_the_other_byte_order():
+    state_dict = to_torch(LSTM(3, 2), drawn(LSTM(3, 2)))
+    network, params = from_torch({name: array.astype(">f4") for name, array in state_dict.items()})
+    assert network == LSTM(3, 2)
+    same_bits(params, from_torch(state_dict)[1])
+
+
 def test_keras_weights_by_name():
     arrays = [arange(3, 8), arange(2, 8), arange(8)]
     named = dict(zip(("kernel", "recurrent_kernel", "bias"), arrays, strict=True))
@@ -236,6 +243,7 @@ def test_keras_weights_by_name():
     _, both = from_keras(nested, merge="sum")
     same_bits(both.backward, expected)
     same_bits(both.forward.bias, expected.bias + 1)
+    assert "beside the weights of two directions" in refused(from_keras, {**nested, "kernel": arrays[0]})
     _, layers = from_keras([named, [arange(2, 8), arange(2, 8), arange(8)]])
     same_bits(layers[0], expected)
 
