@@ -1,4 +1,4 @@
-"""Networks as layers and directions, for libraries that know no more than that; options of their cells."""
+"""Networks as layers and directions, checks that a target can represent them, and options of cells."""
 
 from __future__ import annotations
 

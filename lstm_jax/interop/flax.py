@@ -123,8 +123,8 @@ def from_flax(
     ]
     faults.check(HINT)
     options.check(len(layers))
-    networks, own = build_layers("from_flax", [layer for layer in unbuilt if layer], dtype, input_shape)
-    return (Stack(tuple(networks)), tuple(own)) if several else (networks[0], own[0])
+    networks, layer_params = build_layers("from_flax", [layer for layer in unbuilt if layer], dtype, input_shape)
+    return (Stack(tuple(networks)), tuple(layer_params)) if several else (networks[0], layer_params[0])
 
 
 # --- in -----------------------------------------------------------------------------------------

@@ -101,8 +101,8 @@ def from_haiku(
     unbuilt = [_read(faults, cores.get(name, {}), options, f"{name}/" if several else "") for name in names]
     faults.check(HINT)
     options.check(len(unbuilt))
-    networks, own = build_layers("from_haiku", [layer for layer in unbuilt if layer], dtype, input_shape)
-    return (Stack(tuple(networks)), tuple(own)) if several else (networks[0], own[0])
+    networks, layer_params = build_layers("from_haiku", [layer for layer in unbuilt if layer], dtype, input_shape)
+    return (Stack(tuple(networks)), tuple(layer_params)) if several else (networks[0], layer_params[0])
 
 
 # --- in -----------------------------------------------------------------------------------------

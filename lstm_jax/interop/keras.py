@@ -211,14 +211,14 @@ def _by_last_name(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         direction = re.findall(r"(?:^|/)(forward|backward)(?=_|/|$)", "/".join(above))
         name = last if last in NAMES else "/".join([*above[-1:], last])
         name = name if name in NAMES or name in NORMS else path
-        own = found.setdefault(f"{direction[0]}/" if direction else "", {})
-        if name in own:
+        variables = found.setdefault(f"{direction[0]}/" if direction else "", {})
+        if name in variables:
             raise value_error(
                 f"from_keras got more than one {name} in one mapping, for instance {path}",
                 "the weights of one layer",
                 "Pass several layers as a list, one mapping for each: names do not give their order.",
             )
-        own[name] = array
+        variables[name] = array
     if len(found) > 1 and "" in found:
         raise value_error(
             f"from_keras got {listing(found[''])} beside the weights of two directions",
