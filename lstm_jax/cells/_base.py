@@ -384,12 +384,18 @@ def short_repr(cell: Any) -> str:
     >>> lstm_jax.LSTM(3, 4, use_bias=False)
     LSTM(input_size=3, hidden_size=4, use_bias=False)
     """
-    fields = []
-    for field in dataclasses.fields(cell):
-        value = getattr(cell, field.name)
-        if field.default is dataclasses.MISSING or value != field.default:
-            fields.append(f"{field.name}={short_value(value)}")
-    return f"{type(cell).__name__}({', '.join(fields)})"
+    shown = (f"{name}={short_value(value)}" for name, value in changed_fields(cell).items())
+    return f"{type(cell).__name__}({', '.join(shown)})"
+
+
+def changed_fields(cell: Any) -> dict[str, Any]:
+    """The fields of a dataclass that have no default, or another value than it."""
+    values = {field.name: (getattr(cell, field.name), field.default) for field in dataclasses.fields(cell)}
+    return {
+        name: value
+        for name, (value, default) in values.items()
+        if default is dataclasses.MISSING or value != default
+    }
 
 
 def short_value(value: Any) -> str:
