@@ -114,7 +114,7 @@ def train(
         times = jnp.arange(window)[:, None] + starts  # (window, B)
         k_inputs, k_dropout = jax.random.split(key)
         inputs = xs[times]  # (window, B, period)
-        inputs += args.noise * jax.random.normal(k_inputs, inputs.shape)
+        inputs += args.noise * jax.random.normal(k_inputs, inputs.shape, inputs.dtype)
         mean, std = predict(network, params, inputs, k_dropout)
         return gaussian_nll(mean, std, targets[times], jnp.asarray(training)[times])
 

@@ -138,3 +138,17 @@ def assert_same(left, right, *, rtol=1e-9, atol=1e-11, note=""):
         if a.dtype == jax.dtypes.float0:
             continue
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, equal_nan=False, err_msg=where)
+
+
+def bits(tree):
+    """The dtype and the bytes of every array."""
+    return [(a.dtype, np.asarray(a).tobytes()) for a in jax.tree.leaves(tree)]
+
+
+def assert_x64_changes_nothing(f):
+    """``f()`` returns the same dtypes and bits with and without ``jax_enable_x64``."""
+    results = []
+    for enabled in (False, True):
+        with jax.enable_x64(enabled):
+            results.append(bits(f()))
+    assert results[0] == results[1]
