@@ -21,6 +21,8 @@ Read `predict` and `gaussian_nll` first, then `train` and `forecast`.
 
 from __future__ import annotations
 
+import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
+
 import argparse
 import sys
 from collections.abc import Mapping, Sequence

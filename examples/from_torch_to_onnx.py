@@ -19,6 +19,8 @@ Read `learn` first.
 
 from __future__ import annotations
 
+import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
+
 import argparse
 import importlib.util
 import sys

@@ -2,28 +2,31 @@
 
 A checkpoint is an orbax folder. It contains the state (any pytree of arrays, by the names of its leaves) and
 a note: the identity of the run, its elapsed time, and the metrics that are not yet in a row. A file beside
-the folder contains checksums of its files. The checksums are written last. A checkpoint without checksums is
-incomplete and is ignored. If the checksums do not match, the previous checkpoint is used.
+the folder contains checksums of its files. They are written after the folder and deleted before it, so a
+checkpoint is complete if and only if it has checksums. Older checkpoints are deleted after the new one is
+complete, so a kill at any moment leaves the newest complete checkpoint unchanged. If the checksums do not
+match the files, the previous checkpoint is used.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from lstm_jax.interop.files import write_whole
+from lstm_jax import flatten_params
 from training.data import digest
 from training.distributed import barrier, is_first
 from training.errors import UserError
-from training.runs import check_same_data, differences
-from training.weights import by_name
+from training.runs import check_same_data, differences, write_file
 
 KEPT = 2  # checkpoints to keep: the last one and the one before it
 
@@ -51,38 +54,39 @@ class Checkpoints:
         self._open()
 
     def _open(self) -> None:
-        options = self._ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
+        options = self._ocp.CheckpointManagerOptions(enable_async_checkpointing=False)
         self._manager = self._ocp.CheckpointManager(
             self.folder, options=options, item_names=("state", "note")
         )
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in ascending order."""
-        return sorted(self._manager.all_steps())
+        """The steps that have a complete checkpoint, in ascending order."""
+        return [step for step in sorted(self._manager.all_steps()) if self._checksums(step).exists()]
 
     def save(self, step: int, state: Any, **note: Any) -> None:
-        """Save the state after ``step``. The checkpoint is on disk when this returns."""
-        arrays = by_name(state)
+        """Save the state after ``step``. The checkpoint is complete when this returns.
+
+        Raises:
+            OSError: the checkpoint cannot be written. The checkpoints before it are unchanged.
+        """
+        arrays = flatten_params(state)
         note |= {"identity": self.identity, "shapes": _shapes(arrays)}
         items = self._ocp.args.Composite(
             state=self._ocp.args.StandardSave(arrays), note=self._ocp.args.JsonSave(note)
         )
-        if is_first():  # invalidates the checkpoints that orbax deletes: a kill may interrupt the deletion
-            for old in self.steps[: len(self.steps) - KEPT + 1]:
-                self._checksums(old).unlink(missing_ok=True)
-        self._manager.save(step, args=items, force=True)
+        with _os_errors(self.folder / str(step)):
+            self._manager.save(step, args=items, force=True)
         barrier("a checkpoint")
         if is_first():
-            self._write_checksums(step)
+            checksums = json.dumps(_checksums(self.folder / str(step)))
+            write_file(self._checksums(step), checksums.encode())
         barrier("its checksums")
-
-    def _write_checksums(self, step: int) -> None:
-        """Write the checksums of a checkpoint, and delete those of deleted checkpoints."""
-        write_whole(self._checksums(step), json.dumps(_checksums(self.folder / str(step))).encode())
-        kept = {self._checksums(step) for step in self.steps}
-        for old in set(self.folder.glob("*.json")) - kept:
-            old.unlink()
+        for old in self.steps[:-KEPT]:
+            barrier("an old checkpoint")  # every process has read ``steps``
+            if is_first():
+                self._checksums(old).unlink()
+            self._manager.delete(old)
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """``(step, state, note)`` of the last complete checkpoint; None if there is no checkpoint.
@@ -93,25 +97,28 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is of another run, or every checkpoint is damaged.
         """
-        finished = [step for step in self.steps if self._checksums(step).exists()]
-        intact = [step for step in finished if self._is_intact(step)]
-        if not finished:
-            self._keep_only([])
-            return None
-        if not intact:
+        complete = self.steps
+        damaged = [step for step in complete if not self._is_intact(step)]
+        intact = [step for step in complete if step not in damaged]
+        if complete and not intact:
             raise UserError(
                 f"every checkpoint in {self.folder} is damaged: start a new run with another --out"
             )
-        for step in set(finished) - set(intact):
+        if not complete:
+            self._set_aside([])
+            return None
+        for step in damaged:
             print(f"checkpoint {step} is damaged and is skipped", file=sys.stderr)
         read = self._ocp.args
-        note = dict(self._manager.restore(intact[-1], args=read.Composite(note=read.JsonRestore())).note)
-        arrays = by_name(like)
+        arrays = flatten_params(like)
+        with _os_errors(self.folder / str(intact[-1])):
+            note = dict(self._manager.restore(intact[-1], args=read.Composite(note=read.JsonRestore())).note)
         self._check_same_run(note, _shapes(arrays))
-        self._keep_only(intact)
+        self._set_aside(damaged)
         targets = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), arrays)
         items = read.Composite(state=read.StandardRestore(targets))
-        found = self._manager.restore(intact[-1], args=items).state
+        with _os_errors(self.folder / str(intact[-1])):
+            found = self._manager.restore(intact[-1], args=items).state
         state = jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in arrays])
         return intact[-1], state, note
 
@@ -128,15 +135,19 @@ class Checkpoints:
             return False
         return bool(expected == _checksums(self.folder / str(step)))
 
-    def _keep_only(self, steps: list[int]) -> None:
-        """Rename the other checkpoints, so that their steps can be saved again."""
-        others = set(self.steps) - set(steps)
+    def _set_aside(self, damaged: list[int]) -> None:
+        """Rename damaged checkpoints and delete incomplete ones, so that their steps can be saved again."""
+        incomplete = set(self._manager.all_steps()) - set(self.steps)
         self._manager.close()
         barrier("closing")
-        for step in others if is_first() else ():
-            renamed = self.folder / f"damaged-{step}"
-            shutil.rmtree(renamed, ignore_errors=True)
-            (self.folder / str(step)).rename(renamed)
+        if is_first():
+            for step in incomplete:
+                shutil.rmtree(self.folder / str(step))
+            for step in damaged:
+                renamed = self.folder / f"damaged-{step}"
+                shutil.rmtree(renamed, ignore_errors=True)
+                self._checksums(step).unlink()
+                (self.folder / str(step)).rename(renamed)
         barrier("intact checkpoints")
         self._open()
 
@@ -153,6 +164,18 @@ class Checkpoints:
             ]
         if differ:
             raise UserError(f"the checkpoints in {self.folder} are of another run: {'; '.join(differ)}")
+
+
+@contextmanager
+def _os_errors(path: Path) -> Iterator[None]:
+    """Raise the errors of orbax as OSErrors. It raises many types, for example for a full disk."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError:  # of several processes: another one failed
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}".splitlines()[0]
+        raise OSError(getattr(error, "errno", None) or errno.EIO, reason, str(path)) from error
 
 
 def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
