@@ -13,7 +13,7 @@ Module              Contents
 `placement`         devices: placing the state and the batches, compiling the step
 `distributed`       the device mesh; several processes: starting them, and exiting when one fails
 `loop`              ``fit``: steps, metrics, evaluations, checkpoints, signals, NaN checks; the optimizer
-`checkpoints`       the training state on disk (orbax)
+`checkpoints`       the training state on disk
 `weights`           weights in a safetensors file
 `plots`             the learning curve; colours and axis style
 ==================  ==============================================================================

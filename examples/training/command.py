@@ -191,7 +191,7 @@ def main(
         return 130
     except OSError as error:
         _discard_unwritable_output()
-        place = error.filename or "input or output"
+        place = error.filename or "the output"
         resume = f"resume with: {start.resume_command}" if start.resume_command else "start again"
         message = f"{place}: {error.strerror or error}; correct this, then {resume}"
         print(f"{parser.prog}: {message}", file=sys.stderr)

@@ -115,8 +115,8 @@ def fit(
     state = placement.state(state)
     evaluation_due = _every(evaluate_every)
     checkpoint_due = _every(run.args.checkpoint_every or evaluate_every)
+    checkpoints = Checkpoints(run.checkpoints, run.identity)
     with ExitStack() as stack:
-        checkpoints = stack.enter_context(closing(Checkpoints(run.checkpoints, run.identity)))
         first, pending, earlier = 0, [], 0.0
         signals: list[int] = []
         if run.args.resume and (found := checkpoints.restore(state)):

@@ -42,7 +42,7 @@ except ImportError:  # Windows, where run folders are not locked
 
 Row = dict[str, float]
 
-PACKAGES = ("lstm_jax", "jax", "jaxlib", "numpy", "optax", "orbax-checkpoint", "safetensors")
+PACKAGES = ("lstm_jax", "jax", "jaxlib", "numpy", "optax", "safetensors")
 #: Arguments that do not affect the results, so a resumed run may change them.
 CHANGEABLE = {"out", "resume", "mesh", "tensorboard", "checkpoint_every"}
 
@@ -136,7 +136,7 @@ class Run:
         path, line = self.folder / "metrics.jsonl", (json.dumps(row) + "\n").encode()
         if self._metrics is None:
             self._metrics = self._resources.enter_context(open(path, "ab", buffering=0))
-        with _named(path):
+        with named_errors(path):
             if self._metrics.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         if self._tensorboard:
@@ -240,12 +240,12 @@ def _version(name: str) -> str:
 
 def write_file(path: Path, data: bytes) -> None:
     """Write a file atomically. An OSError contains the path."""
-    with _named(path):
+    with named_errors(path):
         write_whole(path, data)
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
     """Add the path to OSErrors: Python adds it only to those of functions that take a path."""
     try:
         yield
@@ -294,11 +294,11 @@ def _tensorboard(folder: Path) -> Iterator[Callable[[Row], None]]:
     except ImportError:
         raise UserError("--tensorboard needs a package: pip install 'lstm_jax[tensorboard]'") from None
     folder.mkdir(exist_ok=True)
-    with _named(folder):
+    with named_errors(folder):
         writer = EventsWriter(str(folder / "events"))
 
     def write(row: Row) -> None:
-        with _named(folder):
+        with named_errors(folder):
             for name, value in row.items():
                 writer.write_event(
                     Event(wall_time=time.time(), step=int(row["step"]), summary=scalar(name, value))
@@ -308,5 +308,5 @@ def _tensorboard(folder: Path) -> Iterator[Callable[[Row], None]]:
     try:
         yield write
     finally:
-        with _named(folder):
+        with named_errors(folder):
             writer.close()
