@@ -191,10 +191,9 @@ def main(
         return 130
     except OSError as error:
         _discard_unwritable_output()
-        place = error.filename or "the output"
-        resume = f"resume with: {start.resume_command}" if start.resume_command else "start again"
-        message = f"{place}: {error.strerror or error}; correct this, then {resume}"
-        print(f"{parser.prog}: {message}", file=sys.stderr)
+        place = error.filename or "the output of this program"
+        then = f", then resume with: {start.resume_command}" if start.resume_command else ""
+        print(f"{parser.prog}: {place}: {error.strerror or error}; correct this{then}", file=sys.stderr)
         return 1
     return 0
 
