@@ -223,3 +223,17 @@ def assert_raises(attempt, *words):
     assert len(message) < 1100
     for word in words:
         assert any(choice in message for choice in word.split("|")), message
+
+
+def bits(tree):
+    """The dtype and the bytes of every array."""
+    return [(a.dtype, np.asarray(a).tobytes()) for a in jax.tree.leaves(tree)]
+
+
+def assert_x64_changes_nothing(f):
+    """``f()`` returns the same dtypes and bits with and without ``jax_enable_x64``."""
+    results = []
+    for enabled in (False, True):
+        with jax.enable_x64(enabled):
+            results.append(bits(f()))
+    assert results[0] == results[1]
