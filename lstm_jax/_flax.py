@@ -209,7 +209,7 @@ def swap_carry_order(network: Any, carry: Carry) -> Carry:
         return swap_carry_order(network.cell, carry)
     if isinstance(network, Bidirectional):
         check_tuple("Bidirectional", carry, 2, "a carry")
-        return tuple(swap_carry_order(network.cell, each) for each in carry)
+        return tuple(map(swap_carry_order, network.cells, carry))
     if isinstance(network, Stack):
         check_tuple("Stack", carry, len(network.layers), "a carry")
         return tuple(map(swap_carry_order, network.layers, carry))

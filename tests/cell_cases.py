@@ -94,6 +94,21 @@ CELL_CASES = (
         "scan",
         variant=True,
     ),
+    CellCase(
+        "bidirectional_two_cells",
+        lambda **dtypes: Bidirectional(LSTM(D, H, **dtypes), backward=GRU(D, 4, **dtypes)),
+        oracle.Bidirectional(ORACLE_LSTM, backward=ORACLE_GRU),
+        alternate=True,
+    ),
+    CellCase(
+        "bidirectional_fused_and_scan",
+        lambda **dtypes: Bidirectional(
+            RNN(D, H, **dtypes), merge="sum", backward=GRUVariant(D, H, reset_after=False, **dtypes)
+        ),
+        oracle.Bidirectional(ORACLE_RNN, "sum", oracle.Cell(oracle.gru_reset_before, oracle.zeros)),
+        "fused+scan",
+        variant=True,
+    ),
     CellCase("stack", _stack, oracle.Stack((ORACLE_LSTM, ORACLE_GRU)), alternate=True),
     CellCase(
         "stack_residual_skip",

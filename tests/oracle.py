@@ -27,10 +27,15 @@ class Stack(NamedTuple):
 
 
 class Bidirectional(NamedTuple):
-    """A cell in both directions."""
+    """One cell in both directions, or one for each."""
 
     cell: Any
     merge: str = "concat"
+    backward: Any = None
+
+    @property
+    def cells(self):
+        return self.cell, self.cell if self.backward is None else self.backward
 
 
 class Result(NamedTuple):
@@ -153,8 +158,8 @@ def run_stack(stack, params, xs, carry, valid, resets, reverse):
 
 def run_bidirectional(both, params, xs, carry, valid, resets, reverse):
     """With ``reverse``, the two directions are exchanged."""
-    forward = run_row(both.cell, params[0], xs, carry[0], valid, resets, reverse)
-    backward = run_row(both.cell, params[1], xs, carry[1], valid, resets, not reverse)
+    forward = run_row(both.cells[0], params[0], xs, carry[0], valid, resets, reverse)
+    backward = run_row(both.cells[1], params[1], xs, carry[1], valid, resets, not reverse)
     a, b = forward.ys, backward.ys
     if both.merge == "concat":
         ys = np.concatenate([a, b], axis=-1)
@@ -168,7 +173,7 @@ def initial(network, params):
     if isinstance(network, Stack):
         return tuple(initial(layer, p) for layer, p in zip(network.layers, params, strict=True))
     if isinstance(network, Bidirectional):
-        return tuple(initial(network.cell, p) for p in params)
+        return tuple(map(initial, network.cells, params))
     return network.initial(params)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import value_error
+from lstm_jax._errors import listing, value_error
 from lstm_jax._types import Array, Carry, Params, promote
 from lstm_jax.cells._checks import check_carry, check_input, check_params
 from lstm_jax.cells._init import initial_state, learned_initial, state_dtypes
@@ -403,3 +403,24 @@ def short_value(value: Any) -> str:
     if callable(value) and not isinstance(value, BaseCell) and hasattr(value, "__name__"):
         return value.__name__
     return value.name if isinstance(value, np.dtype) else repr(value)
+
+
+def differences(a: Any, b: Any) -> str:
+    """The fields in which two cells differ, for messages.
+
+    >>> import lstm_jax
+    >>> differences(lstm_jax.LSTM(3, 4), lstm_jax.LSTM(3, 5, use_bias=False))
+    'hidden_size=4 and 5, use_bias=True and False'
+    >>> differences(lstm_jax.LSTM(3, 4), lstm_jax.GRU(3, 4))
+    'LSTM and GRU'
+    """
+    if type(a) is not type(b) or not dataclasses.is_dataclass(a):
+        return f"{label(a)} and {label(b)}"
+    found = []
+    for field in dataclasses.fields(a):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(left, BaseCell) and isinstance(right, BaseCell) and left != right:
+            found.append(f"{field.name}: {differences(left, right)}")
+        elif left != right:
+            found.append(f"{field.name}={short_value(left)} and {short_value(right)}")
+    return listing(found)

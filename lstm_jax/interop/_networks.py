@@ -25,7 +25,7 @@ from lstm_jax import (
 )
 from lstm_jax._errors import shorten, value_error
 from lstm_jax._types import is_float
-from lstm_jax.cells._base import changed_fields, short_value
+from lstm_jax.cells._base import changed_fields, differences, short_value
 from lstm_jax.cells.activations import ACTIVATIONS, Activation
 from lstm_jax.interop._entries import UnbuiltLayer
 from lstm_jax.regularizers._wrapper import Wrapper
@@ -89,13 +89,8 @@ def join_directions(
     def build(arrays: Any, dtype: np.dtype, input_shape: Any) -> tuple[Any, Any]:
         cell, params = forward.build(arrays[0], dtype, input_shape)
         other, other_params = backward.build(arrays[1], dtype, input_shape)
-        if cell != other:
-            raise value_error(
-                f"{owner} got {cell} forward and {other} backward",
-                "the same cell in both directions",
-                "Convert each by itself, and unroll the second with reverse=True.",
-            )
-        return Bidirectional(cell, merge=merge), BidirectionalParams(params, other_params)
+        network = Bidirectional(cell, merge=merge, backward=other)
+        return network, BidirectionalParams(params, other_params)
 
     return UnbuiltLayer((forward.arrays, backward.arrays), build)
 
@@ -229,6 +224,7 @@ def flatten_layers(
     options: Mapping[Any, Collection[Any] | None] | None = None,
     merges: Collection[str] = ("concat",),
     dropout: bool = False,
+    two_cells: bool = False,
 ) -> list[Layer]:
     """The layers of a network, once ``target`` is known to represent all of it.
 
@@ -244,6 +240,7 @@ def flatten_layers(
             key is the field, or a type of cell and the field.
         merges: how the target can merge two directions; empty: it has one direction only.
         dropout: the target has dropout between layers.
+        two_cells: the two directions of the target may have different cells.
 
     Raises:
         ValueError: with everything that the target cannot represent, and every parameter that does
@@ -258,7 +255,7 @@ def flatten_layers(
     ...
     """
     faults: list[str] = []
-    layers = list(_layers(network, params, "", faults, merges, dropout))
+    layers = list(_layers(network, params, "", faults, merges, dropout, two_cells))
     allowed: dict[Any, Any] = dict.fromkeys(FREE) | dict(options or {})
     names = [cell.__name__ for cell in cells]
     cells = [*cells, *(VARIANTS[cell][0] for cell in cells if cell in VARIANTS)]
@@ -276,7 +273,13 @@ def flatten_layers(
 
 
 def _layers(
-    network: Any, params: Any, where: str, faults: list[str], merges: Collection[str], dropout: bool
+    network: Any,
+    params: Any,
+    where: str,
+    faults: list[str],
+    merges: Collection[str],
+    dropout: bool,
+    two_cells: bool,
 ) -> Iterator[Layer]:
     if isinstance(network, Stack):
         for name in ("residual", "skip"):
@@ -288,15 +291,17 @@ def _layers(
             faults.append(f"{where}Stack with dropout_mask='sequence'; it draws a mask at every step")
         if _counts(params, len(network.layers), where, "layers", faults):
             for index, (layer, own) in enumerate(zip(network.layers, params, strict=True)):
-                yield from _layers(layer, own, f"{where}layer {index}: ", faults, merges, dropout)
+                yield from _layers(layer, own, f"{where}layer {index}: ", faults, merges, dropout, two_cells)
     elif isinstance(network, Bidirectional) and merges:
         if network.merge not in merges:
             faults.append(
                 f"{where}Bidirectional with merge={network.merge!r}; it merges by {' or '.join(merges)}"
             )
-        if _counts(params, 2, where, "directions", faults):
-            both = zip(("forward: ", "backward: "), params, strict=True)
-            directions = tuple(Direction(where + name, network.cell, own) for name, own in both)
+        if network.backward is not None and not two_cells:
+            faults.append(f"{where}two directions with different cells: {differences(*network.cells)}")
+        elif _counts(params, 2, where, "directions", faults):
+            both = zip(("forward: ", "backward: "), network.cells, params, strict=True)
+            directions = tuple(Direction(where + name, cell, own) for name, cell, own in both)
             yield Layer(directions, network.merge)
     else:
         yield Layer((Direction(where, network, params),), None)

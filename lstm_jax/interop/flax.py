@@ -314,6 +314,7 @@ def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> 
         params,
         cells=(LSTM, GRU, RNN, ConvLSTM) if api == "linen" else (LSTM, GRU, RNN),
         options={"activation": None, "recurrent_activation": None},
+        two_cells=True,
     )
     written = []
     for layer in layers:

@@ -43,7 +43,7 @@ def shard(network: Any, mesh: Mesh, *, data: str | None = "data", model: str = "
         layers = tuple(shard(layer, mesh, data=data, model=model) for layer in network.layers)
         return replace(network, layers=layers)
     if isinstance(network, Bidirectional):
-        return replace(network, cell=shard(network.cell, mesh, data=data, model=model))
+        return network.replace_cells(lambda cell: shard(cell, mesh, data=data, model=model))
     return Sharded(network, mesh, data=data, model=model)
 
 
@@ -54,7 +54,7 @@ def layers_of(network: Any, params: Params) -> list[tuple[Any, Params]]:
         pairs = zip(network.layers, params, strict=True)
     elif isinstance(network, Bidirectional):
         check_tuple("Bidirectional", params, 2)
-        pairs = zip((network.cell, network.cell), params, strict=True)
+        pairs = zip(network.cells, params, strict=True)
     else:
         return [(network, params)]
     return [layer for pair in pairs for layer in layers_of(*pair)]

@@ -347,7 +347,9 @@ def test_faults_of_all_layers_at_once():
         (lambda: from_flax(written(to_flax, conv(D, H), api="linen")), "do not hold its input_shape"),
         (lambda: from_flax(written(to_flax, conv(D, H), api="linen"), input_shape=(8, D)),
          "(size, size, 3)"),
-        (lambda: from_flax({"forward_rnn": linen(), "backward_rnn": linen(GRU)}), "the same cell in both"),
+        (lambda: from_flax(
+            {"forward_rnn": linen(), "backward_rnn": written(to_flax, LSTM(D + 1, H), api="linen")}
+        ), f"input_size={D} forward and {D + 1} backward"),
         (lambda: from_haiku(haiku(conv(D, H))), "do not hold its input_shape"),
         (lambda: from_haiku(haiku(LSTM(D, H)), input_shape=(8, D)), "Leave out: input_shape"),
         (lambda: from_haiku(haiku(Stack((LSTM(D, H), LSTM(H, H))))), "layers=('lstm', 'lstm_1')"),
