@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from training import CELLS, count, generate, load_weights, save_weights, stream_loss
 
@@ -45,7 +46,9 @@ class Model:
         k_layers, k_embedding = jax.random.split(key)
         params: Params = {"layers": self.network().init(k_layers)}
         if self.embedding:
-            params["embedding"] = jax.random.normal(k_embedding, (len(self.vocabulary), self.embedding))
+            params["embedding"] = jax.random.normal(
+                k_embedding, (len(self.vocabulary), self.embedding), jnp.float32
+            )
         return params
 
 
@@ -53,7 +56,7 @@ def features(network: lstm_jax.Stack, params: Params, ids: jax.Array) -> jax.Arr
     """The network's inputs for characters: rows of the embedding, or one-hot vectors."""
     if "embedding" in params:
         return params["embedding"][ids]
-    return jax.nn.one_hot(ids, network.input_size)
+    return jax.nn.one_hot(ids, network.input_size, dtype=jnp.float32)
 
 
 def nats(

@@ -39,9 +39,9 @@ class Problem:
 def draw_adding(key: jax.Array, lag: int, batch: int) -> tuple[jax.Array, jax.Array]:
     """T numbers in [0, 1), with one marked in each half. The target is the sum of the marked numbers."""
     k_numbers, k_first, k_second = jax.random.split(key, 3)
-    numbers = jax.random.uniform(k_numbers, (lag, batch))
-    first = jax.random.randint(k_first, (batch,), 0, lag // 2)
-    second = jax.random.randint(k_second, (batch,), lag // 2, lag)
+    numbers = jax.random.uniform(k_numbers, (lag, batch), jnp.float32)
+    first = jax.random.randint(k_first, (batch,), 0, lag // 2, jnp.int32)
+    second = jax.random.randint(k_second, (batch,), lag // 2, lag, jnp.int32)
     times = jnp.arange(lag)[:, None]
     marked = (times == first) | (times == second)
     return jnp.stack([numbers, marked.astype(numbers.dtype)], axis=-1), jnp.sum(numbers * marked, axis=0)
@@ -61,16 +61,16 @@ def draw_order(key: jax.Array, lag: int, batch: int) -> tuple[jax.Array, jax.Arr
     The symbols are a, b, c, d, X, Y, a start symbol and an end symbol.
     """
     k_others, k_relevant, k_first, k_second = jax.random.split(key, 4)
-    symbols = jax.random.randint(k_others, (lag, batch), 0, 4)
-    relevant = jax.random.randint(k_relevant, (2, batch), 0, 2)
-    first = jax.random.randint(k_first, (batch,), lag // 10, lag // 5)
-    second = jax.random.randint(k_second, (batch,), lag // 2, lag // 2 + lag // 10)
+    symbols = jax.random.randint(k_others, (lag, batch), 0, 4, jnp.int32)
+    relevant = jax.random.randint(k_relevant, (2, batch), 0, 2, jnp.int32)
+    first = jax.random.randint(k_first, (batch,), lag // 10, lag // 5, jnp.int32)
+    second = jax.random.randint(k_second, (batch,), lag // 2, lag // 2 + lag // 10, jnp.int32)
     times = jnp.arange(lag)[:, None]
     symbols = jnp.where(times == first, 4 + relevant[0], symbols)
     symbols = jnp.where(times == second, 4 + relevant[1], symbols)
-    ends = jnp.full((1, batch), 7)
+    ends = jnp.full((1, batch), 7, jnp.int32)
     symbols = jnp.concatenate([ends - 1, symbols, ends])
-    return jax.nn.one_hot(symbols, 8), 2 * relevant[0] + relevant[1]
+    return jax.nn.one_hot(symbols, 8, dtype=jnp.float32), 2 * relevant[0] + relevant[1]
 
 
 def last_cross_entropy(ys: jax.Array, target: jax.Array) -> jax.Array:
@@ -86,10 +86,10 @@ def draw_copy(key: jax.Array, lag: int, batch: int) -> tuple[jax.Array, jax.Arra
 
     The target is blanks, and then the ten symbols.
     """
-    data = jax.random.randint(key, (COPIED, batch), 0, ALPHABET)
-    blanks = jnp.full((lag + COPIED, batch), ALPHABET)
+    data = jax.random.randint(key, (COPIED, batch), 0, ALPHABET, jnp.int32)
+    blanks = jnp.full((lag + COPIED, batch), ALPHABET, jnp.int32)
     symbols = jnp.concatenate([data, blanks.at[lag - 1].set(ALPHABET + 1)])
-    return jax.nn.one_hot(symbols, ALPHABET + 2), jnp.concatenate([blanks, data])
+    return jax.nn.one_hot(symbols, ALPHABET + 2, dtype=jnp.float32), jnp.concatenate([blanks, data])
 
 
 def every_cross_entropy(ys: jax.Array, target: jax.Array) -> jax.Array:

@@ -66,12 +66,12 @@ class TMaze:
 
     def begin(self, key: Array) -> Maze:
         """A new episode."""
-        return Maze(jax.random.bernoulli(key).astype(jnp.int32), jnp.int32(0), jnp.int32(0))
+        return Maze(jax.random.bernoulli(key, jnp.float32(0.5)).astype(jnp.int32), jnp.int32(0), jnp.int32(0))
 
     def observe(self, maze: Maze) -> Array:
         """The observation, one-hot (4,): left cue, right cue, corridor or junction."""
         ahead = jnp.where(maze.place == self.length, JUNCTION, CORRIDOR)
-        return jax.nn.one_hot(jnp.where(maze.place == 0, maze.cue, ahead), FEATURES)
+        return jax.nn.one_hot(jnp.where(maze.place == 0, maze.cue, ahead), FEATURES, dtype=jnp.float32)
 
     def step(self, key: Array, maze: Maze, action: Array | int) -> tuple[Maze, Array, Array, Array]:
         """``(maze, reward, ended, success)``. If the episode ended, the maze is that of a new episode."""

@@ -97,7 +97,7 @@ class Model:
         embedding = self._uniform(k_embedding, (self.vocabulary, self.embedding))
         if self.awd:
             layers = lstm_jax.torch_init(network, k_layers)
-            return {"embedding": embedding, "layers": layers, "bias": jnp.zeros(self.vocabulary)}
+            return {"embedding": embedding, "layers": layers, "bias": jnp.zeros(self.vocabulary, jnp.float32)}
         leaves, structure = jax.tree.flatten(jax.eval_shape(network.init, k_layers))
         keys = jax.random.split(k_layers, len(leaves))
         drawn = [self._uniform(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
@@ -109,14 +109,14 @@ class Model:
         }
 
     def _uniform(self, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return jax.random.uniform(key, shape, minval=-self.init, maxval=self.init)
+        return jax.random.uniform(key, shape, jnp.float32, -self.init, self.init)
 
 
 def drop(key: jax.Array | None, rate: float, x: jax.Array, mask_shape: tuple[int, ...]) -> jax.Array:
     """Inverted dropout with a mask of the given shape."""
     if key is None or not rate:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, mask_shape), x / (1 - rate), 0)
+    return jnp.where(jax.random.bernoulli(key, jnp.float32(1 - rate), mask_shape), x / (1 - rate), 0)
 
 
 def forward(

@@ -15,6 +15,8 @@ Read `train` first, then `_char_model.py` for the network and its loss.
 
 from __future__ import annotations
 
+import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
+
 import argparse
 import math
 import sys

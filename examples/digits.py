@@ -20,6 +20,8 @@ Read `logits_of` first, then `learn`.
 
 from __future__ import annotations
 
+import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
+
 import argparse
 import sys
 from pathlib import Path

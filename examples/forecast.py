@@ -21,6 +21,8 @@ Read `predict` and `gaussian_nll` first, then `train` and `forecast`.
 
 from __future__ import annotations
 
+import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
+
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
@@ -114,7 +116,7 @@ def train(
         times = jnp.arange(window)[:, None] + starts  # (window, B)
         k_inputs, k_dropout = jax.random.split(key)
         inputs = xs[times]  # (window, B, period)
-        inputs += args.noise * jax.random.normal(k_inputs, inputs.shape)
+        inputs += args.noise * jax.random.normal(k_inputs, inputs.shape, inputs.dtype)
         mean, std = predict(network, params, inputs, k_dropout)
         return gaussian_nll(mean, std, targets[times], jnp.asarray(training)[times])
 

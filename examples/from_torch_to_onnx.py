@@ -19,6 +19,8 @@ Read `learn` first.
 
 from __future__ import annotations
 
+import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
+
 import argparse
 import importlib.util
 import sys
@@ -64,7 +66,7 @@ def train_in_torch(steps: int, seed: int) -> dict[str, np.ndarray]:
     def forecast(xs: Any) -> Any:
         return module["head"](module["lstm"](xs)[0])
 
-    for step in tqdm(range(steps), desc="training in PyTorch", unit="batch"):
+    for step in tqdm(range(steps), desc="training in PyTorch", unit="batch", disable=None):
         batch = torch.from_numpy(sines(seed + step))
         loss = torch.mean((forecast(batch[:-1]) - batch[1:]) ** 2)
         optimizer.zero_grad()
@@ -106,7 +108,7 @@ def train_further(network: Any, params: Any, steps: int, seed: int) -> Any:
         return optax.apply_updates(params, updates), state
 
     state = optimizer.init(params)
-    for step in tqdm(range(steps), desc="training in JAX", unit="batch"):
+    for step in tqdm(range(steps), desc="training in JAX", unit="batch", disable=None):
         params, state = train_step(params, state, jnp.asarray(sines(seed + 5_000_000 + step)))
     return params
 

@@ -21,9 +21,10 @@ Read `_memory_problems.py` first, then `measure` and `gradient_reach`.
 
 from __future__ import annotations
 
+import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
+
 import argparse
 import math
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -36,7 +37,7 @@ import optax
 from _memory_plots import draw_steps, draw_why
 from _memory_problems import PROBLEMS, Problem
 from tqdm import tqdm
-from training import CELLS, POSITIVE, Parser, Run, Stopped, add_run_arguments, count, integer, main
+from training import CELLS, POSITIVE, Parser, Run, add_run_arguments, count, integer, main
 
 import lstm_jax
 
@@ -183,7 +184,9 @@ def learn(args: argparse.Namespace) -> None:
     ]
     thresholds = {name: [PROBLEMS[name].solved(lag) for lag in args.lags] for name in args.problems}
     with Run(args, data={"solved_below": thresholds}, weights=count(shapes)) as run:
-        run.reset_rows(run.rows_until(len(wanted)) if args.resume else [])
+        rows = run.rows_until(len(wanted)) if args.resume else []
+        # Without a deleted line and the lines after it, which then have other numbers.
+        run.reset_rows([row for number, row in enumerate(rows, 1) if row["step"] == number])
         done, each = len(run.rows), args.steps * args.seeds
         with tqdm(total=each * len(wanted), initial=each * done, unit="step", disable=None) as bar:
 
@@ -192,14 +195,7 @@ def learn(args: argparse.Namespace) -> None:
                 bar.update(steps)
 
             for number, (name, lag, cell) in enumerate(wanted[done:], done + 1):
-                try:
-                    row = measure(args, name, lag, cell, progress)
-                except KeyboardInterrupt:
-                    message = (
-                        f"stopped; {number - 1} of {len(wanted)} rows are saved; "
-                        f"resume with: {run.resume_command}"
-                    )
-                    raise Stopped(message, signal.SIGINT) from None
+                row = measure(args, name, lag, cell, progress)
                 run.log({"step": number, **row})
                 bar.write(f"{name:8s} lag {lag:<5d} {cell:14s} {summary(row['steps_to_solve'])}")
         run.write("steps_to_solve.png", draw_steps(run.rows, args.steps))

@@ -19,6 +19,8 @@ Read `make_network` and `frame_nlls` first, then `train`.
 
 from __future__ import annotations
 
+import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
+
 import argparse
 import math
 import sys

@@ -19,6 +19,8 @@ Read `_t_maze.py` first, then `Agent` and `improve`.
 
 from __future__ import annotations
 
+import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
+
 import argparse
 import sys
 from collections.abc import Mapping

@@ -24,6 +24,8 @@ Read `_word_model.py` first (the network), then `_word_step.py` (the recipes' tr
 
 from __future__ import annotations
 
+import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
+
 import argparse
 import math
 import sys

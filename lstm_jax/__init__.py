@@ -15,14 +15,14 @@ Where to look: ``cells`` has the equations, ``unrolling`` the loop over time, ``
 directions, ``regularizers`` cells that wrap cells, ``sharding`` networks over devices.
 """
 
-from lstm_jax.cells._base import (
+from lstm_jax.cells._named import flatten_params as flatten_params, unflatten_params as unflatten_params
+from lstm_jax.cells._peer_init import keras_init as keras_init, torch_init as torch_init
+from lstm_jax.cells._protocols import (
     Cell as Cell,
     NoisyCell as NoisyCell,
     ParallelCell as ParallelCell,
     SplitCell as SplitCell,
 )
-from lstm_jax.cells._named import flatten_params as flatten_params, unflatten_params as unflatten_params
-from lstm_jax.cells._peer_init import keras_init as keras_init, torch_init as torch_init
 from lstm_jax.cells.conv_lstm import (
     ConvLSTM as ConvLSTM,
     ConvLSTMParams as ConvLSTMParams,

@@ -129,7 +129,7 @@ def check_function(owner: str, name: str, value: Any) -> None:
         )
 
 
-def check_member(owner: str, cell: Any) -> None:
+def check_cell_methods(owner: str, cell: Any) -> None:
     """An object with the three methods of a cell."""
     needed = ("init", "initial_carry", "step")
     missing = [name for name in needed if not callable(getattr(cell, name, None))]
@@ -142,14 +142,12 @@ def check_member(owner: str, cell: Any) -> None:
 
 
 def check_tuple(owner: str, params: Any, count: int, what: str = "parameters") -> None:
-    """One entry for each member of a network."""
+    """A tuple with one entry for each layer or direction of a network."""
     if not isinstance(params, (tuple, list)) or len(params) != count:
         got = (
             f"{len(params)} entries" if isinstance(params, (tuple, list)) else f"type {type(params).__name__}"
         )
-        raise value_error(
-            f"{owner} got {what} of {got}", f"a tuple of {count}, one a member", "Make it with init(key)."
-        )
+        raise value_error(f"{owner} got {what} of {got}", f"a tuple of {count}", "Make it with init(key).")
 
 
 def tree_text(tree: Any) -> str:

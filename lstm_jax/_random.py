@@ -1,7 +1,8 @@
 """Noise by one rule: an explicit key, the absolute time index, the same values in every implementation.
 
-A layer draws the noise of step t from ``fold_in(key, t)``, and noise that is drawn once per sequence from
-``fold_in(key, ONCE)``. Nothing is drawn without a key.
+``jax_enable_x64`` does not change the noise: every draw has an explicit dtype. A layer draws the noise
+of step t from ``fold_in(key, t)``, and noise that is drawn once per sequence from ``fold_in(key, ONCE)``.
+Nothing is drawn without a key.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ import numpy as np
 
 from lstm_jax._types import Array, Carry, state_dtype
 
-#: No step has this index.
+#: The index of noise that is drawn once per sequence. No step has it.
 ONCE = np.uint32(2**32 - 1)
 
 
 def vmap_invariant_key(key: Array) -> Array:
-    """The key, or one made of it whose numbers are the same drawn one by one and under ``vmap``.
+    """The key itself, or one derived from it that draws the same numbers with and without ``vmap``.
 
-    The ``rbg`` generators draw other numbers for many keys at once than for each of them.
+    Under ``vmap``, the ``rbg`` generators draw other numbers than for each key separately.
     """
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     if not typed and key.shape[-1] == 4:
@@ -32,24 +33,27 @@ def vmap_invariant_key(key: Array) -> Array:
 
 
 def step_draws(cell: Any, key: Array | None, times: Any, carry: Carry) -> Any:
-    """The noise of the steps ``times`` (T,), time as the leading axis; None where there is none."""
+    """The noise of the steps ``times`` (T,), with time as the leading axis; None without noise."""
     if key is None or times is None:
         return None
     return jax.vmap(lambda t: cell.draw(jax.random.fold_in(key, t), carry))(times)
 
 
 def bernoulli(key: Array, probability: float, like: Any) -> Array:
-    """True in about ``probability`` of the entries of a mask for ``like``."""
-    return _placed(jax.random.bernoulli(key, probability, like.shape), like)
+    """A mask for ``like``: each entry is True with the given probability.
+
+    The uniform numbers behind the mask are float32. Otherwise ``jax_enable_x64`` would change the mask.
+    """
+    return _placed(jax.random.bernoulli(key, jnp.float32(probability), like.shape), like)
 
 
 def normal(key: Array, like: Any) -> Array:
-    """Standard normal numbers for ``like``, in float32 or wider."""
+    """Standard normal numbers in the shape of ``like``, in float32 or wider."""
     return _placed(jax.random.normal(key, like.shape, state_dtype(like.dtype)), like)
 
 
 def _placed(drawn: Array, like: Any) -> Array:
-    """Spread over an explicit mesh as ``like`` is."""
+    """The drawn array with the sharding of ``like`` on an explicit mesh."""
     sharding = getattr(jax.typeof(like) if isinstance(like, jax.Array) else like, "sharding", None)
     mesh = getattr(sharding, "mesh", None)
     if mesh is None or jax.sharding.AxisType.Explicit not in getattr(mesh, "axis_types", ()):

@@ -1,4 +1,4 @@
-"""Values and gradients of one call of ``unroll`` beside the float64 oracle's (slopes by differences)."""
+"""Comparison of values and gradients of ``unroll`` with the float64 oracle."""
 
 from typing import Any, NamedTuple
 
@@ -14,31 +14,31 @@ STEP = 1e-5  # of a central difference, in float64
 
 
 class Problem(NamedTuple):
-    """One call, with the same network in NumPy."""
+    """The arguments of one call of ``unroll``."""
 
     network: Any
-    same: Any  # the oracle's
+    equations: Any  # the network of the oracle
     params: Any
     xs: Any
     carry: Any  # None: the network's own
     options: dict[str, Any]
 
 
-def problem(network, same, dtype="float32", *, given=True, **options):
-    """Random parameters, inputs and, if ``given``, a first carry."""
+def problem(network, equations, dtype="float32", *, given=True, **options):
+    """Random parameters, inputs and, if ``given``, an initial carry."""
     rng = np.random.default_rng(0)
 
-    def drawn(tree):
+    def random(tree):
         return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) / 2, a.dtype), tree)
 
-    params = drawn(jax.eval_shape(network.init, jax.random.key(0)))
-    carry = drawn(jax.eval_shape(lambda p: network.initial_carry((B,), p), params)) if given else None
+    params = random(jax.eval_shape(network.init, jax.random.key(0)))
+    carry = random(jax.eval_shape(lambda p: network.initial_carry((B,), p), params)) if given else None
     xs = jnp.asarray(rng.normal(size=(T, B, D)), dtype)
-    return Problem(network, same, params, xs, carry, options)
+    return Problem(network, equations, params, xs, carry, options)
 
 
-def ours(problem, implementation):
-    """``((carry, ys), gradients)`` for parameters, inputs and carry, by one compiled program."""
+def values_and_gradients(problem, implementation):
+    """``((carry, ys), gradients)`` with gradients for parameters, inputs and carry."""
 
     def loss(args):
         params, xs, carry = args
@@ -53,7 +53,7 @@ def ours(problem, implementation):
 
 
 def scalar(results):
-    """A linear loss that looks at every number, each with a weight of its own; NumPy's stays NumPy's."""
+    """A weighted sum of all entries, as a loss; works for NumPy and JAX arrays."""
     total = 0
     for index, a in enumerate(jax.tree.leaves(results)):
         weights = np.random.default_rng(100 + index).normal(size=a.shape)
@@ -62,31 +62,31 @@ def scalar(results):
 
 
 def double(tree):
-    """NumPy's float64."""
+    """The tree in float64."""
     return jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
 
 
 def assert_agrees(problem, implementation, *, atol):
-    """Carry and outputs, and the slope of the loss along one random direction for every array given."""
-    results, gradients = ours(problem, implementation)
+    """Compare carry, outputs, and the derivative of the loss along a random direction of each array."""
+    results, gradients = values_and_gradients(problem, implementation)
     args = double((problem.params, problem.xs, problem.carry))
 
     def run(args):
         params, xs, carry = args
-        found = oracle.unroll(problem.same, params, xs, carry, **problem.options)
-        return found.carry, found.ys
+        result = oracle.unroll(problem.equations, params, xs, carry, **problem.options)
+        return result.carry, result.ys
 
     expected = run(args)
     for a, b in zip(jax.tree.leaves(results), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=0, atol=atol)
     leaves, structure = jax.tree.flatten(args)
-    for index, (a, slope) in enumerate(zip(leaves, jax.tree.leaves(double(gradients)), strict=True)):
-        along = np.random.default_rng(index).choice([-1.0, 1.0], a.shape)
+    for index, (a, gradient) in enumerate(zip(leaves, jax.tree.leaves(double(gradients)), strict=True)):
+        direction = np.random.default_rng(index).choice([-1.0, 1.0], a.shape)
 
-        def moved(by, index=index, a=a, along=along):
-            there = [*leaves[:index], a + by * along, *leaves[index + 1 :]]
-            return scalar(run(jax.tree.unflatten(structure, there)))
+        def loss(step, index=index, a=a, direction=direction):
+            changed = [*leaves[:index], a + step * direction, *leaves[index + 1 :]]
+            return scalar(run(jax.tree.unflatten(structure, changed)))
 
-        wanted = (moved(STEP) - moved(-STEP)) / (2 * STEP)
-        scale = np.sqrt((slope**2).sum()) + 1
-        assert abs((slope * along).sum() - wanted) < 3 * atol * scale, (index, a.shape)
+        expected = (loss(STEP) - loss(-STEP)) / (2 * STEP)
+        scale = np.sqrt((gradient**2).sum()) + 1
+        assert abs((gradient * direction).sum() - expected) < 3 * atol * scale, (index, a.shape)

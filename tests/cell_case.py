@@ -12,29 +12,29 @@ D, H = 3, 2
 class CellCase(NamedTuple):
     """A cell or network, and its oracle.
 
-    ``make test`` runs the oracle over all cases, and the laws over those of ``cell_cases.DAILY``;
-    ``make test-slow`` runs the rest.
+    ``make test`` compares all cases with the oracle, and checks the laws for those of ``cell_cases.DAILY``.
+    ``make test-slow`` runs the other tests.
     """
 
     name: str
-    #: ``build(**dtypes)`` makes it, called with ``param_dtype`` and, in tests of low precision, ``dtype``.
+    #: ``build(**dtypes)`` returns it; called with ``param_dtype`` and, in tests of low precision, ``dtype``.
     build: Callable[..., Any]
     #: An ``oracle.Cell``, ``oracle.Stack`` or ``oracle.Bidirectional`` with the same equations.
     oracle: Any
-    #: What ``implementation="auto"`` takes; ``"fused+scan"`` where layers differ.
+    #: The choice of ``implementation="auto"``; ``"fused+scan"`` if layers differ.
     implementation: str = "fused"
-    #: The case differs from another in its equations alone, so that the laws pass it over.
+    #: The case differs from another only in its equations, so the laws are not checked for it.
     variant: bool = False
-    #: The oracle runs one of the two directions every day, and the other in ``make test-slow``.
+    #: One of the two directions of the comparison with the oracle is slow.
     alternate: bool = False
     #: The shape of one input.
     event: tuple[int, ...] = (D,)
-    #: Turns random arrays into a carry that the cell could have come to.
+    #: Converts random arrays to a valid carry.
     carry: Callable[[Any], Any] = lambda carry: carry
 
     @property
     def causal(self) -> bool:
-        """No output depends on a later input, so that single steps and windows give the same."""
+        """Whether no output depends on a later input, so that single steps and windows are possible."""
         return not _has_bidirectional(self.oracle)
 
 

@@ -1,11 +1,11 @@
-"""All cells and networks of the library, in one table that every law runs over.
+"""The table of all cells and networks, over which the tests of the time contract are parametrized.
 
-To add a cell, write its equations as a function of one row into ``oracle.py`` or a file like it, then add
-one row, here or in ``variant_cases.py``::
+To add a cell, write its equations as a function of one row in ``oracle.py`` or a similar file, and add one
+row here or in ``variant_cases.py``::
 
     CellCase("name", build, oracle, implementation)
 
-``cell_case.py`` says what the fields are. Nothing else has to be written for a new cell.
+``cell_case.py`` documents the fields.
 """
 
 from functools import partial
@@ -48,7 +48,7 @@ def _stack_bidirectional(**dtypes):
     return Stack((Bidirectional(GRU(D, H, **dtypes)), LSTM(2 * H, H, **dtypes), Readout(H, 4, **dtypes)))
 
 
-def _both_ways_stack(**dtypes):
+def _bidirectional_of_stack(**dtypes):
     return Bidirectional(
         Stack((LSTM(D, H, **dtypes), GRUVariant(H, H, reset_after=False, **dtypes)), residual=True),
         merge="sum",
@@ -128,8 +128,8 @@ CELL_CASES = (
         oracle.Stack((oracle.Bidirectional(ORACLE_GRU), ORACLE_LSTM, ORACLE_READOUT)),
     ),
     CellCase(
-        "both_ways_stack",
-        _both_ways_stack,
+        "bidirectional_of_stack",
+        _bidirectional_of_stack,
         oracle.Bidirectional(
             oracle.Stack((ORACLE_LSTM, oracle.Cell(oracle.gru_reset_before, oracle.zeros)), residual=True),
             "sum",
@@ -151,7 +151,7 @@ CELL_CASES = (
     *variant_cases.ROWS,
 )
 BY_NAME = {case.name: case for case in CELL_CASES}
-#: The cases whose laws run every day; those of all others take minutes.
+#: The cases whose laws are checked by ``make test``; those of the others are slow.
 DAILY = "lstm", "gru"
 
 

@@ -1,4 +1,4 @@
-"""What passes between devices in a compiled program: every collective, and whether a loop holds it."""
+"""The collective operations of a compiled program, and whether they are in a loop."""
 
 import re
 from collections import Counter
@@ -17,10 +17,10 @@ class Collective(NamedTuple):
     """One operation of a compiled program."""
 
     kind: str
-    shapes: list[tuple[int, ...]]  # of what it returns
+    shapes: list[tuple[int, ...]]  # of the results
     in_loop: bool
-    devices: int  # that take part together
-    received: int  # bytes that reach each of them, sent round a ring
+    devices: int  # devices in a group
+    received: int  # bytes that each device receives in a ring
 
 
 def collectives(compiled):

@@ -1,8 +1,8 @@
-"""What holds for all tests: four devices, no implicit promotion, the same examples at every run."""
+"""Settings for all tests: four devices, no implicit promotion, deterministic examples."""
 
 import os
 
-# Before jax makes its devices. Appended, so that what the caller asks for stays.
+# Set before jax creates its devices, and appended to the flags of the caller.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
 import contextlib
@@ -14,6 +14,8 @@ import hypothesis
 import jax
 import pytest
 
+from lstm_jax.unrolling.kernels import select
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -23,27 +25,27 @@ hypothesis.settings.register_profile(
     database=None,
     deadline=None,
     max_examples=40,
-    # The fixture x64 is a switch: it does not matter that all examples share it.
+    # All examples of a test may share the fixture x64.
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture, hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("everyday")
 
 
 def pytest_addoption(parser):
-    """With it, what belongs on that device and cannot run is a failure (unrolling/test_registry.py)."""
+    """``--device`` names a device whose implementations must run."""
     parser.addoption("--device", choices=("gpu", "tpu"), help="the device that tests are expected to find")
 
 
-#: Pieces of memory that a process of Linux has at most are 65,530. Each compiled program takes some, and XLA
-#: crashes when there are no more: a process that runs hundreds of tests gets there.
+#: A Linux process has at most 65,530 memory maps. Each compiled program uses some, and XLA crashes if none is
+#: left, which happens after hundreds of tests.
 MAPS = Path("/proc/self/maps")
-MOST_MAPS = 30_000
+MAX_MAPS = 30_000
 TESTS = itertools.count(1)
 
 
 def pytest_runtest_teardown():
-    """Forget the compiled programs before they are too many. Counting takes a while: not after each test."""
-    if next(TESTS) % 5 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+    """Delete the compiled programs before there are too many. Counting is slow, so not after each test."""
+    if next(TESTS) % 5 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MAX_MAPS:
         jax.clear_caches()
         gc.collect()
 
@@ -57,7 +59,7 @@ def x64():
 
 @contextlib.contextmanager
 def hardly_optimized():
-    """For many small programs whose speed does not matter: compiling takes most of the time."""
+    """Context for tests of small programs, whose compilation takes most of the time."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
@@ -68,6 +70,32 @@ def hardly_optimized():
 
 @pytest.fixture
 def quick_compiles():
-    """Of one test."""
+    """:func:`hardly_optimized` for one test."""
     with hardly_optimized():
+        yield
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """``auto`` chooses as on an accelerator, where the associative scan is preferred."""
+    from lstm_jax.unrolling import registry
+    from lstm_jax.unrolling.api import _compiled
+
+    monkeypatch.setattr(registry, "slower_than_a_loop", lambda: None)
+    _compiled.clear_cache()
+    yield
+    _compiled.clear_cache()
+
+
+@pytest.fixture
+def reference():
+    """``implementation="pallas"`` runs the plain JAX functions that replace the kernels."""
+    with select.interpret("reference"):
+        yield
+
+
+@pytest.fixture
+def interpreted():
+    """``implementation="pallas"`` runs the TPU kernels in Pallas' interpreter."""
+    with select.interpret("tpu"):
         yield

@@ -1,4 +1,4 @@
-"""What the tests of both Flax modules share: inputs, options, and how Flax's own weights are read."""
+"""Inputs, options and readers of Flax's weights that the tests of both Flax modules share."""
 
 import doctest
 import inspect
@@ -6,20 +6,21 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers import random_like
 
 import lstm_jax
 
 T, B, D, H = 6, 3, 4, 5
 LENGTHS = [T, 1, 4]
 F64 = {"param_dtype": "float64"}
-KINDS = {"lstm": lstm_jax.LSTM, "gru": lstm_jax.GRU, "rnn": lstm_jax.RNN}
+CELL_CLASSES = {"lstm": lstm_jax.LSTM, "gru": lstm_jax.GRU, "rnn": lstm_jax.RNN}
 
 rng = np.random.default_rng(0)
 MASK = rng.random((B, T)) < 0.7
 RESETS = rng.random((B, T)) < 0.3
 XS = rng.normal(size=(B, T, D))
 
-#: Options of the full-sequence modules, batch first, and what ``unroll`` is told instead.
+#: Options of the modules for whole sequences, batch first, and the same options of ``unroll``.
 CALLS = {
     "plain": ({}, {}),
     "lengths": ({"seq_lengths": LENGTHS}, {"lengths": LENGTHS}),
@@ -38,30 +39,33 @@ CALLS = {
 
 def fill(tree, seed=0):
     """Random numbers in the shapes of a tree."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.7, a.dtype), tree)
+    return jax.tree.map(jnp.asarray, random_like(np.random.default_rng(seed), tree))
 
 
 def parameters(network, seed=0):
+    """Random parameters of a network."""
     return fill(jax.eval_shape(network.init, jax.random.key(0)), seed)
 
 
 def time_first(a):
+    """(B, T, ...) as (T, B, ...), and back."""
     return jnp.swapaxes(a, 0, 1)
 
 
-def same(ours, theirs, tolerance=1e-10):
-    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+def assert_close(actual, expected, tolerance=1e-10):
+    """Two trees of one structure with values that differ by rounding at most."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=10 * tolerance, atol=tolerance)
 
 
 def valid(lengths=LENGTHS):
+    """Which steps of which rows are valid, (B, T)."""
     return np.arange(T) < np.asarray(lengths)[:, None]
 
 
 def read_gates(flax, gates, bias_side):
-    """One of Flax's cells with a kernel a gate, given as nested dicts, or its gradient."""
+    """The weights, or gradients, of one of Flax's cells with one kernel for each gate."""
 
     def joined(prefix, leaf, names=gates):
         arrays = [
@@ -85,7 +89,7 @@ def read_rnn(flax):
 
 
 def check_documentation(module, names):
-    """Every public name shows a call, and the calls give what is written."""
+    """Every public name has an example, and the examples give the output that is written."""
     public = [getattr(module, name) for name in names]
     assert all(">>> " in inspect.getdoc(value) for value in public)
     results = doctest.testmod(module, optionflags=doctest.ELLIPSIS)

@@ -8,37 +8,38 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.test_util import check_grads
 
 import lstm_jax
 
 
 def brief(value):
-    """A test's name that is the same in every process: of a cell, its type alone."""
+    """A test id that is the same in every process: the type of a cell, the text of other values."""
     return type(value).__name__ if is_dataclass(value) else str(value)
 
 
 def slow(*row):
-    """A row for ``pytest.mark.parametrize`` that ``make test-slow`` runs."""
+    """A row for ``pytest.mark.parametrize`` that only ``make test-slow`` runs."""
     return pytest.param(*row, marks=pytest.mark.slow)
 
 
 def daily(values, *kept):
-    """Values for ``pytest.mark.parametrize``: every day those kept, or the first; the others are slow."""
+    """Values for ``pytest.mark.parametrize``: all but those in ``kept`` (default: the first) are slow."""
     kept = kept or (next(iter(values)),)
     return [value if value in kept else slow(value) for value in values]
 
 
-# --- one problem, and the two ways to solve it --------------------------------------------------
+# --- problems -----------------------------------------------------------------------------------
 
 STATIC = ("reverse", "checkpoint", "truncate", "return_carries", "implementation")
 
 
 class Problem(NamedTuple):
-    """A case with random parameters, inputs and first carry, and what is said about its steps."""
+    """A network with random parameters, inputs, initial carry and flags."""
 
     network: Any
     params: Any
-    xs: Any  # (T, *batch, *event), NaN and infinities where a step is invalid
+    xs: Any  # (T, *batch, *event), NaN or infinite at invalid steps
     carry: Any
     flags: dict[str, Any]  # lengths, mask, resets
 
@@ -50,7 +51,10 @@ class Problem(NamedTuple):
 
 
 def problem(case, *, T=7, batch=(3,), seed=0, dtype=np.float64, compute=None):
-    """Random everything, biases and learned carries too. Lengths hold T and 0, the mask opens with a hole."""
+    """A random problem for a case. Biases and learned carries are random, too.
+
+    The lengths include T and 0, and the mask has an invalid step before a valid one.
+    """
     rng = np.random.default_rng(seed)
     network = (
         case.build(param_dtype=dtype) if compute is None else case.build(param_dtype=dtype, dtype=compute)
@@ -63,22 +67,28 @@ def problem(case, *, T=7, batch=(3,), seed=0, dtype=np.float64, compute=None):
     if batch and min(batch):
         lengths.flat[0], lengths.flat[-1] = T, 0
         mask[0].flat[0], mask[T // 2].flat[0] = False, False
-        resets[T // 2].flat[0] = True  # at an invalid step: not to be seen
+        resets[T // 2].flat[0] = True  # at an invalid step, so it has no effect
         mask[-1].flat[0] = resets[-1].flat[0] = True
     xs = np.asarray(rng.normal(size=(T, *batch, *case.event)), dtype)
-    made = Problem(
-        network, params, xs, carry, {"lengths": lengths.astype(np.int32), "mask": mask, "resets": resets}
-    )
-    poison = rng.choice([np.nan, np.inf, -np.inf], xs.shape)
-    return made._replace(xs=np.where(over_events(made.valid, xs), xs, poison.astype(dtype)))
+    flags = {"lengths": lengths.astype(np.int32), "mask": mask, "resets": resets}
+    given = Problem(network, params, xs, carry, flags)
+    not_finite = rng.choice([np.nan, np.inf, -np.inf], xs.shape)
+    return given._replace(xs=np.where(over_events(given.valid, xs), xs, not_finite.astype(dtype)))
+
+
+def finite(given, **flags):
+    """The problem with finite inputs at all steps, and only these flags."""
+    return given._replace(xs=np.where(np.isfinite(given.xs), given.xs, 0.5), flags=flags)
 
 
 def over_events(flags, xs):
-    """Flags of steps, with axes to meet the inputs' features."""
+    """Flags of steps with axes of length 1 for the features of the inputs."""
     return flags.reshape(*flags.shape, *(1,) * (xs.ndim - flags.ndim))
 
 
 def random_like(rng, tree):
+    """Random floats in the shapes of ``tree``; 2 in arrays of integers."""
+
     def one(a):
         if not jnp.issubdtype(a.dtype, jnp.floating):
             return np.full(a.shape, 2, a.dtype)
@@ -88,23 +98,43 @@ def random_like(rng, tree):
 
 
 def random_params(cell, seed=0):
-    """Random parameters of a cell, also where ``init`` gives zeros or ones."""
+    """Random parameters of a cell, also where ``init`` returns zeros or ones."""
     return random_like(np.random.default_rng(seed), jax.eval_shape(cell.init, jax.random.key(0)))
 
 
+def zero_params(cell):
+    """Zeros in the shapes of a cell's parameters, for tests of errors."""
+    return zeros_like(jax.eval_shape(cell.init, jax.random.key(0)))
+
+
+def zeros_like(tree):
+    """NumPy arrays of zeros in the shapes of ``tree``."""
+    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), tree)
+
+
 def random_arrays(*shapes, seed=1, dtype=np.float32):
+    """One random array for each shape."""
     rng = np.random.default_rng(seed)
     return [np.asarray(rng.normal(size=shape), dtype) for shape in shapes]
 
 
+def gate_sequences(size):
+    """Pre-activations of input and forget gates: all pairs of -size, 0 and size in 9 orders, (T=9, 9, 2)."""
+    pairs = np.array([(i, f) for i in (-size, 0.0, size) for f in (-size, 0.0, size)])
+    return np.stack([np.roll(pairs, -k, axis=0) for k in range(len(pairs))], axis=1)
+
+
+# --- values and gradients -----------------------------------------------------------------------
+
+
 def total(tree):
-    """One number in which every entry of every array of floats has its own weight."""
-    parts = [
+    """A weighted sum of all floats of a tree, in which all weights differ."""
+    terms = [
         jnp.sum(jnp.cos(jnp.arange(a.size, dtype=a.dtype) + index).reshape(a.shape) * a)
         for index, a in enumerate(jax.tree.leaves(tree))
         if jnp.issubdtype(a.dtype, jnp.floating)
     ]
-    return sum(parts, start=jnp.zeros((), parts[0].dtype))
+    return sum(terms, start=jnp.zeros((), terms[0].dtype))
 
 
 def gradients(f, params, xs, carry):
@@ -120,7 +150,7 @@ def gradients(f, params, xs, carry):
 
 @partial(jax.jit, static_argnames=("network", *STATIC))
 def values_and_gradients(network, params, xs, carry=None, **options):
-    """What ``unroll`` returns, and its gradients: compiled once for each network and set of options."""
+    """The results of ``unroll`` and their gradients, compiled once for each network and options."""
 
     def f(params, xs, carry):
         return lstm_jax.unroll(network, params, xs, carry, **options)
@@ -129,7 +159,7 @@ def values_and_gradients(network, params, xs, carry=None, **options):
 
 
 def assert_same(left, right, *, rtol=1e-9, atol=1e-11, note=""):
-    """Two trees of one structure, dtypes and values; NaN equals nothing."""
+    """Check that two trees have equal structures, dtypes and values. NaN is never equal."""
     assert jax.tree.structure(left) == jax.tree.structure(right), note
     pairs = zip(jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True)
     for (path, a), b in pairs:
@@ -138,3 +168,72 @@ def assert_same(left, right, *, rtol=1e-9, atol=1e-11, note=""):
         if a.dtype == jax.dtypes.float0:
             continue
         np.testing.assert_allclose(a, b, rtol=rtol, atol=atol, equal_nan=False, err_msg=where)
+
+
+def every(tree, predicate):
+    """Whether ``predicate`` holds for all entries of a tree."""
+    leaves = (a for a in jax.tree.leaves(tree) if a.dtype != jax.dtypes.float0)
+    return all(bool(np.all(predicate(np.asarray(a)))) for a in leaves)
+
+
+def all_finite(tree):
+    """Whether all entries of a tree are finite."""
+    return every(tree, lambda a: np.isfinite(a.astype(np.float64)))
+
+
+def is_zero(a):
+    return a == 0
+
+
+def finite_difference_check(f, args):
+    """Check derivatives of first and second order, in both modes, by finite differences."""
+    check_grads(f, args, order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5, eps=1e-5)
+
+
+# --- programs and errors ------------------------------------------------------------------------
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, including nested ones."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def residual_size(f, *shapes):
+    """The number of values that the backward pass of ``f`` stores. Nothing is computed."""
+
+    def residuals(params, *args):
+        return jax.vjp(lambda params: f(params, *args), params)[1]
+
+    return sum(a.size for a in jax.tree.leaves(jax.eval_shape(residuals, *shapes)))
+
+
+def assert_raises(attempt, *words):
+    """Check for a ``ValueError`` in the library's form whose message contains the words.
+
+    Alternatives in a word are separated by ``|``.
+    """
+    with pytest.raises(ValueError, match="expected") as error:
+        attempt()
+    message = str(error.value)
+    assert len(message) < 1100
+    for word in words:
+        assert any(choice in message for choice in word.split("|")), message
+
+
+def bits(tree):
+    """The dtype and the bytes of every array."""
+    return [(a.dtype, np.asarray(a).tobytes()) for a in jax.tree.leaves(tree)]
+
+
+def assert_x64_changes_nothing(f):
+    """``f()`` returns the same dtypes and bits with and without ``jax_enable_x64``."""
+    results = []
+    for enabled in (False, True):
+        with jax.enable_x64(enabled):
+            results.append(bits(f()))
+    assert results[0] == results[1]

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, GRUVariant, Stack
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, GRUVariant, LSTMVariant, Stack
 from lstm_jax.interop import from_equinox, from_flax, from_haiku, to_equinox, to_flax, to_haiku
 
 SPACE = (6, 5)
@@ -99,11 +98,11 @@ def _linen(network, shape, inner=None):
     return shapes[inner], lambda weights, xs: network.apply({"params": {inner: weights}}, xs)
 
 
-def nnx(name):
+def nnx(name, **more):
     def theirs(D, H, dtype="float32"):
         from flax import nnx
 
-        cell = getattr(nnx, name)(D, H, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+        cell = getattr(nnx, name)(D, H, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0), **more)
         return _nnx(nnx.RNN(cell, time_major=True), "cell")
 
     return theirs
@@ -216,9 +215,10 @@ def with_tanh(weights, D):
 
 
 def without_bias_hn(params):
-    return jax.tree.map(
-        lambda p: p._replace(bias_hn=None), params, is_leaf=lambda p: isinstance(p, lstm_jax.GRUParams)
-    )
+    def change(p):
+        return p._replace(bias_hn=None) if hasattr(p, "bias_hn") else p
+
+    return jax.tree.map(change, params, is_leaf=lambda p: hasattr(p, "bias_hn"))
 
 
 def conv(D, F):
@@ -243,6 +243,19 @@ def relu(D, H):
 
 def tanh(D, H):
     return RNN(D, H, activation=jnp.tanh)
+
+
+#: Flax's arguments, and those of from_flax with the same functions.
+FUNCTIONS = {"activation_fn": jax.nn.softplus, "gate_fn": jax.nn.hard_sigmoid}
+NAMED = {"activation": "softplus", "recurrent_activation": "hard_sigmoid"}
+
+
+def with_functions(weights, D):
+    return from_flax(weights, **NAMED)
+
+
+def variant(kind):
+    return lambda D, H: kind(D, H, **NAMED)
 
 
 CASES = {
@@ -285,6 +298,23 @@ CASES = {
     "equinox.GRUCell": Case(GRU, equinox("GRUCell"), read_equinox, to_equinox),
     "equinox list": Case(
         lambda D, H: Stack((LSTM(D, H), GRU(H, H))), equinox_stack, read_equinox, to_equinox
+    ),
+}  # fmt: skip
+
+#: Without files of their own in goldens: the weights are those of the cells with tanh and sigmoid.
+WITH_FUNCTIONS = {
+    "linen.LSTMCell with functions": Case(
+        variant(LSTMVariant), linen("LSTMCell", **FUNCTIONS), with_functions, to_linen
+    ),
+    "linen.GRUCell with functions": Case(
+        variant(GRUVariant), linen("GRUCell", **FUNCTIONS), with_functions, to_linen
+    ),
+    "nnx.OptimizedLSTMCell with functions": Case(
+        variant(LSTMVariant), nnx("OptimizedLSTMCell", **FUNCTIONS), with_functions,
+        functools.partial(to_nnx, optimized=True),
+    ),
+    "nnx.GRUCell with functions": Case(
+        variant(GRUVariant), nnx("GRUCell", **FUNCTIONS), with_functions, to_nnx, without_bias_hn
     ),
 }  # fmt: skip
 

@@ -1,8 +1,8 @@
-"""The time contract and the cells once more: NumPy, float64, one row at a time, plain loops.
+"""The time contract and the cells in NumPy: float64, one row at a time, plain loops.
 
-Nothing here is fast and nothing is shared with the library. A cell is a function of one row,
-``step(params, carry, x) -> (carry, y)``, written from its equations; :func:`walk_row` takes it over
-time. ``Stack`` and ``Bidirectional`` are described by the same words as the library's.
+The oracle is slow and shares no code with the library. A cell is a function of one row,
+``step(params, carry, x) -> (carry, y)``, written from its equations; :func:`scan_row` scans it over time.
+``Stack`` and ``Bidirectional`` have the options of the library's classes.
 """
 
 from collections.abc import Callable
@@ -12,14 +12,14 @@ import numpy as np
 
 
 class Cell(NamedTuple):
-    """One cell: its equations, and the carry that it begins with."""
+    """The equations of a cell and its initial carry."""
 
     step: Callable[[Any, Any, np.ndarray], tuple[Any, np.ndarray]]
     initial: Callable[[Any], Any]
 
 
 class Stack(NamedTuple):
-    """Layers one upon the other."""
+    """A stack of layers."""
 
     layers: tuple[Any, ...]
     residual: bool = False
@@ -39,7 +39,7 @@ class Bidirectional(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a walk leaves behind."""
+    """The result of a scan."""
 
     carry: Any
     ys: np.ndarray
@@ -56,9 +56,9 @@ def sigmoid(a):
 def preactivation(params, gate, h, x):
     """x W + h R + b, the columns of one gate."""
     H = len(h)
-    own = slice(gate * H, (gate + 1) * H)
-    total = x @ params.w_ih[:, own] + h @ params.w_hh[:, own]
-    return total if params.bias is None else total + params.bias[own]
+    columns = slice(gate * H, (gate + 1) * H)
+    total = x @ params.w_ih[:, columns] + h @ params.w_hh[:, columns]
+    return total if params.bias is None else total + params.bias[columns]
 
 
 def rnn(params, h, x, f=np.tanh):
@@ -115,11 +115,11 @@ def two_zeros(params):
 # --- time ---------------------------------------------------------------------------------------
 
 
-def walk_row(cell, params, xs, carry, valid, resets, reverse):
-    """One cell over one row, step after step. xs is (T, *event), valid and resets are (T,)."""
+def scan_row(cell, params, xs, carry, valid, resets, reverse):
+    """Scan a cell over one row. xs is (T, *event), valid and resets are (T,)."""
     T = len(xs)
-    nothing = np.zeros_like(cell.step(params, cell.initial(params), np.zeros(xs.shape[1:]))[1])
-    ys = [nothing] * T
+    zero = np.zeros_like(cell.step(params, cell.initial(params), np.zeros(xs.shape[1:]))[1])
+    ys = [zero] * T
     carries = [None] * T
     restart = False
     for t in reversed(range(T)) if reverse else range(T):
@@ -127,11 +127,10 @@ def walk_row(cell, params, xs, carry, valid, resets, reverse):
             if restart or (resets[t] and not reverse):
                 carry = cell.initial(params)
             carry, ys[t] = cell.step(params, carry, xs[t])
-            # Walking back, x_t was the last input of its segment to be read: whatever valid step
-            # comes next belongs to another segment.
+            # In reverse, x_t is the last step of its segment, so the next valid step begins another one.
             restart = reverse and resets[t]
         carries[t] = carry
-    return Result(carry, np.array(ys).reshape(T, *nothing.shape), pile(carries))
+    return Result(carry, np.array(ys).reshape(T, *zero.shape), stack_trees(carries))
 
 
 def run_row(network, params, xs, carry, valid, resets, reverse):
@@ -140,7 +139,7 @@ def run_row(network, params, xs, carry, valid, resets, reverse):
         return run_stack(network, params, xs, carry, valid, resets, reverse)
     if isinstance(network, Bidirectional):
         return run_bidirectional(network, params, xs, carry, valid, resets, reverse)
-    return walk_row(network, params, xs, carry, valid, resets, reverse)
+    return scan_row(network, params, xs, carry, valid, resets, reverse)
 
 
 def run_stack(stack, params, xs, carry, valid, resets, reverse):
@@ -158,7 +157,7 @@ def run_stack(stack, params, xs, carry, valid, resets, reverse):
 
 
 def run_bidirectional(both, params, xs, carry, valid, resets, reverse):
-    """With ``reverse`` the two directions change places."""
+    """With ``reverse``, the two directions are exchanged."""
     forward = run_row(both.cells[0], params[0], xs, carry[0], valid, resets, reverse)
     backward = run_row(both.cells[1], params[1], xs, carry[1], valid, resets, not reverse)
     a, b = forward.ys, backward.ys
@@ -170,7 +169,7 @@ def run_bidirectional(both, params, xs, carry, valid, resets, reverse):
 
 
 def initial(network, params):
-    """The carry of one row that a network begins with."""
+    """The initial carry of one row."""
     if isinstance(network, Stack):
         return tuple(initial(layer, p) for layer, p in zip(network.layers, params, strict=True))
     if isinstance(network, Bidirectional):
@@ -181,7 +180,7 @@ def initial(network, params):
 def unroll(
     network, params, xs, carry=None, lengths=None, mask=None, resets=None, reverse=False, event_ndim=1
 ):
-    """All rows, one after the other. ``xs`` is (T, *batch, *event), with one row or more."""
+    """``lstm_jax.unroll``, row by row. ``xs`` is (T, *batch, *event) with at least one row."""
     T, batch = xs.shape[0], xs.shape[1:-event_ndim]
     valid = np.ones((T, *batch), bool) if mask is None else mask
     if lengths is not None:
@@ -190,11 +189,13 @@ def unroll(
     rows = []
     for row in np.ndindex(*batch):
         at = (slice(None), *row)
-        begin = initial(network, params) if carry is None else pick(carry, row)
-        rows.append(run_row(network, params, xs[at], begin, valid[at], resets[at], reverse))
+        first = initial(network, params) if carry is None else take_row(carry, row)
+        rows.append(run_row(network, params, xs[at], first, valid[at], resets[at], reverse))
     carries, ys, after_each = zip(*rows, strict=True)
     return Result(
-        spread(pile(carries), 0, batch), spread(pile(ys), 1, batch), spread(pile(after_each), 1, batch)
+        restore_batch(stack_trees(carries), 0, batch),
+        restore_batch(stack_trees(ys), 1, batch),
+        restore_batch(stack_trees(after_each), 1, batch),
     )
 
 
@@ -202,7 +203,7 @@ def unroll(
 
 
 def on_leaves(f, *trees):
-    """``f`` of the arrays that stand at the same place."""
+    """Apply ``f`` to the corresponding arrays of trees."""
     first = trees[0]
     if isinstance(first, dict):
         return {name: on_leaves(f, *(tree[name] for tree in trees)) for name in first}
@@ -211,17 +212,17 @@ def on_leaves(f, *trees):
     return f(*trees)
 
 
-def pile(trees):
-    """Many trees of arrays as one tree with a new first axis."""
+def stack_trees(trees):
+    """Stack trees of arrays along a new first axis."""
     return on_leaves(lambda *arrays: np.stack(arrays), *trees)
 
 
-def pick(tree, row):
+def take_row(tree, row):
     return on_leaves(lambda a: a[row], tree)
 
 
-def spread(tree, time_axes, batch):
-    """Rows first, as one axis -> time first, then the batch axes."""
+def restore_batch(tree, time_axes, batch):
+    """Convert (rows, T, ...) to (T, *batch, ...), or (rows, ...) to (*batch, ...) if ``time_axes`` is 0."""
 
     def one(a):
         a = np.moveaxis(a, 0, time_axes)

@@ -7,17 +7,17 @@ from oracle import sigmoid
 
 
 def sizes_after(space, kernel, strides, padding):
-    """Where the window can stand, counted one by one."""
+    """The numbers of positions of the window."""
     if padding == "SAME":
         return tuple(len(range(0, n, s)) for n, s in zip(space, strides, strict=True))
     return tuple(len(range(0, n - k + 1, s)) for n, k, s in zip(space, kernel, strides, strict=True))
 
 
 def convolve(x, w, strides, padding):
-    """x (*space, C) seen through a window w (*kernel, C, O) that stands at every stride."""
+    """Cross-correlation of x (*space, C) and w (*kernel, C, O)."""
     space, kernel = x.shape[:-1], w.shape[:-2]
     out = sizes_after(space, kernel, strides, padding)
-    if padding == "SAME":  # zeros around, so that the last window ends there; the odd one behind
+    if padding == "SAME":  # pad with zeros up to the end of the last window; an odd zero goes to the end
         missing = [
             max((o - 1) * s + k - n, 0) for o, s, k, n in zip(out, strides, kernel, space, strict=True)
         ]
@@ -43,11 +43,11 @@ def conv_lstm(params, carry, x, strides=None, padding="SAME"):
     return (h, c), h
 
 
-def nothing(*shape):
-    """The carry of zeros in this shape."""
+def zeros(*shape):
+    """A carry of zeros in this shape."""
     return lambda params: (np.zeros(shape), np.zeros(shape))
 
 
 def learned(*space):
-    """What was learned, at every pixel."""
+    """The learned carry, at every pixel."""
     return lambda params: tuple(np.broadcast_to(a, (*space, len(a))) for a in params.initial)

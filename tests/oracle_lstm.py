@@ -1,11 +1,11 @@
-"""The LSTM's options once more: NumPy, one row at a time, from the papers' equations."""
+"""The options of the LSTM in NumPy, for one row, from the equations of the papers."""
 
 import numpy as np
 from oracle import sigmoid
 
 
 def block_diagonal(w, gates):
-    """w_hh with zeros between heads, the gates side by side over all heads."""
+    """w_hh as one matrix, with zeros between heads."""
     if w.ndim == 2:
         return w
     heads, rows, columns = w.shape
@@ -19,12 +19,12 @@ def block_diagonal(w, gates):
 
 
 def with_heads(step, gates):
-    """A cell of blocks is the cell whose weights are zero between them."""
+    """The step of a cell with heads, from that of a cell without."""
     return lambda params, carry, x: step(params._replace(w_hh=block_diagonal(params.w_hh, gates)), carry, x)
 
 
 def zeros_of(sizes):
-    """The first carry, one state for each size."""
+    """An initial carry with one state for each size."""
     return lambda params: tuple(np.zeros(size) for size in sizes)
 
 
@@ -35,7 +35,7 @@ def layer_norm(a, scale, epsilon):
 def lstm(
     params, carry, x, *, coupled=False, without=None, clip=np.inf, cell_clip=np.inf, norm=None, epsilon=None
 ):
-    """``without``: what is taken away, by its name in Greff et al. 2017 (NIG, NFG, NOG, NIAF, NOAF)."""
+    """``without``: an ablation, by its name in Greff et al. 2017 (NIG, NFG, NOG, NIAF, NOAF)."""
     h, c = carry
     H = len(c)
     order = [g for g in "ifgo" if not (coupled and g == "f") and f"N{g.upper()}G" != without]
@@ -47,29 +47,29 @@ def lstm(
     z = {gate: z[k * H : (k + 1) * H] for k, gate in enumerate(order)}
     p = dict.fromkeys("ifo", np.zeros(H))
     if getattr(params, "peepholes", None) is not None:
-        seeing = [gate for gate in order if gate != "g"]
-        p |= {gate: params.peepholes[k * H : (k + 1) * H] for k, gate in enumerate(seeing)}
+        gates = [gate for gate in order if gate != "g"]
+        p |= {gate: params.peepholes[k * H : (k + 1) * H] for k, gate in enumerate(gates)}
 
-    def held(a, limit):
+    def clip_to(a, limit):
         return np.minimum(np.maximum(a, -limit), limit)
 
-    i = sigmoid(held(z["i"] + p["i"] * c, clip)) if "i" in z else 1
-    f = 1 - i if coupled else sigmoid(held(z["f"] + p["f"] * c, clip)) if "f" in z else 1
-    g = held(z["g"], clip)
+    i = sigmoid(clip_to(z["i"] + p["i"] * c, clip)) if "i" in z else 1
+    f = 1 - i if coupled else sigmoid(clip_to(z["f"] + p["f"] * c, clip)) if "f" in z else 1
+    g = clip_to(z["g"], clip)
     c = f * c + i * (g if without == "NIAF" else np.tanh(g))
     if norm == "carried":
         c = layer_norm(c, params.norm.c, epsilon) + params.norm.c_offset
-    c = held(c, cell_clip)
-    o = sigmoid(held(z["o"] + p["o"] * c, clip)) if "o" in z else 1
-    shown = layer_norm(c, params.norm.c, epsilon) + params.norm.c_offset if norm == "shown" else c
-    h = o * (shown if without == "NOAF" else np.tanh(shown))
+    c = clip_to(c, cell_clip)
+    o = sigmoid(clip_to(z["o"] + p["o"] * c, clip)) if "o" in z else 1
+    visible = layer_norm(c, params.norm.c, epsilon) + params.norm.c_offset if norm == "output" else c
+    h = o * (visible if without == "NOAF" else np.tanh(visible))
     if getattr(params, "w_hr", None) is not None:
         h = h @ params.w_hr
     return (h, c), h
 
 
 def full_gate_lstm(params, carry, x):
-    """Greff et al. 2017, FGR: nine more matrices, written one by one."""
+    """Greff et al. 2017, FGR, with nine more matrices."""
     h, c, gates = carry
     H = len(h)
     before = dict(zip("ifo", np.split(gates, 3), strict=True))
@@ -80,9 +80,9 @@ def full_gate_lstm(params, carry, x):
     }
     z = {}
     for k, gate in enumerate("ifgo"):
-        own = slice(k * H, (k + 1) * H)
-        z[gate] = x @ params.w_ih[:, own] + h @ params.w_hh[:, own]
-        z[gate] = z[gate] + (0 if params.bias is None else params.bias[own])
+        columns = slice(k * H, (k + 1) * H)
+        z[gate] = x @ params.w_ih[:, columns] + h @ params.w_hh[:, columns]
+        z[gate] = z[gate] + (0 if params.bias is None else params.bias[columns])
         if gate != "g":
             z[gate] = z[gate] + sum(before[source] @ blocks[source, gate] for source in "ifo")
     p_i, p_f, p_o = np.split(params.peepholes, 3)
@@ -94,11 +94,11 @@ def full_gate_lstm(params, carry, x):
 
 
 def zoneout(step, rates):
-    """What zoneout expects of a cell with the carry (h, c), of which it shows h."""
+    """Zoneout without a key, of a cell with the carry (h, c) and the output h."""
 
-    def zoned(params, carry, x):
+    def zoneout_step(params, carry, x):
         new, _ = step(params, carry, x)
         carry = tuple(r * old + (1 - r) * s for r, old, s in zip(rates, carry, new, strict=True))
         return carry, carry[0]
 
-    return zoned
+    return zoneout_step

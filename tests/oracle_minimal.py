@@ -1,4 +1,4 @@
-"""The minimal cells in NumPy, from the sequential form of Feng et al. 2024: one row, one step."""
+"""The minimal cells in NumPy, for one row, from the sequential form of Feng et al. 2024."""
 
 import numpy as np
 from oracle import Cell, sigmoid
@@ -7,9 +7,9 @@ from oracle import Cell, sigmoid
 def part(params, index, count, x):
     """x W + b, the columns of one gate out of ``count``."""
     H = params.w_ih.shape[1] // count
-    own = slice(index * H, (index + 1) * H)
-    total = x @ params.w_ih[:, own]
-    return total if params.bias is None else total + params.bias[own]
+    columns = slice(index * H, (index + 1) * H)
+    total = x @ params.w_ih[:, columns]
+    return total if params.bias is None else total + params.bias[columns]
 
 
 def positive(a):

@@ -24,7 +24,7 @@ ROOT = PACKAGE.parent
 #: its modules.
 LAYERS = [
     {"_types"},
-    {"_errors", "_devices", "_random"},
+    {"_errors", "_devices", "_random", "_fills"},
     {"cells"},
     {"unrolling"},
     {"regularizers", "networks", "experimental"},

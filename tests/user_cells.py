@@ -1,4 +1,4 @@
-"""Cells as a user would write them, and their equations in NumPy."""
+"""Cells that a user might write, and their equations in NumPy."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ class LeakyParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Leaky:
-    """Three methods and no more. Its carry is a dict, begins at 1/2 and counts its steps."""
+    """A cell with only the required methods. Its carry is a dict with h_0 = 1/2 and a count of steps."""
 
     param_dtype: Any = jnp.float32
 
@@ -47,14 +47,14 @@ def leaky(params, carry, x):
 class PeepholeParams(NamedTuple):
     w: Any  # (3, 4)
     r: Any  # (2, 4)
-    look: Any  # (2,) from the old cell state to the gate
-    shift: Any  # (2,) inside the recurrent part: recur is affine, not linear
-    scale: Any  # (2,) of the output, which is not the hidden state
+    peephole: Any  # (2,) from the old cell state to the gate
+    shift: Any  # (2,) in recur, which is affine but not linear
+    scale: Any  # (2,) of the output, which differs from the hidden state
 
 
 @dataclass(frozen=True)
 class Peephole:
-    """A user's split cell: trees for u and z, a shifted ``recur``, an ``update`` that has parameters."""
+    """A split cell: u and z are dicts, ``recur`` has a constant, and ``update`` reads parameters."""
 
     param_dtype: Any = jnp.float32
     input_size = 3
@@ -83,14 +83,14 @@ class Peephole:
         return {"gate": u["gate"] + product[..., :2] + shift, "new": u["new"] + product[..., 2:]}
 
     def update(self, params, carry, z):
-        def over(vector):
+        def expand(vector):
             return jnp.expand_dims(vector, range(z["new"].ndim - 1))
 
         _, c = carry
-        f = jax.nn.sigmoid(z["gate"] + over(params.look) * c)
+        f = jax.nn.sigmoid(z["gate"] + expand(params.peephole) * c)
         c = f * c + (1 - f) * jnp.tanh(z["new"])
         h = jnp.tanh(c)
-        return (h, c), over(params.scale) * h
+        return (h, c), expand(params.scale) * h
 
     def step(self, params, carry, x):
         return self.update(params, carry, self.recur(params, carry, self.project(params, x)))
@@ -98,7 +98,33 @@ class Peephole:
 
 def peephole(params, carry, x):
     h, c = carry
-    f = oracle.sigmoid(x @ params.w[:, :2] + h @ params.r[:, :2] + params.shift + params.look * c)
+    f = oracle.sigmoid(x @ params.w[:, :2] + h @ params.r[:, :2] + params.shift + params.peephole * c)
     c = f * c + (1 - f) * np.tanh(x @ params.w[:, 2:] + h @ params.r[:, 2:])
     h = np.tanh(c)
     return (h, c), params.scale * h
+
+
+@dataclass(frozen=True)
+class Average:
+    """A parallel cell that does not split: a moving average with terms of both signs.
+
+    ``wrong``: ``coefficients`` returns a wrong shape.
+    """
+
+    wrong: bool = False
+    input_size = output_size = 3
+
+    def init(self, key):
+        return jax.random.normal(key, (3,))
+
+    def initial_carry(self, batch_shape=(), params=None):
+        return jnp.full((*batch_shape, 3), -0.25)
+
+    def coefficients(self, params, x):
+        log_a = -jax.nn.softplus(jnp.expand_dims(params, range(x.ndim - 1)) * x)
+        return log_a, (x[..., :1] if self.wrong else jnp.sin(3 * x))
+
+    def step(self, params, carry, x):
+        log_a, b = Average().coefficients(params, x)
+        carry = jnp.exp(log_a) * carry + b
+        return carry, carry

@@ -1,4 +1,4 @@
-"""Rows of the table of ``cell_cases.py``: the variants, the regularisers and the newer cells."""
+"""Rows of the table of ``cell_cases.py``: variants, regularisers and the other cells."""
 
 from functools import partial
 
@@ -37,7 +37,7 @@ from lstm_jax import (
 
 
 def _lstm(name, options, *, H=H, P=None, fields=None, **equations):
-    """A row for an LSTM with options; ``equations`` say the same to the oracle."""
+    """A row for an LSTM with options; ``equations`` are the options of the oracle."""
     return CellCase(
         f"lstm_{name}",
         partial(LSTMVariant, D, H, proj_size=P, **options),
@@ -47,7 +47,7 @@ def _lstm(name, options, *, H=H, P=None, fields=None, **equations):
 
 
 ALTERNATE = {"alternate": True}
-TFA, HASTE = {"norm": "carried", "epsilon": 1e-3}, {"norm": "shown", "epsilon": 1e-5}
+TFA, HASTE = {"norm": "carried", "epsilon": 1e-3}, {"norm": "output", "epsilon": 1e-5}
 LSTMS = (
     _lstm("peepholes", {"peepholes": True}, fields=ALTERNATE),
     _lstm("projected", {}, H=4, P=2, fields=ALTERNATE),
@@ -124,7 +124,7 @@ HEADS = (
     ),
 )
 
-# --- regularisers, whose evaluation this is -------------------------------------------------------
+# --- regularisers without a key -------------------------------------------------------------------
 
 
 def _zoneout(**dtypes):
@@ -158,7 +158,7 @@ REGULARISED = (
     ),
 )
 
-# --- newer cells --------------------------------------------------------------------------------
+# --- IndRNN, sLSTM, mLSTM -----------------------------------------------------------------------
 
 
 def _normalised(carry):
@@ -172,27 +172,27 @@ NEWER = (
     CellCase(
         "slstm",
         partial(SLSTM, D, 4, heads=2, learn_initial_carry=True),
-        oracle.Cell(oracle_newer.slstm, oracle_newer.slstm_begins),
+        oracle.Cell(oracle_newer.slstm, oracle_newer.slstm_initial),
         alternate=True,
         carry=_normalised,
     ),
     CellCase(
         "slstm_exp",
         partial(SLSTM, D, H, forget_gate="exp", use_bias=False),
-        oracle.Cell(partial(oracle_newer.slstm, forget="exp"), oracle_newer.slstm_begins),
+        oracle.Cell(partial(oracle_newer.slstm, forget="exp"), oracle_newer.slstm_initial),
         variant=True,
         carry=_normalised,
     ),
     CellCase(
         "mlstm",
         partial(MLSTM, D, 4, heads=2),
-        oracle.Cell(oracle_newer.mlstm, partial(oracle_newer.mlstm_begins, heads=2)),
+        oracle.Cell(oracle_newer.mlstm, partial(oracle_newer.mlstm_initial, heads=2)),
         alternate=True,
     ),
     CellCase(
         "mlstm_exp",
         partial(MLSTM, D, H, forget_gate="exp", use_bias=False),
-        oracle.Cell(partial(oracle_newer.mlstm, forget="exp"), partial(oracle_newer.mlstm_begins, heads=1)),
+        oracle.Cell(partial(oracle_newer.mlstm, forget="exp"), partial(oracle_newer.mlstm_initial, heads=1)),
         variant=True,
     ),
 )
@@ -227,11 +227,11 @@ MINIMAL = (
     ),
 )
 
-# --- images, and leaking -------------------------------------------------------------------------
+# --- convolutional and leaky cells ---------------------------------------------------------------
 
 
 def _conv_oracle(*shape, **options):
-    return oracle.Cell(partial(oracle_conv.conv_lstm, **options), oracle_conv.nothing(*shape))
+    return oracle.Cell(partial(oracle_conv.conv_lstm, **options), oracle_conv.zeros(*shape))
 
 
 def _conv_stack(**dtypes):
@@ -284,30 +284,30 @@ CONV = (
 LEAKY = (
     CellCase(
         "leaky_rnn",
-        # Random logarithms are about 0, so that these steps are neither short nor long.
+        # Random log_tau is about 0, so tau is about dt.
         partial(LeakyRNN, D, H, tau=2.0, dt=1.0, learn_tau=True, integration="exponential"),
-        oracle.Cell(partial(oracle_leaky.current, dt=1.0), oracle_leaky.current_at_rest()),
+        oracle.Cell(partial(oracle_leaky.current, dt=1.0), oracle_leaky.current_initial()),
         alternate=True,
     ),
     CellCase(
         "leaky_rnn_euler",
         partial(LeakyRNN, D, H, tau=50, dt=30, activation=jnp.cos, learn_initial_carry=True),
         oracle.Cell(
-            partial(oracle_leaky.current, tau=50, dt=30, f=np.cos), oracle_leaky.current_at_rest(np.cos)
+            partial(oracle_leaky.current, tau=50, dt=30, f=np.cos), oracle_leaky.current_initial(np.cos)
         ),
         variant=True,
     ),
     CellCase(
         "leaky_rnn_rate",
         partial(LeakyRNN, D, H, form="rate", use_bias=False),
-        oracle.Cell(oracle_leaky.rate, oracle_leaky.rate_at_rest),
+        oracle.Cell(oracle_leaky.rate, oracle_leaky.rate_initial),
         variant=True,
     ),
     CellCase(
         "leaky_rnn_rate_exponential",
         partial(LeakyRNN, D, H, form="rate", integration="exponential", dt=150.0, learn_initial_carry=True),
         oracle.Cell(
-            partial(oracle_leaky.rate, integration="exponential", dt=150.0), oracle_leaky.rate_at_rest
+            partial(oracle_leaky.rate, integration="exponential", dt=150.0), oracle_leaky.rate_initial
         ),
         variant=True,
     ),

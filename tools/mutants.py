@@ -195,7 +195,7 @@ MUTANTS = (
         "lstm_jax/unrolling/run.py",
         "time=steps.start + jnp.arange(T, dtype=jnp.int32)",
         "time=jnp.arange(T, dtype=jnp.int32)",
-        "tests/regularizers/test_regularizers.py",
+        "tests/regularizers/test_wrapper.py",
     ),
     # The fused scan.
     Mutant(
@@ -239,7 +239,7 @@ MUTANTS = (
         "lstm_jax/networks/stack.py",
         "return jnp.where(kept, ys / jnp.asarray(keep, ys.dtype), jnp.zeros((), ys.dtype))",
         "return jnp.where(kept, ys, jnp.zeros((), ys.dtype))",
-        f"tests/regularizers {CONTRACT} -k dropout",
+        "tests/regularizers tests/networks -k dropout",
     ),
     Mutant(
         "bidirectional_backward_not_flipped_back",

@@ -5,6 +5,7 @@ Every program has the same structure: arguments, data, model, loss, :func:`fit`,
 ==================  ==============================================================================
 Module              Contents
 ==================  ==============================================================================
+`start`             the first import: a quiet Ctrl-C during the imports, and memory that stays mapped
 `command`           argument types, shared options, ``--resume``, one-line error messages
 `runs`              the run folder: ``config.json``, ``metrics.jsonl``, TensorBoard
 `data`              texts; batches as a function of the step; prefetching on a thread
@@ -12,11 +13,13 @@ Module              Contents
 `placement`         devices: placing the state and the batches, compiling the step
 `distributed`       the device mesh; several processes: starting them, and exiting when one fails
 `loop`              ``fit``: steps, metrics, evaluations, checkpoints, signals, NaN checks; the optimizer
-`checkpoints`       the training state on disk (orbax)
+`checkpoints`       the training state on disk
 `weights`           weights in a safetensors file
 `plots`             the learning curve; colours and axis style
 ==================  ==============================================================================
 """
+
+from training import start as start  # isort: skip  (before the slow imports)
 
 from training import plots as plots
 from training.command import (

@@ -1,16 +1,19 @@
-"""Checkpoints by orbax: written atomically, and restored only if they are complete and of the same run.
+"""Checkpoints: a kill does them no harm, and only those that are complete and of the same run are restored.
 
-A checkpoint is an orbax folder. It contains the state (any pytree of arrays, by the names of its leaves) and
-a note: the identity of the run, its elapsed time, and the metrics that are not yet in a row. A file beside
-the folder contains checksums of its files. The checksums are written last. A checkpoint without checksums is
-incomplete and is ignored. If the checksums do not match, the previous checkpoint is used.
+The checkpoint after step 7 is two files:
+
+7.safetensors    the state (any pytree of arrays), by the names of its leaves (``lstm_jax.flatten_params``)
+7.json           the checksum of 7.safetensors, the identity of the run, its elapsed time, and the metrics
+                 that are not yet in a row
+
+The second file is written last and deleted first, so a checkpoint is complete if and only if it exists. Older
+checkpoints are deleted after the new one is complete. A kill at any moment therefore leaves the newest
+complete checkpoint unchanged. If a checksum does not match, the previous checkpoint is used.
 """
 
 from __future__ import annotations
 
 import json
-import logging
-import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +21,11 @@ from typing import Any
 
 import jax
 
-from lstm_jax.interop.files import write_whole
+from lstm_jax import flatten_params, interop
 from training.data import digest
-from training.distributed import barrier, is_first
+from training.distributed import barrier, is_first, to_host
 from training.errors import UserError
-from training.runs import check_same_data, differences
-from training.weights import by_name
+from training.runs import check_same_data, differences, named_errors, write_file
 
 KEPT = 2  # checkpoints to keep: the last one and the one before it
 
@@ -31,58 +33,47 @@ KEPT = 2  # checkpoints to keep: the last one and the one before it
 class Checkpoints:
     """The checkpoints of one run.
 
+    With several processes, every process calls every method. The first one writes the whole state, and all
+    of them read it.
+
     Args:
         folder: contains nothing else; it is created if it does not exist.
         identity: ``{"arguments": ..., "data": ...}`` of the run. Checkpoints of another run raise an error.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]):
-        try:
-            import orbax.checkpoint as ocp
-        except ImportError:
-            raise UserError("checkpoints need orbax: pip install 'lstm_jax[examples]'") from None
-        # orbax warns about settings that are safe for a single folder.
-        logging.getLogger("absl").setLevel(logging.ERROR)
-        self._ocp, self.folder, self.identity = ocp, folder.absolute(), dict(identity)
+        self.folder, self.identity = folder, dict(identity)
         if is_first():
-            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished)
+            folder.mkdir(exist_ok=True)
+            complete = {path for step in self.steps for path in (self._state(step), self._note(step))}
+            for path in set(folder.iterdir()) - complete:
+                if not path.name.startswith("damaged-"):
+                    path.unlink()
         barrier("checkpoints")
-        self._open()
-
-    def _open(self) -> None:
-        options = self._ocp.CheckpointManagerOptions(max_to_keep=KEPT, enable_async_checkpointing=False)
-        self._manager = self._ocp.CheckpointManager(
-            self.folder, options=options, item_names=("state", "note")
-        )
 
     @property
     def steps(self) -> list[int]:
-        """The steps that have a checkpoint, in ascending order."""
-        return sorted(self._manager.all_steps())
+        """The steps that have a complete checkpoint, in ascending order."""
+        return sorted(int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal())
 
     def save(self, step: int, state: Any, **note: Any) -> None:
-        """Save the state after ``step``. The checkpoint is on disk when this returns."""
-        arrays = by_name(state)
-        note |= {"identity": self.identity, "shapes": _shapes(arrays)}
-        items = self._ocp.args.Composite(
-            state=self._ocp.args.StandardSave(arrays), note=self._ocp.args.JsonSave(note)
-        )
-        if is_first():  # invalidates the checkpoints that orbax deletes: a kill may interrupt the deletion
-            for old in self.steps[: len(self.steps) - KEPT + 1]:
-                self._checksums(old).unlink(missing_ok=True)
-        self._manager.save(step, args=items, force=True)
-        barrier("a checkpoint")
-        if is_first():
-            self._write_checksums(step)
-        barrier("its checksums")
+        """Save the state after ``step``. The checkpoint is complete when this returns.
 
-    def _write_checksums(self, step: int) -> None:
-        """Write the checksums of a checkpoint, and delete those of deleted checkpoints."""
-        write_whole(self._checksums(step), json.dumps(_checksums(self.folder / str(step))).encode())
-        kept = {self._checksums(step) for step in self.steps}
-        for old in set(self.folder.glob("*.json")) - kept:
-            old.unlink()
+        Raises:
+            OSError: the checkpoint cannot be written. The checkpoints before it are unchanged.
+        """
+        arrays = to_host(flatten_params(state))
+        if is_first():
+            path = self._state(step)
+            with named_errors(path):
+                interop.save(path, arrays)
+            checksum = digest(path.read_bytes())
+            note |= {"identity": self.identity, "shapes": _shapes(arrays), "sha256": checksum}
+            write_file(self._note(step), json.dumps(note).encode())
+            for old in self.steps[:-KEPT]:
+                self._note(old).unlink()
+                self._state(old).unlink()
+        barrier("a checkpoint")
 
     def restore(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """``(step, state, note)`` of the last complete checkpoint; None if there is no checkpoint.
@@ -93,52 +84,40 @@ class Checkpoints:
         Raises:
             UserError: the checkpoint is of another run, or every checkpoint is damaged.
         """
-        finished = [step for step in self.steps if self._checksums(step).exists()]
-        intact = [step for step in finished if self._is_intact(step)]
-        if not finished:
-            self._keep_only([])
+        notes = {step: self._read_note(step) for step in self.steps}
+        intact = {step: note for step, note in notes.items() if note is not None}
+        if not notes:
             return None
         if not intact:
             raise UserError(
                 f"every checkpoint in {self.folder} is damaged: start a new run with another --out"
             )
-        for step in set(finished) - set(intact):
-            print(f"checkpoint {step} is damaged and is skipped", file=sys.stderr)
-        read = self._ocp.args
-        note = dict(self._manager.restore(intact[-1], args=read.Composite(note=read.JsonRestore())).note)
-        arrays = by_name(like)
-        self._check_same_run(note, _shapes(arrays))
-        self._keep_only(intact)
-        targets = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), arrays)
-        items = read.Composite(state=read.StandardRestore(targets))
-        found = self._manager.restore(intact[-1], args=items).state
-        state = jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in arrays])
-        return intact[-1], state, note
+        step = max(intact)
+        leaves = flatten_params(like)
+        self._check_same_run(intact[step], _shapes(leaves))
+        found = interop.load(self._state(step))
+        state = [jax.device_put(found[name], leaf.sharding) for name, leaf in leaves.items()]
+        barrier("a restored checkpoint")
+        for damaged in notes.keys() - intact.keys() if is_first() else ():
+            print(f"checkpoint {damaged} is damaged and is skipped", file=sys.stderr)
+            self._note(damaged).unlink()
+            self._state(damaged).rename(self.folder / f"damaged-{damaged}.safetensors")
+        return step, jax.tree.unflatten(jax.tree.structure(like), state), intact[step]
 
-    def close(self) -> None:
-        self._manager.close()
+    def _state(self, step: int) -> Path:
+        return self.folder / f"{step}.safetensors"
 
-    def _checksums(self, step: int) -> Path:
+    def _note(self, step: int) -> Path:
         return self.folder / f"{step}.json"
 
-    def _is_intact(self, step: int) -> bool:
+    def _read_note(self, step: int) -> dict[str, Any] | None:
+        """The note of a checkpoint; None if the checkpoint is damaged."""
         try:
-            expected = json.loads(self._checksums(step).read_text("utf-8"))
-        except ValueError:
-            return False
-        return bool(expected == _checksums(self.folder / str(step)))
-
-    def _keep_only(self, steps: list[int]) -> None:
-        """Rename the other checkpoints, so that their steps can be saved again."""
-        others = set(self.steps) - set(steps)
-        self._manager.close()
-        barrier("closing")
-        for step in others if is_first() else ():
-            renamed = self.folder / f"damaged-{step}"
-            shutil.rmtree(renamed, ignore_errors=True)
-            (self.folder / str(step)).rename(renamed)
-        barrier("intact checkpoints")
-        self._open()
+            note = json.loads(self._note(step).read_bytes())
+            intact = note["sha256"] == digest(self._state(step).read_bytes())
+        except (FileNotFoundError, KeyError, TypeError, ValueError):
+            return None
+        return dict(note) if intact else None
 
     def _check_same_run(self, note: Mapping[str, Any], shapes: Mapping[str, str]) -> None:
         was = note["identity"]
@@ -157,9 +136,3 @@ class Checkpoints:
 
 def _shapes(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in arrays.items()}
-
-
-def _checksums(folder: Path) -> dict[str, str]:
-    """A checksum for every file in a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): digest(path.read_bytes()) for path in files}

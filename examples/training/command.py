@@ -1,7 +1,7 @@
 """The command line: argument types, options that programs share, ``--resume``, one-line error messages.
 
-A program calls :func:`main`. The exit status is 0 on success, 2 after an error that the user can fix, and
-128 plus the signal's number after a signal (130 after Ctrl-C).
+A program calls :func:`main`. The exit status is 0 on success, 1 if a file cannot be read or written, 2 after
+another error that the user can fix, and 128 plus the signal's number after a signal (130 after Ctrl-C).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
+from training import start
 from training.distributed import exit_on_peer_failure, initialise, is_first
 from training.errors import Finished, Stopped, UserError
 from training.runs import differences, read_config
@@ -134,7 +135,11 @@ def parse(parser: Parser, argv: Sequence[str] | None) -> argparse.Namespace:
     if args.resume:
         config = read_config(args.resume)
         saved = config["arguments"]
-        parser.set_defaults(**(saved | {"resume": None, "out": args.resume}))
+        if saved.get("program") != parser.prog:
+            raise UserError(f"{args.resume} contains a run of another program, {saved.get('program')}")
+        # argparse checks defaults that are strings as it checks options.
+        words = {name: str(value) if type(value) in (int, float) else value for name, value in saved.items()}
+        parser.set_defaults(**(words | {"resume": None, "out": args.resume}))
         args = parser.parse_args(argv)
         args.out = args.resume
         differ = differences(saved, vars(args))
@@ -166,11 +171,13 @@ def main(
     parser: Parser, program: Callable[[argparse.Namespace], None], argv: Sequence[str] | None = None
 ) -> int:
     """Run ``program(args)`` and return the exit status. Only the first of several processes prints."""
+    start.resume_command = ""
     try:
         args = parse(parser, argv)
         initialise()
         with exit_on_peer_failure(f"--resume {args.out}"), _first_process_prints():
             program(args)
+        sys.stdout.flush()
     except Finished as finished:
         print(f"{parser.prog}: {finished}")
     except UserError as error:
@@ -180,9 +187,23 @@ def main(
         print(f"{parser.prog}: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
     except KeyboardInterrupt:
-        print(f"{parser.prog}: stopped; the run folder contains the last checkpoint, if any", file=sys.stderr)
+        print(f"{parser.prog}: {start.stopped()}", file=sys.stderr)
         return 130
+    except OSError as error:
+        _discard_unwritable_output()
+        place = error.filename or "the output of this program"
+        then = f", then resume with: {start.resume_command}" if start.resume_command else ""
+        print(f"{parser.prog}: {place}: {error.strerror or error}; correct this{then}", file=sys.stderr)
+        return 1
     return 0
+
+
+def _discard_unwritable_output() -> None:
+    """Prevent a second error at exit, when Python flushes an output that is a full disk or a closed pipe."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

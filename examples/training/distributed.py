@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from training import start
 from training.errors import UserError
 
 #: The exit status after the failure of another process (EX_TEMPFAIL in sysexits.h). If the runtime aborts
@@ -61,6 +63,8 @@ def initialise(heartbeat: int = 30, patience: int = 300) -> None:
     if count == 1:
         return
     process = _number(os.environ, "JAX_PROCESS_ID")
+    if signal.getsignal(signal.SIGINT) is start.stop:  # the watcher needs a regular exit
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     _start_watcher()
     try:
         jax.distributed.initialize(

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,13 +19,13 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from lstm_jax import flatten_params
 from training.checkpoints import Checkpoints
 from training.data import prefetch
 from training.distributed import any_process, is_first
 from training.errors import Stopped, UserError
 from training.placement import Placement
 from training.runs import Row, Run
-from training.weights import by_name
 
 Means = Mapping[str, float]
 Step = Callable[[Any, Any], tuple[Any, dict[str, jax.Array]]]
@@ -108,14 +108,17 @@ def fit(
 
     Raises:
         UserError: a metric or a weight is NaN or infinite; a checkpoint is of another run.
-        Stopped: Ctrl-C or SIGTERM was received, and the state is saved.
+        OSError: a file cannot be written. The checkpoints before are unchanged.
+        Stopped: Ctrl-C or SIGTERM was received after the first step, and the state is saved.
     """
     placement = placement or Placement.of(run.args)
     state = placement.state(state)
     evaluation_due = _every(evaluate_every)
     checkpoint_due = _every(run.args.checkpoint_every or evaluate_every)
-    with closing(Checkpoints(run.checkpoints, run.identity)) as checkpoints, _signals() as signals:
+    checkpoints = Checkpoints(run.checkpoints, run.identity)
+    with ExitStack() as stack:
         first, pending, earlier = 0, [], 0.0
+        signals: list[int] = []
         if run.args.resume and (found := checkpoints.restore(state)):
             first, state, note = found
             pending, earlier = note["pending"], note["seconds"]
@@ -127,6 +130,8 @@ def fit(
         with closing(batches), closing(bar):
             for done, batch in enumerate(batches, first + 1):
                 state, measured = compiled(state, batch)
+                if done == first + 1:  # until now there is nothing to save, so a signal stops at once
+                    signals = stack.enter_context(_signals())
                 pending.append(measured)
 
                 last = done == steps
@@ -202,7 +207,7 @@ def _check_rows(rows: Sequence[Row], done: int, run: Run, checkpoints: Checkpoin
 
 def _check_state(state: Any, done: int, run: Run, checkpoints: Checkpoints) -> None:
     """Stop if an array of the state is not finite. The loss of the same step can still be finite."""
-    for name, leaf in by_name(state).items():
+    for name, leaf in flatten_params(state).items():
         if jnp.issubdtype(leaf.dtype, jnp.inexact) and not bool(jnp.isfinite(leaf).all()):
             cause = _likely_cause(done, run.values("loss"))
             _fail(f"{name} is not finite after step {done}", cause, run.args, checkpoints)
@@ -237,7 +242,8 @@ def _signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        print("\nfinishing this step, then saving; a second signal stops at once", file=sys.stderr)
+        if sys.stderr.isatty():
+            print("\nfinishing this step, then saving; a second signal stops at once", file=sys.stderr)
         signal.signal(number, before[number])
 
     kinds = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()

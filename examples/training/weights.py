@@ -1,4 +1,7 @@
-"""Weights in a safetensors file, with the metadata that is needed to rebuild their network."""
+"""Weights in a safetensors file, with the metadata that is needed to rebuild their network.
+
+``lstm_jax.interop.load`` reads these files too, but without the metadata.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import safetensors
 import safetensors.numpy
 
-from lstm_jax.interop.files import write_whole
+from lstm_jax import flatten_params, unflatten_params
 from training.distributed import barrier, is_first, to_host
 from training.errors import UserError
+from training.runs import write_file
 
 FILE = "weights.safetensors"
-
-
-def by_name(tree: Any) -> dict[str, Any]:
-    """The leaves of a pytree by flat names such as ``layers.0.w_ih``."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def count(params: Any) -> int:
@@ -32,10 +29,10 @@ def count(params: Any) -> int:
 
 def save_weights(folder: Path, format: str, model: Mapping[str, Any], params: Any) -> None:
     """Write ``weights.safetensors``. ``model`` describes the network by values that JSON can represent."""
-    arrays = by_name(to_host(params))
+    arrays = flatten_params(to_host(params))
     if is_first():
         metadata = {"format": format, "model": json.dumps(dict(model))}
-        write_whole(folder / FILE, safetensors.numpy.save(arrays, metadata))
+        write_file(folder / FILE, safetensors.numpy.save(arrays, metadata))
     barrier("weights")
 
 
@@ -48,7 +45,7 @@ def load_weights(folder: Path, format: str, shapes_of: Callable[[dict[str, Any]]
     try:
         with safetensors.safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
     except OSError as error:
         reason = error.strerror or "no such file"
         raise UserError(f"cannot read {path}: {reason}; is this the folder of a finished run?") from None
@@ -61,7 +58,7 @@ def load_weights(folder: Path, format: str, shapes_of: Callable[[dict[str, Any]]
         expected = shapes_of(model)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged: its metadata describe no network ({error})") from None
-    shapes = {name: leaf.shape for name, leaf in by_name(expected).items()}
-    if shapes != {name: array.shape for name, array in arrays.items()}:
-        raise UserError(f"{path} is damaged: its arrays do not fit the network in its metadata")
-    return model, jax.tree.unflatten(jax.tree.structure(expected), [arrays[name] for name in shapes])
+    try:
+        return model, unflatten_params(expected, arrays)
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: its arrays do not fit the network in its metadata") from error

@@ -1,4 +1,4 @@
-"""What a cell is: the protocols that ``unroll`` accepts, and the base class of the library's own cells."""
+"""Base classes of the library's cells and networks, and the adapter of users' cells."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,132 +19,40 @@ from lstm_jax.cells._checks import check_carry, check_input, check_params
 from lstm_jax.cells._init import initial_state, learned_initial, state_dtypes
 from lstm_jax.cells._linear import matmul
 
-
-@runtime_checkable
-class Cell(Protocol):
-    """Three methods make a cell; :func:`lstm_jax.unroll` takes any object that has them.
-
-    A cell is hashable and holds no arrays (a frozen dataclass of hyperparameters), because it is part of
-    the key under which a compiled program is cached.
-    """
-
-    def init(self, key: Array) -> Params:
-        """Fresh parameters."""
-        ...
-
-    def initial_carry(self, batch_shape: Sequence[int] = (), params: Params | None = None) -> Carry:
-        """The carry before the first step; ``params`` is needed where the initial carry is learned."""
-        ...
-
-    def step(self, params: Params, carry: Carry, x: Array) -> tuple[Carry, Array]:
-        """One time step: ``(carry, x) -> (carry, y)``."""
-        ...
-
-
-@runtime_checkable
-class SplitCell(Cell, Protocol):
-    """A cell whose step splits into an input projection and a recurrent part, and so gets the fast path.
-
-    ``step`` is then the composition of three methods::
-
-        u = cell.project(params, x)  # everything that needs no carry
-        z = cell.recur(params, carry, u)  # affine in the carry and in u: the matrix product in the loop
-        carry, y = cell.update(params, carry, z)  # the rest, without a matrix product
-
-    ``project``, ``recur`` and ``emit`` accept arrays with any leading axes. ``recur`` must be affine in the
-    carry, with factors that do not depend on u. A cell for which it is not runs through the plain scan, and
-    ``explain`` says so.
-
-    A cell whose new state goes through one more product (a projection) may have a fourth method, ``emit``,
-    affine in what ``update`` then returns::
-
-        raw = cell.update(params, carry, z)
-        carry, y = cell.emit(params, raw)
-    """
-
-    def project(self, params: Params, x: Array) -> Any:
-        """The projected input u, any pytree."""
-        ...
-
-    def recur(self, params: Params, carry: Carry, u: Any) -> Any:
-        """The pre-activation z, any pytree."""
-        ...
-
-    def update(self, params: Params, carry: Carry, z: Any) -> tuple[Carry, Array]:
-        """The new carry and the output."""
-        ...
-
-
-class NoisyCell(Cell, Protocol):
-    """A cell with noise. Its two methods are called when ``unroll`` is given a key, and only then.
-
-    Either method may be missing. The cell's other methods receive what ``perturb`` returns in place of the
-    parameters. ``step``, and ``update`` of a :class:`SplitCell`, receive what ``draw`` returns as one more
-    argument, ``noise``; without it there is none. ``unroll`` draws the noise again wherever the backward
-    pass needs it, so it is never stored for all steps.
-    """
-
-    def perturb(self, params: Params, key: Array, carry: Carry, x: Array) -> Params:
-        """Noise drawn once per sequence; ``carry`` and ``x`` are those of one step, for their shapes."""
-        ...
-
-    def draw(self, key: Array, carry: Carry) -> Any:
-        """The noise of one step, any pytree of arrays; ``carry`` is that of one step, for its shapes."""
-        ...
-
-    def step(self, params: Params, carry: Carry, x: Array, noise: Any = None) -> tuple[Carry, Array]:
-        """One time step."""
-        ...
-
-
-@runtime_checkable
-class ParallelCell(Cell, Protocol):
-    """A cell whose state obeys a linear recurrence with coefficients that depend on the input alone.
-
-    With its carry h, one array, and coefficients 0 < a_t <= 1 and b_t of any sign::
-
-        h_t = a_t * h_{t-1} + b_t  # elementwise
-        y_t = h_t
-
-    All steps of such a cell can be computed at once (``implementation="parallel"``).
-    """
-
-    def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
-        """``(log a, b)`` in float32 or wider, for x with any leading axes."""
-        ...
-
-
-#: Constructor fields that matter to ``init`` alone.
+#: Constructor fields that only ``init`` reads.
 INIT_ONLY = ("w_ih_init", "w_hh_init", "w_gates_init", "w_init", "bias_init", "forget_bias")
 
 
 class BaseCell:
-    """Base class of the library's cells: identity defaults, and facts stated as attributes.
+    """Base class of the library's cells: default methods, and properties of the cell as attributes.
 
     A subclass is a frozen dataclass with ``init``, ``initial_carry``, ``project``, ``recur`` and ``update``.
-    Everything else has a default here, so that no code has to ask which methods a cell has.
+    Every other method has a default here, so callers do not need to test which methods a cell has.
     """
 
     #: How many trailing axes of one input are features.
     event_ndim: int = 1
     #: The cell has ``project``, ``recur`` and ``update``.
     splits: bool = True
-    #: ``recur`` and ``emit`` are affine, as :class:`SplitCell` requires; None: not known, so it is probed.
+    #: ``recur`` and ``emit`` are affine, as :class:`SplitCell` requires. None: unknown, so the fused scan
+    #: tests it while tracing.
     affine_recurrence: bool | None = True
     #: The cell has ``coefficients`` (:class:`ParallelCell`).
     linear_recurrence: bool = False
-    #: ``update`` or ``emit`` read parameters; None: not known.
+    #: The cell has ``head_size`` and ``update_chunk``, which computes a chunk of steps by matrix products.
+    chunks: bool = False
+    #: ``update`` or ``emit`` read parameters; None: unknown.
     update_reads_params: bool | None = False
-    #: ``emit`` does something: the state goes through one more product.
+    #: ``emit`` is not the identity.
     emits: bool = False
-    #: The carry has arrays.
+    #: The carry contains arrays.
     has_state: bool = True
-    #: ``update`` takes ``candidate_scale``, a factor for what a gate would let into the state.
+    #: ``update`` takes ``candidate_scale``, a factor for the candidate.
     scales_candidate: bool = False
-    #: ``perturb`` and ``draw`` draw something.
+    #: ``perturb`` draws per-sequence noise, ``draw`` per-step noise.
     sequence_noise: bool = False
     step_noise: bool = False
-    #: Parameters that may be None though ``init`` makes them, by dotted name (``0.bias_hn``).
+    #: Parameters that may be None although ``init`` creates them, by dotted name (``0.bias_hn``).
     optional_params: tuple[str, ...] = ()
 
     @property
@@ -159,12 +67,12 @@ class BaseCell:
 
     @property
     def sizes(self: Any) -> str:
-        """What the shapes are made of, for messages."""
+        """The sizes that determine the shapes, for messages."""
         return f"D={self.input_size}, H={self.hidden_size}"
 
     @property
     def has_noise(self) -> bool:
-        """Whether the cell draws anything when ``unroll`` is given a key."""
+        """Whether the cell has per-sequence or per-step noise."""
         return self.sequence_noise or self.step_noise
 
     def fused_unsupported(self) -> str | None:
@@ -183,7 +91,7 @@ class BaseCell:
         return self.emit(params, raw)
 
     def emit(self, params: Params, raw: Any) -> tuple[Carry, Array]:
-        """The new carry and the output from what ``update`` returns; by default the same."""
+        """The new carry and the output from the result of ``update``; by default its result."""
         return raw
 
     def gates(self, params: Params, carry: Carry, x: Array) -> Any:
@@ -199,22 +107,22 @@ class BaseCell:
     # --- noise ---
 
     def perturb(self, params: Params, key: Array, carry: Carry, x: Array) -> Params:
-        """Parameters with the noise of one sequence; by default the same."""
+        """Parameters with per-sequence noise; by default ``params``."""
         return params
 
     def draw(self, key: Array, carry: Carry) -> Any:
-        """The noise of one step; by default none."""
+        """Per-step noise; by default None."""
         return None
 
     # --- identity ---
 
     def compute_form(self) -> Any:
-        """An equal cell for everything but ``init``: fields that matter to ``init`` have their defaults."""
+        """The cell with the defaults of the fields that only ``init`` reads."""
         fields = {f.name: f.default for f in dataclasses.fields(self) if f.name in INIT_ONLY}  # type: ignore[arg-type]
         return dataclasses.replace(self, **fields)  # type: ignore[type-var]
 
     def check(self: Any, params: Params, x: Array) -> None:
-        """Parameters and an input fit the cell."""
+        """Check that the parameters and an input fit the cell."""
         owner = type(self).__name__
         check_params(owner, params, self.param_shapes, self.sizes, self.optional_params, self)
         check_input(owner, x, self.input_size)
@@ -230,10 +138,10 @@ class BaseCell:
     def __repr__(self) -> str:
         return short_repr(self)
 
-    # --- copies and pickles: equal to the original, as program caches require ---
+    # --- copies and pickles are equal to the original, so they share its compiled programs ---
 
     def __deepcopy__(self, memo: Any) -> Any:
-        return self  # frozen, and its fields are constants
+        return self  # immutable
 
     def __reduce__(self) -> Any:
         fields = {f.name: _by_name(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
@@ -241,32 +149,34 @@ class BaseCell:
 
 
 class FunctionName(NamedTuple):
-    """Where a module-level function is found. ``pickle`` cannot store jitted ones such as ``jnp.tanh``."""
+    """Import path of a function, because ``pickle`` cannot store jitted functions such as ``jnp.tanh``."""
 
     module: str
     name: str
 
 
 def _by_name(value: Any) -> Any:
-    """The name of a module-level function; anything else unchanged."""
+    """The import path of a module-level function; other values unchanged."""
     name = FunctionName(getattr(value, "__module__", "") or "", getattr(value, "__qualname__", ""))
     found = getattr(sys.modules.get(name.module), name.name, None)
     return name if callable(value) and found is value else value
 
 
 def _restore(cell: type, fields: dict[str, Any]) -> Any:
-    """The cell that ``BaseCell.__reduce__`` took apart."""
+    """The inverse of ``BaseCell.__reduce__``."""
 
-    def value(kept: Any) -> Any:
-        return getattr(import_module(kept.module), kept.name) if isinstance(kept, FunctionName) else kept
+    def value(stored: Any) -> Any:
+        return (
+            getattr(import_module(stored.module), stored.name) if isinstance(stored, FunctionName) else stored
+        )
 
-    return cell(**{name: value(kept) for name, kept in fields.items()})
+    return cell(**{name: value(stored) for name, stored in fields.items()})
 
 
 class VectorCell(BaseCell):
     """Base class of cells whose inputs and states are vectors, with input weights ``w_ih``.
 
-    The defaults are those of a cell with one state h.
+    The defaults suit a cell with one state h.
     """
 
     @property
@@ -285,18 +195,18 @@ class VectorCell(BaseCell):
         return initial_state(self, batch_shape, (self.hidden_size,), state_dtypes(self, params)[0], learned)
 
     def project(self: Any, params: Params, x: Array) -> Any:
-        """x W in the cell's ``dtype``, (..., gates*H). ``recur`` adds the bias, which costs less there."""
+        """x W in the cell's ``dtype``, (..., gates*H). ``recur`` adds the bias, where it is faster."""
         self.check(params, x)
         dtype = promote(x.dtype, params.w_ih.dtype) if self.dtype is None else self.dtype
         return matmul(x, params.w_ih, dtype).astype(dtype)
 
 
 class Network(BaseCell):
-    """Base class of networks, which ``unroll`` runs layer by layer through ``run_layers``."""
+    """Base class of networks, which ``unroll`` runs through ``run_layers``."""
 
     splits = False
-    #: Members choose implementations by themselves where none runs the whole network.
-    members_choose: bool = False
+    #: If no implementation runs the whole network, each layer may use another one.
+    layers_choose: bool = False
 
     def run_layers(
         self,
@@ -308,12 +218,12 @@ class Network(BaseCell):
         reset_to: Carry | None,
         steps: Any,
     ) -> Any:
-        """Run all members over all of time; ``run`` is ``lstm_jax.unrolling.run.run``."""
+        """Run the layers over the whole sequence; ``run`` is ``lstm_jax.unrolling.run.run``."""
         raise NotImplementedError
 
     def flat_layers(self, noisy: bool) -> FlatLayers | str:
-        """The network as layers that feed one another, or why it is no such network."""
-        return f"{type(self).__name__} is no chain of cells"
+        """The network as a chain of cells, or the reason why it is none."""
+        return f"{type(self).__name__} is not a chain of cells"
 
 
 #: How the outputs of two directions are combined.
@@ -326,21 +236,21 @@ MERGES: dict[str, Callable[[Array, Array], Array]] = {
 
 
 class FlatLayers(NamedTuple):
-    """Layers that feed one another, one cell each, all in one direction or all in both."""
+    """A chain of layers with one cell each, all unidirectional or all bidirectional."""
 
     cells: tuple[Any, ...]
     directions: int  # 1 or 2
-    merge: str | None = None  # of the last layer's two directions; those below are concatenated
+    merge: str | None = None  # how the last layer merges its directions; the other layers concatenate
 
 
 def flatten(network: Any, noisy: bool) -> FlatLayers | str:
-    """The network as layers that feed one another, or why it is no such network."""
+    """The network as a chain of cells, or the reason why it is none; a cell is a chain of one."""
     return network.flat_layers(noisy) if isinstance(network, Network) else FlatLayers((network,), 1)
 
 
 @dataclass(frozen=True, repr=False)
 class UserCell(BaseCell):
-    """Adapter of a user's cell: the only place that asks which methods an object has."""
+    """Adapter of a user's cell. Only this class tests which methods an object has."""
 
     cell: Any
 
@@ -354,7 +264,7 @@ class UserCell(BaseCell):
 
     @property
     def event_ndim(self) -> int:  # type: ignore[override]
-        """The cell's own number of feature axes, or 1."""
+        """The cell's number of feature axes, by default 1."""
         return int(getattr(self.cell, "event_ndim", 1))
 
     @property
@@ -362,7 +272,6 @@ class UserCell(BaseCell):
         """Whether the cell is a :class:`SplitCell`."""
         return self._has("project", "recur", "update")
 
-    #: Probed while tracing.
     affine_recurrence = None
     update_reads_params = None
 
@@ -388,22 +297,22 @@ class UserCell(BaseCell):
 
     @property
     def input_size(self) -> Any:
-        """The cell's own ``input_size``, or None."""
+        """The cell's ``input_size``, or None."""
         return getattr(self.cell, "input_size", None)
 
     @property
     def output_size(self) -> Any:
-        """The cell's own ``output_size``, or None."""
+        """The cell's ``output_size``, or None."""
         return getattr(self.cell, "output_size", None)
 
     @property
     def input_shape(self) -> Any:
-        """The cell's own ``input_shape``, or None."""
+        """The cell's ``input_shape``, or None."""
         return getattr(self.cell, "input_shape", None)
 
     @property
     def output_shape(self) -> Any:
-        """The cell's own ``output_shape``, or None."""
+        """The cell's ``output_shape``, or None."""
         return getattr(self.cell, "output_shape", None)
 
     def fused_unsupported(self) -> str | None:
@@ -420,7 +329,7 @@ class UserCell(BaseCell):
         return self.cell.initial_carry(batch_shape, params)
 
     def step(self, params: Params, carry: Carry, x: Array, noise: Any = None) -> tuple[Carry, Array]:
-        """The cell's own step; noise is passed on where there is some."""
+        """The cell's ``step``, with the noise if it is not None."""
         return self.cell.step(params, carry, x, *(() if noise is None else (noise,)))
 
     def project(self, params: Params, x: Array) -> Any:
@@ -432,7 +341,7 @@ class UserCell(BaseCell):
         return self.cell.recur(params, carry, u)
 
     def update(self, params: Params, carry: Carry, z: Any, noise: Any = None) -> Any:
-        """The cell's ``update``; noise is passed on where there is some."""
+        """The cell's ``update``, with the noise if it is not None."""
         return self.cell.update(params, carry, z, *(() if noise is None else (noise,)))
 
     def emit(self, params: Params, raw: Any) -> tuple[Carry, Array]:
@@ -453,13 +362,13 @@ class UserCell(BaseCell):
 
 
 def as_base_cell(cell: Any) -> Any:
-    """The library's own cells and networks as they are; a user's cell in an adapter."""
+    """A cell or network of the library unchanged; a user's cell in an adapter."""
     return cell if isinstance(cell, BaseCell) else UserCell(cell)
 
 
 @lru_cache(maxsize=4096)
 def compute_form(cell: Any) -> Any:
-    """What a compiled program depends on: the cell without what matters to ``init`` alone."""
+    """The part of a cell that a compiled program depends on."""
     return cell.compute_form() if isinstance(cell, BaseCell) else cell
 
 
@@ -475,12 +384,18 @@ def short_repr(cell: Any) -> str:
     >>> lstm_jax.LSTM(3, 4, use_bias=False)
     LSTM(input_size=3, hidden_size=4, use_bias=False)
     """
-    shown = []
-    for field in dataclasses.fields(cell):
-        value = getattr(cell, field.name)
-        if field.default is dataclasses.MISSING or value != field.default:
-            shown.append(f"{field.name}={short_value(value)}")
+    shown = (f"{name}={short_value(value)}" for name, value in changed_fields(cell).items())
     return f"{type(cell).__name__}({', '.join(shown)})"
+
+
+def changed_fields(cell: Any) -> dict[str, Any]:
+    """The fields of a dataclass that have no default, or another value than it."""
+    values = {field.name: (getattr(cell, field.name), field.default) for field in dataclasses.fields(cell)}
+    return {
+        name: value
+        for name, (value, default) in values.items()
+        if default is dataclasses.MISSING or value != default
+    }
 
 
 def short_value(value: Any) -> str:

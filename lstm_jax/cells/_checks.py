@@ -1,4 +1,4 @@
-"""Validation of a cell's hyperparameters, parameters, inputs and carries, from shapes and dtypes alone."""
+"""Validation of hyperparameters, parameters, inputs and carries of cells, from shapes and dtypes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIELD_OF = {
 
 
 def normalise(cell: Any, *sizes: str) -> None:
-    """Check the sizes and make equal hyperparameters equal objects, from a cell's ``__post_init__``."""
+    """Check the sizes, and convert equal hyperparameters to equal objects; for ``__post_init__``."""
     owner = type(cell).__name__
     for name in sizes:
         check_size(owner, name, getattr(cell, name))
@@ -39,7 +39,7 @@ def normalise(cell: Any, *sizes: str) -> None:
 
 
 def check_heads(owner: str, heads: int, sizes: Mapping[str, int]) -> None:
-    """The number of heads divides each of the sizes."""
+    """Check that the number of heads divides each of the sizes."""
     for name, size in sizes.items():
         if size % heads:
             raise value_error(
@@ -50,7 +50,7 @@ def check_heads(owner: str, heads: int, sizes: Mapping[str, int]) -> None:
 
 
 def check_batch_shape(cell: Any, batch_shape: Any) -> None:
-    """``batch_shape`` is a tuple of sizes."""
+    """Check that ``batch_shape`` is a tuple."""
     if not isinstance(batch_shape, (tuple, list)):
         raise value_error(
             f"{type(cell).__name__}.initial_carry got batch_shape={batch_shape!r}",
@@ -60,27 +60,27 @@ def check_batch_shape(cell: Any, batch_shape: Any) -> None:
 
 
 def check_type(owner: str, params: Any, kind: type) -> None:
-    """Parameters are exactly of the type that the cell's ``init`` returns."""
+    """Check that the parameters have exactly the type that ``init`` of the cell returns."""
     if type(params) is not kind:
         raise value_error(
             f"{owner} got parameters of type {type(params).__name__}",
             f"{kind.__name__}, the NamedTuple that init returns",
-            "Make parameters with cell.init(key); parameters of another cell go with that cell's step.",
+            "Make parameters with cell.init(key), or use the step of the cell whose parameters these are.",
         )
 
 
 def check_params(
     owner: str, params: Any, shapes: Any, sizes: str, optional: Sequence[str] = (), cell: Any = None
 ) -> None:
-    """Parameters are floats in these shapes.
+    """Check that the parameters are floats in these shapes.
 
     Args:
         owner: the function or class to name in messages.
         params: the parameters, a NamedTuple.
-        shapes: the same NamedTuple with a shape in place of each array; None where there is no array.
-        sizes: what the shapes are made of, for messages: ``"D=3, H=2"``.
-        optional: fields that may be None though ``shapes`` has them.
-        cell: the cell whose fields decide which arrays there are.
+        shapes: the same NamedTuple with a shape in place of each array; None for no array.
+        sizes: the sizes that determine the shapes, for messages: ``"D=3, H=2"``.
+        optional: fields that may be None although they have a shape.
+        cell: the cell whose fields determine which arrays exist, for messages.
     """
     if type(params) is not type(shapes):
         check_type(owner, params, type(shapes))
@@ -113,7 +113,7 @@ def check_params(
 
 
 def _presence_error(owner: str, cell: Any, name: str, missing: bool, shape: Any) -> ValueError:
-    """The error for a parameter that is missing, or that the cell does not have."""
+    """The error for a missing parameter, or for one that the cell does not have."""
     field = next((field for field in (FIELD_OF.get(name, ""), "use_bias") if hasattr(cell, field)), None)
     optional = field is not None and name in FIELD_OF
     return value_error(
@@ -125,24 +125,24 @@ def _presence_error(owner: str, cell: Any, name: str, missing: bool, shape: Any)
 
 
 def check_input(owner: str, x: Any, size: int) -> None:
-    """A float array whose last axis holds the input features."""
+    """Check for a float array whose last axis contains the input features."""
     if not hasattr(x, "dtype") or not jnp.issubdtype(x.dtype, jnp.floating):
         raise float_error(owner, "x", x)
     if len(x.shape) < 1 or x.shape[-1] != size:
         raise value_error(
             f"{owner} got x of shape {tuple(x.shape)}",
-            f"shape (..., {size}), the last axis being the {size} input features",
+            f"shape (..., {size}) with {size} input features on the last axis",
             "Change input_size, or the array (time and batch come first).",
         )
 
 
 def check_carry(owner: str, states: str, carry: Any, batch: Sequence[Any], *rows: tuple[int, ...]) -> None:
-    """Float arrays ``(*batch, *row)``, one for each name in ``states`` and each of ``rows``."""
+    """Check for float arrays ``(*batch, *row)``, one for each name in ``states`` and each of ``rows``."""
     names = states.split(", ")
     parts = carry if isinstance(carry, (tuple, list)) else (carry,)
     if len(parts) != len(names):
         raise value_error(
-            f"{owner} got a carry of {len(parts)} parts", f"({states})", "Make one with cell.initial_carry()."
+            f"{owner} got a carry of {len(parts)} parts", f"({states})", "Use cell.initial_carry()."
         )
     for name, part, row in zip(names, parts, rows, strict=True):
         if not hasattr(part, "dtype") or not jnp.issubdtype(part.dtype, jnp.floating):
@@ -156,7 +156,7 @@ def check_carry(owner: str, states: str, carry: Any, batch: Sequence[Any], *rows
 
 
 def axis_size(array: Any, axis: int) -> int:
-    """The length of an axis, 0 where the value has no such axis."""
+    """The length of an axis, or 0 if the value has no such axis."""
     shape = getattr(array, "shape", ())
     return shape[axis] if -len(shape) <= axis < len(shape) else 0
 
@@ -164,7 +164,7 @@ def axis_size(array: Any, axis: int) -> int:
 def check_head_params(
     owner: str, kind: type, params: Any, gates: int, **others: tuple[int, ...]
 ) -> tuple[int, int]:
-    """Parameters of a free step whose recurrent weights may have heads; returns D and H."""
+    """Check the parameters of a free step whose recurrent weights may have heads; returns D and H."""
     check_type(owner, params, kind)
     blocks = getattr(params.w_hh, "ndim", 0) == 3
     heads = params.w_hh.shape[0] if blocks else 1

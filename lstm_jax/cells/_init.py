@@ -13,8 +13,8 @@ from lstm_jax._types import Array, DType, Initializer, is_float, promote, state_
 from lstm_jax.cells._checks import INIT_HINT, check_batch_shape, check_type
 from lstm_jax.cells._linear import head_shape
 
-# Functions of this module rather than closures: two calls of glorot_uniform() are two unequal functions,
-# which can be neither compared nor pickled.
+# Module-level functions, because two calls of jax.nn.initializers.glorot_uniform() return closures, which
+# are not equal and cannot be pickled.
 _GLOROT_UNIFORM = jax.nn.initializers.glorot_uniform()
 _ORTHOGONAL = jax.nn.initializers.orthogonal()
 
@@ -35,19 +35,19 @@ zeros: Initializer = jax.nn.initializers.zeros
 def init_gates(
     initializer: Initializer, key: Array, shape: tuple[int, ...], gates: int, dtype: DType
 ) -> Array:
-    """One array for each gate, each from a key of its own, side by side on the last axis."""
+    """One array for each gate, drawn from separate keys, side by side on the last axis."""
     return jnp.concatenate([initializer(k, shape, dtype) for k in jax.random.split(key, gates)], axis=-1)
 
 
 def init_weights(
     cell: Any, key: Array, gates: int, heads: int = 1, rows: int | None = None
 ) -> tuple[Array, Array, Array | None]:
-    """``(w_ih, w_hh, bias)`` of a cell with ``gates`` gates; w_hh reads ``rows`` units (default: H)."""
+    """``(w_ih, w_hh, bias)`` of a cell with ``gates`` gates; w_hh has ``rows`` rows (default: H)."""
     check_key(f"{type(cell).__name__}.init", key)
     k_ih, k_hh, k_bias = jax.random.split(key, 3)
     D, H, dtype = cell.input_size, cell.hidden_size, cell.param_dtype
     shape = head_shape(heads, H if rows is None else rows, H)
-    if heads > 1:  # each head is drawn by itself
+    if heads > 1:  # one key per head
         keys = jax.random.split(k_hh, heads)
         w_hh = jnp.stack([init_gates(cell.w_hh_init, k, shape[1:], gates, dtype) for k in keys])
     else:
@@ -62,14 +62,14 @@ def init_weights(
 def initial_state(
     cell: Any, batch_shape: Sequence[int], row: tuple[int, ...], dtype: DType, learned: Any = None
 ) -> Array:
-    """A state before the first step, (*batch_shape, *row): zeros, or the learned row for all of the batch."""
+    """A state before the first step, (*batch_shape, *row): zeros, or copies of the learned row."""
     check_batch_shape(cell, batch_shape)
     shape = (*batch_shape, *row)
     return jnp.zeros(shape, dtype) if learned is None else jnp.broadcast_to(learned.astype(dtype), shape)
 
 
 def learned_initial(cell: Any, params: Any | None) -> Any | None:
-    """``params.initial`` of a cell with ``learn_initial_carry=True``, which needs ``params``; else None."""
+    """``params.initial`` if the cell has ``learn_initial_carry=True``, else None; checks ``params``."""
     owner = f"{type(cell).__name__}.initial_carry"
     if params is not None:
         check_type(owner, params, type(cell.param_shapes))
@@ -87,13 +87,13 @@ def learned_initial(cell: Any, params: Any | None) -> Any | None:
         raise value_error(
             f"{owner} got params.initial of shape {', '.join(map(str, given)) or 'None'}",
             f"{', '.join(map(str, wanted))}, because learn_initial_carry=True",
-            "Make parameters with cell.init(key), or change them: params._replace(initial=...).",
+            "Make parameters with cell.init(key), or use params._replace(initial=...).",
         )
     return params.initial
 
 
 def state_dtypes(cell: Any, params: Any | None) -> tuple[Any, Any]:
-    """The dtype of h (the cell's, else that of the weights) and of the states that are float32 or wider."""
+    """The dtype of h (the cell's, or that of the weights), and that of states in float32 or wider."""
     weights = cell.param_dtype
     if params is not None:
         weights = getattr(params.w_ih, "dtype", None)

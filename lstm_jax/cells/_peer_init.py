@@ -1,4 +1,4 @@
-"""Other libraries' default initial values, by name."""
+"""Default initial parameters of PyTorch and Keras."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _GRUS = (GRUParams, GRUVariantParams)
 
 
 def torch_init(network: Any, key: Array) -> Params:
-    r"""Parameters as PyTorch draws them, for a cell or a composition.
+    r"""Parameters with PyTorch's default distributions, for a cell or a network.
 
-    Every weight and each of PyTorch's two biases is uniform in :math:`\pm 1/\sqrt{H}`; ``bias`` is
-    the sum of the two. A read-out is PyTorch's ``Linear``: uniform in :math:`\pm 1/\sqrt{fan_{in}}`.
-    There is no forget bias. (Source: ``torch.nn.RNNBase.reset_parameters``, ``torch.nn.Linear``.)
+    Every weight and each of PyTorch's two biases is uniform in :math:`\pm 1/\sqrt{H}`; ``bias`` is the sum of
+    the two. The parameters of a readout are uniform in :math:`\pm 1/\sqrt{fan_{in}}`, as in PyTorch's
+    ``Linear``. There is no forget bias. (Source: ``torch.nn.RNNBase.reset_parameters``, ``torch.nn.Linear``.)
 
     Args:
-        network: a cell or composition of this library.
+        network: a cell or network of this library.
         key: one PRNG key.
 
     Returns:
-        What ``network.init(key)`` returns, with other values.
+        Parameters in the structure of ``network.init(key)``.
 
     Raises:
         ValueError: the parameters are not those of RNN, LSTM, GRU or Readout.
@@ -47,18 +47,19 @@ def torch_init(network: Any, key: Array) -> Params:
 
 
 def keras_init(network: Any, key: Array) -> Params:
-    """Parameters as Keras draws them, for a cell or a composition.
+    """Parameters with Keras's default distributions, for a cell or a network.
 
-    ``w_ih`` is Glorot-uniform and ``w_hh`` orthogonal, each as one matrix over all gates (this
-    library's own ``init`` draws gate by gate); biases are zero, the forget gate's of an LSTM 1; a
-    read-out is Glorot-uniform. (Source: ``keras.layers.LSTM``'s default arguments.)
+    ``w_ih`` is Glorot-uniform and ``w_hh`` orthogonal, each drawn as one matrix for all gates
+    (``network.init`` draws each gate separately). Biases are zero, except for an LSTM's forget gate, whose
+    bias is 1. The weights of a readout are Glorot-uniform. (Source: ``keras.layers.LSTM``'s default
+    arguments.)
 
     Args:
-        network: a cell or composition of this library.
+        network: a cell or network of this library.
         key: one PRNG key.
 
     Returns:
-        What ``network.init(key)`` returns, with other values.
+        Parameters in the structure of ``network.init(key)``.
 
     Raises:
         ValueError: the parameters are not those of RNN, LSTM, GRU or Readout.
@@ -81,7 +82,7 @@ def _redrawn(owner: str, values: Any, network: Any, key: Array) -> Params:
             raise value_error(
                 f"{owner} got a network with parameters of type {type(node).__name__}",
                 "a network of RNN, LSTM, GRU and Readout",
-                "Initialise the other cells with their own init.",
+                "Use cell.init for the other cells.",
             )
     keys = jax.random.split(key, len(sets))
     return jax.tree.unflatten(structure, [values(node, k) for node, k in zip(sets, keys, strict=True)])

@@ -24,12 +24,12 @@ PADDINGS = ("SAME", "VALID")
 
 @exportable
 class ConvLSTMParams(NamedTuple):
-    """Parameters of a :class:`ConvLSTM`. The gates stand side by side in the order i, f, g, o."""
+    """Parameters of a :class:`ConvLSTM`, the gates side by side in the order i, f, g, o."""
 
     w_ih: Array  # (*kernel, C, 4F)
     w_hh: Array  # (*kernel, F, 4F)
     bias: Array | None = None  # (4F,)
-    initial: tuple[Array, Array] | None = None  # learned h_0 and c_0, each (F,), the same everywhere in space
+    initial: tuple[Array, Array] | None = None  # learned h_0 and c_0, each (F,), the same at every pixel
 
 
 def conv_lstm_step(
@@ -50,21 +50,21 @@ def conv_lstm_step(
         c_t &= f_t \odot c_{t-1} + i_t \odot g_t \\
         h_t &= o_t \odot \tanh(c_t)
 
-    W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias``. The star is what neural networks call
-    a convolution, a sum over a window of the kernel's size without turning the kernel round:
+    W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias``. The star is the cross-correlation that
+    neural networks call a convolution, which does not flip the kernel:
 
     .. math:: (x * W)_p = \sum_q x_{s p + q - l} W_q
 
-    s being the strides and l the zeros before the first pixel. ``"SAME"`` puts as many zeros around as
-    keep the size (with strides: the size over the strides, rounded up), and where their number is odd,
-    the odd one behind; ``"VALID"`` puts none. Only the input is strided and padded as one likes: the state
-    must keep its size, so it is convolved with stride 1 and ``"SAME"``.
+    Here s are the strides, and l is the number of zeros before the first pixel. ``"SAME"`` pads with zeros to
+    keep the size (divided by the strides and rounded up); an odd zero is added at the end. ``"VALID"`` does
+    not pad. Strides and padding apply to the input's convolution. The state must keep its size, so its
+    convolution has stride 1 and ``"SAME"``.
 
     Args:
         params: ``ConvLSTMParams`` with w_ih (*kernel, C, 4F), w_hh (*kernel, F, 4F), bias (4F,) or None.
-        carry: ``(h, c)``, each (*batch, *space, F) in the space that the convolved input has.
-        x: the input of this step, (*batch, *space, C), with 1, 2 or 3 axes of space.
-        strides: of the input's convolution, one for each axis of space; None: all 1.
+        carry: ``(h, c)``, each (*batch, *space, F), where space is that of the convolved input.
+        x: the input of this step, (*batch, *space, C), with 1, 2 or 3 spatial axes.
+        strides: of the input's convolution, one for each spatial axis; None: all 1.
         padding: of the input's convolution, ``"SAME"`` or ``"VALID"``.
 
     Returns:
@@ -86,7 +86,7 @@ def conv_lstm_step(
         if not 3 <= len(getattr(getattr(params, name), "shape", ())) <= 5:
             raise value_error(
                 f"{owner} got {name} of shape {tuple(getattr(getattr(params, name), 'shape', ()))}",
-                "1, 2 or 3 sizes of the kernel, then the channels read and those of the four gates",
+                "1, 2 or 3 kernel sizes, the input channels, and the channels of the four gates",
                 "Make parameters with cell.init(key), or map over stacked parameters with jax.vmap.",
             )
     kernel, axes = params.w_ih.shape[:-2], params.w_ih.ndim - 2
@@ -109,10 +109,10 @@ def _shapes(kernel: tuple[int, ...], C: int, F: int, bias: bool, initial: bool) 
 
 
 def _convolve(x: Array, w: Array, strides: tuple[int, ...], padding: str, dtype: DType) -> Array:
-    """``x * w`` over any leading axes, with factors in ``dtype`` and the sum kept in float32 or wider."""
+    """``x * w`` for any leading axes, with factors in ``dtype`` and sums in float32 or wider."""
     axes = w.ndim - 2
     count = x.ndim - axes - 1
-    # Time, which comes first, goes last: behind rows that may be spread over devices, it joins them in place.
+    # The time axis moves behind the batch axes, because joining it to sharded axes in front would move data.
     order = list(range(count)) if jax.device_count() == 1 else [*range(1, count), *range(min(1, count))]
     back = sorted(range(count), key=order.__getitem__)
     images, kernels = (0, axes + 1, *range(1, axes + 1)), (axes + 1, axes, *range(axes))
@@ -130,16 +130,16 @@ def _convolve(x: Array, w: Array, strides: tuple[int, ...], padding: str, dtype:
         y = y.reshape(*x.shape[:count], *y.shape[1:])
         return y.transpose(*back, *range(count, y.ndim))
 
-    spread = jax.typeof(x).sharding
-    if jax.sharding.AxisType.Explicit in spread.mesh.axis_types:
-        # JAX does not know the sharding of an explicit convolution's weight gradient.
-        out = jax.sharding.PartitionSpec(*spread.spec[:count])
+    sharding = jax.typeof(x).sharding
+    if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
+        # On an explicit mesh, JAX cannot infer the sharding of the weight gradient of a convolution.
+        out = jax.sharding.PartitionSpec(*sharding.spec[:count])
         convolve = jax.sharding.auto_axes(convolve, out_sharding=out)
     return convolve(x.astype(dtype), w.astype(dtype))
 
 
 def _recur(params: ConvLSTMParams, carry: LSTMCarry, u: Array, dtype: DType) -> Array:
-    """u + h * R + b: (..., *space, 4F), the four pre-activations side by side."""
+    """u + h * R + b: (..., *space, 4F)."""
     h, _ = carry
     ones = (1,) * (params.w_hh.ndim - 2)
     z = u.astype(state_dtype(u.dtype)) + _convolve(h, params.w_hh, ones, "SAME", dtype)
@@ -157,43 +157,42 @@ def _update(carry: LSTMCarry, z: Array) -> tuple[LSTMCarry, Array]:
 class ConvLSTM(BaseCell):
     r"""Hyperparameters of a convolutional LSTM; :func:`conv_lstm_step` has the equations.
 
-    An input is an image: (*space, C), with 1, 2 or 3 axes of space and the channels last. So is each
-    state: (\*space, F). A sequence for :func:`lstm_jax.unroll` is (T, \*batch, \*space, C).
+    An input is an image (*space, C) with 1, 2 or 3 spatial axes and the channels last. Each state is an image
+    (\*space, F). A sequence for :func:`lstm_jax.unroll` is (T, \*batch, \*space, C).
 
-    Other libraries put the same numbers elsewhere:
+    Differences to other libraries:
 
     - ``ConvLSTM1D/2D/3D`` of Keras 3: ``kernel`` is w_ih, ``recurrent_kernel`` is w_hh, ``bias`` is bias,
-      with the gates in our order (their c is our g). Strides and padding belong to the input's
-      convolution, the recurrent one has stride 1 and ``"same"``, as here; but their default padding is
-      ``"valid"``. Gates go through the true sigmoid unless told otherwise. ``dilation_rate``, dropout and
-      other activations are not offered here.
-    - ``ConvLSTMCell`` of flax.linen (flax.nnx has none): the convolutions ``ih`` and ``hh`` hold w_ih and
-      w_hh with the gates in the order i, g, f, o. Both may have a bias, of which ours is the sum; 1 is
-      added to the forget gate at every step, where ours has it in the bias from the beginning. Their
-      carry is (c, h). Strides and padding go to both convolutions, so that only those work which keep
-      the size.
+    with
+      the gates in the same order (Keras's c is g here). Strides and padding apply to the input's convolution
+      only, as here, but Keras's default padding is ``"valid"``. Its default recurrent activation is the
+      sigmoid. This cell has no ``dilation_rate``, dropout or other activations.
+    - ``ConvLSTMCell`` of flax.linen (flax.nnx has none): the convolutions ``ih`` and ``hh`` contain w_ih and
+      w_hh with the gates in the order i, g, f, o. Both may have a bias; ``bias`` is their sum. Flax adds 1 to
+      the forget gate at every step, where ``bias`` includes it. Flax's carry is (c, h). Its strides and
+      padding apply to both convolutions, so only those that keep the size work.
 
-    The peepholes of the paper (from the cell state to the gates) are left out, as they are in both.
+    Like these libraries, the cell has no peepholes, which the paper has.
 
     Args:
-        input_shape: (*space, C), the shape of one input; the carry cannot do without the size of space.
+        input_shape: (*space, C), the shape of one input, from which the shape of the carry follows.
         features: F, channels of h and of c.
-        kernel_size: of both convolutions, one size for each axis of space.
-        strides: of the input's convolution, one for each axis of space; None: all 1.
+        kernel_size: of both convolutions, one size for each spatial axis.
+        strides: of the input's convolution, one for each spatial axis; None: all 1.
         padding: of the input's convolution, ``"SAME"`` or ``"VALID"``.
         use_bias: whether there is a bias b.
-        forget_bias: added to the forget gate's bias at initialisation; none without a bias.
-        learn_initial_carry: keep h_0 and c_0 among the parameters instead of zeros: one number a channel,
-            the same everywhere in space.
-        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``; called once for
-            each gate, with shape (*kernel, C, F), (*kernel, F, F) and (F,).
+        forget_bias: added to the forget gate's bias by ``init``. It has no effect without a bias.
+        learn_initial_carry: keep h_0 and c_0 among the parameters instead of zeros: one number per channel,
+            the same at every pixel.
+        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called once for each gate
+            with shapes (*kernel, C, F), (*kernel, F, F) and (F,).
         param_dtype: dtype of the parameters.
-        dtype: dtype of the convolutions, of h and of the outputs. None: what parameters and
-            inputs promote to. Under bfloat16 or float16, c and all sums stay float32.
+        dtype: dtype of the convolutions, of h and of the outputs. None: what parameters and inputs promote
+            to. Under bfloat16 or float16, c and all sums are float32.
 
     Raises:
-        ValueError: a size is not a positive integer, the numbers of axes differ, nothing is left of
-            space, or a dtype is not floating.
+        ValueError: a size is not a positive integer, the numbers of axes differ, the kernel does not fit into
+            the input, or a dtype is not floating.
 
     >>> cell = ConvLSTM(input_shape=(8, 6, 3), features=2, kernel_size=(3, 3), strides=(2, 2))
     >>> params = cell.init(jax.random.key(0))
@@ -225,7 +224,7 @@ class ConvLSTM(BaseCell):
         if not 2 <= len(shape) <= 4:
             raise value_error(
                 f"ConvLSTM got input_shape={self.input_shape!r}",
-                "1, 2 or 3 axes of space, then the channels",
+                "1, 2 or 3 spatial axes, then the channels",
                 "Write (height, width, channels) for an image.",
             )
         axes = len(shape) - 1
@@ -239,7 +238,7 @@ class ConvLSTM(BaseCell):
 
     @property
     def event_ndim(self) -> int:  # type: ignore[override]
-        """How many trailing axes of an input are features: those of space, and the channels."""
+        """How many trailing axes of an input are features: the spatial axes and the channels."""
         return len(self.input_shape)
 
     @property
@@ -265,7 +264,7 @@ class ConvLSTM(BaseCell):
 
     @property
     def sizes(self) -> str:
-        """What the shapes are made of, for messages."""
+        """The sizes that determine the shapes, for messages."""
         return f"C={self.input_size}, F={self.features}, 4 gates"
 
     @property
@@ -301,7 +300,7 @@ class ConvLSTM(BaseCell):
     def initial_carry(
         self, batch_shape: Sequence[int] = (), params: ConvLSTMParams | None = None
     ) -> LSTMCarry:
-        """``(h_0, c_0)``, each (*batch_shape, *space, F): zeros, or what was learned."""
+        """``(h_0, c_0)``, each (*batch_shape, *space, F): zeros, or the learned values."""
         h, c = _init.learned_initial(self, params) or (None, None)
         h_dtype, c_dtype = _init.state_dtypes(self, params)
         return (
@@ -317,7 +316,7 @@ class ConvLSTM(BaseCell):
             raise value_error(
                 f"ConvLSTM got x of shape {tuple(x.shape)}",
                 f"shape (..., {', '.join(map(str, self.input_shape))}), the cell's input_shape",
-                "Change input_shape, or move the axes: time and batch, then space, then channels.",
+                "Change input_shape, or move the axes: time and batch first, then space, then channels.",
             )
         dtype = promote(x.dtype, params.w_ih.dtype) if self.dtype is None else self.dtype
         _, strides, padding = self._window
@@ -334,16 +333,15 @@ class ConvLSTM(BaseCell):
         return _update(carry, z)
 
 
-# --- checks, from shapes alone ------------------------------------------------------------------
+# --- validation ---------------------------------------------------------------------------------
 
 
 def _each_axis(owner: str, name: str, value: Any, count: int | None) -> tuple[int, ...]:
-    """A tuple of whole numbers, one for each of ``count`` axes of space."""
+    """Check for a tuple of whole numbers, one for each of ``count`` spatial axes."""
     if not isinstance(value, (tuple, list)) or (count is not None and len(value) != count):
         raise value_error(
             f"{owner} got {name}={value!r}",
-            "a tuple of whole numbers"
-            + ("" if count is None else f", one for each of {count} axes of space"),
+            "a tuple of whole numbers" + ("" if count is None else f", one for each of {count} spatial axes"),
             f"Write for instance {name}=({', '.join(['3'] * (count or 3))},).",
         )
     for number in value:
@@ -354,23 +352,23 @@ def _each_axis(owner: str, name: str, value: Any, count: int | None) -> tuple[in
 def _space_out(
     owner: str, space: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], padding: str
 ) -> tuple[int, ...]:
-    """The size of space after the input's convolution."""
-    room = space if padding == "SAME" else tuple(n - k + 1 for n, k in zip(space, kernel, strict=True))
-    if min(room) < 1:
+    """The spatial size after the input's convolution."""
+    positions = space if padding == "SAME" else tuple(n - k + 1 for n, k in zip(space, kernel, strict=True))
+    if min(positions) < 1:
         raise value_error(
             f"{owner} got an input of {space} pixels and a kernel of {tuple(kernel)} with padding='VALID'",
             "a kernel that fits into the input",
-            "Take a smaller kernel, or padding='SAME'.",
+            "Use a smaller kernel, or padding='SAME'.",
         )
-    return tuple(-(-n // s) for n, s in zip(room, strides, strict=True))
+    return tuple(-(-n // s) for n, s in zip(positions, strides, strict=True))
 
 
 def _check_channels(owner: str, x: Any, axes: int, channels: int) -> None:
-    """A float array (*batch, *space, C) with as many axes of space as the kernel."""
+    """Check for a float array (*batch, *space, C) with as many spatial axes as the kernel."""
     check_float(owner, "x", x)
     if x.ndim < axes + 1 or x.shape[-1] != channels or 0 in x.shape[-axes - 1 :]:
         raise value_error(
             f"{owner} got x of shape {tuple(x.shape)}",
-            f"shape (*batch, *space, {channels}), {axes} being the axes of space of the kernel",
+            f"shape (*batch, *space, {channels}) with {axes} spatial axes, as the kernel has",
             "Put time and batch first and the channels last.",
         )

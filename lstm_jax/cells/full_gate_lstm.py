@@ -1,4 +1,4 @@
-"""The LSTM with full gate recurrence, and the nine LSTMs of Greff et al. 2017 by their names."""
+"""The LSTM with full gate recurrence, and the nine LSTMs of Greff et al. 2017 by name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def greff2017(name: str, input_size: int, hidden_size: int, **options: Any) -> Any:
-    """One of the LSTMs that Greff et al. (2017, "LSTM: A Search Space Odyssey") compare, by its name there.
+    """One of the LSTMs of Greff et al. (2017, "LSTM: A Search Space Odyssey"), by its name in the paper.
 
     Args:
         name: ``"V"``, the vanilla LSTM, with peepholes; or a variant of it: ``"NIG"``, ``"NFG"``,
@@ -73,7 +73,7 @@ class FullGateLSTMParams(NamedTuple):
 
 FullGateCarry: TypeAlias = tuple[Array, Array, Array]
 
-#: The options of the update, without sizes.
+#: Options for :func:`variant_update`, which does not use the sizes.
 _WITH_PEEPHOLES = LSTMVariant(1, 1, peepholes=True)
 
 
@@ -82,11 +82,11 @@ def full_gate_lstm_step(
 ) -> tuple[FullGateCarry, Array]:
     r"""One step of the LSTM whose gates read the last values of all gates (Greff et al. 2017, FGR).
 
-    It is :func:`lstm_jax.lstm_step` with peepholes, and with
+    It is :func:`lstm_jax.lstm_step` with peepholes, and with the term
 
     .. math:: i_{t-1} R_{ik} + f_{t-1} R_{fk} + o_{t-1} R_{ok}
 
-    added inside the sigmoid of each gate k in i, f, o; the nine R are ``params.w_gates``.
+    added inside the sigmoid of each gate k in i, f, o. ``params.w_gates`` contains the nine R.
 
     Args:
         params: ``FullGateLSTMParams``.
@@ -143,10 +143,10 @@ class FullGateLSTM(VectorCell):
         input_size: D, features of one input.
         hidden_size: H, units of h and of c.
         use_bias: whether there is a bias b.
-        forget_bias: added to the forget gate's bias by ``init``; none without a bias.
+        forget_bias: added to the forget gate's bias by ``init``. It has no effect without a bias.
         w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called once for each gate
-            with shapes (D, H), (H, H) and (H,); w_hh_init also draws each part of w_gates. Peepholes begin at
-            0, and so do the gates that the first step reads.
+            with shapes (D, H), (H, H) and (H,). w_hh_init also draws each block of w_gates. The peepholes,
+            and the gates that the first step reads, are initially 0.
         param_dtype: dtype of the parameters.
         dtype: dtype of the matrix products, of h, the gates and the outputs. None: what parameters and
             inputs promote to. Under bfloat16 or float16, c and all sums are float32.

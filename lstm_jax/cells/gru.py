@@ -36,11 +36,11 @@ class GRUGates(NamedTuple):
 
 
 class GRUPreactivation(NamedTuple):
-    """Sums of one step before the gates, with the two parts of the candidate apart."""
+    """Pre-activations of one step, with the two terms of the candidate separate."""
 
     rz: Array  # (*batch, 2H) reset and update gate
-    n_x: Array  # (*batch, H) the candidate's part from the input
-    n_h: Array  # (*batch, H) the candidate's part from the state
+    n_x: Array  # (*batch, H) the term of the candidate from the input
+    n_h: Array  # (*batch, H) the term of the candidate from the state
 
 
 def gru_step(params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
@@ -53,9 +53,9 @@ def gru_step(params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
         h_t &= (1 - z_t) \odot n_t + z_t \odot h_{t-1}
 
     W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias``, b_hn is ``params.bias_hn``. Other
-    systems keep two biases for r and z; here ``bias`` is their sum. z_t = 1 keeps the state (some systems
-    write 1 - z for z). The function takes no options: :class:`GRUVariant` has those, among them the form
-    of the paper, in which the reset gate acts before the product.
+    libraries have two biases for r and z, of which ``bias`` is the sum. z_t = 1 keeps the state; some papers
+    swap z and 1 - z. The function takes no options. :class:`GRUVariant` has options, including the form of
+    the paper, in which the reset gate acts before the product.
 
     Args:
         params: ``GRUParams`` with w_ih (D, 3H), w_hh (H, 3H), bias (3H,) or None, bias_hn (H,) or None.
@@ -89,7 +89,7 @@ def gru_step(params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
 
 def gru_preactivation(params: Any, h: Array, u: Array, dtype: DType) -> GRUPreactivation:
     """The sums of r, z and n from h and u = x W (..., 3H); ``dtype`` is that of the recurrent product."""
-    H = u.shape[-1] // 3  # h may have more units than u: over devices, u holds the units of one device
+    H = u.shape[-1] // 3  # with sharded units, h has all units and u those of one device
     u_bias = add_bias(u.astype(state_dtype(u.dtype)), params.bias)
     product = head_matmul(h, params.w_hh, 3, dtype)
     rz = u_bias[..., : 2 * H] + product[..., : 2 * H]

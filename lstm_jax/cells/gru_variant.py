@@ -29,7 +29,7 @@ class GRUVariantParams(NamedTuple):
 
 
 class ResetPreactivation(NamedTuple):
-    """Sums of one step whose candidate reads the reset state already."""
+    """Pre-activations of one step with the reset gate before the product."""
 
     rz: Array  # (*batch, 2H)
     n: Array  # (*batch, H)
@@ -56,8 +56,8 @@ class GRUVariant(VectorCell):
         hidden_size: H, units of h.
         reset_after: the reset gate acts after the recurrent product (PyTorch, Keras, ONNX's
             ``linear_before_reset=1``), and the candidate has a second bias ``bias_hn``. False: before it
-            (the paper, Haiku, Keras's ``reset_after=False``). That takes two products a step, one after the
-            other, so the cell runs through the plain scan.
+            (the paper, Haiku, Keras's ``reset_after=False``). That requires two consecutive products per
+            step, so the cell runs through the plain scan.
         heads: diagonal blocks of w_hh, a divisor of H.
         activation: :math:`\phi`, a function or one of the names in ``lstm_jax.cells.activations``.
         recurrent_activation: :math:`\sigma`, likewise.
@@ -105,14 +105,14 @@ class GRUVariant(VectorCell):
 
     @property
     def affine_recurrence(self) -> bool:  # type: ignore[override]
-        """False where the reset gate acts before the product."""
+        """False if the reset gate acts before the product."""
         return self.reset_after
 
     def fused_unsupported(self) -> str | None:
-        """Two products a step where the reset gate acts before the product."""
+        """Why the fused scan cannot run this cell, or None."""
         if self.reset_after:
             return None
-        return "GRUVariant(reset_after=False) multiplies by R_n after its reset gate: two products a step"
+        return "GRUVariant(reset_after=False) multiplies by R_n after its reset gate: two products per step"
 
     @property
     def param_shapes(self) -> Any:

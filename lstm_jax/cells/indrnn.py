@@ -40,8 +40,8 @@ def indrnn_step(
 
     .. math:: h_t = f(x_t W + u \odot h_{t-1} + b)
 
-    W is ``params.w_ih``, u is ``params.w_hh``, b is ``params.bias``, f is ``activation``. Each unit reads its
-    own state only; units are mixed by the W of the next layer.
+    W is ``params.w_ih``, u is ``params.w_hh``, b is ``params.bias``, f is ``activation``. Each unit reads
+    only its own state. The W of the next layer mixes the units.
 
     Args:
         params: ``IndRNNParams`` with w_ih (D, H), w_hh (H,), bias (H,) or None.
@@ -90,10 +90,10 @@ class IndRNN(VectorCell):
         use_bias: whether there is a bias b.
         learn_initial_carry: keep h_0 among the parameters instead of zeros.
         w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called with shapes (D, H),
-            (H,) and (H,). By default u is uniform in [0, 1), so units differ in how long they remember.
-            Under relu a signal grows by the factor \|u\| in each step. The paper keeps the growth over T
-            steps below 2 with \|u\| <= 2^(1/T), in ``init`` and during training; here that is left to the
-            training loop: ``jnp.clip`` of ``params.w_hh``.
+            (H,) and (H,). By default u is uniform in [0, 1), so units remember for different times. With
+            relu, a signal grows by the factor \|u\| in each step. The paper limits the growth over T steps to
+            2 by \|u\| <= 2^(1/T), in ``init`` and during training. To do so, apply ``jnp.clip`` to
+            ``params.w_hh`` in the training loop.
         param_dtype: dtype of the parameters.
         dtype: dtype of x W, of h and of the outputs. None: what parameters and inputs promote to. Sums and f
             are float32 or wider.

@@ -1,4 +1,4 @@
-"""The leaky (continuous-time) recurrent network of computational neuroscience, next to its equations."""
+"""The leaky (continuous-time) recurrent network of neuroscience, next to its equations."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class LeakyRNNParams(NamedTuple):
     initial: Array | None = None  # learned v_0 (form "rate": r_0), (H,)
 
 
-#: ``(v, r)``, each (*batch, H); of the form "rate", r alone.
+#: ``(v, r)``, each (*batch, H); in the form "rate", only r.
 LeakyRNNCarry: TypeAlias = tuple[Array, Array] | Array
 
 
@@ -53,41 +53,41 @@ def leaky_rnn_step(
 ) -> tuple[LeakyRNNCarry, Array]:
     r"""One step of the leaky recurrent network, in one of its two published forms.
 
-    With ``form="current"`` (Song, Yang & Wang 2016) what leaks is the current v, and what the network says
-    and hears of itself are the rates r = f(v):
+    With ``form="current"`` (Song, Yang & Wang 2016) the current v leaks. The output and the input of the
+    recurrent product are the rates r = f(v):
 
     .. math::
         v_t &= (1 - \alpha) v_{t-1} + \alpha (x_t W + r_{t-1} R + b) + \sqrt{2 \alpha} \sigma \xi_t \\
         r_t &= f(v_t)
 
-    With ``form="rate"`` (Yang, Joglekar, Song, Newsome & Wang 2019) the rates themselves leak:
+    With ``form="rate"`` (Yang, Joglekar, Song, Newsome & Wang 2019) the rates leak:
 
     .. math:: r_t = (1 - \alpha) r_{t-1} + \alpha f(x_t W + r_{t-1} R + b + \sqrt{2 / \alpha} \sigma \xi_t)
 
     W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias``, f is ``activation``,
-    :math:`\xi_t` is ``noise``: independent standard normal numbers. Both are steps of length dt of a
-    differential equation with time constant tau,
+    :math:`\xi_t` is ``noise``: independent standard normal numbers. Both forms discretise a differential
+    equation with time constant tau in steps of length dt,
 
     .. math:: \tau \dot{v} = -v + x W + f(v) R + b + \sqrt{2 \tau} \sigma \xi(t)
 
-    (and likewise for r). How much of the old state a step forgets is :math:`\alpha = dt / \tau` of
-    Euler's method, as published, or :math:`\alpha = 1 - e^{-dt / \tau}`, which is exact for the leak
-    if the rest stands still during a step. Left alone under noise, v has the variance
-    :math:`2 \sigma^2 / (2 - \alpha)`: in short steps :math:`\sigma^2`.
+    (and likewise for r). The fraction of the old state that a step forgets is :math:`\alpha = dt / \tau` with
+    Euler's method, as in the papers, or :math:`\alpha = 1 - e^{-dt / \tau}`, which is exact if the other
+    terms are constant during a step. With noise as the only input, v has the variance :math:`2 \sigma^2 / (2
+    - \alpha)`, which approaches :math:`\sigma^2` for short steps.
 
     Args:
         params: ``LeakyRNNParams`` with w_ih (D, H), w_hh (H, H), bias (H,) or None, log_tau (H,) or None.
-        carry: ``(v, r)``, each (*batch, H); with ``form="rate"``, r alone.
+        carry: ``(v, r)``, each (*batch, H); with ``form="rate"``, only r.
         x: the input of this step, (*batch, D).
         noise: standard normal numbers, (*batch, H); None: no noise.
-        tau: time constant, in the unit of ``dt``: milliseconds by convention. Not looked at where
-            ``params.log_tau`` has learned ones.
+        tau: time constant, in the unit of ``dt``, by convention milliseconds. Unused if ``params.log_tau``
+            has learned time constants.
         dt: time from one step to the next.
-        sigma: the noise's strength.
+        sigma: standard deviation of the noise.
         form: ``"current"`` or ``"rate"``.
-        integration: ``"euler"``, which wants dt <= tau, or ``"exponential"``, which learned time
-            constants need.
-        activation: f; published are ``jax.nn.relu``, ``jax.nn.softplus`` and ``jnp.tanh``.
+        integration: ``"euler"``, which requires dt <= tau, or ``"exponential"``, which learned time constants
+            require.
+        activation: f; the papers use ``jax.nn.relu``, ``jax.nn.softplus`` and ``jnp.tanh``.
 
     Returns:
         ``((v, r), r)``, or ``(r, r)`` with ``form="rate"``, in the dtypes of the given carry.
@@ -124,7 +124,7 @@ def _states(form: str) -> str:
 
 
 def _alpha(integration: str, tau: float, dt: float, log_tau: Array | None) -> Any:
-    """The share of the old state that a step forgets: a number, or one for each unit."""
+    """The fraction of the old state that a step forgets: one number, or one for each unit."""
     if log_tau is not None:
         return -jnp.expm1(-dt * jnp.exp(-log_tau.astype(state_dtype(log_tau.dtype))))
     return dt / tau if integration == "euler" else -math.expm1(-dt / tau)
@@ -145,22 +145,22 @@ def _update(
     z: Array,
     noise: Array | None,
 ) -> tuple[LeakyRNNCarry, Array]:
-    """The leak, the noise and f; the state that leaks is kept in its dtype and computed in z's, or wider."""
+    """Leak, noise and f, computed in the dtype of z or of the state, whichever is wider."""
     state = carry[0] if form == "current" else carry
     dtype = promote(z.dtype, state.dtype)
     old, z = state.astype(dtype), z.astype(dtype)
     if not isinstance(alpha, float):
         alpha = expand_rank(alpha.astype(dtype), z)
-    kick = None
+    scaled = None
     if noise is not None and sigma:
         _check_noise(owner, noise, state)
-        kick = sigma * noise.astype(dtype)
+        scaled = sigma * noise.astype(dtype)
     if form == "rate":
-        z = z if kick is None else z + (2 / alpha) ** 0.5 * kick
+        z = z if scaled is None else z + (2 / alpha) ** 0.5 * scaled
         r_t = ((1 - alpha) * old + alpha * activation(z)).astype(state.dtype)
         return r_t, r_t
     v_t = (1 - alpha) * old + alpha * z
-    v_t = v_t if kick is None else v_t + (2 * alpha) ** 0.5 * kick
+    v_t = v_t if scaled is None else v_t + (2 * alpha) ** 0.5 * scaled
     r_t = activation(v_t).astype(carry[1].dtype)
     return (v_t.astype(state.dtype), r_t), r_t
 
@@ -169,40 +169,40 @@ def _update(
 class LeakyRNN(VectorCell):
     r"""Hyperparameters of a leaky recurrent network; :func:`leaky_rnn_step` has the equations.
 
-    In the form "current" the carry is (v, r), though r = f(v) could be had from v alone: what the
-    recurrent product reads then stands in the carry as it is, and the fast path can take the cell. A carry
-    of one's own making should hold both, r = f(v); ``initial_carry`` does.
+    In the form "current" the carry is (v, r), although r = f(v). This makes the recurrent product affine in
+    the carry, which the fused scan requires. A carry that you construct must satisfy r = f(v), as that of
+    ``initial_carry`` does.
 
-    Noise comes only where it is drawn: :func:`lstm_jax.unroll` draws it at every step if it is given a
-    key. By hand it is ``cell.step(params, carry, x, cell.draw(key, carry))``.
+    :func:`lstm_jax.unroll` draws the noise of every step if it is given a key. A single step with noise is
+    ``cell.step(params, carry, x, cell.draw(key, carry))``.
 
     Args:
         input_size: D, features of one input.
         hidden_size: H, units.
-        tau: time constant of all units, in the unit of ``dt``: milliseconds by convention.
-        dt: time from one step to the next. With :math:`dt = \tau` and Euler's method nothing of the
-            old state is left, and the cell is an :class:`lstm_jax.RNN`.
-        learn_tau: keep a time constant for each unit among the parameters, as its logarithm (so that it
-            stays positive), beginning at ``tau``. It needs ``integration="exponential"``, whose
-            :math:`\alpha` lies in (0, 1) whatever is learned.
-        integration: ``"euler"``, as published, :math:`\alpha = dt / \tau`, or ``"exponential"``,
-            :math:`\alpha = 1 - e^{-dt / \tau}`.
+        tau: time constant of all units, in the unit of ``dt``, by convention milliseconds.
+        dt: time from one step to the next. With :math:`dt = \tau` and Euler's method a step forgets all of
+        the
+            old state, and the cell is an :class:`lstm_jax.RNN`.
+        learn_tau: keep the logarithm of a time constant for each unit among the parameters, initially that of
+            ``tau``. It requires ``integration="exponential"``, for which :math:`\alpha` is always in (0, 1).
+        integration: ``"euler"``, as in the papers, with :math:`\alpha = dt / \tau`, or ``"exponential"``,
+            with :math:`\alpha = 1 - e^{-dt / \tau}`.
         form: ``"current"`` (Song et al. 2016) or ``"rate"`` (Yang et al. 2019).
-        noise: :math:`\sigma`, the noise's strength; 0 switches it off.
-        activation: f; functions compare by identity, so give a named one rather than a lambda.
+        noise: :math:`\sigma`, the standard deviation of the noise; 0: no noise.
+        activation: f. Functions compare by identity, so pass a named function rather than a lambda.
         use_bias: whether there is a bias b.
         learn_initial_carry: keep v_0 (in the form "rate" r_0) among the parameters instead of zeros.
-        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called with shape
-            (D, H), (H, H) and (H,).
+        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called with shapes (D, H),
+            (H, H) and (H,).
         param_dtype: dtype of the parameters.
-        dtype: dtype of the matrix products, of r and of the outputs. None: what parameters and
-            inputs promote to. v, sums and f are float32 or wider; the r of the form "rate", which
-            leaks itself, is rounded at every step, so prefer "current" under bfloat16 or float16.
+        dtype: dtype of the matrix products, of r and of the outputs. None: what parameters and inputs promote
+            to. v, sums and f are float32 or wider. In the form "rate", r accumulates rounding errors over
+            steps, so prefer "current" under bfloat16 or float16.
 
     Raises:
-        ValueError: a size is not a positive integer, tau or dt not positive, dt > tau in Euler's
-            method, noise below 0, another form or integration, learned tau with Euler's method, or a
-            dtype not floating.
+        ValueError: a size is not a positive integer, tau or dt is not positive, dt > tau with Euler's method,
+            the noise is negative, the form or the integration is unknown, tau is learned with Euler's
+            method, or a dtype is not floating.
 
     >>> cell = LeakyRNN(input_size=3, hidden_size=2, tau=50.0, dt=10.0, form="rate", noise=0.1)
     >>> params = cell.init(jax.random.key(0))
@@ -242,7 +242,7 @@ class LeakyRNN(VectorCell):
 
     @property
     def update_reads_params(self) -> bool:  # type: ignore[override]
-        """Whether time constants are learned."""
+        """Whether the time constants are parameters."""
         return self.learn_tau
 
     @property
@@ -254,14 +254,13 @@ class LeakyRNN(VectorCell):
     def param_shapes(self) -> Any:
         """``LeakyRNNParams`` of shapes."""
         D, H = self.input_size, self.hidden_size
-        optional = (
-            (H,) if there else None for there in (self.use_bias, self.learn_tau, self.learn_initial_carry)
-        )
+        options = self.use_bias, self.learn_tau, self.learn_initial_carry
+        optional = ((H,) if option else None for option in options)
         return LeakyRNNParams._make(((D, H), (H, H), *optional))
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The rows of v and r, or of r in the form "rate"."""
+        """The rows of v and r; in the form "rate", those of r."""
         return {name: (self.hidden_size,) for name in _states(self.form).split(", ")}
 
     def init(self, key: Array) -> LeakyRNNParams:
@@ -277,7 +276,7 @@ class LeakyRNN(VectorCell):
     def initial_carry(
         self, batch_shape: Sequence[int] = (), params: LeakyRNNParams | None = None
     ) -> LeakyRNNCarry:
-        """``(v_0, f(v_0))``, or r_0 of the form "rate", each (*batch_shape, H): from zeros, or learned."""
+        """``(v_0, f(v_0))``, or r_0 in the form "rate", each (*batch_shape, H): zeros, or learned."""
         learned = _init.learned_initial(self, params)
         r_dtype, v_dtype = _init.state_dtypes(self, params)
         row = (self.hidden_size,)
@@ -287,7 +286,7 @@ class LeakyRNN(VectorCell):
         return v, self.activation(v).astype(r_dtype)
 
     def draw(self, key: Array, carry: LeakyRNNCarry) -> Array | None:
-        """One step's noise: standard normal numbers in the shape of the state; None where noise=0."""
+        """Per-step noise: standard normal numbers in the shape of the state; None if noise=0."""
         return normal(key, jax.tree.leaves(carry)[0]) if self.noise else None
 
     def recur(self, params: LeakyRNNParams, carry: LeakyRNNCarry, u: Array) -> Array:
@@ -297,51 +296,51 @@ class LeakyRNN(VectorCell):
     def update(
         self, params: LeakyRNNParams, carry: LeakyRNNCarry, z: Array, noise: Array | None = None
     ) -> tuple[LeakyRNNCarry, Array]:
-        """The leak, the noise and f."""
+        """Leak, noise and f."""
         alpha = _alpha(self.integration, self.tau, self.dt, params.log_tau)
         return _update("LeakyRNN", self.form, self.activation, alpha, self.noise, carry, z, noise)
 
 
-# --- checks -------------------------------------------------------------------------------------
+# --- validation ---------------------------------------------------------------------------------
 
 
 def _check_dynamics(
     owner: str, form: str, integration: str, tau: Any, dt: Any, strength: str, sigma: Any, learned: bool
 ) -> None:
-    """Time constants and noise for which the equations mean something."""
+    """Check the time constants and the noise."""
     check_choice(owner, "form", form, FORMS)
     check_choice(owner, "integration", integration, INTEGRATIONS)
     for name, value in (("tau", tau), ("dt", dt)):
         if not is_number(value) or not 0 < value < math.inf:
             raise value_error(
-                f"{owner} got {name}={value!r}", "a time above 0", "Give both in one unit, milliseconds say."
+                f"{owner} got {name}={value!r}",
+                "a time above 0",
+                "Give tau and dt in the same unit, for instance milliseconds.",
             )
     if not is_number(sigma) or not 0 <= sigma < math.inf:
-        raise value_error(
-            f"{owner} got {strength}={sigma!r}", "a number, 0 or more", "0 switches the noise off."
-        )
+        raise value_error(f"{owner} got {strength}={sigma!r}", "a number, 0 or more", "Use 0 for no noise.")
     if integration == "exponential":
         return
     if learned:
         raise value_error(
             f"{owner} got learned time constants with integration='euler'",
-            "integration='exponential', for which every positive tau is long enough",
-            "Give integration='exponential', or a fixed tau.",
+            "integration='exponential', which allows every positive tau",
+            "Use integration='exponential', or a fixed tau.",
         )
     if dt > tau:
         raise value_error(
             f"{owner} got dt={dt!r} and tau={tau!r} with integration='euler'",
-            "dt <= tau: a longer step forgets more than there is",
-            "Take shorter steps, or integration='exponential'.",
+            "dt <= tau, so that a step forgets at most all of the old state",
+            "Use shorter steps, or integration='exponential'.",
         )
 
 
 def _check_noise(owner: str, noise: Any, state: Any) -> None:
-    """Floats in the shape of the state."""
+    """Check for floats in the shape of the state."""
     check_float(owner, "noise", noise)
     if tuple(noise.shape) != tuple(state.shape):
         raise value_error(
             f"{owner} got noise of shape {tuple(noise.shape)}",
-            f"that of the state, {tuple(state.shape)}",
+            f"the shape of the state, {tuple(state.shape)}",
             "Draw it with cell.draw(key, carry).",
         )

@@ -34,7 +34,7 @@ class LSTMGates(NamedTuple):
     i: Array  # (*batch, H) input gate: how much of the candidate is added
     f: Array  # (*batch, H) forget gate: how much of the old cell state is kept
     g: Array  # (*batch, H) candidate
-    o: Array  # (*batch, H) output gate: how much of the cell state is shown
+    o: Array  # (*batch, H) output gate: how much of the cell state is output
 
 
 LSTMCarry: TypeAlias = tuple[Array, Array]
@@ -114,13 +114,13 @@ def activate(z: Array) -> LSTMGates:
 def lstm_gates(params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMGates:
     """The gates that :func:`lstm_step` computes for the same arguments.
 
-    Time may be one more batch axis: one call gives the gates of a whole sequence, from the carries that
-    each step read.
+    The leading axes may include time: with the carries before each step, one call returns the gates of a
+    whole sequence.
 
     >>> cell = LSTM(input_size=3, hidden_size=2)
     >>> params = cell.init(jax.random.key(0))
     >>> gates = lstm_gates(params, cell.initial_carry(), jnp.zeros(3))
-    >>> [f"{float(f):.2f}" for f in gates.f]  # no input yet: the forget bias of 1 alone
+    >>> [f"{float(f):.2f}" for f in gates.f]  # zero input, so only the forget bias of 1
     ['0.73', '0.73']
     """
     check_step("lstm_gates", params, carry, x)
@@ -130,7 +130,7 @@ def lstm_gates(params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMGates:
 
 
 def check_step(owner: str, params: Any, carry: Any, x: Any) -> None:
-    """The arguments of a free function fit one another."""
+    """Check that the arguments of a free function fit together."""
     check_type(owner, params, LSTMParams)
     D, H = axis_size(params.w_ih, 0), axis_size(params.w_hh, 0)
     bias, initial = (

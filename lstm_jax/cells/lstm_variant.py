@@ -51,9 +51,9 @@ class LSTMNorm(NamedTuple):
 
 @exportable
 class LSTMVariantParams(NamedTuple):
-    """Parameters of an :class:`LSTMVariant`, the gates that have weights side by side, as i, f, g, o.
+    """Parameters of an :class:`LSTMVariant`, with the gates side by side in the order i, f, g, o.
 
-    4H is 3H where a gate has no weights. With a projection, ``w_hh`` has P rows.
+    If a gate has no weights, 4H is 3H. With a projection, ``w_hh`` has P rows.
     """
 
     w_ih: Array  # (D, 4H)
@@ -76,7 +76,7 @@ class VariantStep(NamedTuple):
 def variant_update(
     cell: LSTMVariant, params: Any, c: Array, z: Array, candidate_scale: Array | None = None
 ) -> VariantStep:
-    """One step from the pre-activations z (..., n H) of the n gates with weights. A missing gate is 1."""
+    """One step from the pre-activations z (..., nH) of the n gates with weights. Other gates are 1."""
     pre = dict(zip(cell.gate_names, jnp.split(z, len(cell.gate_names), axis=-1), strict=True))
     peepholes = {}
     if params.peepholes is not None:
@@ -103,9 +103,9 @@ def variant_update(
         c_t = _normalised(cell, params.norm, c_t)
     c_t = clipped(c_t, cell.cell_clip)
     o = gate("o", c_t)
-    shown = _normalised(cell, params.norm, c_t) if cell.layer_norm == "haste" else c_t
-    shown = shown if cell.ablation == "no_output_activation" else phi(shown)
-    return VariantStep(o * shown, c_t, LSTMGates(i, f, g, o))
+    visible = _normalised(cell, params.norm, c_t) if cell.layer_norm == "haste" else c_t
+    visible = visible if cell.ablation == "no_output_activation" else phi(visible)
+    return VariantStep(o * visible, c_t, LSTMGates(i, f, g, o))
 
 
 def _normalised(cell: LSTMVariant, norm: LSTMNorm, c: Array) -> Array:
@@ -123,7 +123,7 @@ def clipped(z: Array, limit: float | None) -> Array:
 class LSTMVariant(VectorCell):
     r"""An LSTM with options; without options it computes what :class:`lstm_jax.LSTM` does.
 
-    The equations are those of :func:`lstm_jax.lstm_step`, with these terms where the options ask for them:
+    The options change the equations of :func:`lstm_jax.lstm_step`:
 
     - ``peepholes`` (Gers & Schmidhuber 2000): :math:`p_i \odot c_{t-1}`, :math:`p_f \odot c_{t-1}` and
       :math:`p_o \odot c_t` inside the sigmoids of i, f and o;
@@ -144,21 +144,21 @@ class LSTMVariant(VectorCell):
             weights; ``"no_input_activation"`` or ``"no_output_activation"``: no tanh for g, or around c_t
             (all five: Greff et al. 2017).
         heads: diagonal blocks of w_hh, a divisor of H (and of P).
-        clip: limits all pre-activations, peepholes included, to [-clip, clip], as ONNX does; None: no limit.
+        clip: limits all pre-activations, peepholes included, to [-clip, clip], as in ONNX; None: no limit.
         cell_clip: limits c_t to [-cell_clip, cell_clip] before the output gate reads it (Sak et al. 2014).
         layer_norm: normalises all 4H of x W, all 4H of h R and c_t over the units of a row to mean 0 and
-            variance 1, each with a learned scale (Ba et al. 2016). ``"tfa"`` (TensorFlow Addons) carries the
-            normalised c_t; ``"haste"`` (LMNT's Haste) carries c_t itself and normalises only the argument of
-            the last tanh.
+            variance 1, each with a learned scale (Ba et al. 2016). With ``"tfa"`` (TensorFlow Addons) the
+            carry contains the normalised c_t. With ``"haste"`` (LMNT's Haste) the carry contains c_t, and
+            only the argument of the last tanh is normalised.
         activation: the function for g and around c_t, or one of the names in ``lstm_jax.cells.activations``.
         recurrent_activation: the function of the gates i, f and o, likewise.
         use_bias: whether there is a bias b.
-        forget_bias: added to the forget gate's bias by ``init``. Of coupled gates the input gate's bias gets
-            its negative. No effect after ``init``, and none without a bias or a forget gate.
+        forget_bias: added to the forget gate's bias by ``init``. With ``coupled``, it is subtracted from the
+            input gate's bias. It has no effect after ``init``, and none without a bias or a forget gate.
         learn_initial_carry: keep h_0 and c_0 among the parameters instead of zeros.
         w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called once for each gate
             with shapes (D, H), (H, H) (for each head (H/heads, H/heads)) and (H,). w_ih_init also draws w_hr,
-            with shape (H, P). Peepholes begin at 0.
+            with shape (H, P). Peepholes are initially 0.
         param_dtype: dtype of the parameters.
         dtype: dtype of the matrix products, of h and of the outputs. None: what parameters and inputs
             promote to. Under bfloat16 or float16, c and all sums are float32.
@@ -210,7 +210,7 @@ class LSTMVariant(VectorCell):
                 raise value_error(
                     f"LSTMVariant got proj_size={self.proj_size} with hidden_size={self.hidden_size}",
                     "a projection to at most hidden_size units",
-                    "Choose a smaller proj_size, or None.",
+                    "Use a smaller proj_size, or None.",
                 )
             sizes["proj_size"] = self.proj_size
         check_heads("LSTMVariant", self.heads, sizes)
@@ -222,7 +222,7 @@ class LSTMVariant(VectorCell):
         if self.coupled and self.ablation in ("no_input_gate", "no_forget_gate"):
             raise value_error(
                 f"LSTMVariant got coupled=True with ablation={self.ablation!r}",
-                "one of the two: coupled gates are one gate, f = 1 - i, so neither can be left out",
+                "at most one of the two, because coupled gates are one gate, f = 1 - i",
                 "Use coupled=False.",
             )
         for name in ("clip", "cell_clip"):
@@ -256,12 +256,12 @@ class LSTMVariant(VectorCell):
 
     @property
     def peephole_gates(self) -> str:
-        """The gates that have peepholes, where there are any."""
+        """The gates that have peepholes if ``peepholes`` is True."""
         return self.gate_names.replace("g", "")
 
     @property
     def has_plain_update(self) -> bool:
-        """The options change the products alone, so :func:`lstm_update` computes the rest."""
+        """Whether :func:`lstm_update` can compute the step: the options change only the products."""
         plain = (False, False, None, None, None, None, jnp.tanh, sigmoid)
         return plain == (
             self.peepholes,
@@ -300,10 +300,10 @@ class LSTMVariant(VectorCell):
         H, P, dtype = self.hidden_size, self.output_size, self.param_dtype
         gates = len(self.gate_names)
         w_ih, w_hh, bias = _init.init_weights(self, key, gates, self.heads, rows=P)
-        at = self.gate_names.find("i" if self.coupled else "f")
-        if bias is not None and at >= 0:
-            remember = -self.forget_bias if self.coupled else self.forget_bias
-            bias = bias.at[at * H : (at + 1) * H].add(remember)
+        gate = self.gate_names.find("i" if self.coupled else "f")
+        if bias is not None and gate >= 0:
+            shift = -self.forget_bias if self.coupled else self.forget_bias
+            bias = bias.at[gate * H : (gate + 1) * H].add(shift)
         params = LSTMVariantParams(w_ih, w_hh, bias)
         if self.learn_initial_carry:
             params = params._replace(initial=(jnp.zeros(P, dtype), jnp.zeros(H, dtype)))
@@ -328,7 +328,7 @@ class LSTMVariant(VectorCell):
         )
 
     def project(self, params: LSTMVariantParams, x: Array) -> Array:
-        """x W, layer-normalised where the cell is: (..., 4H)."""
+        """x W, normalised if the cell has layer normalisation: (..., 4H)."""
         u = super().project(params, x)
         if self.layer_norm is None:
             return u
@@ -368,7 +368,7 @@ class LSTMVariant(VectorCell):
         return (h_t, c_t.astype(c.dtype)), h_t
 
     def emit(self, params: LSTMVariantParams, raw: tuple[LSTMCarry, Array]) -> tuple[LSTMCarry, Array]:
-        """The projection of h, where there is one."""
+        """The projection of h, if there is one."""
         (h, c), _ = raw
         if params.w_hr is not None:
             h = matmul(h, params.w_hr, h.dtype).astype(h.dtype)

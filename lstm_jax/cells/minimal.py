@@ -1,4 +1,4 @@
-"""The minimal GRU and LSTM, whose gates do not read the state, next to their equations."""
+"""The minimal GRU and LSTM, whose gates depend only on the input, next to their equations."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def min_gru_step(params: MinGRUParams, carry: Array, x: Array) -> tuple[Array, A
         h_t &= (1 - z_t) \odot h_{t-1} + z_t \odot \tilde h_t
 
     W is ``params.w_ih``, b is ``params.bias``, and g keeps the candidate positive: :math:`g(a) = a + 1/2`
-    where :math:`a \ge 0`, and :math:`\sigma(a)` elsewhere. It is continuous, with slope 1 at 0 and 1/4 just
-    below. Only the last line reads the state, so all steps can be computed at once
+    where :math:`a \ge 0`, and :math:`\sigma(a)` elsewhere. It is continuous; its slope is 1 at 0 and 1/4 just
+    below 0. Only the last line depends on the state, so all steps can be computed at once
     (``implementation="parallel"``).
 
     z_t = 0 keeps the state (in :func:`gru_step`, z_t = 1 does).
@@ -80,7 +80,7 @@ def min_lstm_step(params: MinLSTMParams, carry: Array, x: Array) -> tuple[Array,
         h_t &= \frac{f_t}{f_t + i_t} \odot h_{t-1} + \frac{i_t}{f_t + i_t} \odot \tilde h_t
 
     W is ``params.w_ih``, b is ``params.bias``, g is that of :func:`min_gru_step`. The two fractions sum to 1,
-    also where both gates are so small that their quotient would be 0/0.
+    also if both gates underflow to 0.
 
     Args:
         params: ``MinLSTMParams`` with w_ih (D, 3H), bias (3H,) or None; in the order f, i, h.
@@ -112,8 +112,8 @@ def _min_gru_parts(z: Array) -> tuple[Array, Array]:
 def _min_lstm_parts(z: Array) -> tuple[Array, Array]:
     """sigma(i) / (sigma(f) + sigma(i)), and the candidate.
 
-    Numerator and denominator are multiplied by a factor that keeps them from overflowing. In a loop on CPUs
-    this takes a third of the time of the sigmoid of a difference of logarithms.
+    A common factor keeps numerator and denominator from overflowing. In a loop on CPUs, this takes a third of
+    the time of the sigmoid of a difference of logarithms.
     """
     f, i, candidate = jnp.split(z, 3, axis=-1)
     largest = jax.lax.stop_gradient(jnp.maximum(jnp.maximum(-f, -i), 0))
@@ -166,7 +166,7 @@ class _MinimalCell(VectorCell):
         return self.params_type(w_ih, bias, jnp.zeros(H, dtype) if self.learn_initial_carry else None)
 
     def recur(self, params: Any, carry: Array, u: Array) -> Array:
-        """u + b, whatever the carry."""
+        """u + b, which does not depend on the carry."""
         return add_bias(u.astype(state_dtype(u.dtype)), params.bias)
 
     def _coefficients(self, gate: Array, candidate: Array) -> tuple[Array, Array]:
@@ -236,8 +236,8 @@ class MinLSTM(_MinimalCell):
         input_size: D, features of one input.
         hidden_size: H, units of h.
         use_bias: whether there is a bias b.
-        forget_bias: added to the forget gate's bias by ``init``: the larger, the longer a new cell
-            remembers. No effect after ``init``, and none without a bias.
+        forget_bias: added to the forget gate's bias by ``init``. A larger value lets a new cell remember
+            longer. It has no effect after ``init``, and none without a bias.
         learn_initial_carry: keep h_0 among the parameters instead of zeros.
         w_ih_init, bias_init: functions as in ``jax.nn.initializers``, called once for each of the three parts
             with shapes (D, H) and (H,).

@@ -1,4 +1,4 @@
-"""The mLSTM, whose memory is a matrix, next to its equations."""
+"""The mLSTM, an LSTM whose cell state is a matrix, next to its equations."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from lstm_jax.cells._checks import (
     normalise,
 )
 from lstm_jax.cells._linear import add_bias, matmul, sigmoid
-from lstm_jax.cells.slstm import FORGET_GATES, LOWEST, exponential_gates
+from lstm_jax.cells._stabiliser import FORGET_GATES, INITIAL_STABILISER, stabilised_gates
 
-#: exp(-m) is held at exp(-40) or more, whose inverse square (in the derivative) float32 can hold.
-LEAST = 40.0
+#: exp(-m) is at least exp(-40). The derivative has the inverse square of it, which float32 can represent.
+MAX_EXPONENT = 40.0
 
 
 @exportable
@@ -41,7 +41,7 @@ class MLSTMParams(NamedTuple):
 
 
 class MLSTMPreactivation(NamedTuple):
-    """What the matrix products of one step give."""
+    """The matrix products of one step."""
 
     qkvo: Array  # (*batch, 4H)
     gates: Array  # (*batch, 2 heads), float32 or wider
@@ -66,19 +66,22 @@ def mlstm_step(
         n_t &= f'_t n_{t-1} + i'_t k_t \\
         h_t &= \sigma(x_t W_o + b_o) \odot C_t q_t / \max(|n_t^\top q_t|, \exp(-m_t))
 
-    W_q, W_k, W_v, W_o lie side by side in ``params.w_ih``, w_i and w_f in ``params.w_gates``; the
-    gates i and f are one number a head, and f is :math:`\sigma(\tilde f)` or :math:`\exp(\tilde f)`.
-    Nothing of the carry enters a gate.
+    W_q, W_k, W_v, W_o are side by side in ``params.w_ih``, w_i and w_f in ``params.w_gates``. The gates i
+    and f are one number per head, and f is :math:`\sigma(\tilde f)` or :math:`\exp(\tilde f)`. No gate reads
+    the carry.
 
-    What the definition calls C and n would overflow. Kept are both times exp(-m), and so the 1 of
-    its denominator max(\|n q\|, 1) is exp(-m) here: h is the same. m_0 is a large negative number
-    (-2^100), so at the first step i' = 1 and f' = 0, however small :math:`\tilde i` is. So that no
-    derivative divides by zero, exp(-m) is held at exp(-40) or more, which is felt only where
-    \|n q\| is below 4e-18.
+    The C and n of the definition would overflow. Both are stored times exp(-m), so the denominator
+    max(\|n q\|, 1) of the definition becomes max(\|n q\|, exp(-m)). m_0 is -2^127, so at the first step
+    i' = 1 and f' = 0. The denominator uses exp(-40) where exp(-m) is smaller, so that no derivative divides
+    by zero; this changes h only where \|n q\| < 4e-18.
+
+    The gates have the limits of :func:`lstm_jax.slstm_step`. Queries, keys and values are not stabilised: the
+    results are finite while C and C q are, which in float32 holds for q, k and v up to about 4e12
+    (:math:`2^{42}`).
 
     Args:
-        params: ``MLSTMParams`` with w_ih (D, 4H), w_gates (D, 2 heads), bias (4H,) and bias_gates
-            (2 heads,), both None or neither.
+        params: ``MLSTMParams`` with w_ih (D, 4H), w_gates (D, 2 heads), and either bias (4H,) and bias_gates
+            (2 heads,) or None for both.
         carry: ``(C, n, m)``: (*batch, heads, d, d) of values by keys, (*batch, heads, d) and
             (*batch, heads). Begin with ``MLSTM.initial_carry``.
         x: the input of this step, (*batch, D).
@@ -117,61 +120,127 @@ def _shapes(D: int, H: int, heads: int, bias: bool) -> Any:
 
 
 def _project(params: MLSTMParams, x: Array, dtype: DType | None) -> MLSTMPreactivation:
-    """All products of the step; the gates' own are not rounded to ``dtype``, since they are exponents."""
+    """All products of the step. Those of the gates are exponents, so they are not rounded to ``dtype``."""
     dtype = promote(x.dtype, params.w_ih.dtype) if dtype is None else dtype
     qkvo = add_bias(matmul(x, params.w_ih, dtype), params.bias).astype(dtype)
     return MLSTMPreactivation(qkvo, add_bias(matmul(x, params.w_gates, dtype), params.bias_gates))
 
 
+def _parts(z: MLSTMPreactivation, shape: tuple[int, ...], dtype: Any) -> tuple[Array, ...]:
+    """q, k / sqrt(d), v, the output gate's pre-activation and those of i and f, in ``dtype``."""
+    q, k, v, o = (part.reshape(shape) for part in jnp.split(z.qkvo.astype(dtype), 4, axis=-1))
+    return (q, k / math.sqrt(shape[-1]), v, o, *jnp.split(z.gates.astype(dtype), 2, axis=-1))
+
+
+def _output(o: Array, numerator: Array, weight: Array, m: Array, z: MLSTMPreactivation) -> Array:
+    """h from C q and n q, both times exp(-m)."""
+    # Both are multiplied by exp(min(m, 0)), because exp(-m) may overflow.
+    scale = jnp.exp(jnp.minimum(m, 0))
+    denominator = jnp.maximum(scale * jnp.abs(weight), jnp.exp(-jnp.clip(m, 0, MAX_EXPONENT)))
+    h = sigmoid(o) * (scale[..., None] * numerator / denominator[..., None])
+    *rows, columns = z.qkvo.shape
+    return h.reshape(*rows, columns // 4).astype(z.qkvo.dtype)
+
+
 def _update(forget_gate: str, carry: MLSTMCarry, z: MLSTMPreactivation) -> tuple[MLSTMCarry, Array]:
     dtype = promote(z.gates.dtype, *(part.dtype for part in carry))
     C, n, m = (part.astype(dtype) for part in carry)
-    q, k, v, o = (part.reshape(n.shape) for part in jnp.split(z.qkvo.astype(dtype), 4, axis=-1))
-    k = k / math.sqrt(k.shape[-1])
-    i, f = jnp.split(z.gates.astype(dtype), 2, axis=-1)
-    i, f, m = exponential_gates(forget_gate, i, f, m)
-    i, f, m_t = (gate[..., None] for gate in (i, f, m))
-    C = f[..., None] * C + (i * v)[..., :, None] * k[..., None, :]
-    n = f * n + i * k
-    # Numerator and denominator times exp(min(m, 0)), which may be small where exp(-m) would overflow.
-    scale = jnp.exp(jnp.minimum(m_t, 0))
-    found = scale * jnp.sum(C * q[..., None, :], axis=-1)
-    weight = scale * jnp.abs(jnp.sum(n * q, axis=-1, keepdims=True))
-    h = sigmoid(o) * (found / jnp.maximum(weight, jnp.exp(-jnp.clip(m_t, 0, LEAST))))
-    new = C.astype(carry[0].dtype), n.astype(carry[1].dtype), m.astype(carry[2].dtype)
-    *rows, columns = z.qkvo.shape
-    return new, h.reshape(*rows, columns // 4).astype(z.qkvo.dtype)
+    q, k, v, o, i, f = _parts(z, n.shape, dtype)
+    i, f, m = stabilised_gates(forget_gate, i, f, m)
+    C = f[..., None, None] * C + (i[..., None] * v)[..., :, None] * k[..., None, :]
+    n = f[..., None] * n + i[..., None] * k
+    h = _output(o, jnp.sum(C * q[..., None, :], axis=-1), jnp.sum(n * q, axis=-1), m, z)
+    return (C.astype(carry[0].dtype), n.astype(carry[1].dtype), m.astype(carry[2].dtype)), h
+
+
+def _update_chunk(
+    forget_gate: str,
+    carry: MLSTMCarry,
+    z: MLSTMPreactivation,
+    valid: Array | None,
+    restart: Array | None,
+    stored: MLSTMCarry | None,
+) -> tuple[MLSTMCarry, Array]:
+    """``_update`` for all steps of a chunk; time is the first axis of z, of the flags and of ``stored``.
+
+    With F_t the sum of log f up to t, step t reads step s with the weight exp(F_t - F_s + i_s - m_t) and the
+    carry before the chunk with exp(F_t + m - m_t). m_t is the largest of these exponents, as in the
+    recurrence. A restart ends both, and begins at zeros or at ``stored``.
+    """
+    dtype = promote(z.gates.dtype, *(part.dtype for part in carry))
+    C, n, m = (part.astype(dtype) for part in carry)
+    L = z.qkvo.shape[0]
+    q, k, v, o, i, f = _parts(z, (L, *n.shape), dtype)
+    log_f = jax.nn.log_sigmoid(f) if forget_gate == "sigmoid" else f
+    step = jnp.arange(L)
+    reads = (step[:, None] >= step[None]).reshape(L, L, *(1,) * m.ndim)  # step t reads step s
+    if valid is not None:
+        log_f = jnp.where(valid[..., None], log_f, 0)
+        reads = reads & valid[None, ..., None]
+    total = jnp.cumsum(log_f, axis=0)
+    exponents, old = total[:, None] - total[None] + i[None], total + m[None]
+    if restart is not None:
+        segment = jnp.cumsum(restart, axis=0)[..., None]
+        reads = reads & (segment[:, None] == segment[None])
+        old = jnp.where(segment == 0, old, INITIAL_STABILISER)
+    exponents = jnp.where(reads, exponents, -jnp.inf)
+    m_t = jnp.maximum(old, jnp.max(exponents, axis=1))
+    if stored is not None and restart is not None:
+        # The restart that began the segment of each step; the first step where there was none.
+        began = jax.lax.cummax(jnp.where(restart, step.reshape(L, *(1,) * (m.ndim - 1)), 0), axis=0)
+        C_0, n_0, m_0, before = (
+            jnp.take_along_axis(a, jax.lax.expand_dims(began, range(began.ndim, a.ndim)), axis=0)
+            for a in (*(part.astype(dtype) for part in stored), total - log_f)
+        )
+        restarted = jnp.where(segment == 0, INITIAL_STABILISER, total - before + m_0)
+        m_t = jnp.maximum(m_t, restarted)
+    weights = jnp.exp(exponents - m_t[:, None])
+    scores = jnp.einsum("t...d,s...d->ts...", q, k) * weights
+    kept = jnp.exp(old - m_t)
+    if restart is not None:
+        kept = jnp.where(segment == 0, kept, 0)
+    numerator = jnp.einsum("ts...,s...v->t...v", scores, v)
+    numerator += kept[..., None] * jnp.einsum("...vd,t...d->t...v", C, q)
+    weight = jnp.sum(scores, axis=1) + kept * jnp.einsum("...d,t...d->t...", n, q)
+    C = kept[-1][..., None, None] * C
+    C += jnp.einsum("s...v,s...d->...vd", weights[-1][..., None] * v, k)
+    n = kept[-1][..., None] * n + jnp.einsum("s...,s...d->...d", weights[-1], k)
+    if stored is not None and restart is not None:
+        kept = jnp.where(segment == 0, 0, jnp.exp(restarted - m_t))
+        numerator += kept[..., None] * jnp.einsum("t...vd,t...d->t...v", C_0, q)
+        weight += kept * jnp.sum(n_0 * q, axis=-1)
+        C, n = C + kept[-1][..., None, None] * C_0[-1], n + kept[-1][..., None] * n_0[-1]
+    h = _output(o, numerator, weight, m_t, z)
+    return (C.astype(carry[0].dtype), n.astype(carry[1].dtype), m_t[-1].astype(carry[2].dtype)), h
 
 
 @dataclass(frozen=True, repr=False)
 class MLSTM(BaseCell):
     r"""Hyperparameters of an mLSTM; :func:`mlstm_step` has the equations.
 
-    The carry is ``(C, n, m)``: memory, normaliser, stabiliser. The output h is no part of it.
+    The carry is ``(C, n, m)``: matrix memory, normaliser, stabiliser. It does not include the output h.
 
-    C has H^2 / heads numbers a row. For the gradients the fast path keeps the C of every step, and
-    factors of the same size beside it, as the plain scan does too: over long sequences ask for
-    ``checkpoint="sqrt"``, which keeps them for some 2 sqrt(T) steps instead of T.
+    C has H^2 / heads entries per row of the batch. Both the fused and the plain scan store C, and factors of
+    the same size, at every step for the gradients. For long sequences use ``checkpoint="sqrt"``, which stores
+    them for about 2 sqrt(T) steps instead of T.
 
     Args:
         input_size: D, features of one input.
         hidden_size: H, units of the output.
-        heads: memories side by side; a divisor of H.
+        heads: number of matrix memories, a divisor of H.
         forget_gate: "sigmoid", or "exp" for :math:`f = \exp(\tilde f)`.
         use_bias: whether there are biases.
-        forget_bias: added to the forget gates' bias at initialisation. 1, as for the LSTM, lets a new
-            cell remember; under "exp" it makes old inputs weigh more than new ones, and 0 all alike.
-            No effect later, and none without a bias.
-        w_ih_init, w_gates_init, bias_init: functions as in ``jax.nn.initializers``; w_ih_init is
-            called four times with (D, H), w_gates_init twice with (D, heads), bias_init four times
-            with (H,) and twice with (heads,).
+        forget_bias: added to the bias of the forget gates by ``init``; see :class:`lstm_jax.SLSTM`.
+        w_ih_init, w_gates_init, bias_init: functions as in ``jax.nn.initializers``. w_ih_init is called four
+            times with (D, H), w_gates_init twice with (D, heads), bias_init four times with (H,) and twice
+            with (heads,).
         param_dtype: dtype of the parameters.
-        dtype: dtype of the matrix products and of the outputs. None: what parameters and inputs
-            promote to. Under bfloat16 or float16, gates, carry and all sums stay float32.
+        dtype: dtype of the matrix products and of the outputs. None: what parameters and inputs promote to.
+            Under bfloat16 or float16, gates, carry and all sums are float32.
 
     Raises:
-        ValueError: a size is not a positive integer, heads do not divide H, the forget gate is
-            neither of the two, or a dtype is not floating.
+        ValueError: a size is not a positive integer, heads do not divide H, ``forget_gate`` is another name,
+            or a dtype is not floating.
 
     >>> cell = MLSTM(input_size=3, hidden_size=4, heads=2)
     >>> params = cell.init(jax.random.key(0))
@@ -197,10 +266,18 @@ class MLSTM(BaseCell):
         check_heads("MLSTM", self.heads, {"hidden_size": self.hidden_size})
         check_choice("MLSTM", "forget_gate", self.forget_gate, FORGET_GATES)
 
+    #: :meth:`update_chunk` computes many steps at once.
+    chunks = True
+
     @property
     def output_size(self) -> int:
         """Features of one output: H."""
         return self.hidden_size
+
+    @property
+    def head_size(self) -> int:
+        """Units of one head."""
+        return self.hidden_size // self.heads
 
     @property
     def param_shapes(self) -> Any:
@@ -227,24 +304,35 @@ class MLSTM(BaseCell):
         return MLSTMParams(w_ih, w_gates, bias, bias_gates.at[heads:].add(self.forget_bias))
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: MLSTMParams | None = None) -> MLSTMCarry:
-        """``(C_0, n_0, m_0)``: zeros, and m_0 = -2^100."""
+        """``(C_0, n_0, m_0)``: zeros, and m_0 = -2^127."""
         _init.learned_initial(self, params)
         _, dtype = _init.state_dtypes(self, params)
         rows = self.state_shapes.values()
         C, n, m = (_init.initial_state(self, batch_shape, row, dtype) for row in rows)
-        return C, n, jnp.full_like(m, LOWEST)
+        return C, n, jnp.full_like(m, INITIAL_STABILISER)
 
     def project(self, params: MLSTMParams, x: Array) -> MLSTMPreactivation:
-        """Queries, keys, values, output gate: (..., 4H); exponents of the gates: (..., 2 heads)."""
+        """Queries, keys, values and output gates, (..., 4H), and the exponents of i and f, (..., 2 heads)."""
         self.check(params, x)
         return _project(params, x, self.dtype)
 
     def recur(self, params: MLSTMParams, carry: MLSTMCarry, u: MLSTMPreactivation) -> MLSTMPreactivation:
-        """u: no gate reads the carry."""
+        """u, because no gate reads the carry."""
         return u
 
     def update(
         self, params: MLSTMParams, carry: MLSTMCarry, z: MLSTMPreactivation, noise: None = None
     ) -> tuple[MLSTMCarry, Array]:
-        """Gates, stabiliser, memory and normaliser, output."""
+        """Gates, stabiliser, matrix memory and normaliser, output."""
         return _update(self.forget_gate, carry, z)
+
+    def update_chunk(
+        self,
+        carry: MLSTMCarry,
+        z: MLSTMPreactivation,
+        valid: Array | None,
+        restart: Array | None,
+        stored: MLSTMCarry | None,
+    ) -> tuple[MLSTMCarry, Array]:
+        """The carry after a chunk of steps, and the outputs; time is the first axis of all but ``carry``."""
+        return _update_chunk(self.forget_gate, carry, z, valid, restart, stored)

@@ -30,8 +30,8 @@ class ReadoutParams(NamedTuple):
 class Readout(BaseCell):
     r"""The output layer of a network: :math:`o_t = g(h_t V + b)`.
 
-    It has no state. Call it on hidden states with any leading axes, all steps at once; or put it last into a
-    :class:`lstm_jax.Stack`, where it is a cell whose carry is the empty tuple.
+    It has no state. Call it on hidden states with any leading axes, including time. Or use it as the last
+    layer of a :class:`lstm_jax.Stack`, where it is a cell whose carry is the empty tuple.
 
     Args:
         input_size: H, features of the hidden state.

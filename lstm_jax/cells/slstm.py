@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple, TypeAlias
 
-import jax
 import jax.numpy as jnp
 
 from lstm_jax._errors import check_choice
@@ -15,11 +14,7 @@ from lstm_jax.cells import _init
 from lstm_jax.cells._base import VectorCell
 from lstm_jax.cells._checks import check_carry, check_head_params, check_heads, check_input, normalise
 from lstm_jax.cells._linear import add_bias, head_matmul, head_shape, matmul, sigmoid
-
-#: m_0, below any pre-activation. A power of two is the same number in every dtype with this range; in float16
-#: it is minus infinity, which works as well.
-LOWEST = -(2.0**100)
-FORGET_GATES = ("sigmoid", "exp")
+from lstm_jax.cells._stabiliser import FORGET_GATES, INITIAL_STABILISER, stabilised_gates
 
 
 @exportable
@@ -49,14 +44,16 @@ def slstm_step(
         n_t &= f'_t \odot n_{t-1} + i'_t \\
         h_t &= \sigma(\tilde o_t) \odot c_t / n_t
 
-    W is ``params.w_ih``, b is ``params.bias``, f is :math:`\sigma(\tilde f)` or :math:`\exp(\tilde f)`.
-    With heads, R has a block for each, ``params.w_hh[head]``, and zeros between them. The input gate is
-    :math:`i = \exp(\tilde i)`, without an upper bound; n is the sum of what c weighs, so that c / n
-    is a mean and h lies in [-1, 1].
+    W is ``params.w_ih``, R is ``params.w_hh``, b is ``params.bias``, f is :math:`\sigma(\tilde f)` or
+    :math:`\exp(\tilde f)`. With heads, R is block diagonal and ``params.w_hh[head]`` is one block. The
+    input gate is :math:`i = \exp(\tilde i)`. The normaliser n is the sum of the weights in c, so c / n is a
+    weighted mean and h lies in [-1, 1].
 
-    What the definition calls c and n would overflow. Kept are both times exp(-m), which leaves c / n
-    as it is. m_0 is a large negative number (-2^100), so at the first step i' = 1 and f' = 0, however
-    small :math:`\tilde i` is. From then on n >= 1: either i' = 1, or f' = 1 and n does not decrease.
+    The c and n of the definition would overflow. Both are stored times exp(-m), which cancels in c / n. m_0
+    is -2^127, so at the first step i' = 1 and f' = 0. From then on n >= 1: either i' = 1, or f' = 1 and n
+    does not decrease. The results are finite in float32 or wider while :math:`\tilde i` is above -2^127 and
+    :math:`\log f_t + m_{t-1}` does not overflow. Under ``forget_gate="sigmoid"`` the latter cannot happen,
+    because log f <= 0.
 
     Args:
         params: ``SLSTMParams`` with w_ih (D, 4H), w_hh (H, 4H) or (heads, H/heads, 4H/heads), bias (4H,) or
@@ -86,18 +83,11 @@ def slstm_step(
     return _update(forget_gate, carry, add_bias(z, params.bias))
 
 
-def exponential_gates(forget_gate: str, i: Array, f: Array, m: Array) -> tuple[Array, Array, Array]:
-    """i', f' and the new m: both gates times exp(-m), of which the larger is 1."""
-    kept = (jax.nn.log_sigmoid(f) if forget_gate == "sigmoid" else f) + m
-    m_t = jnp.maximum(kept, i)
-    return jnp.exp(i - m_t), jnp.exp(kept - m_t), m_t
-
-
 def _update(forget_gate: str, carry: SLSTMCarry, z: Array) -> tuple[SLSTMCarry, Array]:
     h, c, n, m = carry
     dtype = promote(z.dtype, c.dtype, n.dtype, m.dtype)
     i, f, z, o = jnp.split(z.astype(dtype), 4, axis=-1)
-    i, f, m_t = exponential_gates(forget_gate, i, f, m.astype(dtype))
+    i, f, m_t = stabilised_gates(forget_gate, i, f, m.astype(dtype))
     c_t = f * c.astype(dtype) + i * jnp.tanh(z)
     n_t = f * n.astype(dtype) + i
     h_t = (sigmoid(o) * (c_t / n_t)).astype(h.dtype)
@@ -116,20 +106,20 @@ class SLSTM(VectorCell):
         heads: diagonal blocks of w_hh, a divisor of H.
         forget_gate: "sigmoid", or "exp" for :math:`f = \exp(\tilde f)`.
         use_bias: whether there is a bias b.
-        forget_bias: added to the forget gate's bias at initialisation. 1, as for the LSTM, lets a new
-            cell remember; under "exp" it makes old inputs weigh more than new ones, and 0 all alike.
-            No effect later, and none without a bias.
+        forget_bias: added to the forget gate's bias by ``init``. 1 lets a new cell remember, as for the
+            LSTM. With ``forget_gate="exp"``, 1 gives old inputs more weight than new ones, and 0 gives all
+            inputs the same weight. It has no effect after ``init``, and none without a bias.
         learn_initial_carry: keep h_0 among the parameters instead of zeros. c_0, n_0 and m_0 are never
             learned: the first step forgets them.
-        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``; called once for each
-            gate (w_hh_init: and head), with shape (D, H), (H/heads, H/heads) and (H,).
+        w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called once for each gate
+            with shapes (D, H), (H, H) (for each head (H/heads, H/heads)) and (H,).
         param_dtype: dtype of the parameters.
-        dtype: dtype of the matrix products, of h and of the outputs. None: what parameters and
-            inputs promote to. Under bfloat16 or float16, c, n, m and all sums stay float32.
+        dtype: dtype of the matrix products, of h and of the outputs. None: what parameters and inputs
+            promote to. Under bfloat16 or float16, c, n, m and all sums are float32.
 
     Raises:
-        ValueError: a size is not a positive integer, heads do not divide H, the forget gate is
-            neither of the two, or a dtype is not floating.
+        ValueError: a size is not a positive integer, heads do not divide H, ``forget_gate`` is another name,
+            or a dtype is not floating.
 
     >>> cell = SLSTM(input_size=3, hidden_size=4, heads=2)
     >>> params = cell.init(jax.random.key(0))
@@ -177,12 +167,12 @@ class SLSTM(VectorCell):
         return SLSTMParams(w_ih, w_hh, bias, jnp.zeros(H, dtype) if self.learn_initial_carry else None)
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: SLSTMParams | None = None) -> SLSTMCarry:
-        """``(h_0, c_0, n_0, m_0)``, each (*batch_shape, H): zeros or a learned h_0; m_0 is -2^100."""
+        """``(h_0, c_0, n_0, m_0)``, each (*batch_shape, H): zeros or a learned h_0; m_0 is -2^127."""
         learned = _init.learned_initial(self, params)
         h_dtype, dtype = _init.state_dtypes(self, params)
         h = _init.initial_state(self, batch_shape, (self.hidden_size,), h_dtype, learned)
         zeros = _init.initial_state(self, batch_shape, (self.hidden_size,), dtype)
-        return h, zeros, zeros, jnp.full_like(zeros, LOWEST)
+        return h, zeros, zeros, jnp.full_like(zeros, INITIAL_STABILISER)
 
     def recur(self, params: SLSTMParams, carry: SLSTMCarry, u: Array) -> Array:
         """u + h R + b: (..., 4H)."""

@@ -5,6 +5,7 @@ from lstm_jax.interop.equinox import from_equinox as from_equinox, to_equinox as
 from lstm_jax.interop.files import load as load, save as save
 from lstm_jax.interop.flax import from_flax as from_flax, to_flax as to_flax
 from lstm_jax.interop.haiku import from_haiku as from_haiku, to_haiku as to_haiku
+from lstm_jax.interop.haste import from_haste as from_haste
 from lstm_jax.interop.keras import from_keras as from_keras, to_keras as to_keras
 from lstm_jax.interop.onnx import (
     from_onnx as from_onnx,

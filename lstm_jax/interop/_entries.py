@@ -1,111 +1,262 @@
-"""A mapping of arrays that is taken apart entry by entry, and whose faults are told all at once."""
+"""Named arrays of another library: read, checked, and taken one by one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._types import is_float
+from lstm_jax._errors import canonical_dtype, shorten, value_error
+from lstm_jax._types import DType, is_float, promote
+
+#: Mappings nested deeper than this, a mapping that contains itself for instance, are an error.
+MAX_DEPTH = 16
+
+
+class Faults:
+    """Everything wrong with the weights given to one function, collected for one error."""
+
+    def __init__(self, owner: str) -> None:
+        self.owner = owner
+        self._found: dict[str, list[str]] = {}
+
+    def add(self, fault: str, entry: str) -> None:
+        """Note one faulty entry."""
+        self._found.setdefault(fault, []).append(shorten(entry, 120))
+
+    def check(self, hint: str) -> None:
+        """Raise one ``ValueError`` with all faults, if there are any."""
+        if not self._found:
+            return
+        lines = []
+        for fault, entries in self._found.items():
+            more = f" and {len(entries) - 8} more" if len(entries) > 8 else ""
+            lines.append(f"  {fault}: {shorten(', '.join(entries[:8]), 600 // len(self._found))}{more}")
+        raise ValueError(
+            "\n".join([f"{self.owner} got weights that do not fit.", *lines, shorten(hint, 230)])
+        )
+
+
+class Unreadable(NamedTuple):
+    """An entry that is not an array."""
+
+    reason: str
+    shape: tuple[int, ...] = ()
 
 
 class Entries:
-    """The arrays of a (nested) mapping by their full names, each to be taken once.
+    """The arrays of a (nested) mapping by their full names, each of which is taken once.
 
-    What is missing, misshapen or no array of floats is noted; :meth:`done` raises one
-    ``ValueError`` with all of it, and with whatever was never taken.
+    Entries that are missing, of another shape or not arrays of floats become faults. So do, by
+    :meth:`done`, entries that were never taken.
 
-    >>> entries = Entries("from_torch", {"weight": np.zeros((2, 3)), "scale": np.zeros(2)})
+    Args:
+        faults: collects the faults.
+        weights: names to arrays, or to mappings of arrays.
+        where: the beginning of the entries' names in messages, ``"layer 1/"``.
+
+    >>> faults = Faults("from_torch")
+    >>> entries = Entries(faults, {"weight": np.zeros((2, 3)), "scale": np.zeros(2)})
     >>> entries.take("weight", (3, 2)).shape
     (3, 2)
     >>> entries.take("bias", (2,)).shape
     (2,)
+    >>> entries.done()
     >>> try:
-    ...     entries.done("Pass the state_dict of one torch.nn.LSTM.")
+    ...     faults.check("Pass the state_dict of one torch.nn.LSTM.")
     ... except ValueError as error:
     ...     print(error)
     from_torch got weights that do not fit.
-      misshapen: weight (2, 3), expected (3, 2)
+      wrong shape: weight (2, 3), expected (3, 2)
       missing: bias (2,)
       unexpected: scale (2,)
     Pass the state_dict of one torch.nn.LSTM.
     """
 
-    def __init__(self, owner: str, mapping: Mapping[str, Any], separator: str = "/") -> None:
-        self.owner = owner
-        if not isinstance(mapping, Mapping):
-            raise ValueError(
-                f"{owner} got {type(mapping).__name__}; expected a mapping of names to arrays. "
-                "Pass the weights as a (nested) dict."
-            )
-        self.left: dict[str, Any] = dict(_flat(mapping, separator))
-        self.faults: dict[str, list[str]] = {"misshapen": [], "not floats": [], "missing": []}
+    def __init__(self, faults: Faults, weights: Mapping[str, Any], where: str = "") -> None:
+        self.faults, self.where = faults, where
+        self._left = {
+            name: read_array(value) for name, value in flatten_mapping(faults.owner, weights).items()
+        }
 
     def __contains__(self, name: str) -> bool:
-        return name in self.left
+        return name in self._left
 
     def names(self) -> list[str]:
         """The entries that were not taken yet."""
-        return list(self.left)
+        return list(self._left)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of an entry, () where it is missing."""
-        return tuple(np.shape(self.left[name])) if name in self.left else ()
+        """The shape of an entry; () where it is missing."""
+        return tuple(self._left[name].shape) if name in self._left else ()
+
+    def size(self, *axes: tuple[str, int]) -> int:
+        """The most frequent size among axes ``(name, axis)``; 0 where none of the entries has its axis.
+
+        With several axes of one size, an entry of the wrong shape is reported itself.
+        """
+        shapes = [(self.shape(name), axis) for name, axis in axes]
+        sizes = Counter(shape[axis] for shape, axis in shapes if -len(shape) <= axis < len(shape))
+        return sizes.most_common(1)[0][0] if sizes else 0
 
     def take(self, name: str, shape: tuple[int, ...]) -> Any:
-        """The array of this name; zeros of the shape where it will not do, which is noted.
+        """The array with this name; zeros, and a fault, where there is none of this shape.
 
-        A size of 0 is one that is not known, because no entry tells it.
+        A size of 0 is an unknown one, for which no entry was found.
         """
-        if name not in self.left:
-            self.faults["missing"].append(f"{name} {_shown(shape)}")
+        if name not in self._left:
+            self.faults.add("missing", f"{self.where}{name} {_shape_text(shape)}")
             return np.zeros(shape, np.float32)
-        value = self.left.pop(name)
-        array = value if isinstance(value, jax.Array) else _as_array(self.owner, name, value)
-        if not is_float(array.dtype):
-            self.faults["not floats"].append(f"{name} of dtype {array.dtype}")
-        if tuple(array.shape) != tuple(shape):
-            self.faults["misshapen"].append(f"{name} {tuple(array.shape)}, expected {_shown(shape)}")
-            return np.zeros(shape, np.float32)
-        return array
+        array = self._left.pop(name)
+        if isinstance(array, Unreadable):
+            self.faults.add("not an array of floats", f"{self.where}{name} {array.reason}")
+        elif not is_float(array.dtype) or array.dtype.itemsize > 8:
+            self.faults.add("not an array of floats", f"{self.where}{name} of dtype {array.dtype}")
+        elif tuple(array.shape) == tuple(shape):
+            return array
+        else:
+            got = f"{self.where}{name} {_shape_text(array.shape)}"
+            self.faults.add("wrong shape", f"{got}, expected {_shape_text(shape)}")
+        return np.zeros(shape, np.float32)
 
-    def note(self, fault: str, what: str) -> None:
-        """Something else that does not fit, told with the rest."""
-        self.faults.setdefault(fault, []).append(what)
+    def done(self) -> None:
+        """Report the entries that were not taken as unexpected."""
+        for name, array in self._left.items():
+            self.faults.add("unexpected", f"{self.where}{name} {tuple(array.shape)}")
 
-    def done(self, hint: str) -> None:
-        """Raise ``ValueError`` with all faults, if there were any."""
-        unexpected = [f"{name} {self.shape(name)}" for name in self.left]
-        told = [f"  {fault}: {', '.join(what)}" for fault, what in self.faults.items() if what]
-        if unexpected:
-            told.append(f"  unexpected: {', '.join(unexpected)}")
-        if told:
-            raise ValueError("\n".join([f"{self.owner} got weights that do not fit.", *told, hint]))
+    def unreadable(self, expected: str) -> None:
+        """Report shapes from which the sizes of a cell cannot be read."""
+        shapes = [f"{shorten(name, 60)} {self.shape(name)}" for name in self.names()[:6]]
+        got = ", ".join(shapes) or "no entries"
+        self.faults.add("sizes cannot be read", f"{shorten(self.where + got, 250)}; expected {expected}")
 
 
-def _shown(shape: tuple[int, ...]) -> str:
+def _shape_text(shape: Sequence[int]) -> str:
     sizes = ", ".join(str(size) if size else "?" for size in shape)
     return f"({sizes},)" if len(shape) == 1 else f"({sizes})"
 
 
-def _flat(mapping: Mapping[str, Any], separator: str, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, separator, f"{prefix}{name}{separator}")
-        else:
-            yield f"{prefix}{name}", value
+def flatten_mapping(owner: str, weights: Any, separator: str = "/") -> dict[str, Any]:
+    """The values of a nested mapping by their full names.
+
+    Raises:
+        ValueError: not a mapping, nested too deep, or two values with one full name.
+
+    >>> flatten_mapping("from_flax", {"dense": {"kernel": 1}, "bias": 2})
+    {'dense/kernel': 1, 'bias': 2}
+    """
+    if not isinstance(weights, Mapping):
+        raise value_error(
+            f"{owner} got {type(weights).__name__}",
+            "a mapping of names to arrays",
+            "Pass the weights as a (nested) dict.",
+        )
+    flat: dict[str, Any] = {}
+
+    def add(mapping: Mapping[Any, Any], prefix: str, depth: int) -> None:
+        if depth > MAX_DEPTH:
+            raise value_error(
+                f"{owner} got mappings nested deeper than {MAX_DEPTH}, at {prefix}",
+                "names to arrays",
+                "Pass the weights of one network.",
+            )
+        try:
+            items = [(str(name), value) for name, value in mapping.items()]
+        except Exception as error:  # whatever the mapping or its keys raise
+            raise value_error(
+                f"{owner} got a {type(mapping).__name__} whose entries cannot be read ({error!r})",
+                "a mapping of names to arrays",
+                "Pass a dict.",
+            ) from error
+        for name, value in items:
+            if isinstance(value, Mapping):
+                add(value, f"{prefix}{name}{separator}", depth + 1)
+            elif f"{prefix}{name}" in flat:
+                raise value_error(
+                    f"{owner} got two entries named {prefix}{name}",
+                    "one entry for each name",
+                    f"Rename one of the two: nested names are joined with {separator!r}.",
+                )
+            else:
+                flat[f"{prefix}{name}"] = value
+
+    add(weights, "", 1)
+    return flat
 
 
-def _as_array(owner: str, name: str, value: Any) -> Any:
+def read_array(value: Any) -> Any:
+    """A NumPy array of a value, or the traced array itself; :class:`Unreadable` where it is no array.
+
+    NumPy keeps subnormal numbers, which XLA flushes to zero, and has nothing to compile.
+    """
+    if isinstance(value, jax.core.Tracer):
+        return value
     try:
-        array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{owner} got {name} of type {type(value).__name__}, which NumPy cannot read ({error}). "
-            "Convert it first: .detach().cpu().float().numpy() of a tensor."
-        ) from error
+        array = np.asarray(_without_torch(value))
+    except Exception as error:  # whatever __array__ raises
+        return Unreadable(f"of type {type(value).__name__}, which NumPy cannot read ({error!r})")
     if array.dtype == object:
-        raise ValueError(f"{owner} got {name} of type {type(value).__name__}; expected an array of floats.")
+        return Unreadable(f"of type {type(value).__name__}")
     return array
+
+
+def _without_torch(value: Any) -> Any:
+    """A tensor of PyTorch as NumPy reads it: detached, on the CPU, bfloat16 by way of float32."""
+    if type(value).__module__.split(".")[0] != "torch":
+        return value
+    value = value.detach().cpu()
+    if str(value.dtype) == "torch.bfloat16":
+        return value.float().numpy().astype(jnp.bfloat16)
+    return value.numpy()
+
+
+class UnbuiltLayer(NamedTuple):
+    """A layer whose arrays are read and checked. ``build`` makes the network and its parameters of them."""
+
+    arrays: Any  # a tree of arrays
+    build: Callable[..., tuple[Any, Any]]  # (arrays, dtype, input_shape) -> (network, params)
+
+
+def build_layers(
+    owner: str, layers: Iterable[UnbuiltLayer], dtype: DType | None, input_shape: Any = None
+) -> tuple[list[Any], list[Any]]:
+    """The networks and parameters of layers, all arrays in one dtype before any two of them are added.
+
+    Args:
+        owner: the function to name in messages.
+        layers: from the first to the last.
+        dtype: of the parameters; None: what all arrays promote to.
+        input_shape: of the first layer, where it is a convolution; the next reads the outputs of the first.
+    """
+    layers = list(layers)
+    if not layers:
+        raise value_error(f"{owner} got no layers", "one layer or more", "Pass the weights of a network.")
+    dtype = common_dtype(owner, jax.tree.leaves([layer.arrays for layer in layers]), dtype)
+    networks, params = [], []
+    for layer in layers:
+        arrays = jax.tree.map(lambda a: a.astype(dtype), layer.arrays)
+        network, own = layer.build(arrays, dtype, input_shape)
+        input_shape = getattr(network, "output_shape", None)
+        networks.append(network)
+        params.append(jax.tree.map(jnp.array, own))
+    return networks, params
+
+
+def common_dtype(owner: str, arrays: Iterable[Any], dtype: DType | None) -> np.dtype:
+    """``dtype``, or what the arrays promote to."""
+    found = promote(*(a.dtype for a in arrays)) if dtype is None else canonical_dtype(owner, "dtype", dtype)
+    if found == np.float64 and not jax.config.read("jax_enable_x64"):
+        raise value_error(
+            f"{owner} got weights of float64" if dtype is None else f"{owner} got dtype=float64",
+            "float32 or narrower, because jax_enable_x64 is off",
+            'Pass dtype="float32" to round them, or switch it on: jax.config.update("jax_enable_x64", True).',
+        )
+    if found.itemsize > 8:
+        raise value_error(
+            f"{owner} got dtype={found}", "float64 or narrower", "JAX has no wider floating dtype."
+        )
+    return found

@@ -1,38 +1,42 @@
-"""Networks taken apart into layers and directions, for systems that know no more than that."""
+"""Networks as layers and directions, checks that a target can represent them, and options of cells."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lstm_jax import (
     GRU,
     LSTM,
     RNN,
     Bidirectional,
+    BidirectionalParams,
+    ConvLSTM,
     GRUVariant,
     GRUVariantParams,
     LSTMVariant,
     LSTMVariantParams,
     Stack,
 )
-from lstm_jax._errors import value_error
-from lstm_jax.cells._base import differences
-from lstm_jax.cells.rnn import Activation
-from lstm_jax.interop._arrays import plain
+from lstm_jax._errors import shorten, value_error
+from lstm_jax._types import is_float
+from lstm_jax.cells._base import changed_fields, differences, short_value
+from lstm_jax.cells.activations import ACTIVATIONS, Activation
+from lstm_jax.interop._entries import UnbuiltLayer
+from lstm_jax.regularizers._wrapper import Wrapper
 
-#: Fields of a cell which the shapes of its weights tell, or which the weights do not depend on.
-TOLD = {"input_size", "hidden_size", "use_bias", "forget_bias", "param_dtype", "dtype"}
-TOLD |= {"input_shape", "features", "kernel_size", "strides", "padding"}
-TOLD |= {"w_ih_init", "w_hh_init", "bias_init"}
+#: Fields of a cell that are read from the shapes of its weights, or that do not change what the weights mean.
+FREE = {"input_size", "hidden_size", "use_bias", "forget_bias", "param_dtype", "dtype"}
+FREE |= {"input_shape", "features", "kernel_size", "strides", "padding"}
+FREE |= {"w_ih_init", "w_hh_init", "bias_init"}
 
-ACTIVATIONS: dict[str, Activation] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 #: Cells by the number of gates side by side in their matrices.
-GATES: dict[int, Any] = {1: RNN, 3: GRU, 4: LSTM}
+CELLS: dict[int, Any] = {1: RNN, 3: GRU, 4: LSTM}
 #: The cells with options beside the plain ones.
 VARIANTS: dict[type, tuple[Any, Any]] = {
     LSTM: (LSTMVariant, LSTMVariantParams),
@@ -48,14 +52,13 @@ def make_cell(kind: Any, input_size: int, hidden_size: int, **options: Any) -> A
     >>> make_cell(LSTM, 3, 2, clip=1.0)
     LSTMVariant(input_size=3, hidden_size=2, clip=1.0)
     """
-    if kind not in VARIANTS:
-        return kind(input_size, hidden_size, **options)
-    plain = {field.name for field in fields(kind)}
-    variant = VARIANTS[kind][0](input_size, hidden_size, **options)
-    defaults = {field.name: field.default for field in fields(variant)}
-    if any(getattr(variant, name) != defaults[name] for name in options if name not in plain):
-        return variant
-    return kind(input_size, hidden_size, **{name: options[name] for name in options if name in plain})
+    if kind in VARIANTS:
+        variant = VARIANTS[kind][0](input_size, hidden_size, **options)
+        plain = {field.name for field in fields(kind)}
+        if changed_fields(variant).keys() - plain:
+            return variant
+        options = {name: value for name, value in options.items() if name in plain}
+    return kind(input_size, hidden_size, **options)
 
 
 def params_for(cell: Any, params: Any) -> Any:
@@ -66,10 +69,140 @@ def params_for(cell: Any, params: Any) -> Any:
     return params
 
 
-class Direction(NamedTuple):
-    """One cell, walking one way."""
+def stacked(networks: Sequence[Any], params: Sequence[Any]) -> tuple[Any, Any]:
+    """One layer by itself, several as a ``Stack``."""
+    if len(networks) == 1:
+        return networks[0], params[0]
+    return Stack(tuple(networks)), tuple(params)
 
-    where: str  # "layer 1, backward", for messages
+
+def join_directions(
+    owner: str, directions: Sequence[UnbuiltLayer | None], merge: str = "concat"
+) -> UnbuiltLayer | None:
+    """The layer of one direction, or a ``Bidirectional`` of two; None where one could not be read."""
+    if len(directions) == 1:
+        return directions[0]
+    forward, backward = directions
+    if forward is None or backward is None:
+        return None
+
+    def build(arrays: Any, dtype: np.dtype, input_shape: Any) -> tuple[Any, Any]:
+        cell, params = forward.build(arrays[0], dtype, input_shape)
+        other, other_params = backward.build(arrays[1], dtype, input_shape)
+        network = Bidirectional(cell, merge=merge, backward=other)
+        return network, BidirectionalParams(params, other_params)
+
+    return UnbuiltLayer((forward.arrays, backward.arrays), build)
+
+
+# --- options that weights do not hold -----------------------------------------------------------
+
+
+class Options:
+    """Arguments for what weights do not hold. Each is given where a layer needs it, and only there.
+
+    Methods collect errors for :meth:`check`, so that those of the weights themselves come first.
+    """
+
+    def __init__(self, owner: str, names: Mapping[str, Activation] = ACTIVATIONS, **given: Any) -> None:
+        self.owner, self.given = owner, given
+        self.names = names  # of activations
+        self._used: set[str] = set()
+        self._activated: set[type] = set()  # the cells whose layers have activations
+        self._errors: list[ValueError] = []
+
+    def get(self, name: str) -> Any:
+        """An argument that may be None."""
+        self._used.add(name)
+        return self.given[name]
+
+    def require(self, name: str, cell: str, example: str) -> None:
+        """An argument must be given."""
+        if self.get(name) is None:
+            self.missing(name, cell, example)
+
+    def missing(self, name: str, cell: str, example: str) -> None:
+        """Note the error for an argument that a cell needs."""
+        got = f"{self.owner} got the weights of {cell}, which do not hold its {name}"
+        self.error(got, f"{name} as an argument", f"Pass {name}={example}.")
+
+    def error(self, got: str, expected: str, hint: str) -> None:
+        """Note an error."""
+        self._errors.append(value_error(got, expected, hint))
+
+    def activations(self, kind: type, cell: str, layer: int = 0) -> dict[str, Any]:
+        """The cell's options ``activation`` and ``recurrent_activation``, as far as they are given.
+
+        Args:
+            kind: the cell they are for, RNN, LSTM, GRU or ConvLSTM.
+            cell: its name in the other library, for messages.
+            layer: the index of its layer: an argument may be a list with one entry for each.
+        """
+        self._activated.add(kind)
+        found: dict[str, Any] = {}
+        for name in ("activation", "recurrent_activation"):
+            if name not in self.given or (kind is RNN and name == "recurrent_activation"):
+                continue
+            value = self.get(name)
+            if isinstance(value, (list, tuple)):
+                value = value[layer] if layer < len(value) else None
+            if value is None and kind is RNN:
+                self.missing(name, cell, '"tanh", "relu" or a function of an array')
+            elif isinstance(value, str) and value in self.names:
+                found[name] = self.names[value]
+            elif callable(value):
+                found[name] = value
+            elif value is not None:
+                self.error(
+                    f"{self.owner} got {name}={value!r}",
+                    f"a function or one of {', '.join(map(repr, self.names))}",
+                    f"Pass {name}=jnp.tanh, or another function of an array.",
+                )
+        if kind is ConvLSTM and make_cell(LSTM, 1, 1, **found) != LSTM(1, 1):
+            shown = ", ".join(f"{name}={short_value(value)}" for name, value in found.items())
+            self.error(
+                f"{self.owner} got {shown} with the weights of {cell}",
+                "tanh and sigmoid, because lstm_jax.ConvLSTM has no other activations",
+                "Train with these, or give a list with one entry for each layer.",
+            )
+        return {} if kind is ConvLSTM else found
+
+    def check(self, layers: int) -> None:
+        """Raise ``ValueError`` for an argument that is missing, not used or ambiguous."""
+        unused = [name for name, value in self.given.items() if value is not None and name not in self._used]
+        if unused:
+            raise value_error(
+                f"{self.owner} got {', '.join(f'{name}={short_value(self.given[name])}' for name in unused)}",
+                "only arguments that these weights leave open",
+                f"Leave out: {', '.join(unused)}.",
+            )
+        for name in ("activation", "recurrent_activation"):
+            value = self.given.get(name)
+            if isinstance(value, (list, tuple)) and len(value) != layers:
+                raise value_error(
+                    f"{self.owner} got {len(value)} entries of {name} with {layers} layers",
+                    "one entry for each layer",
+                    "Give None for a layer with the default activation.",
+                )
+        if self._errors:
+            raise self._errors[0]
+        value = self.given.get("activation")
+        default = value is None or isinstance(value, (list, tuple)) or value in ("tanh", jnp.tanh)
+        if RNN in self._activated and len(self._activated) > 1 and not default:
+            raise value_error(
+                f"{self.owner} got activation={short_value(value)} with simple and gated layers",
+                "one activation for each layer",
+                "Give a list; None is the default of a gated layer.",
+            )
+
+
+# --- taking a network apart ---------------------------------------------------------------------
+
+
+class Direction(NamedTuple):
+    """One cell of a layer, run in one direction."""
+
+    where: str  # "layer 1: backward: ", for messages
     cell: Any
     params: Any
 
@@ -87,69 +220,88 @@ def flatten_layers(
     network: Any,
     params: Any,
     *,
-    kinds: Collection[type],
-    fits: Mapping[Any, Collection[Any] | None] | None = None,
+    cells: Collection[type],
+    options: Mapping[Any, Collection[Any] | None] | None = None,
     merges: Collection[str] = ("concat",),
+    dropout: bool = False,
+    two_cells: bool = False,
 ) -> list[Layer]:
-    """The layers of a network, once it is sure that ``target`` can represent all of it.
+    """The layers of a network, once ``target`` is known to represent all of it.
+
+    A stack inside a stack gives its layers one by one.
 
     Args:
-        owner: who asks, for messages.
+        owner: the function to name in messages.
         target: what the network is written for, for messages.
         network: a cell, a ``Bidirectional`` or a ``Stack`` of these.
         params: its parameters.
-        kinds: the cells that the target knows.
-        fits: what a field of a cell may be besides its default: one of these values, or any (None); the
+        cells: the cells that the target has.
+        options: what a field of a cell may be besides its default: one of these values, or any (None). The
             key is the field, or a type of cell and the field.
-        merges: how the target can merge two directions.
+        merges: how the target can merge two directions; empty: it has one direction only.
+        dropout: the target has dropout between layers.
+        two_cells: the two directions of the target may have different cells.
 
     Raises:
         ValueError: with everything that the target cannot represent, and every parameter that does
             not fit the network.
+
+    >>> cell = LSTMVariant(3, 4, peepholes=True)
+    >>> flatten_layers("to_keras", "Keras", cell, cell.init(jax.random.key(0)), cells=(LSTM,))
+    Traceback (most recent call last):
+    ...
+    ValueError: to_keras cannot write this network for Keras:
+      LSTMVariant with peepholes=True
+    ...
     """
     faults: list[str] = []
-    layers = list(_layers(network, params, "", faults, merges))
-    allowed: dict[Any, Any] = {name: None for name in TOLD} | dict(fits or {})
-    kinds = [*kinds, *(VARIANTS[kind][0] for kind in kinds if kind in VARIANTS)]
+    layers = list(_layers(network, params, "", faults, merges, dropout, two_cells))
+    allowed: dict[Any, Any] = dict.fromkeys(FREE) | dict(options or {})
+    names = [cell.__name__ for cell in cells]
+    cells = [*cells, *(VARIANTS[cell][0] for cell in cells if cell in VARIANTS)]
     for direction in (d for layer in layers for d in layer.directions):
-        unexpected = _unexpected(direction.cell, kinds, allowed)
-        faults += [f"{direction.where}{reason}" for reason in unexpected]
-        if not unexpected:
-            faults += [f"{direction.where}{reason}" for reason in _unfit(direction)]
+        found = _unrepresented(direction.cell, cells, names, allowed) or _unfit(direction)
+        faults += [f"{direction.where}{fault}" for fault in found]
     if faults:
-        told = "".join(f"\n  {fault}" for fault in faults)
+        more = f"\n  and {len(faults) - 8} more" if len(faults) > 8 else ""
+        lines = shorten("".join(f"\n  {shorten(fault, 150)}" for fault in faults[:8]), 600)
         raise ValueError(
-            f"{owner} cannot write this network for {target}:{told}\nWhat {target} does not know is never "
-            "approximated: convert the parts that it knows, each with its own parameters."
+            f"{owner} cannot write this network for {target}:{lines}{more}\n"
+            "Train without what it cannot represent, or convert the other parts with their own parameters."
         )
-    return [
-        layer._replace(directions=tuple(d._replace(params=plain(d.params)) for d in layer.directions))
-        for layer in layers
-    ]
+    return layers
 
 
 def _layers(
-    network: Any, params: Any, where: str, faults: list[str], merges: Collection[str]
+    network: Any,
+    params: Any,
+    where: str,
+    faults: list[str],
+    merges: Collection[str],
+    dropout: bool,
+    two_cells: bool,
 ) -> Iterator[Layer]:
     if isinstance(network, Stack):
         for name in ("residual", "skip"):
             if getattr(network, name):
-                faults.append(f"{where}{name}=True: layers are wired one to the next only")
-        if network.dropout and network.dropout_mask == "sequence":
-            faults.append(f"{where}dropout_mask='sequence': it drops other features at every step")
+                faults.append(f"{where}Stack with {name}=True; each layer may read only the one below")
+        if network.dropout and not dropout:
+            faults.append(f"{where}Stack with dropout={network.dropout}; it has no dropout between layers")
+        elif network.dropout and network.dropout_mask == "sequence":
+            faults.append(f"{where}Stack with dropout_mask='sequence'; it draws a mask at every step")
         if _counts(params, len(network.layers), where, "layers", faults):
             for index, (layer, own) in enumerate(zip(network.layers, params, strict=True)):
-                yield from _layers(layer, own, f"{where}layer {index}: ", faults, merges)
-    elif isinstance(network, Bidirectional):
+                yield from _layers(layer, own, f"{where}layer {index}: ", faults, merges, dropout, two_cells)
+    elif isinstance(network, Bidirectional) and merges:
         if network.merge not in merges:
             faults.append(
-                f"{where}merge={network.merge!r}: it merges two directions by {' or '.join(merges)}"
+                f"{where}Bidirectional with merge={network.merge!r}; it merges by {' or '.join(merges)}"
             )
-        if network.backward is not None:
+        if network.backward is not None and not two_cells:
             faults.append(f"{where}two directions with different cells: {differences(*network.cells)}")
         elif _counts(params, 2, where, "directions", faults):
-            both = zip(("forward: ", "backward: "), params, strict=True)
-            directions = tuple(Direction(where + name, network.cell, own) for name, own in both)
+            both = zip(("forward: ", "backward: "), network.cells, params, strict=True)
+            directions = tuple(Direction(where + name, cell, own) for name, cell, own in both)
             yield Layer(directions, network.merge)
     else:
         yield Layer((Direction(where, network, params),), None)
@@ -163,71 +315,40 @@ def _counts(params: Any, count: int, where: str, what: str, faults: list[str]) -
     return right
 
 
-def _unexpected(
-    cell: Any, kinds: Collection[type], allowed: Mapping[Any, Collection[Any] | None]
+def _unrepresented(
+    cell: Any, cells: Collection[type], names: Collection[str], allowed: Mapping[Any, Any]
 ) -> list[str]:
-    """What is not known of the cell; everything that differs from a default is suspect."""
-    if type(cell) not in kinds:
-        known = ", ".join(kind.__name__ for kind in kinds if not kind.__name__.endswith("Variant"))
-        inside = " (take its .cell and that cell's parameters)" if hasattr(cell, "cell") else ""
-        return [f"{type(cell).__name__} is none of {known}{inside}"]
+    """What the target lacks: the cell itself, or each field that is not its default and not allowed."""
+    if type(cell) not in cells:
+        inner = " (pass its .cell, with the same parameters)" if isinstance(cell, Wrapper) else ""
+        return [f"{type(cell).__name__}, expected one of {', '.join(names)}{inner}"]
     found = []
-    for field in fields(cell):
-        value = getattr(cell, field.name)
-        key = (type(cell), field.name) if (type(cell), field.name) in allowed else field.name
-        if value == field.default or (key in allowed and allowed[key] is None):
-            continue
-        others = allowed.get(key)
-        if others is not None and value in others:
-            continue
-        shown = getattr(value, "__name__", None) or repr(value)
-        found.append(f"{type(cell).__name__} with {field.name}={shown}")
+    for name, value in changed_fields(cell).items():
+        values = allowed.get((type(cell), name), allowed.get(name, ()))
+        if values is not None and value not in values:
+            found.append(f"{type(cell).__name__} with {name}={short_value(value)}")
     return found
 
 
 def _unfit(direction: Direction) -> list[str]:
-    """Which parameters are not those of the cell."""
-    expected = jax.eval_shape(direction.cell.init, jax.random.key(0))
+    """The parameters that are not those of the cell."""
+    expected, params = direction.cell.param_shapes, direction.params
+    if type(params) is not type(expected):
+        return [f"parameters of type {type(params).__name__}, expected {type(expected).__name__}"]
     found = []
-    if type(direction.params) is not type(expected):
-        return [f"parameters of type {type(direction.params).__name__}, expected {type(expected).__name__}"]
-    for name, wanted in expected._asdict().items():
-        given = getattr(direction.params, name)
-        if name == "bias_hn" and given is None and wanted is not None:
-            continue  # the same as zeros
-        got, want = (None if leaf is None else tuple(leaf.shape) for leaf in (given, wanted))
-        if got != want:
-            found.append(f"{name} {got}, expected {want}")
+    for name, shape in expected._asdict().items():
+        value = getattr(params, name)
+        if value is None and (shape is None or name in direction.cell.optional_params):
+            continue
+        array = isinstance(value, (np.ndarray, jax.Array))
+        got = tuple(value.shape) if array else None if value is None else type(value).__name__
+        if got != shape:
+            found.append(f"{name} {got}, expected {shape}")
+        elif array and not is_float(value.dtype):
+            found.append(f"{name} of dtype {value.dtype}, expected floats")
     return found
 
 
-def activation_of(owner: str, what: str, activation: Any, wanted: bool) -> dict[str, Activation]:
-    """The option that a simple network's cell needs and no other takes."""
-    if not wanted:
-        if activation is not None:
-            raise value_error(
-                f"{owner} got activation={_name(activation)} with weights of gated cells",
-                "none, because only a simple recurrent network has a choice",
-                "Leave activation out.",
-            )
-        return {}
-    if isinstance(activation, str) and activation in ACTIVATIONS:
-        return {"activation": ACTIVATIONS[activation]}
-    if activation is None or not callable(activation):
-        raise value_error(
-            f"{owner} got activation={_name(activation)} with weights of {what}",
-            "its activation, which weights do not tell",
-            'Pass activation="tanh", "relu" or a function of an array.',
-        )
-    return {"activation": activation}
-
-
-def _name(value: Any) -> str:
-    return getattr(value, "__name__", None) or repr(value)
-
-
-def stacked(networks: list[Any], params: list[Any]) -> tuple[Any, Any]:
-    """One layer bare, several as a ``Stack``."""
-    if len(networks) == 1:
-        return networks[0], params[0]
-    return Stack(tuple(networks)), tuple(params)
+def fields_of(direction: Direction) -> dict[str, Any]:
+    """The arrays of a direction's parameters by their fields."""
+    return {name: value for name, value in direction.params._asdict().items() if value is not None}

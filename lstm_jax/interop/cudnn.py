@@ -1,4 +1,4 @@
-"""The flat vector of weights that ``jax.experimental.rnn`` hands to cuDNN, in and out."""
+"""The flat vector of weights that ``jax.experimental.rnn`` passes to cuDNN, in and out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from lstm_jax import LSTM
 from lstm_jax._errors import check_float, check_size, value_error
 from lstm_jax._types import DType
+from lstm_jax.interop._entries import Unreadable, read_array
 from lstm_jax.interop._networks import flatten_layers
 from lstm_jax.interop.torch import from_torch, to_torch
 from lstm_jax.unrolling.cudnn import flat_shapes
@@ -28,13 +29,12 @@ def from_cudnn(
 
     The vector holds PyTorch's arrays, flat, one after the other: first ``weight_ih`` (4H, D) and
     ``weight_hh`` (4H, H) of each layer and direction, then ``bias_ih`` and ``bias_hh`` (4H,) of each.
-    Gates are i f g o. For ``jax.experimental.rnn.swap_lstm_gates``, undo it first.
+    Gates are i f g o. Undo ``jax.experimental.rnn.swap_lstm_gates`` first, if it was applied.
 
     Args:
         weights: the vector.
-        input_size, hidden_size, num_layers, bidirectional: as they were given to
-            ``init_lstm_weight``.
-        dtype: of the parameters; None: the vector's own.
+        input_size, hidden_size, num_layers, bidirectional: the arguments of ``init_lstm_weight``.
+        dtype: of the parameters; None: that of the vector.
 
     Returns:
         ``(network, params)``: an ``LSTM``, a ``Bidirectional`` of one, or a ``Stack`` of as many layers.
@@ -48,6 +48,11 @@ def from_cudnn(
     """
     for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("num_layers", num_layers)):
         check_size("from_cudnn", name, size)
+    weights = weights if isinstance(weights, (list, tuple)) else read_array(weights)
+    if isinstance(weights, Unreadable):
+        raise value_error(
+            f"from_cudnn got weights {weights.reason}", "an array of floats", "Pass the vector."
+        )
     check_float("from_cudnn", "weights", weights)
     shapes = dict(flat_shapes(input_size, hidden_size, num_layers, 2 if bidirectional else 1))
     count = sum(int(np.prod(shape)) for shape in shapes.values())
@@ -56,7 +61,7 @@ def from_cudnn(
             f"from_cudnn got weights of shape {tuple(weights.shape)}",
             f"({count},) for input_size={input_size}, hidden_size={hidden_size}, "
             f"num_layers={num_layers}, bidirectional={bidirectional}",
-            "Give the sizes that the weights were made for.",
+            "Give the sizes that the weights were made with.",
         )
     state_dict, start = {}, 0
     for name, shape in shapes.items():
@@ -69,32 +74,32 @@ def from_cudnn(
 def to_cudnn(network: Any, params: Any) -> Any:
     """The weights that ``jax.experimental.rnn.lstm`` takes, from a network and its parameters.
 
-    The opposite of :func:`from_cudnn`, which gives back every parameter to the bit: the second of the
-    two biases is 0. cuDNN itself reads float32 only.
+    The opposite of :func:`from_cudnn`, which returns every parameter to the bit. The second of the two
+    biases is 0. cuDNN itself reads float32 only.
 
     Args:
-        network: an ``LSTM`` with bias, a ``Bidirectional`` of one, or a ``Stack`` of these, all alike.
+        network: an ``LSTM`` with bias, a ``Bidirectional`` of one, or a ``Stack`` of equal ones.
         params: its parameters.
 
     Returns:
         The flat vector, a jax array in the parameters' dtype.
 
     Raises:
-        ValueError: with everything that this function cannot represent: whatever :func:`to_torch`
-            cannot, other cells, projections, and cells without bias.
+        ValueError: the network has other cells than ``LSTM``, a projection, no bias, or anything else that
+            :func:`to_torch` cannot represent (all is listed); or the parameters do not fit.
 
     >>> import jax
     >>> cell = LSTM(input_size=3, hidden_size=2)
     >>> to_cudnn(cell, cell.init(jax.random.key(0))).shape
     (56,)
     """
-    layers = flatten_layers("to_cudnn", "jax.experimental.rnn", network, params, kinds=(LSTM,))
+    layers = flatten_layers("to_cudnn", "jax.experimental.rnn", network, params, cells=(LSTM,), dropout=True)
     cell = layers[0].directions[0].cell
     if not cell.use_bias:
         raise value_error(
             "to_cudnn got a network without bias",
             "use_bias=True, because jax.experimental.rnn always has (and trains) biases",
-            "Give the cells use_bias=True and biases of zeros.",
+            "Use cells with use_bias=True and biases of zeros.",
         )
     arrays = to_torch(network, params)
     order = flat_shapes(cell.input_size, cell.hidden_size, len(layers), len(layers[0].directions))

@@ -3,45 +3,78 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import jax
+import numpy as np
 
 from lstm_jax import (
     GRU,
     LSTM,
     RNN,
-    Bidirectional,
-    BidirectionalParams,
     ConvLSTM,
     ConvLSTMParams,
     GRUParams,
     GRUVariant,
+    LSTMNorm,
     LSTMParams,
+    LSTMVariantParams,
     RNNParams,
 )
-from lstm_jax._errors import value_error
-from lstm_jax._types import DType
-from lstm_jax.interop._arrays import cast, common_dtype, join, negative_zeros, ours, parts, theirs
-from lstm_jax.interop._entries import Entries
+from lstm_jax._errors import listing, value_error
+from lstm_jax._types import Array, DType
+from lstm_jax.cells.activations import ACTIVATIONS
+from lstm_jax.interop._entries import Entries, Faults, UnbuiltLayer, build_layers, flatten_mapping
+from lstm_jax.interop._gates import (
+    join_gates,
+    negative_zeros,
+    reorder_gates,
+    split_gates,
+    stack_rows,
+    to_numpy,
+)
 from lstm_jax.interop._networks import (
-    GATES,
-    activation_of,
+    CELLS,
+    Direction,
+    Options,
     flatten_layers,
+    join_directions,
     make_cell,
     params_for,
     stacked,
 )
 
-#: Keras' ``merge_mode``, and what it is called here.
+
+def leaky_relu(x: Array) -> Array:
+    """Keras' ``leaky_relu``, with a slope of 0.2 below 0 (0.01 in ``jax.nn``)."""
+    return jax.nn.leaky_relu(x, 0.2)
+
+
+def gelu(x: Array) -> Array:
+    """Keras' ``gelu``, with the exact error function (``jax.nn`` approximates it)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+#: Keras' activations by the names in Keras. Two of these names mean other functions in ``jax.nn``.
+KERAS_ACTIVATIONS = ACTIVATIONS | {"leaky_relu": leaky_relu, "gelu": gelu, "swish": jax.nn.silu}
+#: Keras' ``merge_mode``, and its name in ``lstm_jax.Bidirectional``.
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product"}
 NAMES = ("kernel", "recurrent_kernel", "bias")
-_HINT = "Pass what get_weights() of one recurrent layer returns, or a list with one entry a layer."
+#: Variables of TensorFlow Addons' layer normalisations, in the order of ``get_weights()``.
+NORMS = tuple(
+    f"{norm}_norm/{name}" for norm in ("kernel", "recurrent", "state") for name in ("gamma", "beta")
+)
+#: The variables of one direction by their number.
+BY_COUNT = {2: NAMES[:2], 3: NAMES, 8: (*NAMES[:2], *NORMS), 9: (*NAMES, *NORMS)}
+HINT = "Pass what get_weights() of one recurrent layer returns, or a list with one entry for each layer."
 
 
 def from_keras(
     weights: Any,
     *,
     activation: Any = None,
+    recurrent_activation: Any = None,
     reset_after: bool | None = None,
     merge: str | None = None,
     input_shape: Sequence[int] | None = None,
@@ -51,288 +84,288 @@ def from_keras(
 ) -> tuple[Any, Any]:
     """A network and its parameters from the weights of recurrent Keras layers.
 
-    Shapes tell the kind of cell, its sizes, the directions, whether there are biases, and of most
-    GRUs the form. What they do not tell is asked for. Activations of gated cells are taken to be
-    Keras' own (tanh and sigmoid).
+    The kind of cell, its sizes, the directions, biases and, for most GRUs, the form are read from shapes.
+    Anything else is an argument.
 
-    ==================================  ====================================================
-    Keras                               here
-    ==================================  ====================================================
-    ``kernel`` (D, 4H)                  ``w_ih``; gates i f c o are i f g o
-    ``recurrent_kernel`` (H, 4H)        ``w_hh``
-    ``bias`` (4H,)                      ``bias`` (a forget bias of 1 is part of it in both)
-    ... of a GRU                        gates z r h, here r z n
-    ... of a GRU, (2, 3H)               the sum for r and z; n keeps two, ``bias`` and ``bias_hn``
-    ``ConvLSTM``: (*kernel, C, 4F)      as they are
-    ``forward_..``, ``backward_..``     ``BidirectionalParams``
-    ``return_sequences`` and the like   not in the weights: ``unroll`` gives all outputs and the carry
-    ==================================  ====================================================
+    ===================================  ====================================================
+    Keras                                lstm_jax
+    ===================================  ====================================================
+    ``kernel`` (D, 4H)                   ``w_ih``; gates i f c o are i f g o
+    ``recurrent_kernel`` (H, 4H)         ``w_hh``
+    ``bias`` (4H,)                       ``bias`` (a forget bias of 1 is part of it in both)
+    ... of a GRU                         gates z r h, here r z n
+    ... of a GRU, (2, 3H)                the sum for r and z; n keeps two, ``bias`` and ``bias_hn``
+    ``ConvLSTM``: (*kernel, C, 4F)       the same
+    ``forward_..``, ``backward_..``      ``BidirectionalParams``
+    ``return_sequences`` and the like    not in the weights: ``unroll`` returns all outputs and the carry
+    ===================================  ====================================================
+
+    ``LayerNormLSTMCell`` of TensorFlow Addons becomes ``LSTMVariant(layer_norm="tfa")``, which has the
+    cell's default ``norm_epsilon`` of 0.001:
+
+    =============================================  ==========================================
+    ``kernel_norm/gamma``, ``recurrent_norm/...``  ``norm.x``, ``norm.h``
+    ``kernel_norm/beta``, ``recurrent_norm/beta``  added to ``bias``
+    ``state_norm/gamma``, ``state_norm/beta``      ``norm.c``, ``norm.c_offset``
+    =============================================  ==========================================
 
     Args:
-        weights: of one layer what ``layer.get_weights()`` returns, a list of 2 or 3 arrays (both
-            directions of a ``Bidirectional``: 4 or 6), or a mapping with the names above, the
-            directions under ``forward`` and ``backward``; also ``{w.path: w.numpy() for w in
-            layer.weights}``. Of several layers a list of these, one a layer, which gives a ``Stack``.
-        activation: of ``SimpleRNN`` alone, and needed there: ``"tanh"``, ``"relu"`` or a function.
-        reset_after: of a GRU without bias alone, and needed there; a bias tells it. Keras' own is True.
-        merge: of ``Bidirectional`` alone, and needed there: Keras' ``merge_mode``, ``"concat"`` (its
+        weights: for one layer what ``layer.get_weights()`` returns, a list of 2 or 3 arrays (8 or 9 with
+            layer normalisation; twice as many for both directions of a ``Bidirectional``), or a mapping with
+            the names above, the directions under ``forward`` and ``backward``; also
+            ``{w.path: w.numpy() for w in layer.weights}``. For several layers a list of these, one for each
+            layer, which gives a ``Stack``.
+        activation: a function, or its name in Keras; for several layers also a list with one entry for each.
+            None: tanh (Keras' ``activation=None`` is ``"linear"`` here). Required for ``SimpleRNN``. With
+            other functions than tanh and sigmoid, LSTMs and GRUs become ``LSTMVariant`` and ``GRUVariant``.
+        recurrent_activation: the same for the gates of LSTMs and GRUs. None: sigmoid. In Keras 2
+            ``"hard_sigmoid"`` is ``clip(0.2 x + 0.5, 0, 1)``; here it is that of Keras 3,
+            ``relu6(x + 3) / 6``.
+        reset_after: only for a GRU without bias, and required there. Keras' default is True.
+        merge: only for a ``Bidirectional``, and required there: Keras' ``merge_mode``, ``"concat"`` (its
             default), ``"sum"``, ``"ave"`` or ``"mul"``.
-        input_shape: of a ``ConvLSTM`` alone, and needed there: (*space, C), channels last.
+        input_shape: only for a ``ConvLSTM``, and required there: (*space, C), channels last.
         strides: of a ``ConvLSTM``'s input convolution; None: all 1, as in Keras.
-        padding: of a ``ConvLSTM`` alone, and needed there: ``"valid"`` (Keras' default) or ``"same"``.
-        dtype: of the parameters; None: the arrays' own.
+        padding: only for a ``ConvLSTM``, and required there: ``"valid"`` (Keras' default) or ``"same"``.
+        dtype: of the parameters; None: what the arrays promote to.
 
     Returns:
-        ``(network, params)``; all leaves are jax arrays with memory of their own.
+        ``(network, params)``; all leaves are JAX arrays with memory of their own.
 
     Raises:
-        ValueError: with all entries that are missing, unexpected or misshapen; or an option is missing
-            or has nothing to say.
+        ValueError: entries are missing, unexpected or of the wrong shape (all are listed); an argument is
+            missing, or no layer uses it; or a ``ConvLSTM`` has other activations than tanh and sigmoid.
 
-    >>> import numpy as np
     >>> weights = [np.ones((4, 9)), np.ones((3, 9)), np.ones((2, 9))]
     >>> cell, params = from_keras(weights, dtype="float32")
     >>> type(cell).__name__, cell.hidden_size, float(params.bias[0]), float(params.bias[-1])
     ('GRU', 3, 2.0, 1.0)
+    >>> from_keras(weights, recurrent_activation="hard_sigmoid", dtype="float32")[0]
+    GRUVariant(input_size=4, hidden_size=3, recurrent_activation=hard_sigmoid)
     >>> above = [np.ones((3, 20)), np.ones((5, 20)), np.ones(20)]
     >>> network, params = from_keras([weights, above], dtype="float32")
     >>> [type(cell).__name__ for cell in network.layers]
     ['GRU', 'LSTM']
     """
-    several = isinstance(weights, (list, tuple)) and any(_is_layer(entry) for entry in weights)
-    each = list(weights) if several else [weights]
-    named = {
-        f"layer {index}" if several else "": _by_name(own, f" of layer {index}" if several else "")
-        for index, own in enumerate(each)
-    }
-    entries = Entries("from_keras", named if several else named[""])
-    given = {"activation": activation, "reset_after": reset_after, "merge": merge}
+    several = isinstance(weights, (list, tuple)) and any(
+        isinstance(entry, (Mapping, list, tuple)) for entry in weights
+    )
+    given = {"activation": activation, "recurrent_activation": recurrent_activation}
+    given |= {"reset_after": reset_after, "merge": merge}
     given |= {"input_shape": input_shape, "strides": strides, "padding": padding}
-    layers = [_Layer(entries, f"{name}/" if name else "", given) for name in named]
-    entries.done(_HINT)
-    used = set().union(*(layer.uses for layer in layers))
-    idle = [name for name, value in given.items() if value is not None and name not in used]
-    if idle:
-        raise value_error(
-            f"from_keras got {', '.join(f'{name}={given[name]!r}' for name in idle)}",
-            "only options which these weights leave open",
-            "Leave out: " + ", ".join(idle) + ".",
+    options = Options("from_keras", KERAS_ACTIVATIONS, **given)
+    faults = Faults("from_keras")
+    own = list(weights) if several else [weights]
+    layers = [
+        _read(faults, w, options, index, f"layer {index}/" if several else "") for index, w in enumerate(own)
+    ]
+    faults.check(HINT)
+    options.check(len(own))
+    return stacked(*build_layers("from_keras", [layer for layer in layers if layer], dtype, input_shape))
+
+
+def _read(faults: Faults, weights: Any, options: Options, index: int, where: str) -> UnbuiltLayer | None:
+    """One layer."""
+    directions = _by_direction(weights, where)
+    merge = options.get("merge") if len(directions) == 2 else "concat"
+    if merge not in MERGES:
+        options.error(
+            f"from_keras got merge={merge!r} with both directions of a Bidirectional",
+            f"its merge_mode, one of {', '.join(map(repr, MERGES))}",
+            "Keras' default is merge='concat'.",
         )
-    dtype = common_dtype("from_keras", (a for layer in layers for a in layer.arrays()), dtype)
-    networks: list[Any] = []
-    for layer in layers:
-        networks.append(layer.network(dtype, given, networks))
-    network, params = stacked(networks, [layer.params(dtype) for layer in layers])
-    return network, ours(params)
+    entries = [Entries(faults, arrays, f"{where}{name}") for name, arrays in directions.items()]
+    bias_ndim = max(len(own.shape("bias")) for own in entries)
+    layers = [_read_direction(own, bias_ndim, options, index) for own in entries]
+    return join_directions("from_keras", layers, MERGES.get(merge, "concat"))
 
 
-def _is_layer(entry: Any) -> bool:
-    return isinstance(entry, (Mapping, list, tuple))
-
-
-def _by_name(weights: Any, where: str) -> dict[str, Any]:
-    """The arrays of one layer by the names of its variables, those of two directions one deeper."""
+def _by_direction(weights: Any, where: str) -> dict[str, dict[str, Any]]:
+    """The arrays of one layer by the names of its variables, under "", or "forward/" and "backward/"."""
     if isinstance(weights, Mapping):
-        return _by_last_name(Entries("from_keras", weights).left)
-    if not isinstance(weights, (list, tuple)) or len(weights) not in (2, 3, 4, 6):
-        got = f"{len(weights)} arrays" if isinstance(weights, (list, tuple)) else type(weights).__name__
-        raise value_error(
-            f"from_keras got {got} as the weights{where}",
-            "2 or 3 arrays (kernel, recurrent_kernel, bias), 4 or 6 of a Bidirectional, or a mapping",
-            _HINT,
-        )
-    if len(weights) < 4:
-        return dict(zip(NAMES, weights, strict=False))
-    half = len(weights) // 2
-    return {
-        f"{direction}/{name}": array
-        for direction, own in (("forward", weights[:half]), ("backward", weights[half:]))
-        for name, array in zip(NAMES, own, strict=False)
-    }
-
-
-def _by_last_name(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """``bidirectional/forward_lstm/lstm_cell/kernel`` as ``forward/kernel``."""
-    found: dict[str, Any] = {}
-    for path, array in flat.items():
-        *above, last = path.split("/")
-        direction = re.findall(r"(?:^|/)(forward|backward)(?=_|/|$)", "/".join(above))
-        name = "/".join([*direction[:1], last]) if last in NAMES else path
-        if name in found:
-            raise value_error(
-                f"from_keras got more than one {last} in one mapping, {path} the last of them",
-                "the weights of one layer",
-                "Pass several layers as a list, one mapping a layer: names do not tell their order.",
-            )
-        found[name] = array
-    return found
-
-
-def _tells(recurrent: tuple[int, ...]) -> bool:
-    """Whether the shape of a recurrent kernel is that of any cell."""
-    if not 2 <= len(recurrent) <= 5 or 0 in recurrent:
-        return False
-    *space, H, columns = recurrent
-    return columns == 4 * H if space else columns in [gates * H for gates in GATES]
-
-
-class _Layer:
-    """One layer: what its shapes tell, and its arrays."""
-
-    def __init__(self, entries: Entries, where: str, given: Mapping[str, Any]) -> None:
-        self.where = where.rstrip("/") or "the layer"
-        names = [name.removeprefix(where) for name in entries.names() if name.startswith(where)]
-        self.both = any(name.startswith(("forward/", "backward/")) for name in names)
-        self.ends = ("forward/", "backward/") if self.both else ("",)
-        self.uses: set[str] = {"merge"} if self.both else set()
-
-        def shapes_of(name: str) -> list[tuple[int, ...]]:
-            """In each direction that has the entry, and has it with an axis of inputs."""
-            found = (entries.shape(f"{where}{end}{name}") for end in self.ends)
-            return [shape for shape in found if len(shape) > 1]
-
-        recurrents = shapes_of("recurrent_kernel")
-        recurrent = next(filter(_tells, recurrents), next(iter(recurrents), ()))
-        kernel = next((shape for shape in shapes_of("kernel") if len(shape) == len(recurrent)), ())
-        self.conv = len(recurrent) > 2
-        if not _tells(recurrent):
-            got = f"of shape {recurrent}" if recurrent else "missing, or no matrix"
-            raise value_error(
-                f"from_keras got recurrent_kernel {got} in {self.where}",
-                "shape (H, H) in SimpleRNN, (H, 3H) in GRU, (H, 4H) in LSTM, (*kernel, F, 4F) in ConvLSTM",
-                _HINT,
-            )
-        self.gates, self.H = recurrent[-1] // recurrent[-2], recurrent[-2]
-        self.kind: Any = ConvLSTM if self.conv else GATES[self.gates]
-        self.kernel_size = recurrent[:-2]
-        self.D = kernel[-2] if kernel else 0  # 0: nothing tells it
-        self.bias = any(f"{end}bias" in names for end in self.ends)
-        self.options = self._options(entries, where, given)
-
-        columns = self.gates * self.H
-        shapes: dict[str, tuple[int, ...]] = {
-            "kernel": (*self.kernel_size, self.D, columns),
-            "recurrent_kernel": (*self.kernel_size, self.H, columns),
+        return _by_last_name(flatten_mapping("from_keras", weights))
+    count = len(weights) if isinstance(weights, (list, tuple)) else 0
+    if count in BY_COUNT:
+        return {"": dict(zip(BY_COUNT[count], weights, strict=True))}
+    if count % 2 == 0 and count // 2 in BY_COUNT:
+        names = BY_COUNT[count // 2]
+        halves = (weights[: count // 2], weights[count // 2 :])
+        return {
+            direction: dict(zip(names, half, strict=True))
+            for direction, half in zip(("forward/", "backward/"), halves, strict=True)
         }
-        if self.bias:
-            two = self.options.get("reset_after", False)
-            shapes["bias"] = (2, columns) if two else (columns,)
-        self.taken = [
-            {name: entries.take(f"{where}{end}{name}", shape) for name, shape in shapes.items()}
-            for end in self.ends
-        ]
+    got = f"{count} arrays" if isinstance(weights, (list, tuple)) else type(weights).__name__
+    raise value_error(
+        f"from_keras got {got} as the weights{f' of {where[:-1]}' if where else ''}",
+        "2 or 3 arrays (kernel, recurrent_kernel, bias), 8 or 9 with layer normalisation, twice as many of "
+        "a Bidirectional, or a mapping",
+        HINT,
+    )
 
-    def _options(self, entries: Entries, where: str, given: Mapping[str, Any]) -> dict[str, Any]:
-        """What the shapes leave open, as it was given; a fault where it was not."""
-        if self.conv:
-            self.uses |= {"input_shape", "strides", "padding"}
-        if self.both and given["merge"] not in MERGES:
+
+def _by_last_name(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """``bidirectional/forward_lstm/lstm_cell/kernel`` under ``forward/`` as ``kernel``."""
+    found: dict[str, dict[str, Any]] = {}
+    for path, array in flat.items():
+        *above, last = path.removesuffix(":0").split("/")
+        direction = re.findall(r"(?:^|/)(forward|backward)(?=_|/|$)", "/".join(above))
+        name = last if last in NAMES else "/".join([*above[-1:], last])
+        name = name if name in NAMES or name in NORMS else path
+        variables = found.setdefault(f"{direction[0]}/" if direction else "", {})
+        if name in variables:
             raise value_error(
-                f"from_keras got merge={given['merge']!r} with both directions of a Bidirectional",
-                f"its merge_mode, one of {', '.join(map(repr, MERGES))}, which weights do not tell",
-                "Keras' own is merge='concat'.",
+                f"from_keras got more than one {name} in one mapping, for instance {path}",
+                "the weights of one layer",
+                "Pass several layers as a list, one mapping for each: names do not give their order.",
             )
-        if self.kind is RNN:
-            self.uses.add("activation")
-            return activation_of("from_keras", "SimpleRNN", given["activation"], True)
-        if self.kind is not GRU:
-            return {}
-        ranks = {len(entries.shape(f"{where}{end}bias")) for end in self.ends} - {0}
-        if ranks:
-            return {"reset_after": 2 in ranks}
-        self.uses.add("reset_after")
-        if not isinstance(given["reset_after"], bool):
-            raise value_error(
-                f"from_keras got reset_after={given['reset_after']!r} with a GRU without bias",
-                "True or False, which the weights do not tell",
-                "Keras' own is reset_after=True.",
-            )
-        return {"reset_after": given["reset_after"]}
-
-    def arrays(self) -> Iterable[Any]:
-        """All arrays of the layer."""
-        return (array for own in self.taken for array in own.values())
-
-    def network(self, dtype: Any, given: Mapping[str, Any], below: list[Any]) -> Any:
-        """The cell, or both directions of it."""
-        common = {"use_bias": self.bias, "param_dtype": dtype}
-        if self.conv:
-            cell: Any = self._conv(common, given, below)
-        else:
-            cell = make_cell(self.kind, self.D, self.H, **common, **self.options)
-        return Bidirectional(cell, merge=MERGES[given["merge"]]) if self.both else cell
-
-    def _conv(self, common: Mapping[str, Any], given: Mapping[str, Any], below: list[Any]) -> ConvLSTM:
-        shape = getattr(below[-1], "output_shape", None) if below else given["input_shape"]
-        padding = given["padding"]
-        if shape is None or not isinstance(padding, str) or padding.upper() not in ("SAME", "VALID"):
-            raise value_error(
-                f"from_keras got input_shape={shape!r}, padding={padding!r} with weights of a ConvLSTM",
-                "both, because weights do not tell them: input_shape (*space, C), padding 'valid' or 'same'",
-                "Keras' own padding is 'valid'.",
-            )
-        if tuple(shape)[-1] != self.D:
-            raise value_error(
-                f"from_keras got input_shape={tuple(shape)} with a kernel that reads {self.D} channels",
-                f"input_shape (*space, {self.D})",
-                "Put the channels last.",
-            )
-        strides = None if given["strides"] is None else tuple(given["strides"])
-        window: dict[str, Any] = {"strides": strides, "padding": padding.upper()}
-        return ConvLSTM(tuple(shape), self.H, self.kernel_size, **window, **common)
-
-    def params(self, dtype: Any) -> Any:
-        """The cell's parameters, or those of both directions."""
-        own = [_read(self.kind, cast(arrays, dtype)) for arrays in self.taken]
-        if self.options.get("reset_after") is False:
-            own = [params_for(GRUVariant(1, 1), params) for params in own]
-        return BidirectionalParams(*own) if self.both else own[0]
+        variables[name] = array
+    if len(found) > 1 and "" in found:
+        raise value_error(
+            f"from_keras got {listing(found[''])} beside the weights of two directions",
+            "the weights of one layer",
+            "Pass several layers as a list, one mapping for each.",
+        )
+    if "" in found or not found:
+        return found or {"": {}}
+    return {direction: found.get(direction, {}) for direction in ("forward/", "backward/")}
 
 
-def _read(kind: Any, a: Mapping[str, Any]) -> Any:
-    w_ih, w_hh, bias = (a.get(name) for name in NAMES)
+def _is_recurrent(shape: tuple[int, ...]) -> bool:
+    """Whether this is the shape of a cell's recurrent kernel."""
+    if not 2 <= len(shape) <= 5 or 0 in shape:
+        return False
+    *space, H, columns = shape
+    return columns == 4 * H if space else columns in [gates * H for gates in CELLS]
+
+
+def _read_direction(entries: Entries, bias_ndim: int, options: Options, index: int) -> UnbuiltLayer | None:
+    """One direction of one layer. ``bias_ndim`` is that of the bias of either direction, 0 without one."""
+    recurrent = entries.shape("recurrent_kernel")
+    if not _is_recurrent(recurrent):
+        entries.unreadable(
+            "recurrent_kernel (H, H) in SimpleRNN, (H, 3H) in GRU, (H, 4H) in LSTM or (*kernel, F, 4F)"
+        )
+        return None
+    kernel_size, (H, columns) = recurrent[:-2], recurrent[-2:]
+    kind: Any = ConvLSTM if kernel_size else CELLS[columns // H]
+    D = entries.size(("kernel", -2)) if len(entries.shape("kernel")) == len(recurrent) else 0
+    use_bias = bias_ndim > 0
+    layer_norm = any(name in entries for name in NORMS)
+    cell_name = {RNN: "a SimpleRNN", GRU: "a GRU", LSTM: "an LSTM", ConvLSTM: "a ConvLSTM"}[kind]
+    cell_options: dict[str, Any] = options.activations(kind, cell_name, index)
+    if kind is ConvLSTM:
+        cell_options |= {"strides": options.get("strides"), "padding": options.get("padding")}
+        options.get("input_shape")
+    if kind is GRU:
+        cell_options["reset_after"] = _reset_after(bias_ndim, options)
+    two_biases = cell_options.get("reset_after", False)
+    shapes: dict[str, tuple[int, ...]] = {"kernel": (*kernel_size, D, columns), "recurrent_kernel": recurrent}
+    if use_bias:
+        shapes["bias"] = (2, columns) if two_biases else (columns,)
+    if layer_norm and kind is LSTM:
+        cell_options["layer_norm"] = "tfa"
+        shapes |= {name: (H if name.startswith("state") else columns,) for name in NORMS}
+    arrays = {name: entries.take(name, shape) for name, shape in shapes.items()}
+    entries.done()
+
+    def build(a: dict[str, Any], dtype: np.dtype, input_shape: Any) -> tuple[Any, Any]:
+        if kind is ConvLSTM:
+            return _conv_lstm(a, D, H, kernel_size, input_shape, dtype, cell_options)
+        norms = layer_norm and kind is LSTM
+        cell = make_cell(kind, D, H, use_bias=use_bias or norms, param_dtype=dtype, **cell_options)
+        return cell, _layer_norm_params(a) if norms else params_for(cell, _params(kind, a))
+
+    return UnbuiltLayer(arrays, build)
+
+
+def _reset_after(bias_ndim: int, options: Options) -> bool:
+    """The form of a GRU, from its bias or, without one, from the argument."""
+    if bias_ndim:
+        return bias_ndim == 2
+    value = options.get("reset_after")
+    if not isinstance(value, bool):
+        options.error(
+            f"from_keras got reset_after={value!r} with a GRU without bias",
+            "True or False, which the weights do not hold",
+            "Keras' default is reset_after=True.",
+        )
+    return bool(value)
+
+
+def _conv_lstm(
+    a: Mapping[str, Any], C: int, F: int, kernel: tuple[int, ...], shape: Any, dtype: np.dtype, window: Any
+) -> tuple[Any, Any]:
+    padding, strides = window["padding"], window["strides"]
+    if shape is None or not isinstance(padding, str) or padding.upper() not in ("SAME", "VALID"):
+        raise value_error(
+            f"from_keras got input_shape={shape!r}, padding={padding!r} with weights of a ConvLSTM",
+            "both, because weights do not hold them: input_shape (*space, C), padding 'valid' or 'same'",
+            "Keras' default padding is 'valid'.",
+        )
+    if not isinstance(shape, (tuple, list)) or not shape or shape[-1] != C:
+        raise value_error(
+            f"from_keras got input_shape={shape!r} with a kernel that reads {C} channels",
+            f"input_shape (*space, {C})",
+            "Put the channels last.",
+        )
+    cell = ConvLSTM(
+        tuple(shape),
+        F,
+        kernel,
+        strides=strides,
+        padding=padding.upper(),
+        use_bias="bias" in a,
+        param_dtype=dtype,
+    )
+    return cell, ConvLSTMParams(a["kernel"], a["recurrent_kernel"], a.get("bias"))
+
+
+def _params(kind: Any, a: Mapping[str, Any]) -> Any:
+    w_ih, w_hh, bias = a["kernel"], a["recurrent_kernel"], a.get("bias")
     if kind is not GRU:
-        record: Any = {RNN: RNNParams, LSTM: LSTMParams, ConvLSTM: ConvLSTMParams}[kind]
-        return record(w_ih, w_hh, bias)
-    w_ih, w_hh = _swapped(w_ih), _swapped(w_hh)
+        return (RNNParams if kind is RNN else LSTMParams)(w_ih, w_hh, bias)
+    w_ih, w_hh = reorder_gates(w_ih, "zrn", "rzn"), reorder_gates(w_hh, "zrn", "rzn")
     if bias is None:
         return GRUParams(w_ih, w_hh)
     if bias.ndim == 1:
-        return GRUParams(w_ih, w_hh, _swapped(bias))
-    (z, r, n), (z_h, r_h, bias_hn) = parts(bias[0], 3), parts(bias[1], 3)
-    return GRUParams(w_ih, w_hh, join(r + r_h, z + z_h, n), bias_hn)
+        return GRUParams(w_ih, w_hh, reorder_gates(bias, "zrn", "rzn"))
+    first, second = split_gates(bias[0], "zrn"), split_gates(bias[1], "zrn")
+    gates = {"r": first["r"] + second["r"], "z": first["z"] + second["z"], "n": first["n"]}
+    return GRUParams(w_ih, w_hh, join_gates(gates, "rzn"), second["n"])
 
 
-def _swapped(array: Any) -> Any:
-    """Gates z r h as r z n, and back."""
-    first, second, third = parts(array, 3)
-    return join(second, first, third)
+def _layer_norm_params(a: Mapping[str, Any]) -> LSTMVariantParams:
+    x, x_beta, h, h_beta, c, c_beta = (a[name] for name in NORMS)
+    bias = x_beta + h_beta if "bias" not in a else a["bias"] + (x_beta + h_beta)
+    return LSTMVariantParams(a["kernel"], a["recurrent_kernel"], bias, norm=LSTMNorm(x, h, c, c_beta))
 
 
 def to_keras(network: Any, params: Any) -> list[Any]:
     """What ``set_weights`` of a Keras layer takes, from a network and its parameters.
 
-    The opposite of :func:`from_keras`, which gives back every parameter to the bit. A cell gives the
-    list of its layer; a ``Bidirectional`` that of ``keras.layers.Bidirectional``, whose ``merge_mode``
-    has to be the network's; a ``Stack`` one list a layer. Of the two biases of a GRU with
-    ``reset_after=True`` the second is 0 but for ``bias_hn``: the same function, though trained
-    otherwise, because Keras moves both.
+    The opposite of :func:`from_keras`, which returns every parameter to the bit. A cell gives the list of
+    its layer; a ``Bidirectional`` that of ``keras.layers.Bidirectional``; a ``Stack`` one list for each
+    layer. Of the two biases of a GRU with ``reset_after=True`` the second is 0 except for ``bias_hn``: the
+    same outputs, but training differs, because Keras updates both.
+
+    The weights do not hold everything. Construct the Keras layer with the cell's ``activation`` and
+    ``recurrent_activation``, ``reset_after``, strides and padding, and a ``merge_mode`` as the network's.
 
     Args:
-        network: an ``RNN`` (with Keras' layer having its activation), ``LSTM``, ``GRU``, ``ConvLSTM`` (with
-            its strides and padding), a ``Bidirectional`` of one, or a ``Stack`` of these.
+        network: an ``RNN``, ``LSTM``, ``GRU``, ``ConvLSTM``, a variant of these that differs in its
+            activations or in ``reset_after`` only, a ``Bidirectional`` of one, or a ``Stack`` of these.
         params: its parameters.
 
     Returns:
-        A list of NumPy arrays in the parameters' dtype, of a ``Stack`` a list of such lists (under
+        A list of NumPy arrays in the parameters' dtype, for a ``Stack`` a list of such lists (under
         ``jax.jit`` or ``jax.grad`` of traced arrays).
 
     Raises:
-        ValueError: with everything Keras cannot represent (projections, peepholes, coupled gates,
-            ablations, heads, clips, layer normalisation, learned initial carries, regularised cells,
-            residual or skip connections, a read-out inside), and all parameters that do not fit.
+        ValueError: Keras cannot represent the network: projections, peepholes, coupled gates, ablations,
+            heads, clips, layer normalisation, learned initial carries, regularised cells, residual or skip
+            connections, a readout inside. Or parameters do not fit. All is listed.
 
-    >>> import jax, lstm_jax
+    >>> import lstm_jax
     >>> cell = lstm_jax.GRU(input_size=3, hidden_size=2)
     >>> [array.shape for array in to_keras(cell, cell.init(jax.random.key(0)))]
     [(3, 6), (2, 6), (2, 6)]
@@ -342,24 +375,23 @@ def to_keras(network: Any, params: Any) -> list[Any]:
         "Keras",
         network,
         params,
-        kinds=(RNN, LSTM, GRU, ConvLSTM),
-        fits={"activation": None, "recurrent_activation": None, "reset_after": None},
+        cells=(RNN, LSTM, GRU, ConvLSTM),
+        options={"activation": None, "recurrent_activation": None, "reset_after": None},
         merges=tuple(MERGES.values()),
+        dropout=True,
     )
-    lists = [
-        [theirs(array) for direction in layer.directions for array in _write(direction)] for layer in layers
-    ]
+    lists = [[array for direction in layer.directions for array in _write(direction)] for layer in layers]
     return lists if hasattr(network, "layers") else lists[0]
 
 
-def _write(direction: Any) -> list[Any]:
-    cell, params = direction.cell, direction.params
+def _write(direction: Direction) -> list[Any]:
+    cell, params = direction.cell, to_numpy(direction.params)
     arrays = [params.w_ih, params.w_hh] + ([] if params.bias is None else [params.bias])
     if not isinstance(cell, (GRU, GRUVariant)):
         return arrays
-    arrays = [_swapped(array) for array in arrays]
+    arrays = [reorder_gates(array, "rzn", "zrn") for array in arrays]
     if params.bias is not None and getattr(cell, "reset_after", True):
-        r, z, n = parts(negative_zeros(params.bias), 3)
-        second = join(z, r, n if params.bias_hn is None else params.bias_hn)
-        arrays[2] = join(arrays[2][None], second[None], axis=0)
+        gates = split_gates(negative_zeros(params.bias), "zrn")
+        gates |= {} if params.bias_hn is None else {"n": params.bias_hn}
+        arrays[2] = stack_rows(arrays[2], join_gates(gates, "zrn"))
     return arrays

@@ -6,32 +6,47 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from lstm_jax import (
     GRU,
     LSTM,
     RNN,
-    Bidirectional,
-    BidirectionalParams,
     GRUParams,
     LSTMParams,
     LSTMVariant,
     RNNParams,
 )
-from lstm_jax._errors import value_error
-from lstm_jax._types import DType
-from lstm_jax.interop._arrays import cast, common_dtype, join, negative_zeros, ours, parts, theirs
-from lstm_jax.interop._entries import Entries
+from lstm_jax._errors import listing, value_error
+from lstm_jax._types import DType, is_float
+from lstm_jax.interop._entries import (
+    Entries,
+    Faults,
+    UnbuiltLayer,
+    Unreadable,
+    build_layers,
+    flatten_mapping,
+    read_array,
+)
+from lstm_jax.interop._gates import join_gates, negative_zeros, split_gates, to_numpy
 from lstm_jax.interop._networks import (
-    ACTIVATIONS,
-    GATES,
-    activation_of,
+    CELLS,
+    Options,
     flatten_layers,
+    join_directions,
     make_cell,
     params_for,
     stacked,
 )
 
 _NAME = re.compile(r"(weight_ih|weight_hh|weight_hr|bias_ih|bias_hh)(?:_l(\d+)(_reverse)?)?")
+#: The activations of ``nn.RNN``.
+ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+HINT = (
+    "Pass the state_dict of one torch.nn.RNN, LSTM or GRU, with prefix= where it is part of a larger module."
+)
 
 
 def from_torch(
@@ -43,40 +58,50 @@ def from_torch(
 ) -> tuple[Any, Any]:
     """A network and its parameters from the state dict of ``torch.nn.RNN``, ``LSTM`` or ``GRU``.
 
-    Names and shapes tell everything but the activation of ``nn.RNN``: the kind of cell, layers,
-    directions, the projection, whether there are biases. One layer gives the bare cell, both
-    directions ``Bidirectional(cell)``, several layers a ``Stack``. Also read are the state dicts of
-    ``nn.RNNCell``, ``LSTMCell`` and ``GRUCell``, whose names have no ``_l0``.
+    The kind of cell, layers, directions, a projection and biases are read from names and shapes. One layer
+    gives the cell itself, both directions ``Bidirectional(cell)``, several layers a ``Stack``. The state
+    dicts of ``nn.RNNCell``, ``LSTMCell`` and ``GRUCell``, whose names have no ``_l0``, are read too.
 
-    =============================  ==========================================================
-    PyTorch                        here
-    =============================  ==========================================================
-    ``weight_ih_l0`` (4H, D)       ``w_ih`` (D, 4H), transposed; gates i f g o, or r z n
-    ``weight_hh_l0`` (4H, H)       ``w_hh`` (H, 4H), transposed
-    ``weight_hr_l0`` (P, H)        ``w_hr`` (H, P), transposed
-    ``bias_ih_l0``, ``bias_hh_l0``  ``bias``, the sum of both
-    ... of a GRU                   the sum for r and z; n keeps two, in ``bias`` and ``bias_hn``
-    ``.._l1``, ``.._l0_reverse``   the next layer; ``BidirectionalParams.backward``
-    =============================  ==========================================================
+    ===============================  ==========================================================
+    PyTorch                          lstm_jax
+    ===============================  ==========================================================
+    ``weight_ih_l0`` (4H, D)         ``w_ih`` (D, 4H), transposed; gates i f g o, or r z n
+    ``weight_hh_l0`` (4H, H)         ``w_hh`` (H, 4H), transposed
+    ``weight_hr_l0`` (P, H)          ``w_hr`` (H, P), transposed
+    ``bias_ih_l0``, ``bias_hh_l0``   ``bias``, the sum of both
+    ... of a GRU                     the sum for r and z; n keeps two, in ``bias`` and ``bias_hn``
+    ``.._l1``, ``.._l0_reverse``     the next layer; ``BidirectionalParams.backward``
+    ===============================  ==========================================================
 
-    The sum of two biases is the same function, but it is trained otherwise: PyTorch moves both of
-    them, so that their sum moves twice as far in a step. ``batch_first`` and ``dropout`` are not in
-    the weights: this library is time-major, and the ``Stack`` has dropout 0.
+    The sum of two biases gives the same outputs, but trains differently: PyTorch updates both biases, so
+    their sum moves twice as far in a step. ``batch_first`` and ``dropout`` are not in the weights: this
+    library is time-major, and the ``Stack`` has dropout 0.
+
+    Two reparametrizations of a weight are read:
+
+    - weight norm along axis 0 (``torch.nn.utils.parametrizations.weight_norm``, names
+      ``parametrizations.weight_hh_l0.original0`` and ``original1``, and the older ``weight_norm``, names
+      ``weight_hh_l0_g`` and ``weight_hh_l0_v``): the weight is g v / ||v||, with the norm of each row;
+    - weight drop of AWD-LSTM and fastai (``weight_hh_l0_raw``): this is the weight without dropout. A
+      ``weight_hh_l0`` beside it is ignored, because it may hold the values of one training step.
+      :class:`lstm_jax.WeightDrop` applies the dropout here.
+
+    All others raise an error.
 
     Args:
-        state_dict: names to arrays (4H is 3H in a GRU, H in a simple network): of NumPy, of jax,
-            also traced, or whatever ``np.asarray`` reads, tensors on the CPU for instance.
-        activation: of ``nn.RNN`` alone, and needed there: ``"tanh"``, ``"relu"`` or a function.
-        prefix: where the network is part of a larger module, the beginning of its names,
-            ``"encoder.lstm."``; entries with other names are left alone.
-        dtype: of the parameters; None: the arrays' own.
+        state_dict: names to arrays (4H is 3H in a GRU, H in a simple network): NumPy or JAX arrays (also
+            traced), or tensors, which may require gradients and may be bfloat16.
+        activation: of ``nn.RNN`` alone, and required there: ``"tanh"``, ``"relu"`` or a function.
+        prefix: the beginning of the names where the network is part of a larger module,
+            ``"encoder.lstm."``; entries with other names are ignored.
+        dtype: of the parameters; None: what the arrays promote to.
 
     Returns:
-        ``(network, params)``; all leaves are jax arrays with memory of their own.
+        ``(network, params)``; all leaves are JAX arrays that share no memory with the tensors.
 
     Raises:
-        ValueError: with all entries that are missing, unexpected or misshapen; or the activation is
-            missing, or given where there is no choice.
+        ValueError: entries are missing, unexpected or of the wrong shape (all are listed), or the activation
+            is missing, or given where there is no choice.
 
     >>> import numpy as np
     >>> state_dict = {
@@ -89,146 +114,205 @@ def from_torch(
     >>> cell.input_size, cell.hidden_size, params.w_ih.shape, float(params.bias[0])
     (3, 2, (3, 8), 2.0)
     """
-    if prefix and not prefix.endswith("."):
-        prefix += "."
-    entries = Entries("from_torch", state_dict, ".")
-    beginnings = sorted({name[: found.start()] for name, found in _recurrent(entries.names())})
-    entries.left = {name: value for name, value in entries.left.items() if name.startswith(prefix)}
-    plan = _plan(entries, prefix, beginnings)
-    options: dict[str, Any] = {**activation_of("from_torch", "nn.RNN", activation, plan.kind is RNN)}
-    taken = {
-        (layer, end): {
-            name: entries.take(f"{prefix}{name}{end}", shape)
-            for name, shape in _shapes(plan.gates, *sizes, plan.bias).items()
-        }
-        for layer, sizes in enumerate(plan.sizes)
-        for end in plan.ends(layer)
-    }
-    entries.done("Pass the state_dict of one torch.nn.RNN, LSTM or GRU, with prefix= where it is a part.")
-    dtype = common_dtype("from_torch", (a for own in taken.values() for a in own.values()), dtype)
-
-    networks, params = [], []
-    for layer, (D, H, P) in enumerate(plan.sizes):
-        if P is not None:
-            options["proj_size"] = P
-        cell = make_cell(plan.kind, D, H, use_bias=plan.bias, param_dtype=dtype, **options)
-        own = [_read(cell, plan.kind, cast(taken[layer, end], dtype)) for end in plan.ends(layer)]
-        networks.append(Bidirectional(cell) if plan.both else cell)
-        params.append(BidirectionalParams(*own) if plan.both else own[0])
-    network, both = stacked(networks, params)
-    return network, ours(both)
+    prefix = _with_dot(prefix)
+    options = Options("from_torch", ACTIVATIONS, activation=activation)
+    faults = Faults("from_torch")
+    flat = flatten_mapping("from_torch", state_dict, ".")
+    entries = Entries(faults, _plain_weights(flat, prefix), prefix)
+    names = _read_names(entries, _prefixes(flat, prefix))
+    cell_options = options.activations(RNN, "nn.RNN") if names.kind is RNN else {}
+    layers = []
+    for index, sizes in enumerate(names.sizes):
+        suffixes = names.suffixes(index)
+        directions = [_read(entries, names, sizes, suffix, cell_options) for suffix in suffixes]
+        layers.append(join_directions("from_torch", directions))
+    entries.done()
+    faults.check(HINT)
+    options.check(1)
+    networks, params = build_layers("from_torch", [layer for layer in layers if layer], dtype)
+    return stacked(networks, params)
 
 
-class _Plan(NamedTuple):
-    """What names and shapes tell."""
+def _with_dot(prefix: str) -> str:
+    return f"{prefix}." if prefix and not prefix.endswith(".") else prefix
+
+
+def _prefixes(flat: Mapping[str, Any], prefix: str) -> list[str]:
+    """Other beginnings of names at which there are recurrent weights."""
+    found = (re.search(r"weight_hh(_l\d+(_reverse)?)?$", name) for name in flat)
+    return sorted({match.string[: match.start()] for match in found if match} - {prefix})
+
+
+# --- weight norm and weight drop ----------------------------------------------------------------
+
+_WEIGHT = r"((?:weight|bias)_(?:ih|hh|hr)(?:_l\d+(?:_reverse)?)?)"
+_RAW = re.compile(rf"(?:module\.)?{_WEIGHT}_raw")
+_PARAMETRIZED = re.compile(rf"parametrizations\.{_WEIGHT}\.(.+)")
+_OLD_PARAMETRIZED = re.compile(rf"{_WEIGHT}_(g|v|u|orig|mask)")
+
+
+def _plain_weights(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries below a prefix, with weight norm computed and the raw weights of weight drop."""
+    below = {name[len(prefix) :]: value for name, value in flat.items() if name.startswith(prefix)}
+    outer = prefix.removesuffix("module.")  # where fastai keeps the raw weights
+    relative = {name[len(outer) :]: value for name, value in flat.items() if name.startswith(outer)}
+    raw = {match[1]: value for name, value in relative.items() if (match := _RAW.fullmatch(name))}
+    if raw:
+        below = {name.removeprefix("module."): a for name, a in below.items() if not _RAW.fullmatch(name)}
+        below |= raw
+    parametrized: dict[str, dict[str, str]] = {}
+    for name in below:
+        if match := _PARAMETRIZED.fullmatch(name) or _OLD_PARAMETRIZED.fullmatch(name):
+            parametrized.setdefault(match[1], {})[match[2]] = name
+    unknown: list[str] = []
+    for weight, names in parametrized.items():
+        norm = set(names) in ({"original0", "original1"}, {"g", "v"})
+        computed = _weight_norm(*(read_array(below[names[part]]) for part in sorted(names))) if norm else None
+        if computed is None:
+            unknown += names.values()
+        else:
+            below = {name: value for name, value in below.items() if name not in names.values()}
+            below[weight] = computed
+    if unknown:
+        raise value_error(
+            f"from_torch got {listing(f'{prefix}{name}' for name in unknown)}",
+            "weights as they are, or weight norm along axis 0",
+            "Remove the reparametrization before state_dict(): torch.nn.utils.parametrize."
+            "remove_parametrizations(module, name), remove_spectral_norm or prune.remove.",
+        )
+    return below
+
+
+def _weight_norm(g: Any, v: Any) -> Any:
+    """g v / ||v|| with the norm of each row of v (Salimans & Kingma 2016); None where g is not one a row."""
+    if any(isinstance(a, Unreadable) or not is_float(a.dtype) for a in (g, v)):
+        return None
+    if v.ndim != 2 or g.shape != (len(v), 1):
+        return None
+    xp = np if isinstance(v, np.ndarray) else jnp
+    wide = v.astype(np.promote_types(v.dtype, np.float32))
+    with np.errstate(invalid="ignore", divide="ignore"):  # a row of zeros gives NaN, as in PyTorch
+        norm = xp.sqrt(xp.sum(wide * wide, axis=1, keepdims=True))
+        return (g.astype(wide.dtype) / norm * wide).astype(v.dtype)
+
+
+# --- in -----------------------------------------------------------------------------------------
+
+
+class _Names(NamedTuple):
+    """What names and shapes contain."""
 
     kind: Any
     gates: int
-    sizes: list[tuple[int, int, int | None]]  # D (0: nothing tells it), H, P of each layer
+    sizes: list[tuple[int, int, int | None]]  # D (0: unknown), H, P of each layer
     both: bool
     bias: bool
     numbered: bool
 
-    def ends(self, layer: int) -> list[str]:
-        """How the names end, one a direction."""
+    def suffixes(self, layer: int) -> list[str]:
+        """The ends of the names, one for each direction."""
         if not self.numbered:
             return [""]
         return [f"_l{layer}", f"_l{layer}_reverse"] if self.both else [f"_l{layer}"]
 
 
-def _recurrent(names: list[str]) -> Any:
-    for name in names:
-        found = re.search(r"weight_hh(_l\d+(_reverse)?)?$", name)
-        if found:
-            yield name, found
-
-
-def _plan(entries: Entries, prefix: str, beginnings: list[str]) -> _Plan:
-    found = {}
-    for name in entries.names():
-        match = _NAME.fullmatch(name.removeprefix(prefix))
-        if match:
-            found[name] = match
-    gates, H, P = _gates(entries, prefix, list(found), beginnings)
+def _read_names(entries: Entries, prefixes: list[str]) -> _Names:
+    found = {name: match for name in entries.names() if (match := _NAME.fullmatch(name))}
+    gates, H, P = _sizes(entries, list(found), prefixes)
     numbered = any(match[2] for match in found.values())
     both = any(match[3] for match in found.values())
-    first = [f"{prefix}weight_ih_l0", f"{prefix}weight_ih_l0_reverse"] if numbered else [f"{prefix}weight_ih"]
-    D = next((shape[1] for shape in map(entries.shape, first) if len(shape) == 2), 0)
+    first = ["weight_ih_l0", "weight_ih_l0_reverse"] if numbered else ["weight_ih"]
+    D = entries.size(*((name, 1) for name in first))
     # No more layers than entries, whatever number a name holds.
     indices = [int(match[2]) for match in found.values() if match[2] and len(match[2]) < 9]
     count = 1 + max((index for index in indices if index < len(found)), default=0)
     above = (P or H) * (2 if both else 1)
     sizes = [(above if layer else D, H, P) for layer in range(count)]
     bias = any(match[1].startswith("bias") for match in found.values())
-    return _Plan(GATES[gates], gates, sizes, both, bias, numbered)
+    return _Names(CELLS[gates], gates, sizes, both, bias, numbered)
 
 
-def _gates(
-    entries: Entries, prefix: str, names: list[str], beginnings: list[str]
-) -> tuple[int, int, int | None]:
-    """How many gates, H and P, by the first matrix that tells."""
+def _sizes(entries: Entries, names: list[str], prefixes: list[str]) -> tuple[int, int, int | None]:
+    """The number of gates, H and P, from the first recurrent matrix whose shape is that of a cell."""
     for name in names:
         shape = entries.shape(name)
         if len(shape) != 2 or 0 in shape or "weight_h" not in name:
             continue
         if "weight_hr" in name:
             return 4, shape[1], shape[0]
-        if not any("weight_hr" in other for other in names) and shape[0] in [g * shape[1] for g in GATES]:
+        if not any("weight_hr" in other for other in names) and shape[0] in [g * shape[1] for g in CELLS]:
             return shape[0] // shape[1], shape[1], None
-    got = [f"{name} {entries.shape(name)}" for name in names if "weight_h" in name]
-    others = " or ".join(f"prefix={beginning!r}" for beginning in beginnings if beginning != prefix)
+    got = listing(f"{name} {entries.shape(name)}" for name in names if "weight_h" in name)
+    others = listing((f"prefix={prefix!r}" for prefix in prefixes), limit=3)
     raise value_error(
-        f"from_torch got {', '.join(got) if got else f'no entry {prefix}weight_hh_l0'}",
+        f"from_torch got {got or f'no entry {entries.where}weight_hh_l0'}",
         "weight_hh_l0 of shape (H, H) in nn.RNN, (3H, H) in nn.GRU, (4H, H) in nn.LSTM",
-        f"Recurrent weights are found with {others}." if others else "Pass the state_dict of one.",
+        f"There are recurrent weights with {others}." if others else "Pass the state_dict of one.",
     )
 
 
-def _shapes(gates: int, D: int, H: int, P: int | None, bias: bool) -> dict[str, tuple[int, ...]]:
-    """The shapes of one direction, by torch's names."""
-    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (gates * H, D), "weight_hh": (gates * H, P or H)}
-    if bias:
-        shapes |= {"bias_ih": (gates * H,), "bias_hh": (gates * H,)}
-    return shapes | ({} if P is None else {"weight_hr": (P, H)})
+def _read(
+    entries: Entries,
+    names: _Names,
+    sizes: tuple[int, int, int | None],
+    suffix: str,
+    options: Mapping[str, Any],
+) -> UnbuiltLayer:
+    """One direction of one layer."""
+    D, H, P = sizes
+    rows = names.gates * H
+    shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, D), "weight_hh": (rows, P or H)}
+    if names.bias:
+        shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
+    if P is not None:
+        shapes["weight_hr"] = (P, H)
+    arrays = {name: entries.take(f"{name}{suffix}", shape) for name, shape in shapes.items()}
+
+    def build(a: dict[str, Any], dtype: np.dtype, input_shape: None) -> tuple[Any, Any]:
+        projection = {} if P is None else {"proj_size": P}
+        cell = make_cell(names.kind, D, H, use_bias=names.bias, param_dtype=dtype, **projection, **options)
+        w_ih, w_hh, bias = a["weight_ih"].T, a["weight_hh"].T, None
+        if names.bias and names.kind is GRU:
+            ih, hh = split_gates(a["bias_ih"], "rzn"), split_gates(a["bias_hh"], "rzn")
+            bias = join_gates({"r": ih["r"] + hh["r"], "z": ih["z"] + hh["z"], "n": ih["n"]}, "rzn")
+            return cell, GRUParams(w_ih, w_hh, bias, hh["n"])
+        if names.bias:
+            bias = a["bias_ih"] + a["bias_hh"]
+        record: Any = {RNN: RNNParams, GRU: GRUParams, LSTM: LSTMParams}[names.kind]
+        params = params_for(cell, record(w_ih, w_hh, bias))
+        return cell, params if P is None else params._replace(w_hr=a["weight_hr"].T)
+
+    return UnbuiltLayer(arrays, build)
 
 
-def _read(cell: Any, kind: Any, a: dict[str, Any]) -> Any:
-    w_ih, w_hh = a["weight_ih"].T, a["weight_hh"].T
-    if "bias_ih" not in a:
-        bias = bias_hn = None
-    elif kind is GRU:
-        (r, z, n), (r_h, z_h, bias_hn) = parts(a["bias_ih"], 3), parts(a["bias_hh"], 3)
-        bias = join(r + r_h, z + z_h, n)
-    else:
-        bias = a["bias_ih"] + a["bias_hh"]
-    if kind is RNN:
-        return RNNParams(w_ih, w_hh, bias)
-    if kind is GRU:
-        return GRUParams(w_ih, w_hh, bias, bias_hn)
-    params = params_for(cell, LSTMParams(w_ih, w_hh, bias))
-    return params._replace(w_hr=a["weight_hr"].T) if "weight_hr" in a else params
+# --- out ----------------------------------------------------------------------------------------
 
 
 def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
     """The state dict that ``torch.nn.RNN``, ``LSTM`` or ``GRU`` loads, from a network and its parameters.
 
-    The opposite of :func:`from_torch`, which gives back every parameter to the bit. Of PyTorch's
-    two biases the first is ``bias`` and the second 0 (in a GRU but for ``bias_hn``). The function is
-    the same, but training goes on otherwise: with two biases PyTorch moves their sum twice as far in
-    a step, under Adam too.
+    The opposite of :func:`from_torch`, which returns every parameter to the bit. The first of PyTorch's
+    two biases is ``bias``, the second is 0 (in a GRU except for ``bias_hn``). The outputs are the same, but
+    training differs: PyTorch updates both biases, so their sum moves twice as far in a step, also under
+    Adam.
 
     Load it with::
 
         state_dict = {name: torch.from_numpy(array) for name, array in to_torch(network, params).items()}
         module.load_state_dict(state_dict, strict=True)
 
-    where ``module`` has the network's sizes (``num_layers``, ``bidirectional``, ``proj_size``,
-    ``bias``) and, of ``nn.RNN``, its ``nonlinearity``; dropout between layers is not in the weights.
-    ``nn.LSTMCell`` and its kin want the names without ``_l0``.
+    where ``module`` has the network's sizes (``num_layers``, ``bidirectional``, ``proj_size``, ``bias``)
+    and, for ``nn.RNN``, its ``nonlinearity``; dropout between layers is not in the weights.
+    ``torch.from_numpy`` does not read bfloat16. Go through float32, which is exact, where the parameters are
+    bfloat16; ``load_state_dict`` casts to the dtype of the module::
+
+        {name: torch.from_numpy(array.astype("float32")) for name, array in to_torch(network, params).items()}
+
+    ``nn.LSTMCell``, ``GRUCell`` and ``RNNCell`` need the names without ``_l0``.
 
     Args:
         network: an ``RNN``, ``LSTM`` or ``GRU``, a ``Bidirectional`` of one, or a ``Stack`` of these, all
-            alike.
+            with the same hyperparameters. Gated cells of PyTorch have tanh and sigmoid only.
         params: its parameters.
         prefix: put before each name, ``"encoder.lstm."``.
 
@@ -237,10 +321,10 @@ def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
         ``jax.jit`` or ``jax.grad`` to traced arrays).
 
     Raises:
-        ValueError: with everything PyTorch cannot represent (peepholes, coupled gates, ablations,
-            heads, clips, layer normalisation, ``reset_after=False``, learned initial carries, other
-            activations, regularised cells, residual or skip connections, a read-out inside, layers
-            of different sizes or kinds), and all parameters that do not fit.
+        ValueError: PyTorch cannot represent the network: peepholes, coupled gates, ablations, heads, clips,
+            layer normalisation, ``reset_after=False``, learned initial carries, other activations,
+            regularised cells, residual or skip connections, a readout inside, layers of different sizes or
+            types. Or parameters do not fit. All is listed.
 
     >>> import jax, lstm_jax
     >>> cell = lstm_jax.LSTM(input_size=3, hidden_size=2)
@@ -248,31 +332,31 @@ def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
     >>> {name: array.shape for name, array in state_dict.items()}
     {'weight_ih_l0': (8, 3), 'weight_hh_l0': (8, 2), 'bias_ih_l0': (8,), 'bias_hh_l0': (8,)}
     """
-    fits = {"proj_size": None, (RNN, "activation"): list(ACTIVATIONS.values())}
-    layers = flatten_layers("to_torch", "torch.nn", network, params, kinds=(RNN, LSTM, GRU), fits=fits)
+    options = {"proj_size": None, (RNN, "activation"): list(ACTIVATIONS.values())}
+    layers = flatten_layers(
+        "to_torch", "torch.nn", network, params, cells=(RNN, LSTM, GRU), options=options, dropout=True
+    )
     first = layers[0].directions
     for layer in layers[1:]:
-        got, wanted = (_alike(each) for each in (layer.directions, first))
-        if got != wanted:
+        got, expected = (_hyperparameters(directions) for directions in (layer.directions, first))
+        if got != expected:
             raise value_error(
-                f"to_torch got {layer.directions[0].where}{got} above a first layer of {wanted}",
-                "layers that are all alike, because one torch.nn module holds them",
+                f"to_torch got {layer.directions[0].where}{got} above a first layer of {expected}",
+                "layers with the same hyperparameters, because one torch.nn module holds them",
                 "Convert each layer by itself.",
             )
-    if prefix and not prefix.endswith("."):
-        prefix += "."
     return {
-        f"{prefix}{name}_l{index}{end}": theirs(array)
+        f"{_with_dot(prefix)}{name}_l{index}{suffix}": array
         for index, layer in enumerate(layers)
-        for end, direction in zip(("", "_reverse"), layer.directions, strict=False)
-        for name, array in _write(direction.params).items()
+        for suffix, direction in zip(("", "_reverse"), layer.directions, strict=False)
+        for name, array in _write(to_numpy(direction.params)).items()
     }
 
 
-def _alike(directions: Any) -> dict[str, Any]:
+def _hyperparameters(directions: Any) -> dict[str, Any]:
     cell = directions[0].cell
-    kind = type(cell).__name__.removesuffix("Variant")
-    options = {"kind": kind, "hidden_size": cell.hidden_size, "use_bias": cell.use_bias}
+    options: dict[str, Any] = {"cell": type(cell).__name__.removesuffix("Variant")}
+    options |= {"hidden_size": cell.hidden_size, "use_bias": cell.use_bias}
     options |= {"proj_size": cell.proj_size} if isinstance(cell, LSTMVariant) and cell.proj_size else {}
     options |= {"activation": cell.activation.__name__} if isinstance(cell, RNN) else {}
     return options | {"directions": len(directions)}
@@ -283,8 +367,8 @@ def _write(params: Any) -> dict[str, Any]:
     if params.bias is not None:
         found |= {"bias_ih": params.bias, "bias_hh": negative_zeros(params.bias)}
         if getattr(params, "bias_hn", None) is not None:
-            r, z, _ = parts(found["bias_hh"], 3)
-            found["bias_hh"] = join(r, z, params.bias_hn)
+            gates = split_gates(found["bias_hh"], "rzn") | {"n": params.bias_hn}
+            found["bias_hh"] = join_gates(gates, "rzn")
     if getattr(params, "w_hr", None) is not None:
         found["weight_hr"] = params.w_hr.T
-    return found
+    return {name: to_numpy(array) for name, array in found.items()}

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_key, check_member, check_tuple, value_error
+from lstm_jax._errors import check_cell_methods, check_choice, check_key, check_tuple, value_error
 from lstm_jax._types import Array, Carry, Params, exportable
 from lstm_jax.cells._base import (
     MERGES,
@@ -66,11 +66,11 @@ class Bidirectional(Network):
     backward: Any = None
 
     def __post_init__(self) -> None:
-        check_member("Bidirectional", self.cell)
+        check_cell_methods("Bidirectional", self.cell)
         check_choice("Bidirectional", "merge", self.merge, tuple(MERGES))
         if self.backward is None:
             return
-        check_member("Bidirectional", self.backward)
+        check_cell_methods("Bidirectional", self.backward)
         if self.backward == self.cell:
             object.__setattr__(self, "backward", None)
             return
@@ -199,7 +199,7 @@ class Bidirectional(Network):
                     xs,
                     None if carry is None else carry[index],
                     None if reset_to is None else reset_to[index],
-                    steps.member(index),
+                    steps.for_layer(index),
                 )
                 for index, (cell, reverse) in enumerate(zip(self.cells, reverses, strict=True))
             )

@@ -1,1 +1,1 @@
-"""Regularisers: cells that wrap a cell, and penalties for a loss."""
+"""Regularisers: wrappers of cells, and penalties for the loss."""

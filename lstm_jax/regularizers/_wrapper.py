@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_member, is_number, value_error
+from lstm_jax._errors import check_cell_methods, is_number, value_error
 from lstm_jax._types import Array, Carry, Params, exportable
 from lstm_jax.cells._base import BaseCell, Network, as_base_cell, compute_form
 
 
 @exportable
 class Masked(NamedTuple):
-    """Parameters for one sequence: those of the wrapped cell, and the wrapper's masks for all its steps."""
+    """Parameters of the wrapped cell, and the wrapper's per-sequence masks."""
 
     params: Params
     masks: Any
 
 
 class Noise(NamedTuple):
-    """The noise of one step: the wrapper's own, and that of the wrapped cell."""
+    """Per-step noise of the wrapper and of the wrapped cell."""
 
     own: Any
     inner: Any
@@ -35,18 +35,18 @@ NO_NOISE = Noise(None, None)
 class Wrapper(BaseCell):
     """A cell that wraps a cell. Its parameters and its carry are those of the wrapped cell.
 
-    A wrapper draws noise once per sequence (``draw_sequence``) or at every step (``draw_step``), and
-    overrides the methods that use it.
+    A wrapper draws per-sequence noise (``draw_sequence``) or per-step noise (``draw_step``), and overrides
+    the methods that use it.
     """
 
     cell: Any
 
     @property
     def inner(self) -> Any:
-        """The wrapped cell, a user's in its adapter."""
+        """The wrapped cell as a ``BaseCell``."""
         return as_base_cell(self.cell)
 
-    # --- facts of the wrapped cell ---
+    # --- attributes of the wrapped cell ---
 
     @property
     def input_size(self) -> Any:
@@ -60,12 +60,12 @@ class Wrapper(BaseCell):
 
     @property
     def input_shape(self) -> Any:
-        """The shape of one input, of cells whose inputs are images."""
+        """The shape of one input, if it is an image."""
         return getattr(self.inner, "input_shape", None)
 
     @property
     def output_shape(self) -> Any:
-        """The shape of one output, of cells whose outputs are images."""
+        """The shape of one output, if it is an image."""
         return getattr(self.inner, "output_shape", None)
 
     @property
@@ -100,12 +100,12 @@ class Wrapper(BaseCell):
 
     @property
     def sequence_noise(self) -> bool:  # type: ignore[override]
-        """Whether something is drawn once per sequence."""
+        """Whether the wrapper or the cell has per-sequence noise."""
         return self.draws_sequence or self.inner.sequence_noise
 
     @property
     def step_noise(self) -> bool:  # type: ignore[override]
-        """Whether something is drawn at every step."""
+        """Whether the wrapper or the cell has per-step noise."""
         return self.draws_step or self.inner.step_noise
 
     @property
@@ -114,7 +114,7 @@ class Wrapper(BaseCell):
         return self.inner.optional_params
 
     def fused_unsupported(self) -> str | None:
-        """The reason of the wrapped cell, if any."""
+        """Why the fused scan cannot run the wrapped cell, or None."""
         return self.inner.fused_unsupported()
 
     def describe(self) -> str:
@@ -135,7 +135,7 @@ class Wrapper(BaseCell):
 
     # --- noise ---
 
-    #: Whether ``draw_sequence`` and ``draw_step`` draw something.
+    #: Whether ``draw_sequence`` and ``draw_step`` return noise.
     draws_sequence: bool = False
     draws_step: bool = False
 
@@ -148,13 +148,13 @@ class Wrapper(BaseCell):
         return None
 
     def perturb(self, params: Params, key: Array, carry: Carry, x: Array) -> Masked:
-        """Noise drawn once per sequence, for the wrapper and the wrapped cell."""
+        """Parameters with per-sequence noise of the wrapper and the wrapped cell."""
         k_own, k_inner = jax.random.split(key)
         params = self.inner.perturb(params, k_inner, carry, x)
         return Masked(params, self.draw_sequence(k_own, carry, x))
 
     def draw(self, key: Array, carry: Carry) -> Noise:
-        """Noise of one step, for the wrapper and the wrapped cell."""
+        """Per-step noise of the wrapper and the wrapped cell."""
         k_own, k_inner = jax.random.split(key)
         return Noise(self.draw_step(k_own, carry), self.inner.draw(k_inner, carry))
 
@@ -181,12 +181,12 @@ class Wrapper(BaseCell):
         *,
         candidate_scale: Array | None = None,
     ) -> tuple[Carry, Array]:
-        """The new carry and the output; ``candidate_scale`` is for cells that take one."""
+        """The new carry and the output; ``candidate_scale`` requires ``scales_candidate``."""
         scale = {} if candidate_scale is None else {"candidate_scale": candidate_scale}
         return self.inner.update(split_masks(params)[0], carry, z, (noise or NO_NOISE).inner, **scale)
 
     def emit(self, params: Params, raw: Any) -> tuple[Carry, Array]:
-        """The new carry and the output from what ``update`` returns."""
+        """The new carry and the output from the result of ``update``."""
         return self.inner.emit(split_masks(params)[0], raw)
 
     def gates(self, params: Params, carry: Carry, x: Array) -> Any:
@@ -194,18 +194,18 @@ class Wrapper(BaseCell):
         return self.inner.gates(split_masks(params)[0], carry, x)
 
     def step_by_parts(self, params: Params, carry: Carry, x: Array, noise: Any) -> tuple[Carry, Array]:
-        """``step`` as the composition of the methods of a cell that splits."""
+        """``step`` as the composition of ``project``, ``recur``, ``update`` and ``emit``."""
         raw = self.update(params, carry, self.recur(params, carry, self.project(params, x)), noise)
         return self.emit(params, raw)
 
 
 def split_masks(params: Params) -> tuple[Params, Any]:
-    """The parameters of the wrapped cell, and the masks; None where none were drawn."""
+    """The parameters of the wrapped cell and the per-sequence masks, or None."""
     return params if isinstance(params, Masked) else (params, None)
 
 
 def drop(mask: Array | None, a: Array, rate: float) -> Array:
-    """``a`` where the mask is True, divided by 1 - rate; ``a`` may have time before the axes of the mask."""
+    """``a / (1 - rate)`` where the mask is True, else 0; ``a`` may have more leading axes than the mask."""
     if mask is None:
         return a
     mask = mask.reshape((1,) * (a.ndim - mask.ndim) + mask.shape)
@@ -213,19 +213,17 @@ def drop(mask: Array | None, a: Array, rate: float) -> Array:
 
 
 def check_wrapped(owner: str, cell: Any) -> None:
-    """A cell, not a network of cells."""
-    check_member(owner, cell)
+    """Check for a cell that is not a network."""
+    check_cell_methods(owner, cell)
     if isinstance(cell, Network):
-        raise value_error(
-            f"{owner} got a {type(cell).__name__}", "a cell", "Wrap the cells of the network one by one."
-        )
+        raise value_error(f"{owner} got a {type(cell).__name__}", "a cell", "Wrap each cell of the network.")
 
 
 def check_rate(cell: Any, name: str) -> None:
-    """A rate in [0, 1), kept as a Python float."""
+    """Check for a rate in [0, 1), and convert it to a Python float."""
     rate = getattr(cell, name)
     if not is_number(rate) or not 0 <= rate < 1:
         raise value_error(
-            f"{type(cell).__name__} got {name}={rate!r}", "a rate in [0, 1)", "0 switches it off."
+            f"{type(cell).__name__} got {name}={rate!r}", "a rate in [0, 1)", "Use 0 for no dropout."
         )
     object.__setattr__(cell, name, float(rate))

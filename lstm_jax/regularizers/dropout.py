@@ -28,21 +28,21 @@ class VariationalDropout(Wrapper):
 
     .. math:: z_t = (m_x \odot x_t) W + (m_h \odot h_{t-1}) R + b
 
-    The masks are drawn once a sequence, and each row has its own; what is kept is divided by its
-    share. m_h covers what the recurrent product reads, not what the state hands on to itself (so a
-    GRU's :math:`z_t \odot h_{t-1}` is whole). Without a key nothing is dropped.
+    The masks are drawn once per sequence and separately for each row of the batch. Kept entries are divided
+    by 1 - rate. m_h applies to the input of the recurrent product only, so it does not drop a GRU's
+    :math:`z_t \odot h_{t-1}`. Without a key nothing is dropped.
 
     Args:
         cell: any cell; for ``recurrent`` one that splits (:class:`lstm_jax.SplitCell`).
         inputs: rate at which features of x are dropped.
-        recurrent: share of the units of h that is dropped.
+        recurrent: rate at which units of h are dropped.
 
     Raises:
-        ValueError: a rate is not in [0, 1), or the cell does not show what its products read.
+        ValueError: a rate is not in [0, 1), or ``recurrent`` is given for a cell that does not split.
 
     >>> import jax, jax.numpy as jnp, lstm_jax
     >>> cell = VariationalDropout(lstm_jax.LSTM(3, 8), inputs=0.2, recurrent=0.5)
-    >>> params = cell.init(jax.random.key(0))  # an LSTM's
+    >>> params = cell.init(jax.random.key(0))
     >>> run = lambda key: lstm_jax.unroll(cell, params, jnp.ones((5, 4, 3)), key=key)[1]
     >>> bool(jnp.all(run(None) == lstm_jax.unroll(cell.cell, params, jnp.ones((5, 4, 3)))[1]))
     True
@@ -62,8 +62,8 @@ class VariationalDropout(Wrapper):
         if self.recurrent and not as_base_cell(self.cell).splits:
             raise value_error(
                 f"VariationalDropout got recurrent={self.recurrent} for {type(self.cell).__name__}",
-                "a cell with project, recur and update, which show what its products read",
-                "Drop inputs alone, or give the cell these methods (see lstm_jax.SplitCell).",
+                "a cell with project, recur and update",
+                "Use only inputs=, or give the cell these methods (see lstm_jax.SplitCell).",
             )
 
     @property
@@ -79,24 +79,24 @@ class VariationalDropout(Wrapper):
     def draw_sequence(self, key: Array, carry: Carry, x: Array) -> tuple[Array | None, Any]:
         """The mask of the inputs, and those of the states."""
         k_x, *keys = jax.random.split(key, 1 + len(jax.tree.leaves(carry)))
-        seen = bernoulli(k_x, 1 - self.inputs, x) if self.inputs else None
+        input_mask = bernoulli(k_x, 1 - self.inputs, x) if self.inputs else None
         if not self.recurrent:
-            return seen, None
+            return input_mask, None
         keys = jax.tree.unflatten(jax.tree.structure(carry), keys)
-        return seen, jax.tree.map(lambda k, a: bernoulli(k, 1 - self.recurrent, a), keys, carry)
+        return input_mask, jax.tree.map(lambda k, a: bernoulli(k, 1 - self.recurrent, a), keys, carry)
 
     def step(self, params: Params, carry: Carry, x: Array, noise: Noise | None = None) -> tuple[Carry, Array]:
-        """One step with these masks."""
+        """One step with the masks."""
         if self.recurrent:
             return self.step_by_parts(params, carry, x, noise)
-        return Wrapper.step(self, params, carry, self._seen(params, x), noise)
+        return Wrapper.step(self, params, carry, self._drop_inputs(params, x), noise)
 
     def project(self, params: Params, x: Array) -> Any:
-        """What needs no carry, of the inputs that are left."""
-        return self.inner.project(split_masks(params)[0], self._seen(params, x))
+        """The projected input, after dropout of x."""
+        return self.inner.project(split_masks(params)[0], self._drop_inputs(params, x))
 
     def recur(self, params: Params, carry: Carry, u: Any) -> Any:
-        """The pre-activation, of the units that are left."""
+        """The pre-activation, after dropout of h."""
         params, masks = split_masks(params)
         state_masks = None if masks is None else masks[1]
         if state_masks is not None:
@@ -104,36 +104,36 @@ class VariationalDropout(Wrapper):
         return self.inner.recur(params, carry, u)
 
     def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
-        """Those of the cell inside (:class:`lstm_jax.ParallelCell`), of the inputs that are left."""
-        return self.inner.coefficients(split_masks(params)[0], self._seen(params, x))
+        """The coefficients of the wrapped :class:`lstm_jax.ParallelCell`, after dropout of x."""
+        return self.inner.coefficients(split_masks(params)[0], self._drop_inputs(params, x))
 
-    def _seen(self, params: Params, x: Array) -> Array:
+    def _drop_inputs(self, params: Params, x: Array) -> Array:
         masks = split_masks(params)[1]
         return drop(None if masks is None else masks[0], x, self.inputs)
 
 
 @dataclass(frozen=True, repr=False)
 class CandidateDropout(Wrapper):
-    r"""Recurrent dropout without memory loss (Semeniuta et al. 2016): of what would be let in.
+    r"""Recurrent dropout without memory loss (Semeniuta et al. 2016): dropout of the candidate.
 
     .. math:: c_t = f_t \odot c_{t-1} + i_t \odot d(g_t)
 
-    and :math:`h_t = (1 - z_t) \odot d(n_t) + z_t \odot h_{t-1}` in a GRU: what the state holds is never
-    dropped. What is kept is divided by its share; without a key nothing is dropped.
+    and :math:`h_t = (1 - z_t) \odot d(n_t) + z_t \odot h_{t-1}` in a GRU, so the old state is never dropped.
+    Kept candidates are divided by 1 - rate. Without a key nothing is dropped.
 
     Args:
-        cell: an LSTM or a GRU, or one of them in other wrappers.
-        rate: share of the units whose candidate is dropped.
-        mask: ``"step"`` draws a fresh mask at every step, ``"sequence"`` one for all of them.
+        cell: an LSTM or a GRU, possibly in other wrappers.
+        rate: rate at which candidates of units are dropped.
+        mask: ``"step"`` draws a mask at every step, ``"sequence"`` one mask for all steps.
 
     Raises:
-        ValueError: the rate is not in [0, 1), or the cell's candidate cannot be reached.
+        ValueError: the rate is not in [0, 1), or the cell is not an LSTM or a GRU.
 
     >>> import jax, jax.numpy as jnp, lstm_jax
     >>> cell = CandidateDropout(lstm_jax.LSTM(3, 8), 0.25)
     >>> params = cell.init(jax.random.key(0))
     >>> carry, ys = lstm_jax.unroll(cell, params, jnp.ones((5, 4, 3)), key=jax.random.key(1))
-    >>> round(float(jnp.mean(ys[0] == 0)), 1)  # nothing was let in, and there was nothing before
+    >>> round(float(jnp.mean(ys[0] == 0)), 1)  # units whose candidate is dropped stay at 0
     0.2
     """
 
@@ -149,33 +149,33 @@ class CandidateDropout(Wrapper):
         if not as_base_cell(self.cell).scales_candidate:
             raise value_error(
                 f"CandidateDropout got a {type(self.cell).__name__}",
-                "a cell whose update takes a factor for its candidate: LSTM or GRU",
+                "a cell whose update takes candidate_scale: an LSTM or a GRU",
                 "Use VariationalDropout or Zoneout for other cells.",
             )
 
     @property
     def draws_sequence(self) -> bool:  # type: ignore[override]
-        """Whether one mask serves all steps."""
+        """Whether there is one mask for all steps."""
         return self.mask == "sequence"
 
     @property
     def draws_step(self) -> bool:  # type: ignore[override]
-        """Whether each step has a mask of its own."""
+        """Whether there is a mask for each step."""
         return self.mask == "step"
 
     def draw_sequence(self, key: Array, carry: Carry, x: Array) -> Array | None:
-        """The mask, where it is one for all steps."""
+        """The mask for all steps, if there is one."""
         return self._drawn(key, carry) if self.mask == "sequence" else None
 
     def draw_step(self, key: Array, carry: Carry) -> Array | None:
-        """The mask, where it is one a step."""
+        """The mask of one step, if there is one."""
         return self._drawn(key, carry) if self.mask == "step" else None
 
     def _drawn(self, key: Array, carry: Carry) -> Array:
         return bernoulli(key, 1 - self.rate, jax.tree.leaves(carry)[-1])
 
     def step(self, params: Params, carry: Carry, x: Array, noise: Noise | None = None) -> tuple[Carry, Array]:
-        """One step with this mask."""
+        """One step with the mask."""
         return self.step_by_parts(params, carry, x, noise)
 
     def update(
@@ -187,7 +187,7 @@ class CandidateDropout(Wrapper):
         *,
         candidate_scale: Array | None = None,
     ) -> tuple[Carry, Array]:
-        """The new carry and the output, of the candidates that are left."""
+        """The new carry and the output, after dropout of the candidate."""
         mask = split_masks(params)[1] if self.mask == "sequence" else (noise or NO_NOISE).own
         if mask is not None:
             scale = mask.astype(state_dtype(jax.tree.leaves(carry)[-1].dtype)) / (1 - self.rate)

@@ -17,12 +17,12 @@ def activation_regularization(ys: Array, *, lengths: Any = None, mask: Array | N
 
     .. math:: \frac{1}{N} \sum_{t\ valid} y_t^2
 
-    N counts the entries of the valid steps, so padding changes nothing; 0 where no step is valid.
+    N is the number of entries of valid steps, so padding has no effect. The result is 0 if no step is valid.
 
     Args:
-        ys: (T, *batch, H), what ``unroll`` returned (in AWD-LSTM, after dropout).
-        lengths: as ``unroll`` was given them.
-        mask: as ``unroll`` was given it.
+        ys: (T, *batch, H), the outputs of ``unroll`` (in AWD-LSTM, after dropout).
+        lengths: as in ``unroll``.
+        mask: as in ``unroll``.
 
     Returns:
         One number; multiply it by its weight (AWD-LSTM: 2) and add it to the loss.
@@ -45,14 +45,13 @@ def temporal_activation_regularization(
 
     .. math:: \frac{1}{N} \sum_{t} (y_t - y_{t-1})^2
 
-    over the pairs of valid steps that follow each other: invalid steps between them are absent, and
-    no pair crosses into another segment.
+    over pairs of consecutive valid steps of one segment; invalid steps between them are skipped.
 
     Args:
-        ys: (T, *batch, H), what ``unroll`` returned (in AWD-LSTM, before dropout).
-        lengths: as ``unroll`` was given them.
-        mask: as ``unroll`` was given it.
-        resets: as ``unroll`` was given them.
+        ys: (T, *batch, H), the outputs of ``unroll`` (in AWD-LSTM, before dropout).
+        lengths: as in ``unroll``.
+        mask: as in ``unroll``.
+        resets: as in ``unroll``.
 
     Returns:
         One number; multiply it by its weight (AWD-LSTM: 1) and add it to the loss.
@@ -69,9 +68,9 @@ def temporal_activation_regularization(
         return _mean_of_squares(ys[1:] - ys[:-1], None)
     if valid is None:
         valid = jnp.ones(ys.shape[:-1], jnp.bool_)
-    # The last valid step before each, -1 where there is none.
-    own = jnp.where(valid, lax.broadcasted_iota(jnp.int32, valid.shape, 0), -1)
-    last = jnp.concatenate([jnp.full_like(own[:1], -1), lax.cummax(own)[:-1]])
+    # The last valid step before each step, -1 if there is none.
+    index = jnp.where(valid, lax.broadcasted_iota(jnp.int32, valid.shape, 0), -1)
+    last = jnp.concatenate([jnp.full_like(index[:1], -1), lax.cummax(index)[:-1]])
     paired = valid & (last >= 0)
     if resets is not None:
         paired = paired & ~resets

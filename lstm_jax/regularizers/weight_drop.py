@@ -26,15 +26,15 @@ class WeightDrop(Wrapper):
 
     .. math:: R' = m \odot R / (1 - rate)
 
-    One mask for all steps and all rows. Without a key R is whole.
+    There is one mask for all steps and all rows of the batch. Without a key nothing is dropped.
 
     Args:
-        cell: a cell whose parameters have these fields.
-        rate: share of the weights that is dropped.
-        weights: the fields of the parameters.
+        cell: any cell.
+        rate: rate at which weights are dropped.
+        weights: the fields of the parameters that are dropped.
 
     Raises:
-        ValueError: the rate is not in [0, 1); or, when it is run, the parameters have no such field.
+        ValueError: the rate is not in [0, 1), or (when the cell runs) the parameters have no such field.
 
     >>> import jax, jax.numpy as jnp, lstm_jax
     >>> cell = WeightDrop(lstm_jax.LSTM(3, 8), 0.5)
@@ -54,7 +54,7 @@ class WeightDrop(Wrapper):
         check_rate(self, "rate")
         if isinstance(self.weights, str) or not all(isinstance(name, str) for name in self.weights):
             raise value_error(
-                f"WeightDrop got weights={self.weights!r}", "a tuple of names", 'Write weights=("w_hh",).'
+                f"WeightDrop got weights={self.weights!r}", "a tuple of names", 'Use weights=("w_hh",).'
             )
         object.__setattr__(self, "weights", tuple(self.weights))
 
@@ -66,9 +66,9 @@ class WeightDrop(Wrapper):
         return self.inner.linear_recurrence
 
     def perturb(self, params: Params, key: Array, carry: Carry, x: Array) -> Masked:
-        """The weights that are left, for one sequence."""
+        """Parameters with dropped weights, for one sequence."""
         k_inner, *keys = jax.random.split(key, 1 + len(self.weights))
-        left = {}
+        dropped = {}
         for name, k in zip(self.weights, keys, strict=True):
             value = getattr(params, name, None)
             if value is None:
@@ -76,11 +76,11 @@ class WeightDrop(Wrapper):
                     f"WeightDrop got weights={self.weights!r} and parameters of type "
                     f"{type(params).__name__} without {name}",
                     f"names among {', '.join(getattr(params, '_fields', ())) or 'the fields'}",
-                    "Name the weights of the cell inside.",
+                    "Name weights of the wrapped cell.",
                 )
-            left[name] = drop(bernoulli(k, 1 - self.rate, value), value, self.rate)
-        return Wrapper.perturb(self, params._replace(**left), k_inner, carry, x)
+            dropped[name] = drop(bernoulli(k, 1 - self.rate, value), value, self.rate)
+        return Wrapper.perturb(self, params._replace(**dropped), k_inner, carry, x)
 
     def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
-        """Those of the cell inside (:class:`lstm_jax.ParallelCell`), by the weights that are left."""
+        """The coefficients of the wrapped :class:`lstm_jax.ParallelCell`, after dropout of weights."""
         return self.inner.coefficients(split_masks(params)[0], x)

@@ -1,4 +1,4 @@
-"""Zoneout: units keep their last value at random."""
+"""Zoneout: units randomly keep their previous value."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from lstm_jax.regularizers._wrapper import (
 
 @dataclass(frozen=True, repr=False)
 class Zoneout(Wrapper):
-    r"""Units keep their last value at random (Krueger et al. 2017).
+    r"""Units randomly keep their previous value (Krueger et al. 2017).
 
     .. math:: s_t = m_t \odot s_{t-1} + (1 - m_t) \odot \tilde{s}_t
 
-    for each state s, with a fresh m_t at every step, 1 with probability ``rate``. Without a key m_t is
-    its expectation, the rate. The output is what zoneout leaves of the state that the cell shows.
+    for each state s, where the entries of m_t are drawn at every step and are 1 with probability ``rate``.
+    Without a key, m_t is its expectation, the rate. If the output of the cell is one of its states, the
+    output is that state after zoneout.
 
     Args:
         cell: any cell.
-        rates: the share of the units that keep their value: one number for every state, or one for
-            each in the order of the carry, for an LSTM (h, c). 1 keeps a state for good.
+        rates: the probability that a unit keeps its value: one number for every state, or one for each state
+            in the order of the carry, which is (h, c) for an LSTM. With rate 1 a state never changes.
 
     Raises:
-        ValueError: a rate is not in [0, 1]; or, when it is run, the carry has another number of states.
+        ValueError: a rate is not in [0, 1], or (when the cell runs) the carry has another number of states.
 
     >>> import jax, jax.numpy as jnp, lstm_jax
     >>> cell = Zoneout(lstm_jax.LSTM(3, 8), rates=(0.05, 0.5))
@@ -55,7 +56,7 @@ class Zoneout(Wrapper):
             raise value_error(
                 f"Zoneout got rates={self.rates!r}",
                 "a rate in [0, 1], or a tuple with one for each state",
-                "0 switches it off; an LSTM's states are (h, c).",
+                "Use 0 for no zoneout. The states of an LSTM are (h, c).",
             )
         rates = tuple(map(float, rates))
         object.__setattr__(self, "rates", rates if many else rates[0])
@@ -68,20 +69,20 @@ class Zoneout(Wrapper):
     def fused_unsupported(self) -> str | None:
         """Why the fused scan cannot run this cell, or None."""
         if self.inner.emits:
-            return "Zoneout comes after the product that the state goes through when it is emitted"
+            return "Zoneout applies after emit, which the fused scan computes last"
         return super().fused_unsupported()
 
     def draw_step(self, key: Array, carry: Carry) -> list[Array | None]:
-        """Which units keep their value, for each state that has a rate."""
+        """Which units keep their value, for each state with a positive rate."""
         leaves, rates = jax.tree.leaves(carry), self._rates(carry)
         keys = jax.random.split(key, len(leaves))
         drawn = zip(keys, leaves, rates, strict=True)
         return [bernoulli(k, rate, leaf) if rate else None for k, leaf, rate in drawn]
 
     def step(self, params: Params, carry: Carry, x: Array, noise: Noise | None = None) -> tuple[Carry, Array]:
-        """One step, of which every state keeps a part."""
+        """One step, followed by zoneout."""
         new, y = Wrapper.step(self, params, carry, x, noise)
-        return self._zoned(carry, new, y, noise)
+        return self._zoneout(carry, new, y, noise)
 
     def update(
         self,
@@ -92,16 +93,16 @@ class Zoneout(Wrapper):
         *,
         candidate_scale: Array | None = None,
     ) -> tuple[Carry, Array]:
-        """The new carry, of which every state keeps a part, and the output."""
+        """The new carry and the output, after zoneout."""
         new, y = Wrapper.update(self, params, carry, z, noise, candidate_scale=candidate_scale)
-        return self._zoned(carry, new, y, noise)
+        return self._zoneout(carry, new, y, noise)
 
-    def _zoned(self, old: Carry, new: Carry, y: Array, noise: Noise | None) -> tuple[Carry, Array]:
-        olds, (news, structure) = jax.tree.leaves(old), jax.tree.flatten(new)
-        masks = [None] * len(news) if noise is None else noise.own
-        zoned = list(map(_zone, olds, news, masks, self._rates(new)))
-        shown = [state for state, leaf in zip(zoned, news, strict=True) if leaf is y]
-        return jax.tree.unflatten(structure, zoned), shown[0] if shown else y
+    def _zoneout(self, old: Carry, new: Carry, y: Array, noise: Noise | None) -> tuple[Carry, Array]:
+        leaves, structure = jax.tree.flatten(new)
+        masks = [None] * len(leaves) if noise is None else noise.own
+        states = list(map(_zone, jax.tree.leaves(old), leaves, masks, self._rates(new)))
+        outputs = [state for state, leaf in zip(states, leaves, strict=True) if leaf is y]
+        return jax.tree.unflatten(structure, states), outputs[0] if outputs else y
 
     def _rates(self, carry: Carry) -> tuple[float, ...]:
         count = len(jax.tree.leaves(carry))
@@ -110,8 +111,8 @@ class Zoneout(Wrapper):
         if len(self.rates) != count:
             raise value_error(
                 f"Zoneout got {len(self.rates)} rates for a carry of {count} states",
-                "one for each, or one number for all",
-                f"Give a tuple of {count}: the rates of {type(self.cell).__name__}'s states, in their order.",
+                "one rate for each state, or one number for all",
+                f"Give a tuple of {count} rates, in the order of the carry of {type(self.cell).__name__}.",
             )
         return self.rates
 

@@ -1,1 +1,1 @@
-"""Cells and networks over the devices of a mesh."""
+"""Cells and networks sharded over a mesh of devices."""

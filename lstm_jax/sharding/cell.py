@@ -1,21 +1,20 @@
-"""Hidden units and vocabularies over the devices of a mesh, with one exchange a step in each direction.
+"""Hidden units sharded over a mesh of devices, with one collective operation per step and direction.
 
-Over m devices, each computes H/m units of a layer: their gates, their states. What a unit hears is the
-h of all units, so the devices hand each other their parts of h before the product with R, and that is
-all that passes between them in a step::
+Each of m devices computes the gates and states of H/m units of a layer. The recurrent product reads the h of
+all units, so the devices exchange their parts of h at every step, and nothing else::
 
     h_{t-1} = all-gather of the parts                    forward
-    z_t     = u_t + h_{t-1} R + b                        R: all rows, the columns of the own units
-    h_t,c_t = update(c_{t-1}, z_t)                       the own units
+    z_t     = u_t + h_{t-1} R + b                        R: all rows, the columns of the device's units
+    h_t,c_t = update(c_{t-1}, z_t)                       the device's units
 
-The gather is linear, so it belongs to ``recur``, and the fast path transposes it like any product: the
-backward loop has one reduce-scatter of dh. Weight gradients are taken after the loop, on the device
-that has the units.
+The all-gather is linear, so it is part of ``recur``. The fused scan transposes it like any product: the
+backward loop has one reduce-scatter of dh. Weight gradients are computed after the loop, on the device that
+has the units.
 
-Gates lie side by side in the parameters, (D, 4H). Cut into m parts as it stands, that axis would give
-one device i and f, another g and o, and every step would have to bring them together. A part here has
-its units of all four gates: parameters are seen as (D, 4, H), the last axis is cut, and what one device
-holds, (D, 4H/m), is the ordinary parameter of a cell of H/m units. The cell's own text runs on it.
+The parameters contain the gates side by side, (D, 4H). Sharding this axis directly would put i and f on one
+device and g and o on another, and every step would have to exchange them. Instead, the parameters are
+reshaped to (D, 4, H) and sharded over the last axis. A device then has all gates of its units, (D, 4H/m),
+which are the parameters of a cell with H/m units.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ from lstm_jax.regularizers._wrapper import Noise, Wrapper
 from lstm_jax.unrolling.run import Options, Steps, Unrolled
 from lstm_jax.unrolling.steps import mask_out
 
-#: Every unit reads every other: h is gathered at each step.
+#: Every unit reads all units, so h is gathered at each step.
 DENSE_RECURRENCE = (RNN, LSTM, LSTMVariant, GRU, GRUVariant)
-#: Every unit reads itself only: nothing is gathered.
+#: Every unit reads only itself, so nothing is gathered.
 ELEMENTWISE = (IndRNN, MinGRU, MinLSTM, Readout)
 
 
 @dataclass(frozen=True, repr=False)
 class CellShard(Wrapper):
-    """One device's units of a cell, inside ``shard_map``: they read the h of all units and compute their own.
+    """One device's units of a cell, inside ``shard_map``.
 
-    ``cell`` has the size of the part. Of its parameters, w_hh has the rows of all units.
+    ``cell`` has the size of the part. In its parameters, w_hh has the rows of all units.
     """
 
     cell: Any
@@ -61,7 +60,7 @@ class CellShard(Wrapper):
 
     def project(self, params: Params, x: Array) -> Any:
         """x W for this device's units."""
-        # The cell looks at w_hh's shape alone, and expects as many rows as it has units.
+        # project reads only the shape of w_hh, which must have as many rows as the cell has units.
         w_hh = jax.ShapeDtypeStruct((self.cell.hidden_size, params.w_hh.shape[1]), params.w_hh.dtype)
         return self.cell.project(params._replace(w_hh=w_hh), x)
 
@@ -78,27 +77,27 @@ class CellShard(Wrapper):
 
 @dataclass(frozen=True, repr=False)
 class Sharded(Network):
-    """A cell whose units are spread over one axis of a mesh, and the rows of the batch over another.
+    """A cell with its units sharded over one axis of a mesh, and the batch over another.
 
-    Parameters, carries and outputs are those of the cell, in the same shapes; what changes is where
-    they lie. :func:`lstm_jax.shard` makes a network of such cells, :func:`lstm_jax.shardings` says
-    where its parameters best lie, and :func:`lstm_jax.communication` what passes between devices.
+    Parameters, carries and outputs have the shapes of the cell's; only their sharding differs.
+    :func:`lstm_jax.shard` converts a network to such cells, :func:`lstm_jax.shardings` returns shardings for
+    its parameters, and :func:`lstm_jax.communication` the number of bytes that devices exchange.
 
-    At each step and in each direction there is one exchange over ``model``, of the h of one device's
-    rows: an all-gather forward, a reduce-scatter backward. The loop has none over ``data``; the
-    gradients of the parameters are summed over it once, at the end. Where the heads of a cell lie on
-    different devices, and in cells whose recurrence is elementwise (IndRNN, MinGRU, MinLSTM), the
-    loop has none at all. Of a :class:`lstm_jax.Readout` the outputs (a vocabulary, say) are spread.
+    At each step, and in each direction, there is one collective operation over ``model``: an all-gather of h
+    forward, a reduce-scatter backward. The loop has no collective operation over ``data``; the gradients of
+    the parameters are summed over it once, after the loop. A loop has no collective operation if the heads
+    of a cell are on different devices, or if the recurrence is elementwise (IndRNN, MinGRU, MinLSTM). For a
+    :class:`lstm_jax.Readout`, the outputs are sharded (for instance a vocabulary).
 
     Args:
         cell: RNN, LSTM, GRU, IndRNN, MinGRU, MinLSTM or Readout.
         mesh: the devices; its axes may be automatic or explicit.
-        data: the axis for the first axis of the batch; None: no axis, every device has all rows.
-        model: the axis for the units.
+        data: the mesh axis for the first batch axis; None: every device has all rows.
+        model: the mesh axis for the units.
 
     Raises:
-        ValueError: the mesh has no such axis, the axis does not divide the units (the heads, the
-            rows), or the mathematics of the cell would need more than one exchange.
+        ValueError: the mesh has no such axis, the axis does not divide the number of units (heads, rows), or
+            the cell would need more than one collective operation per step.
 
     >>> import lstm_jax
     >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
@@ -126,9 +125,9 @@ class Sharded(Network):
         if unsupported_reason is not None:
             raise value_error(
                 f"Sharded got a {type(self.cell).__name__}: {unsupported_reason}",
-                "a cell whose units go on with one exchange a step: "
+                "a cell that needs at most one collective operation per step: "
                 + ", ".join(kind.__name__ for kind in (*DENSE_RECURRENCE, *ELEMENTWISE)),
-                "Leave this layer whole, on every device: Stack((Sharded(cell, mesh), whole)).",
+                "Do not shard this layer: Stack((Sharded(cell, mesh), cell)).",
             )
         names = ["output_size" if isinstance(self.cell, Readout) else "hidden_size"]
         for name in names + ["heads"] * (_heads(self.cell) > 1):
@@ -137,28 +136,28 @@ class Sharded(Network):
                 raise value_error(
                     f"Sharded got a {type(self.cell).__name__} with {name}={size} over "
                     f"{self.model}={self.parts} devices",
-                    f"{name} that the axis divides",
-                    f"Take {name}={-(-size // self.parts) * self.parts}, a mesh with fewer devices in "
-                    f"{self.model!r}, or leave this layer whole: Stack((Sharded(cell, mesh), whole)).",
+                    f"{name} divisible by {self.parts}",
+                    f"Use {name}={-(-size // self.parts) * self.parts} or a mesh with fewer devices in "
+                    f"{self.model!r}, or do not shard this layer: Stack((Sharded(cell, mesh), cell)).",
                 )
 
     @property
     def parts(self) -> int:
-        """m, the devices over which the units are spread."""
+        """m, the number of devices over which the units are sharded."""
         return self.mesh.shape[self.model]
 
     @property
     def shard_cell(self) -> Any:
-        """What one device computes: a cell of its units."""
+        """The cell that one device runs, with the device's units."""
         if isinstance(self.cell, Readout):
             return replace(self.cell, output_size=self.cell.output_size // self.parts, activation=identity)
-        own = {"hidden_size": self.cell.hidden_size // self.parts}
+        size = {"hidden_size": self.cell.hidden_size // self.parts}
         if _heads(self.cell) > 1:
-            return replace(self.cell, **own, heads=self.cell.heads // self.parts)
-        part = replace(self.cell, **own)
+            return replace(self.cell, **size, heads=self.cell.heads // self.parts)
+        part = replace(self.cell, **size)
         return CellShard(part, self.model) if isinstance(self.cell, DENSE_RECURRENCE) else part
 
-    # --- the cell's own face ---
+    # --- the interface of a cell ---
 
     @property
     def input_size(self) -> int:
@@ -171,7 +170,7 @@ class Sharded(Network):
         return self.cell.output_size
 
     def init(self, key: Array) -> Params:
-        """The parameters of the cell, not yet placed."""
+        """The parameters of the cell, unsharded."""
         return self.cell.init(key)
 
     def initial_carry(self, batch_shape: Sequence[int] = (), params: Params | None = None) -> Carry:
@@ -179,15 +178,15 @@ class Sharded(Network):
         return self.cell.initial_carry(batch_shape, params)
 
     def compute_form(self) -> Sharded:
-        """The sharded compute form of the cell."""
+        """The compute form of the cell, sharded."""
         return replace(self, cell=compute_form(self.cell))
 
     def step(self, params: Params, carry: Carry, x: Array, noise: None = None) -> tuple[Carry, Array]:
-        """One step, each device its units and rows."""
+        """One step."""
         rows, units = self._specs(x.shape[:-1])
         states = jax.tree.map(lambda _: units, carry)
         specs, out_specs = (states, rows), (states, units)
-        carry, y = self._spread(self.shard_cell.step, params, (carry, x), specs, out_specs)
+        carry, y = self._shard_map(self.shard_cell.step, params, (carry, x), specs, out_specs)
         return carry, self._activated(y)
 
     def run_layers(
@@ -200,7 +199,7 @@ class Sharded(Network):
         reset_to: Carry | None,
         steps: Steps,
     ) -> Unrolled:
-        """All of time, each device its units and rows."""
+        """Run the cell over the whole sequence, in one ``shard_map``."""
 
         def run_shard(
             params: Params, carry: Carry | None, xs: Array, reset_to: Carry | None, steps: Steps
@@ -213,7 +212,7 @@ class Sharded(Network):
         units_t: Any = P(None, *units)
         like = jax.eval_shape(lambda p: self.cell.initial_carry(batch, p), params)
         states, states_t = jax.tree.map(lambda _: units, like), jax.tree.map(lambda _: units_t, like)
-        arrays = (carry, xs, reset_to, steps._replace(key=None))  # these cells draw nothing
+        arrays = (carry, xs, reset_to, steps._replace(key=None))  # these cells have no noise
         specs: Any = (
             None if carry is None else states,
             rows_t,
@@ -221,95 +220,95 @@ class Sharded(Network):
             Steps(rows_t, rows_t, None, P(), rows),  # type: ignore[arg-type]
         )
         out_specs = Unrolled(states, units_t, states_t if options.return_carries else None)
-        out = self._spread(run_shard, params, arrays, specs, out_specs)
+        out = self._shard_map(run_shard, params, arrays, specs, out_specs)
         return out._replace(ys=self._activated(out.ys, steps.valid))
 
     def _activated(self, y: Array, valid: Array | None = None) -> Array:
-        """A read-out's activation may look at all outputs of a row, so it comes after the devices' parts."""
+        """Apply the activation of a readout, which may need all outputs of a row, outside ``shard_map``."""
         if not isinstance(self.cell, Readout) or self.cell.activation is identity:
             return y
         y = self.cell.activation(y)
         return y if valid is None else mask_out(valid, y)
 
-    # --- where things lie ---
+    # --- shardings ---
 
     def shardings(self, params: Params) -> Any:
-        """Where the parameters best lie, as a tree of ``NamedSharding``; each device has 1/m of them.
+        """Shardings for the parameters, as a tree of ``NamedSharding``; each device has 1/m of most arrays.
 
-        What has one column a unit lies where it is used. Of gates side by side each device keeps some
-        of the rows, because their columns, cut into parts, would part the gates; one all-to-all a call
-        brings the units together. Biases of several gates, and w_ih where the axis does not divide D,
-        are on every device.
+        Arrays with one column per unit are sharded over units. Matrices with several gates side by side are
+        sharded over rows, because sharding their columns would separate the gates; one all-to-all per call
+        collects the columns of each device's units. Biases of several gates, and w_ih if m does not divide D,
+        are replicated.
         """
-        return jax.tree.map(lambda a: NamedSharding(self.mesh, self._spec(self._way(a), a.ndim)), params)
+        return jax.tree.map(lambda a: NamedSharding(self.mesh, self._spec(self._layout(a), a.ndim)), params)
 
-    def _way(self, a: Any) -> str:
-        """How a parameter is cut."""
-        if a.ndim == 3:  # a block for each head
+    def _layout(self, a: Any) -> str:
+        """How a parameter is sharded: "blocks" (of heads), "columns", "rows" or "replicated"."""
+        if a.ndim == 3:
             return "blocks"
         if a.shape[-1] == self._units:
             return "columns"
-        return "rows" if a.ndim == 2 and a.shape[0] % self.parts == 0 else "whole"
+        return "rows" if a.ndim == 2 and a.shape[0] % self.parts == 0 else "replicated"
 
-    def _spec(self, way: str, ndim: int) -> P:
-        """Where it then lies."""
-        if way == "columns":
+    def _spec(self, layout: str, ndim: int) -> P:
+        """The partition of a parameter with this layout."""
+        if layout == "columns":
             return P(*[None] * (ndim - 1), self.model)
-        return P() if way == "whole" else P(self.model)
+        return P() if layout == "replicated" else P(self.model)
 
     @property
     def _units(self) -> int:
-        return self.cell.output_size  # of these cells, H; of a read-out, O
+        return self.cell.output_size  # H, or O for a readout
 
     def _specs(self, batch: tuple[Any, ...]) -> tuple[P, P]:
-        """Of one step: of what has no units or has all of them, and of what has the device's own."""
+        """Partitions of arrays of one step: with replicated features, and with sharded units."""
         d = 1 if self.data is None else self.mesh.shape[self.data]
         if batch and isinstance(batch[0], int) and batch[0] % d:
             raise value_error(
                 f"{type(self.cell).__name__} over {self.data}={d} devices got a batch of {batch[0]} rows",
-                "rows that the devices divide",
-                "Choose another batch size, or Sharded(cell, mesh, data=None).",
+                f"a number of rows divisible by {d}",
+                "Use another batch size, or Sharded(cell, mesh, data=None).",
             )
         rows = [self.data, *[None] * len(batch)][: len(batch)]
         return P(*rows), P(*rows, self.model)
 
-    def _spread(
+    def _shard_map(
         self, function: Callable[..., Any], params: Params, arrays: Any, specs: Any, out_specs: Any
     ) -> Any:
-        """``function(share of params, carry, x)`` on each device, carry and x being the ``arrays``."""
+        """Call ``function(params, *arrays)`` on each device, with the parameters of the device's units."""
 
-        ways, (_, rows, *_) = jax.tree.map(self._way, params), specs
-        by_unit = (-1, self._units)  # the last axis, as gates and units
+        layouts, (_, rows, *_) = jax.tree.map(self._layout, params), specs
+        gates_and_units = (-1, self._units)
 
-        def seen(a: Array, way: str) -> Array:
-            return a.reshape(*a.shape[:-1], *by_unit) if way == "whole" else a
+        def split_gates(a: Array, layout: str) -> Array:
+            return a.reshape(*a.shape[:-1], *gates_and_units) if layout == "replicated" else a
 
-        def own(a: Array, way: str) -> Array:
-            # Used with other rows on other devices from here on: so gradients are summed here, once.
+        def local(a: Array, layout: str) -> Array:
+            # Rows differ between devices, so this is where gradients are summed over them, once per call.
             if self.data and self.data in rows:
                 a = jax.lax.pcast(a, self.data, to="varying")
-            if way == "blocks" and len(a) == 1:
+            if layout == "blocks" and len(a) == 1:
                 return a[0]
-            if way == "rows":
-                a = a.reshape(len(a), *by_unit)
+            if layout == "rows":
+                a = a.reshape(len(a), *gates_and_units)
                 a = jax.lax.all_to_all(a, self.model, split_axis=2, concat_axis=0, tiled=True)
-            return a.reshape(*a.shape[:-2], -1) if way in ("rows", "whole") else a
+            return a.reshape(*a.shape[:-2], -1) if layout in ("rows", "replicated") else a
 
         def on_device(params: Params, *arrays: Any) -> Any:
-            return function(jax.tree.map(own, params, ways), *arrays)
+            return function(jax.tree.map(local, params, layouts), *arrays)
 
-        views = jax.tree.map(seen, params, ways)
+        views = jax.tree.map(split_gates, params, layouts)
         view_specs = jax.tree.map(
-            lambda a, way: self._spec("columns" if way == "whole" else way, a.ndim), views, ways
+            lambda a, layout: self._spec("columns" if layout == "replicated" else layout, a.ndim),
+            views,
+            layouts,
         )
         arrays, specs = (views, *arrays), (view_specs, *specs)
-        if (
-            self.mesh.axis_types[0] is AxisType.Explicit
-        ):  # explicit: arrays move only where the program says so
-            arrays = jax.tree.map(self._moved, specs, arrays)
+        if self.mesh.axis_types[0] is AxisType.Explicit:  # an explicit mesh does not reshard implicitly
+            arrays = jax.tree.map(self._reshard, specs, arrays)
         return jax.shard_map(on_device, mesh=self.mesh, in_specs=specs, out_specs=out_specs)(*arrays)
 
-    def _moved(self, spec: P, tree: Any) -> Any:
+    def _reshard(self, spec: P, tree: Any) -> Any:
         sharding = NamedSharding(self.mesh, spec)
         return jax.tree.map(lambda a: jax.sharding.reshard(a, sharding), tree)
 
@@ -319,19 +318,17 @@ def _heads(cell: Any) -> int:
 
 
 def _unsupported_reason(cell: Any) -> str | None:
-    """Why a cell cannot be spread over devices with one exchange a step, or None."""
+    """Why a cell cannot be sharded with one collective operation per step, or None."""
     if isinstance(cell, Wrapper):
         return f"{type(cell).__name__} draws its noise for all units together"
     if not isinstance(cell, (*DENSE_RECURRENCE, *ELEMENTWISE)):
-        return "nothing is known of how its units lie in its parameters"
+        return "the layout of its units in its parameters is unknown"
     if isinstance(cell, LSTMVariant) and cell.layer_norm is not None:
-        return f"layer_norm={cell.layer_norm!r} needs the mean over all units at every step"
+        return f"layer_norm={cell.layer_norm!r} requires the mean over all units at every step"
     if isinstance(cell, LSTMVariant) and cell.proj_size is not None:
-        return "with proj_size a unit's h is made of all units' states"
+        return "with proj_size, the h of a unit depends on the states of all units"
     if isinstance(cell, GRUVariant) and not cell.reset_after:
-        return (
-            "with reset_after=False two products come one after the other, each with an exchange of its own"
-        )
+        return "with reset_after=False, a step has two consecutive products, each with a collective operation"
     return None
 
 
@@ -342,12 +339,12 @@ def _check_mesh(mesh: Any, data: str | None, model: str) -> None:
         raise value_error(
             f"Sharded got a mesh with {got}" if isinstance(mesh, Mesh) else f"Sharded got {got}",
             f"a jax.sharding.Mesh with the axes {', '.join(map(repr, wanted))}",
-            "Write jax.make_mesh((4, 2), ('data', 'model')); an axis may have one device.",
+            "Use jax.make_mesh((4, 2), ('data', 'model')); an axis may have one device.",
         )
-    kinds = set(mesh.axis_types)
-    if len(kinds) > 1 or AxisType.Manual in kinds:
+    types = set(mesh.axis_types)
+    if len(types) > 1 or AxisType.Manual in types:
         raise value_error(
-            f"Sharded got a mesh with axes of type {', '.join(kind.name for kind in mesh.axis_types)}",
+            f"Sharded got a mesh with axes of type {', '.join(axis.name for axis in mesh.axis_types)}",
             "axes that are all automatic or all explicit",
-            f"Write jax.make_mesh({tuple(mesh.shape.values())}, {mesh.axis_names}).",
+            f"Use jax.make_mesh({tuple(mesh.shape.values())}, {mesh.axis_names}).",
         )

@@ -1,7 +1,4 @@
-"""Networks of sharded cells: making them, placing their parameters, and what they send.
-
-:mod:`lstm_jax.sharding` has one cell over a mesh.
-"""
+"""Networks of sharded cells: construction, shardings of parameters, and communication volume."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from lstm_jax.sharding.cell import CellShard, Sharded
 
 
 def shard(network: Any, mesh: Mesh, *, data: str | None = "data", model: str = "model") -> Any:
-    """The network with every cell and read-out :class:`Sharded`: same parameters, same values.
+    """The network with every cell and readout :class:`Sharded`, with the same parameters and results.
 
     Args:
         network: a cell, a :class:`lstm_jax.Readout`, or a :class:`lstm_jax.Stack` or
@@ -28,7 +25,7 @@ def shard(network: Any, mesh: Mesh, *, data: str | None = "data", model: str = "
         mesh, data, model: see :class:`Sharded`.
 
     Raises:
-        ValueError: a layer cannot be spread; the message says why and what to do.
+        ValueError: a layer cannot be sharded.
 
     >>> import lstm_jax
     >>> mesh = jax.make_mesh((1, 1), ("data", "model"))
@@ -51,7 +48,7 @@ def shard(network: Any, mesh: Mesh, *, data: str | None = "data", model: str = "
 
 
 def layers_of(network: Any, params: Params) -> list[tuple[Any, Params]]:
-    """The cells of a network beside their parameters, in the order of the parameters' leaves."""
+    """Pairs of cell and parameters, in the order of the parameters' leaves."""
     if isinstance(network, Stack):
         check_tuple("Stack", params, len(network.layers))
         pairs = zip(network.layers, params, strict=True)
@@ -64,13 +61,14 @@ def layers_of(network: Any, params: Params) -> list[tuple[Any, Params]]:
 
 
 def shardings(network: Any, params: Params) -> Any:
-    """Where the parameters of a sharded network lie: a tree of ``NamedSharding`` in their structure.
+    """Shardings for the parameters of a sharded network: a tree of ``NamedSharding`` in their structure.
 
-    For ``jax.device_put``, for ``in_shardings`` and ``out_shardings`` of ``jax.jit``, for restoring a
-    checkpoint. The arrays keep their shapes. Layers that are whole lie on every device.
+    Pass them to ``jax.device_put``, to ``in_shardings`` and ``out_shardings`` of ``jax.jit``, or to a
+    function that restores a checkpoint. The arrays keep their shapes. Layers that are not sharded are
+    replicated.
 
     Args:
-        network: what :func:`shard` returned, or any network with a :class:`Sharded` layer.
+        network: the result of :func:`shard`, or any network with a :class:`Sharded` layer.
         params: its parameters, or their shapes (``jax.eval_shape(network.init, key)``).
 
     Raises:
@@ -85,58 +83,59 @@ def shardings(network: Any, params: Params) -> Any:
     layers = layers_of(network, params)
     mesh = _sharded(network, layers)[0][0].mesh
     leaves = []
-    for cell, own in layers:
+    for cell, cell_params in layers:
         if isinstance(cell, Sharded):
-            leaves += jax.tree.leaves(cell.shardings(own))
+            leaves += jax.tree.leaves(cell.shardings(cell_params))
         else:
-            leaves += [NamedSharding(mesh, P()) for _ in jax.tree.leaves(own)]
+            leaves += [NamedSharding(mesh, P()) for _ in jax.tree.leaves(cell_params)]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
 def _sharded(network: Any, layers: list[tuple[Any, Params]]) -> list[tuple[Sharded, Params]]:
-    found = [(cell, own) for cell, own in layers if isinstance(cell, Sharded)]
-    if not found:
+    sharded = [(cell, params) for cell, params in layers if isinstance(cell, Sharded)]
+    if not sharded:
         raise value_error(
             f"got a {type(network).__name__} without a Sharded layer",
-            "a network that knows its mesh",
-            "Make one with lstm_jax.shard(network, mesh).",
+            "a sharded network",
+            "Use lstm_jax.shard(network, mesh).",
         )
-    return found
+    return sharded
 
 
-# --- what it costs ------------------------------------------------------------------------------
+# --- communication ------------------------------------------------------------------------------
 
 
 class Communication(NamedTuple):
-    """Bytes that reach each device, of what the loops and the sum of gradients send."""
+    """Bytes that each device receives."""
 
-    forward: int  # at one step of time, in the forward loops of all layers
-    backward: int  # at one step of time, in the backward loops
-    gradients: int  # once a training step: the gradients of the parameters, summed over the rows
+    forward: int  # at each time step, in the forward loops of all layers
+    backward: int  # at each time step, in the backward loops of all layers
+    gradients: int  # in each training step, for the sum of the parameters' gradients over the batch
 
 
 def communication(network: Any, params: Params, batch: int) -> Communication:
-    r"""What passes between the devices of a sharded network.
+    r"""The bytes that the devices of a sharded network exchange.
 
-    At each step every device needs the h of B/d rows, of which it has one part in m:
+    At each step every device needs the h of B/d rows, and has one of m parts of it:
 
     .. math:: \text{forward} = \text{backward} = \frac{m-1}{m} \cdot \frac{B}{d} \cdot H \cdot \text{itemsize}
 
-    for each layer and direction of time whose recurrence is not elementwise; backward the same bytes go the
-    other way, as sums. When the loops are over, each device sums the gradients of its part of the
-    parameters, G bytes, with the d - 1 others that have it, of which a ring hands on each byte twice:
+    for each layer and direction of time whose recurrence is not elementwise. The backward loop sends the same
+    number of bytes in a reduce-scatter. After the loops, each device sums the gradients of its part of the
+    parameters, G bytes, with the d - 1 other devices that have this part, in a ring that sends each byte
+    twice:
 
     .. math:: \text{gradients} = 2 \, \frac{d-1}{d} \, G
 
-    Beside these, once a call and with nobody waiting inside a loop: the gather of all h for the
-    gradient of R, T times ``forward``; between layers the gather of what a layer reads, and the sum of
-    its gradient; and the parameters' own way to their units and back, G (m-1)/m each
+    The result does not include operations outside of the loops that occur once per call: the gather of all h
+    for the gradient of R, which is T times ``forward``; between layers, the gather of a layer's input and the
+    sum of its gradient; and the all-to-all of the parameters and of their gradients, G (m-1)/m each
     (:meth:`Sharded.shardings`).
 
     Args:
-        network: what :func:`shard` returned.
+        network: the result of :func:`shard`.
         params: its parameters, or their shapes.
-        batch: B, rows on all devices together.
+        batch: B, the number of rows on all devices together.
 
     Raises:
         ValueError: no layer of the network is sharded.
@@ -151,11 +150,11 @@ def communication(network: Any, params: Params, batch: int) -> Communication:
     exchanged = summed = 0
     first, _ = _sharded(network, layers)[0]
     d = 1 if first.data is None else first.mesh.shape[first.data]
-    for cell, own in layers:
+    for cell, cell_params in layers:
         m = cell.parts if isinstance(cell, Sharded) else 1
-        for a in jax.tree.leaves(own):
+        for a in jax.tree.leaves(cell_params):
             summed += a.size * a.dtype.itemsize // m
         if isinstance(cell, Sharded) and isinstance(cell.shard_cell, CellShard):
-            h = _init.state_dtypes(cell.cell, own)[0].itemsize * cell.output_size
+            h = _init.state_dtypes(cell.cell, cell_params)[0].itemsize * cell.output_size
             exchanged += batch // d * h * (m - 1) // m
     return Communication(exchanged, exchanged, 2 * (d - 1) * summed // d)

@@ -1,4 +1,4 @@
-"""``unroll`` and ``explain``: a cell, or a network of cells, over a whole sequence."""
+"""``unroll``, ``reset_carry`` and ``explain``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from lstm_jax._errors import value_error
+from lstm_jax._fills import unfilled
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import compute_form
 from lstm_jax.unrolling import registry, validation
@@ -40,41 +41,41 @@ def unroll(
     """Run a cell, a :class:`Stack` or a :class:`Bidirectional` over a sequence.
 
     Without options this is ``jax.lax.scan(partial(cell.step, params), carry, xs)``. A step is *valid* where
-    ``mask`` is True and t < ``lengths``. An invalid step is absent: its input, reset and noise are not
-    read (a NaN there reaches neither a value nor a gradient), its output is zero, and the carry passes
-    through unchanged.
+    ``mask`` is True and t < ``lengths``. An invalid step is skipped: its input, reset and noise are not
+    read (NaN in them reaches no value and no gradient), its output is zero, and the carry passes through
+    unchanged.
 
     Args:
         cell: any hashable object with ``init``, ``initial_carry`` and ``step``; or a network.
         params: the result of ``cell.init``.
         xs: (T, *batch, D), floats. T = 0 and empty batches are allowed.
-        carry: the first carry; None: the cell's own (zeros, or learned). Promoted to the dtype of
-            the cell's own.
+        carry: the initial carry, promoted to the dtype of the cell's own. None: the cell's own (zeros, or
+            learned).
         lengths: (*batch,) ints; steps t >= lengths are invalid. A JAX array is clipped to [0, T]; a Python
             or NumPy value out of range raises an error.
         mask: (T, *batch) bool; False marks invalid steps anywhere.
-        resets: (T, *batch) bool; True says that x_t begins a segment. Packed segments give the same results
+        resets: (T, *batch) bool; True means that x_t begins a segment. Packed segments give the same results
             as separate ones, in both directions.
-        reset_to: what a restart goes back to: a carry with a leading time axis, (T, *batch, ...) each.
+        reset_to: the carry that a restart goes back to, with a leading time axis: (T, *batch, ...) each.
             None: the cell's own initial carry. Forward, a reset at t restarts from ``reset_to[t]`` before
-            x_t is read. In reverse, a reset at t starts the backward pass of the segment that ends at
-            t - 1 from ``reset_to[t]``. A :class:`Bidirectional` takes a pair. Entries without a reset are
-            never read.
+            x_t is read. In reverse, a reset at t starts the segment that ends at t - 1 from ``reset_to[t]``.
+            A :class:`Bidirectional` takes a pair. Entries without a reset are never read.
         reverse: run from the last valid step to the first; outputs stay aligned with the inputs.
-        checkpoint: what the backward pass stores. None: everything it needs; a window length: the carries
-            between windows of that many steps; ``"sqrt"``: windows of about sqrt(T) steps.
-        truncate: k stops gradients between inputs j*k - 1 and j*k for every j, counted with ``start``.
-            Values do not change. (A given carry belongs to the windows before this one. With ``reverse``,
-            where windows are not passed on, its gradient is never stopped.)
+        checkpoint: what the backward pass stores. None: everything it needs. A window length: the carries
+            between windows of that many steps. ``"sqrt"``: the carries between windows of about sqrt(T)
+            steps.
+        truncate: k stops gradients between inputs j*k - 1 and j*k for every j, where indices begin at
+            ``start``. Values do not change. A given carry belongs to the window before this one. With
+            ``reverse`` there is no such window, so the gradient of the carry is never stopped.
         key: PRNG key for networks with noise (dropout). Without it there is no noise.
         start: absolute index of xs[0], so that windows draw the noise of the whole sequence.
         return_carries: also return the carry after each step.
         implementation: ``"auto"`` always works. ``"scan"`` is the plain loop over ``cell.step``,
-            ``"fused"`` the same loop with its own derivative rule, ``"parallel"`` all steps at once for
-            linear recurrences, ``"pallas"`` one kernel for the whole sequence, ``"cudnn"`` cuDNN's LSTM. A
-            named implementation that cannot run raises its reason. :func:`lstm_jax.implementations` lists
-            what each supports and when ``"auto"`` takes it; :func:`lstm_jax.explain` shows what runs for
-            these arguments.
+            ``"fused"`` the same loop with a custom derivative, ``"parallel"`` an associative scan for
+            linear recurrences, ``"pallas"`` one kernel for the whole sequence, ``"cudnn"`` cuDNN's LSTM. If a
+            named implementation cannot run, an error gives the reason. :func:`lstm_jax.implementations`
+            lists what each supports and when ``"auto"`` chooses it; :func:`lstm_jax.explain` shows what runs
+            for these arguments.
 
     Returns:
         ``(carry, ys)``: the carry after the last step and the outputs (T, *batch, H). With
@@ -93,7 +94,7 @@ def unroll(
     """
     options = Options(bool(reverse), checkpoint, truncate, bool(return_carries), implementation)
     lengths = validation.check_static("unroll", cell, options, xs, lengths, start)
-    arrays = params, xs, carry, lengths, mask, resets, reset_to, key, start
+    arrays = unfilled(params), xs, carry, lengths, mask, resets, reset_to, key, start
     carry, ys, carries = _compiled(compute_form(cell), options, *arrays)
     return carry, ((ys, carries) if return_carries else ys)
 
@@ -116,15 +117,15 @@ def _unroll(
     return run(cell, options, params, xs, carry, reset_to, steps)
 
 
-#: The one jit around the time loop: a second eager call compiles nothing.
+#: The only jit around the time loop, so that a second eager call compiles nothing.
 _compiled = partial(jax.jit, static_argnums=(0, 1))(_unroll)
 
 
 def reset_carry(cell: Any, params: Params, carry: Carry, reset: Any) -> Carry:
-    """The carry with the rows where ``reset`` is True back at the cell's initial carry.
+    """The carry with the cell's initial carry in the rows where ``reset`` is True.
 
-    This is what ``resets`` of :func:`unroll` does before a step is read, for a loop that calls ``cell.step``
-    itself, such as acting in an environment whose episodes end at different times.
+    Use it in a loop that calls ``cell.step``, where :func:`unroll` has ``resets``: for instance to act in
+    environments whose episodes end at different times.
 
     Args:
         cell: a cell or a network.
@@ -158,19 +159,19 @@ def reset_carry(cell: Any, params: Params, carry: Carry, reset: Any) -> Carry:
 
 @dataclass(frozen=True)
 class Plan:
-    """The result of :func:`explain`; printing it shows a table, and what its implementations support."""
+    """The result of :func:`explain`. It prints as a table, with what its implementations support."""
 
     layers: tuple[LayerPlan, ...]
 
     @property
     def implementation(self) -> str:
-        """The implementation of all layers with a loop, or their names joined by ``+`` where they differ."""
+        """The implementation of all layers with a loop; different ones are joined by ``+``."""
         names = dict.fromkeys(layer.implementation for layer in self.layers if layer.implementation != "vmap")
         return "+".join(names) or "vmap"
 
     @property
     def rows(self) -> tuple[Implementation, ...]:
-        """The rows of :func:`lstm_jax.implementations` for those that run."""
+        """The rows of :func:`lstm_jax.implementations` for the implementations that run."""
         names = dict.fromkeys(layer.implementation for layer in self.layers)
         return tuple(NAMED[name] for name in names if name in NAMED)
 
@@ -198,19 +199,19 @@ def explain(
     return_carries: bool = False,
     implementation: str = "auto",
 ) -> Plan:
-    """Which implementation :func:`lstm_jax.unroll` takes for these arguments, why, and how it divides work.
+    """Which implementation :func:`lstm_jax.unroll` uses for these arguments, why, and how it divides work.
 
     Takes the arguments of ``unroll``; arrays may be ``jax.ShapeDtypeStruct``. Nothing is computed: the
-    call is traced by the code that ``unroll`` runs, so the two always agree. An enclosing ``vmap`` or
-    derivative is not seen. For memory ask the compiled program:
+    function traces the code that ``unroll`` runs, so the two always agree. It does not know of an enclosing
+    ``vmap`` or derivative. To see the memory of a program, use
     ``jax.jit(f).lower(...).compile().memory_analysis()``.
 
     Returns:
-        A :class:`Plan` with one row for each cell that loops (both directions of a :class:`Bidirectional`
-        that share a loop are one row), in the order in which they run.
+        A :class:`Plan` with one row for each cell with a loop, in the order in which they run. Two
+        directions of a :class:`Bidirectional` that share a loop are one row.
 
     Raises:
-        ValueError: whatever ``unroll`` would raise.
+        ValueError: ``unroll`` would raise for these arguments.
 
     >>> import jax, lstm_jax
     >>> cell = lstm_jax.GRUVariant(input_size=3, hidden_size=2, reset_after=False)

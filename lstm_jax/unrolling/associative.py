@@ -1,24 +1,24 @@
-"""All steps of a linear recurrence at once, in about 2 log2(T) rounds (``implementation="parallel"``).
+"""Linear recurrences by an associative scan, in about 2 log2(T) rounds (``implementation="parallel"``).
 
-A cell whose state obeys h_t = a_t h_{t-1} + b_t, with a_t and b_t from the input alone
-(:class:`lstm_jax.ParallelCell`), does not need a loop. Two adjacent stretches of time, each of which maps the
-state h before it to A h + B, form one stretch of the same kind:
+A cell whose state obeys h_t = a_t h_{t-1} + b_t, where a_t and b_t depend only on the input
+(:class:`lstm_jax.ParallelCell`), does not need a loop. An interval of time maps the state h before it to
+A h + B. Two adjacent intervals combine into one:
 
     (A_1, B_1) then (A_2, B_2)  =  (A_2 A_1, A_2 B_1 + B_2)
 
-This operation is associative, so ``jax.lax.associative_scan`` combines the stretches as a tree, and every
-transform is JAX's own. The levels of the tree are separate instructions, so the program is longer than a
-loop's and grows with log(T).
+This operation is associative, so ``jax.lax.associative_scan`` combines the intervals as a tree, and JAX
+differentiates it. The levels of the tree are separate instructions, so the program is longer than that of a
+loop and grows with log(T).
 
-A is kept as its logarithm, B as it is. Logarithms keep coefficients near 1 accurate: after 20,000 steps of
-a = exp(-6e-7), float32 products are off by 2e-4, sums of logarithms by 6e-7. Two alternatives were
-measured and not kept. Cumulative sums in log space (h_t = exp(S_t) times the sum over s of
+The scan stores log A and B. Logarithms keep coefficients near 1 accurate: after 20,000 steps of
+a = exp(-6e-7), the relative error of float32 products is 2e-4, that of sums of logarithms 6e-7. Two
+alternatives were measured and rejected. Cumulative sums in log space (h_t = exp(S_t) times the sum over s of
 exp(log b_s - S_s), with S the sum of log a) need no tree, but lose the digits of b in S as T grows, and
-require a positive b and first state. Storing log B and adding with ``logaddexp`` takes two to six times the
-time on a CPU and is less accurate (2.6e-6 in the case above).
+require b and the initial state to be positive. Storing log B and adding with ``logaddexp`` takes two to six
+times the time on a CPU and is less accurate (2.6e-6 in the case above).
 
 Masks and resets are encoded in a and b. An invalid step has a = 1 and b = 0. A step that restarts has
-a = 0, and the state that it restarts from is part of its b. The first step reads the first carry in the
+a = 0, and its b includes the state that it restarts from. The first step reads the initial carry in the
 same way.
 """
 
@@ -34,7 +34,7 @@ from lstm_jax._types import Array, Carry, Params, is_float, promote
 from lstm_jax.cells._base import label
 from lstm_jax.unrolling.steps import Flags, expand_flag, mask_out
 
-#: The logarithm of a coefficient that is 0 in every dtype; finite, so that nothing computed from it is NaN.
+#: The logarithm of the coefficient 0, finite to avoid NaN; its exponential is 0 in every dtype.
 LOG_ZERO = -1e4
 
 
@@ -48,7 +48,7 @@ def associative_scan(
     xs: Any,
     flags: Flags,
 ) -> tuple[Carry, Any]:
-    """A linear recurrence, all steps at once; ``xs`` is ``(xs, reset_to)``, and there is no step noise."""
+    """Compute all steps of a linear recurrence; ``xs`` is ``(xs, reset_to)``, ``key`` is unused."""
     xs, stored = xs
     log_a, b = cell.coefficients(params, xs)
     dtype = promote(log_a.dtype, b.dtype, carry.dtype)
@@ -74,7 +74,7 @@ def associative_scan(
 
 
 def _join(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array, Array]:
-    """Two stretches of time as one."""
+    """Combine two adjacent intervals of time."""
     (log_a1, b1), (log_a2, b2) = first, then
     return log_a1 + log_a2, jnp.exp(log_a2) * b1 + b2
 
@@ -82,27 +82,28 @@ def _join(first: tuple[Array, Array], then: tuple[Array, Array]) -> tuple[Array,
 def associative_unsupported(
     cell: Any, options: Any, params: Params, carry: Carry, xs: Any, flags: Flags
 ) -> str | None:
-    """Why this implementation cannot run this cell with these options, or None."""
+    """Why the associative scan cannot run this cell with these options, or None."""
     if not cell.linear_recurrence:
         return f"{label(cell)} has no coefficients (see lstm_jax.ParallelCell)"
     if flags.cut is not None:
-        return "truncate stops gradients between two steps, and here all steps are computed at once"
+        return "truncate stops gradients between steps, and the associative scan computes all steps at once"
     if not isinstance(xs.shape[0], int):
-        return "the tree over time is built while tracing, when the number of steps is not known"
+        return "the associative scan requires a static number of steps, got a symbolic one"
     if not isinstance(carry, jax.Array) or not is_float(carry.dtype):
-        return f"{label(cell)} has a carry other than one array of floats"
+        return f"{label(cell)} has a carry that is not one array of floats"
     shapes = [tuple(a.shape) for a in jax.tree.leaves(jax.eval_shape(cell.coefficients, params, xs))]
     wanted = (xs.shape[0], *carry.shape)
     if shapes != [wanted, wanted]:
-        return f"{label(cell)}.coefficients returned shapes {shapes}, not two of {wanted}"
+        return f"{label(cell)}.coefficients returned shapes {shapes}, expected two arrays of shape {wanted}"
     return None
 
 
 def slower_than_a_loop() -> str | None:
     """Why a loop is at least as fast on this machine, or None.
 
-    On a two-core CPU the fused scan took between 0.2 and 1.4 times the time of this implementation
-    forward, and between 0.35 and 1.4 with gradients (MinGRU and MinLSTM, T 100 to 10,000, B 1 to 128, H 16
-    to 128), and half the memory. On accelerators, where a loop waits for each of T steps, it is not measured.
+    On a two-core CPU, the fused scan takes between 0.2 and 1.4 times the time of the associative scan
+    forward, between 0.35 and 1.4 times with gradients (MinGRU and MinLSTM, T 100 to 10,000, B 1 to 128, H 16
+    to 128), and half the memory. It has not been measured on accelerators, where each of the T steps of a
+    loop has a latency.
     """
     return "on CPUs a loop is as fast" if jax.default_backend() == "cpu" else None

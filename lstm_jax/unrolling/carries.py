@@ -1,4 +1,4 @@
-"""First carries in the type that the loop returns them in: dtype, sharding and varying axes."""
+"""Initial carries with the type of the loop: dtype, sharding and varying axes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def own_carry(cell: Any, params: Params, xs: Any, batch: tuple[int, ...]) -> Car
 
 
 def given_carry(cell: Any, params: Params, xs: Any, batch: tuple[int, ...], carry: Carry) -> Carry:
-    """A given carry, promoted to the dtype of the cell's own."""
+    """A given carry, promoted to the dtype of the cell's initial carry."""
     own = jax.eval_shape(partial(cell.initial_carry, batch), params)
     carry = jax.tree.map(
         lambda a, like: a.astype(promote(a.dtype, like.dtype)) if is_float(like.dtype) else a, carry, own
@@ -33,16 +33,16 @@ def given_carry(cell: Any, params: Params, xs: Any, batch: tuple[int, ...], carr
 
 
 def match_carry_type(cell: Any, params: Params, xs: Any, carry: Carry, *, given: bool = False) -> Carry:
-    """The carry in the type that ``cell.step`` returns it in, as ``lax.scan`` requires.
+    """The carry with the type that ``cell.step`` returns, because ``lax.scan`` requires a fixed type.
 
-    Fresh zeros are the same on every device. With an input that differs between devices (inside
-    ``shard_map``), or that is sharded over an explicit mesh, the new carry differs or is sharded too. A
-    ``given`` carry keeps its dtype.
+    New zeros are unsharded and have no varying axes. If the input is sharded over an explicit mesh, or varies
+    over devices inside ``shard_map``, so does the carry that ``cell.step`` returns. The dtype of a ``given``
+    carry does not change.
     """
     for _ in range(3):
         after = jax.eval_shape(lambda p, c, x: cell.step(p, c, one_step(x))[0], params, carry, xs)
         hint = "Return the carry first, then the output: (carry, y)."
-        check_structure(f"{label(cell)}.step", after, carry, "the structure it was given", hint)
+        check_structure(f"{label(cell)}.step", after, carry, "the structure of the given carry", hint)
         matched = jax.tree.map(lambda a, like: _as_type_of(cell, a, like, given), carry, after)
         if all(a is b for a, b in zip(jax.tree.leaves(matched), jax.tree.leaves(carry), strict=True)):
             break
@@ -53,16 +53,16 @@ def match_carry_type(cell: Any, params: Params, xs: Any, carry: Carry, *, given:
 def _as_type_of(cell: Any, a: Array, like: jax.ShapeDtypeStruct, given: bool) -> Array:
     if a.shape != like.shape:
         raise value_error(
-            f"{label(cell)}.step turned a carry of shape {a.shape} into one of shape {like.shape}",
+            f"{label(cell)}.step got a carry of shape {a.shape} and returned one of shape {like.shape}",
             "the same shape before and after a step",
-            "Let step return the carry in the shape it was given.",
+            "Return the carry in the shape of the given one.",
         )
     if a.dtype != like.dtype:
         if given:
             raise value_error(
-                f"{label(cell)}.step turned a carry of dtype {a.dtype} into {like.dtype}",
+                f"{label(cell)}.step got a carry of dtype {a.dtype} and returned one of dtype {like.dtype}",
                 "the same dtype before and after a step",
-                f"Pass the carry as {like.dtype}, or let step return the dtype it was given.",
+                f"Pass the carry as {like.dtype}, or return the carry in the dtype of the given one.",
             )
         a = a.astype(like.dtype)
     missing = varying_axes(like) - varying_axes(jax.typeof(a))

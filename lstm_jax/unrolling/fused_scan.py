@@ -1,20 +1,20 @@
-"""The fast path: weight gradients as one product after the loop, with every transform kept.
+"""The fused scan: a scan whose weight gradients are one product after the loop.
 
-Differentiating a plain scan adds up the weights' gradient inside the backward loop, one small product per
-step. Here the loop of a cell that splits into ``project``, ``recur`` and ``update``
-(:class:`lstm_jax.SplitCell`) has its own forward-mode rule. It computes everything that the tangents of
-parameters and inputs contribute for all steps at once, outside the loop. With s_t the carry that step t reads
-and z_t its pre-activation,
+Differentiating a plain scan sums the weights' gradient inside the backward loop, one small product per
+step. The scan of a cell that splits into ``project``, ``recur`` and ``update`` (:class:`lstm_jax.SplitCell`)
+has a custom forward-mode rule instead. The rule computes the contributions of the tangents of parameters and
+inputs for all steps at once, outside the loop. With s_t the carry that step t reads and z_t its
+pre-activation,
 
     e_t  = d recur / d(params, u) . (dparams, du_t)     for all t at once
     dz_t = e_t + d recur / d carry . ds_t               in the loop: the only product
-    ds_{t+1}, dy_t = L_t (ds_t, dz_t)                   in the loop, L_t known for all t at once
+    ds_{t+1}, dy_t = L_t (ds_t, dz_t)                   in the loop, with L_t computed for all t at once
 
 where L_t linearises ``update``. The loop carries only the tangent of the state. JAX transposes it, and the
-transpose of e_t is the single product that gives a weight's gradient. No backward pass is written by hand, so
-reverse mode, second derivatives and vmap are JAX's own.
+transpose of e_t is the single product that gives a weight's gradient. There is no hand-written backward pass,
+so reverse mode, second derivatives and vmap all work.
 
-Where all of time at once would need too much memory, chunks of time are computed one after the other
+If the whole sequence needs too much memory, it is computed in chunks of time
 (:mod:`lstm_jax.unrolling.tiling`).
 """
 
@@ -46,10 +46,10 @@ from lstm_jax.unrolling.windows import in_windows
 
 
 class Residuals(NamedTuple):
-    """What the loop stores for its tangents."""
+    """What the loop stores for its tangents; T is the leading axis."""
 
-    starts: Carry  # (T, ...) the carry that each step read, after restarts
-    zs: Any  # (T, ...) the pre-activations
+    starts: Carry  # the carry that each step reads, after restarts
+    zs: Any  # the pre-activations
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -65,8 +65,8 @@ def fused_scan(
 ) -> tuple[Carry, Any]:
     """Scan a split cell over time; returns ``(carry, (ys, carries, residuals))``.
 
-    ``xs`` is ``(xs, reset_to)``. Carries and residuals are None unless ``options.return_carries`` and
-    ``options.save`` ask for them.
+    ``xs`` is ``(xs, reset_to)``. Carries are None unless ``options.return_carries``, residuals unless
+    ``options.save``.
     """
     tiling = tiling_of(cell, params, carry, xs[0])
     if tiling.chunk is not None and tiling.chunk < jax.tree.leaves(xs)[0].shape[0]:
@@ -90,7 +90,7 @@ def fused_scan(
     noise = step_draws(cell, key, flags.time, carry)
     inputs = flags, (cell.project(params, xs[0]), noise, xs[1])
     loop = partial(lax.scan, reverse=options.reverse, unroll=tiling.unroll)
-    # Noise drawn once per sequence has the rows of the whole batch, so that batch is not split.
+    # Per-sequence noise has the rows of the whole batch, so the batch is not split.
     splits = 1 if options.save or key is not None else tiling.batch_splits
     if splits == 1:
         return loop(body, carry, inputs)
@@ -107,7 +107,7 @@ def _fused_scan_jvp(cell: Any, options: Any, primals: Any, tangents: Any) -> Any
     tiling = tiling_of(cell, params, carry, xs[0])
     chunk = partial(_tangent_chunk, cell, options, tiling, params, dparams, dinitial, key)
     steps = xs, residuals, dxs
-    # Checkpointed: the backward pass keeps only what the loop stored, and linearises again.
+    # Checkpointed: the backward pass stores only the residuals of the loop, and linearises again.
     if tiling.tangent_chunk is None:
         dout = jax.checkpoint(chunk, prevent_cse=False)(dcarry, steps, flags)
     else:
@@ -132,7 +132,7 @@ def _tangent_chunk(
     steps: Any,
     flags: Flags,
 ) -> tuple[Carry, Any]:
-    """The tangents of a chunk of time: of the last carry, and of everything the scan returns."""
+    """Tangents of a chunk of time: of the last carry, and of the other results of the scan."""
     (xs, _), (starts, zs), (dxs, dstored) = steps
     noise = step_draws(cell, key, flags.time, one_step(starts))
 
@@ -146,7 +146,7 @@ def _tangent_chunk(
     def linearised(start: Carry, z: Any, noise: Any) -> Any:
         return jax.linearize(lambda start, z: cell.update(params, start, z, noise), start, z)[1]
 
-    # Both are affine, so their derivative is the same everywhere, also at 0.
+    # Both functions are affine, so their derivative at 0 is their derivative everywhere.
     def recur_tangent(zero_u: Any, dcarry: Carry) -> Any:
         zero = jax.tree.map(jnp.zeros_like, dcarry)
         return jax.jvp(lambda c: cell.recur(params, c, zero_u), (zero,), (dcarry,))[1]
@@ -177,13 +177,13 @@ def _tangent_chunk(
     dcarry, (dys, dcarries, dstarts) = lax.scan(
         body, dcarry, inputs, reverse=options.reverse, unroll=tiling.unroll
     )
-    # Outside the loop: first derivatives do not need it.
+    # Computed outside the loop, because first derivatives do not need it.
     dzs = _add(es, recur_tangent(jax.tree.map(jnp.zeros_like, us), dstarts))
     return dcarry, (dys, dcarries, Residuals(dstarts, dzs))
 
 
 def tiling_of(cell: Any, params: Params, carry: Carry, xs: Any) -> Tiling:
-    """How the scan is divided into chunks of time and splits of the batch."""
+    """How the scan is divided into chunks of time and batch splits."""
     u = jax.eval_shape(cell.project, params, jax.eval_shape(one_step, xs))
     first = jax.tree.leaves(xs)[0]
     return choose_tiling(first.shape[0], carry, u, rows=first.ndim > 2 and cell.event_ndim == 1)
@@ -194,18 +194,18 @@ def _add(a: Any, b: Any) -> Any:
 
 
 def _add_known(tree: Any, leaves: list[Any] | None) -> Any:
-    """The sum with those leaves that are not None."""
+    """Add the leaves that are not None to those of the tree."""
     if leaves is None:
         return tree
-    own, structure = jax.tree.flatten(tree)
-    summed = [a if b is None else a + b for a, b in zip(own, leaves, strict=True)]
+    terms, structure = jax.tree.flatten(tree)
+    summed = [a if b is None else a + b for a, b in zip(terms, leaves, strict=True)]
     return jax.tree.unflatten(structure, summed)
 
 
 def _param_tangents(
     reads_params: bool | None, f: Callable[[Params], Any], params: Params, dparams: Params
 ) -> list[Any] | None:
-    """The leaves of the tangent of ``f(params)``, None where they depend on no parameter."""
+    """The leaves of the tangent of ``f(params)``; None for a leaf that depends on no parameter."""
     if reads_params is False:
         return None
     which = _dependence(jax.make_jaxpr(f)(params), len(jax.tree.leaves(params)))
@@ -216,7 +216,7 @@ def _param_tangents(
 
 
 def _dependence(closed: Any, count: int) -> list[bool]:
-    """For each output of a program whether it depends on any of the first ``count`` arguments."""
+    """For each output of a program, whether it depends on any of the first ``count`` arguments."""
     outs = range(len(closed.out_avals))
     return [any(dce_jaxpr(closed.jaxpr, [out == one for out in outs])[1][:count]) for one in outs]
 
@@ -233,13 +233,13 @@ def fused_unsupported(
         return reason
     u = jax.eval_shape(lambda p, x: cell.project(p, one_step(x)), params, xs)
     if not all(is_float(leaf.dtype) for leaf in jax.tree.leaves((carry, u))):
-        return f"{label(cell)} carries or projects something that is not a float"
+        return f"the carry or the projected input of {label(cell)} is not all floats"
     reason = not_affine_reason(cell, params, carry, u)
     return None if reason is None else f"{label(cell)}.{reason}"
 
 
 def not_affine_reason(cell: Any, params: Params, carry: Carry, u: Any) -> str | None:
-    """Which of ``recur`` and ``emit`` is not affine, if any; arguments as for one step."""
+    """Which of ``recur`` and ``emit`` is not affine, or None; arguments as for one step."""
 
     def recur(params: Params, u: Any, carry: Carry) -> Any:
         return cell.recur(params, carry, u)
@@ -248,11 +248,11 @@ def not_affine_reason(cell: Any, params: Params, carry: Carry, u: Any) -> str | 
         return cell.emit(params, raw)
 
     if not _is_affine(recur, params, u, carry):
-        return "recur is not affine in the carry, or mixes it with the input"
+        return "recur is not affine in the carry, or its factors depend on the input"
     z = jax.eval_shape(cell.recur, params, carry, u)
     raw = jax.eval_shape(cell.update, params, carry, z)
     if not _is_affine(emit, params, (), raw):
-        return "emit is not affine in what update returns"
+        return "emit is not affine in the result of update"
     return None
 
 

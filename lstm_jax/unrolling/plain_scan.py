@@ -1,4 +1,4 @@
-"""The plain scan of ``cell.step``: the reference that every other implementation is tested against."""
+"""The plain scan of ``cell.step``. Tests compare every other implementation with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def plain_scan(
     xs: Any,
     flags: Flags,
 ) -> tuple[Carry, Any]:
-    """Scan any cell's step over time, differentiated as it is; ``xs`` is ``(xs, reset_to)``."""
+    """Scan the step of any cell, without a custom derivative; ``xs`` is ``(xs, reset_to)``."""
 
     def body(carry: Carry, at: Any) -> tuple[Carry, Any]:
         flag, (x, stored) = at
@@ -39,5 +39,5 @@ def plain_scan(
 def always_supported(
     cell: Any, options: Any, params: Params, carry: Carry, xs: Any, flags: Flags
 ) -> str | None:
-    """The plain scan runs every cell with every option."""
+    """None: the plain scan supports every cell and every option."""
     return None

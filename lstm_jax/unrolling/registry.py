@@ -14,27 +14,24 @@ from lstm_jax._errors import value_error
 from lstm_jax._types import Carry, Params
 from lstm_jax.cells._base import FlatLayers, Network, flatten, label
 from lstm_jax.unrolling.associative import associative_scan, associative_unsupported, slower_than_a_loop
+from lstm_jax.unrolling.chunkwise import chunks_slower, chunkwise_scan, chunkwise_unsupported
 from lstm_jax.unrolling.fused_scan import fused_scan, fused_unsupported, tiling_of
 from lstm_jax.unrolling.plain_scan import always_supported, plain_scan
 from lstm_jax.unrolling.steps import Flags
 
+# ``import lstm_jax`` does not load Pallas: these import it at the call.
 
-def _pallas_unsupported(
-    cell: Any, options: Any, params: Params, carry: Carry, xs: Any, flags: Flags
-) -> str | None:
+
+def _pallas_unsupported(*args: Any) -> str | None:
     from lstm_jax.unrolling.kernels.select import kernel_unsupported
 
-    return kernel_unsupported(cell, params, carry, xs, flags)
+    return kernel_unsupported(*args)
 
 
-def _pallas_scan(
-    cell: Any, options: Any, params: Params, key: Any, initial: Any, carry: Carry, xs: Any, flags: Flags
-) -> tuple[Carry, Any]:
+def _pallas_scan(*args: Any) -> tuple[Carry, Any]:
     from lstm_jax.unrolling.kernels.select import kernel_scan
 
-    reverse, carries = options.reverse, options.return_carries
-    scanned = kernel_scan(cell, params, initial, carry, xs[0], flags, reverse=reverse, carries=carries)
-    return scanned.carry, (scanned.ys, scanned.carries)
+    return kernel_scan(*args)
 
 
 def _pallas_reason() -> str:
@@ -43,11 +40,23 @@ def _pallas_reason() -> str:
     return f"the whole sequence in one kernel ({engine_name()})"
 
 
+def _parallel_unsupported(cell: Any, *arguments: Any) -> str | None:
+    return (chunkwise_unsupported if cell.chunks else associative_unsupported)(cell, *arguments)
+
+
+def _parallel_scan(cell: Any, *arguments: Any) -> tuple[Carry, Any]:
+    return (chunkwise_scan if cell.chunks else associative_scan)(cell, *arguments)
+
+
+def _parallel_slower(cell: Any, xs: Any) -> str | None:
+    return chunks_slower(cell, xs) if cell.chunks else slower_than_a_loop()
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One implementation of ``unroll`` and what it supports.
 
-    The columns are for people. What decides at a call is a function that knows its shapes and options.
+    The columns are documentation. ``why_not`` decides for a given call.
     """
 
     name: str
@@ -57,12 +66,12 @@ class Implementation:
     cells: str
     unsupported: str  # parts of the time contract
     transforms: str
-    auto: str  # when "auto" takes it, and on which evidence
+    auto: str  # when "auto" chooses it, and the measurements behind that
     #: Why it cannot run a cell: ``(cell, options, params, carry, xs, flags) -> str | None``.
     why_not: Callable[..., str | None] = field(default=always_supported, repr=False)
     #: ``(cell, options, params, key, initial, carry, xs, flags) -> (carry, (ys, carries, ...))``.
     scan: Callable[..., tuple[Carry, Any]] = field(default=plain_scan, repr=False)
-    #: Why it runs, where it does.
+    #: A description for ``explain``.
     reason: Callable[[], str] = field(default=str, repr=False)
 
     def __str__(self) -> str:
@@ -105,17 +114,18 @@ NAMED = {
         ),
         Implementation(
             "parallel",
-            "all steps at once, combined as a tree over time",
+            "many steps at once: all of them as a tree over time, or chunks of them as matrix products",
             devices="all",
             dtypes="all floats; sums in float32 or wider",
-            cells="those with a linear recurrence (ParallelCell): MinGRU, MinLSTM",
-            unsupported="truncate; an unknown number of steps",
+            cells="as a tree those with a linear recurrence (ParallelCell): MinGRU, MinLSTM; in chunks MLSTM",
+            unsupported="truncate; an unknown number of steps; in chunks return_carries",
             transforms="all",
-            auto="on GPUs and TPUs, for 2 log2(T) rounds instead of T steps (not measured); never on CPUs, "
-            "where the loop took 0.2 to 1.4 times its time",
-            why_not=associative_unsupported,
-            scan=associative_scan,
-            reason=lambda: "the recurrence is linear in the state: all steps at once",
+            auto="MLSTM: from 16 steps and 8 units a head on (measured on a CPU). The others: on GPUs and "
+            "TPUs, for 2 log2(T) rounds instead of T steps (not measured); never on CPUs, where the loop "
+            "took 0.2 to 1.4 times the time",
+            why_not=_parallel_unsupported,
+            scan=_parallel_scan,
+            reason=lambda: "the recurrence is linear in the state: many steps at once",
         ),
         Implementation(
             "pallas",
@@ -143,14 +153,14 @@ NAMED = {
         ),
     )
 }
-#: The order in which "auto" tries them; the last runs everything.
+#: The order in which "auto" tries them; the last one supports every call.
 AUTO = ("parallel", "fused", "scan")
 #: What ``unroll`` accepts.
 IMPLEMENTATIONS = ("auto", *NAMED)
 
 
 class Table(tuple[Implementation, ...]):
-    """All implementations; printing it shows what each supports."""
+    """All implementations. It prints as a table of what each supports."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self))
@@ -167,7 +177,7 @@ class Table(tuple[Implementation, ...]):
 
 
 def implementations() -> Table:
-    """The implementations that :func:`lstm_jax.unroll` knows by name, and what each supports.
+    """The named implementations of :func:`lstm_jax.unroll`, and what each supports.
 
     Returns:
         A tuple of :class:`Implementation`, which prints as a table.
@@ -191,7 +201,7 @@ def implementations() -> Table:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What runs for one cell of a network."""
+    """The implementation of one cell of a network."""
 
     cell: str
     implementation: str
@@ -202,12 +212,12 @@ class LayerPlan:
         return f"{self.implementation:<5}  {self.reason}" + (f" ({self.tiling})" if self.tiling else "")
 
 
-#: Where ``explain`` collects what ``unroll`` chooses while it is traced.
+#: ``explain`` collects the choices of ``unroll`` here while it traces.
 _plans: ContextVar[list[LayerPlan] | None] = ContextVar("plans", default=None)
 
 
 def record(cell: Any, implementation: str, reason: str, tiling: str = "") -> None:
-    """Tell ``explain`` what runs for a cell."""
+    """Record the implementation of a cell for ``explain``."""
     plans = _plans.get()
     if plans is not None:
         description = cell if isinstance(cell, str) else cell.describe()
@@ -224,7 +234,7 @@ def choose(
     flags: Flags,
     window: int | None,
 ) -> Callable[..., tuple[Carry, Any]]:
-    """The scan that runs this cell; a named implementation that cannot run raises its reason."""
+    """The scan that runs this cell; raises if a named implementation cannot run it."""
     arguments = cell, options, params, carry, xs, flags
     if name != "auto":
         row = NAMED[name]
@@ -233,17 +243,17 @@ def choose(
             raise_unsupported(name, cell, reason)
         why = f"requested by name: {row.reason()}"
     else:
-        passed = ""
+        rejected = ""
         for name in AUTO:
             row = NAMED[name]
-            if name == "parallel" and not cell.linear_recurrence:
+            if name == "parallel" and not (cell.linear_recurrence or cell.chunks):
                 continue
-            reason = slower_than_a_loop() if name == "parallel" else None
+            reason = _parallel_slower(cell, xs) if name == "parallel" else None
             reason = reason or row.why_not(*arguments)
             if reason is None:
                 break
-            passed += f"; not {name}: {reason}"
-        why = row.reason() + passed
+            rejected += f"; not {name}: {reason}"
+        why = row.reason() + rejected
     if _plans.get() is not None:
         window_xs = jax.tree.map(lambda a: a[:window], xs)
         tiling = str(tiling_of(cell, params, carry, window_xs)) if row.name == "fused" else ""
@@ -254,7 +264,7 @@ def choose(
 def choose_whole_network(
     network: Any, name: str, params: Params, xs: Any, carry: Carry | None, options: Any, steps: Any
 ) -> bool:
-    """Whether one call runs the whole network; False where its cells choose one by one."""
+    """Whether one call runs the whole network; False if each cell chooses an implementation."""
     if name != "cudnn":
         return False
     from lstm_jax.unrolling.cudnn import cudnn_reason, cudnn_unsupported
@@ -268,7 +278,7 @@ def choose_whole_network(
         description = ", ".join([first.describe(), *more])
         record(description, name, f"requested by name: {cudnn_reason()}")
         return True
-    if not network.has_state or (isinstance(network, Network) and network.members_choose):
+    if not network.has_state or (isinstance(network, Network) and network.layers_choose):
         return False
     raise_unsupported(name, network, reason)
 
@@ -285,7 +295,7 @@ def raise_unsupported(name: str, network: Any, reason: str) -> NoReturn:
 
 @contextmanager
 def recording() -> Iterator[list[LayerPlan]]:
-    """Collect what is chosen while a call of ``unroll`` is traced."""
+    """Collect the choices of ``unroll`` while it is traced."""
     plans: list[LayerPlan] = []
     token = _plans.set(plans)
     try:

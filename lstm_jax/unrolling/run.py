@@ -1,4 +1,4 @@
-"""How a network runs over a sequence: networks run their members, a cell runs its scan."""
+"""Run a cell or a network over a sequence."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Options(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What is known about the steps, the same for all layers of a network but for the key."""
+    """Masks, resets and noise of a sequence. All layers of a network share them, except for the key."""
 
     valid: Array | None = None  # (T, *batch) bool
     resets: Array | None = None  # (T, *batch) bool
-    key: Array | None = None  # of this layer
+    key: Array | None = None  # the PRNG key of this layer
     start: Any = 0  # absolute index of the first step
-    lengths: Array | None = None  # (*batch,) int32 in [0, T], where lengths alone decide what is valid
-    flags: Any = None  # (flags, reset_to), where a network has computed them
+    lengths: Array | None = None  # (*batch,) int32 in [0, T], unless there is a mask
+    flags: Any = None  # (flags, reset_to), if a network has computed them
 
-    def member(self, index: int) -> Steps:
-        """The same steps with a key for one member of a network."""
+    def for_layer(self, index: int) -> Steps:
+        """The same steps with the key of one layer."""
         return self if self.key is None else self._replace(key=jax.random.fold_in(self.key, index))
 
 
@@ -119,7 +119,7 @@ def run(
 
 
 def step_flags(T: Any, options: Options, steps: Steps, reset_to: Carry | None) -> tuple[Flags, Carry | None]:
-    """The flags of each step in the loop's order, and what each restart goes back to."""
+    """The flags of each step in the loop's order, and the carry that each restart goes back to."""
     restart, stored = None, None
     if steps.resets is not None:
         restart, stored = restarts(steps.resets, steps.valid, options.reverse, reset_to)
@@ -130,7 +130,7 @@ def step_flags(T: Any, options: Options, steps: Steps, reset_to: Carry | None) -
 def _run_without_state(
     cell: Any, options: Options, params: Params, xs: Array, carry: Carry, flags: Flags, key: Array | None
 ) -> Unrolled:
-    """A cell without state computes all steps at once."""
+    """Compute all steps of a cell without state at once."""
     record(cell, "vmap", "no state: all steps at once")
     noise = step_draws(cell, key, flags.time, carry)
     ys = jax.vmap(lambda x, noise: cell.step(params, carry, x, noise)[1])(xs, noise)

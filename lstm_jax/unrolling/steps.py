@@ -22,7 +22,7 @@ NEVER = np.int32(2**31 - 2)
 
 
 class Flags(NamedTuple):
-    """What a loop needs to know about each step; None where it is the same for all steps."""
+    """Flags of each step; None where no step has the flag (``valid``: where all steps have it)."""
 
     valid: Any = None  # (T, *batch) bool: the step exists
     restart: Any = None  # (T, *batch) bool: the carry restarts before the step is read
@@ -33,10 +33,10 @@ class Flags(NamedTuple):
 def begin_step(
     flag: Flags, initial: Carry, carry: Carry, stop: Callable[[Array], Array] = lax.stop_gradient
 ) -> tuple[Carry, Carry]:
-    """``(held, start)``: what an invalid step passes on, and what the step reads.
+    """``(held, start)``: the carry after an invalid step, and the carry that a valid step reads.
 
-    ``initial`` is what a restart goes back to. ``stop`` takes the gradient out of a carry: ``stop_gradient``
-    for values, ``zeros_like`` for tangents.
+    A restart goes back to ``initial``. ``stop`` removes the gradient of a carry: ``stop_gradient`` for
+    values, ``zeros_like`` for tangents.
     """
     if flag.cut is not None:
         carry = select(flag.cut, jax.tree.map(stop, carry), carry)
@@ -44,7 +44,7 @@ def begin_step(
 
 
 def end_step(flag: Flags, held: Carry, new: Carry, y: Any) -> tuple[Carry, Any]:
-    """The carry after the step and the output: at an invalid step ``held`` and zeros."""
+    """The carry after the step, and the output; ``held`` and zeros at an invalid step."""
     if flag.valid is None:
         return new, y
     return select(flag.valid, new, held), mask_out(flag.valid, y)
@@ -53,7 +53,7 @@ def end_step(flag: Flags, held: Carry, new: Carry, y: Any) -> tuple[Carry, Any]:
 def select(flag: Any, on_true: Any, on_false: Any) -> Any:
     """``where`` for two trees; the axes of the flag are the leading axes of the leaves.
 
-    A tuple of flags goes with a tuple of trees: two directions in one loop have flags of their own.
+    A tuple of flags selects from tuples of trees: two directions in one loop have separate flags.
     """
     if isinstance(flag, tuple):
         return tuple(map(select, flag, on_true, on_false))
@@ -61,61 +61,29 @@ def select(flag: Any, on_true: Any, on_false: Any) -> Any:
 
 
 def mask_out(valid: Any, tree: Any) -> Any:
-    """Zero where not valid. What was there, NaN included, reaches neither a value nor a gradient."""
+    """Replace the entries of invalid steps by zeros, so that NaN in them reaches no value or gradient."""
     if isinstance(valid, tuple):
         return tuple(map(mask_out, valid, tree))
     return jax.tree.map(lambda a: jnp.where(expand_flag(valid, a), a, jnp.zeros((), a.dtype)), tree)
 
 
 def expand_flag(flag: Array, like: Array) -> Array:
-    """The flag with trailing axes of length 1, as many as ``like`` has more."""
+    """The flag with trailing axes of length 1 up to the rank of ``like``."""
     return lax.expand_dims(flag, range(flag.ndim, like.ndim)) if like.ndim > flag.ndim else flag
 
 
 def one_step(xs: Any) -> Any:
-    """A value of the type of one step, sharding and varying axes included, also where T = 0.
+    """A value with the type of one step: shape, dtype, sharding and varying axes; T may be 0.
 
-    Only the type is used; the sum itself is dead code.
+    Only the type is used, so the sum is dead code.
     """
     return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=x.dtype), xs)
 
 
-class Scanned(NamedTuple):
-    """The result of :func:`scan_steps`."""
-
-    carry: Carry  # after the last step
-    ys: Any  # (T, *batch, ...) outputs, zero at invalid steps
-    carries: Carry | None  # (T, ...) the carry after each step, where requested
-    saved: Any  # (T, ...) what the step function saved
-
-
-def scan_steps(
-    step: Callable[[Carry, Any], tuple[Carry, Any, Any]],
-    initial: Carry,
-    carry: Carry,
-    inputs: Any,
-    flags: Flags,
-    *,
-    reverse: bool,
-    carries: bool,
-) -> Scanned:
-    """Scan ``step(carry, input) -> (carry, y, saved)`` over time with flags."""
-
-    def body(carry: Carry, at: Any) -> tuple[Carry, Any]:
-        flag, x = at
-        held, start = begin_step(flag, initial, carry)
-        new, y, saved = step(start, x)
-        carry, y = end_step(flag, held, new, y)
-        return carry, (y, carry if carries else None, saved)
-
-    carry, outs = lax.scan(body, carry, (flags, inputs), reverse=reverse)
-    return Scanned(carry, *outs)
-
-
 def split_batch(bodies: Sequence[Callable[[Carry, Any], tuple[Carry, Any]]]) -> Any:
-    """A scan body that runs parts of the batch (the first axis) side by side, one for each of ``bodies``.
+    """A scan body that runs each of ``bodies`` on one part of the batch (the first axis).
 
-    Each part has matrix products of its own. The carry is a list with one entry for each part; see
+    The parts have separate matrix products. The carry is a list with one entry for each part; see
     :func:`batch_parts`.
     """
 
@@ -128,7 +96,7 @@ def split_batch(bodies: Sequence[Callable[[Carry, Any], tuple[Carry, Any]]]) -> 
 
 
 def batch_parts(tree: Any, count: int) -> list[Any]:
-    """``count`` trees, each with a part of the first axis of every leaf; scalars are in all of them."""
+    """Split the first axis of every leaf into ``count`` parts; every part contains the scalars."""
 
     def part(a: Array, index: int) -> Array:
         return a[len(a) * index // count : len(a) * (index + 1) // count] if a.ndim else a
@@ -137,7 +105,7 @@ def batch_parts(tree: Any, count: int) -> list[Any]:
 
 
 def join_batch(parts: list[Any]) -> Any:
-    """The tree whose :func:`batch_parts` these are."""
+    """The inverse of :func:`batch_parts`."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
@@ -145,7 +113,7 @@ def join_batch(parts: list[Any]) -> Any:
 
 
 def valid_steps(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Array | None) -> Array | None:
-    """Which steps exist, (T, *batch) bool; None where all of them do."""
+    """Which steps are valid, (T, *batch) bool; None if all of them are."""
     if lengths is None:
         return mask
     if lengths.dtype.itemsize < 4:  # too narrow to count steps
@@ -157,11 +125,11 @@ def valid_steps(T: Any, batch: tuple[int, ...], lengths: Array | None, mask: Arr
 def restarts(
     resets: Array, valid: Array | None, reverse: bool, reset_to: Carry | None = None
 ) -> tuple[Array, Carry | None]:
-    """At which steps the carry restarts before the step is read, and what each restart goes back to.
+    """The steps before which the carry restarts, and the carry that each restart goes back to.
 
-    A reset at t says that x_t begins a segment. Forward, the carry restarts there. In reverse, the step that
-    begins a segment is the last one read of it, so the restart belongs to the next valid step that the loop
-    reads: the one before it in time.
+    A reset at t means that x_t begins a segment. Forward, the carry restarts before step t. In reverse, step
+    t is the last one of its segment, so the carry restarts before the next step of the loop: the last valid
+    step before t.
     """
     starts = resets if valid is None else resets & valid
     if not reverse or resets.shape[0] == 0:
@@ -186,7 +154,10 @@ def restarts(
 
 
 def cuts(T: Any, start: Array, period: int, reverse: bool) -> Array:
-    """Where truncation stops gradients: between inputs j*period - 1 and j*period, counted with ``start``."""
+    """The steps before which truncation stops gradients: between inputs j*period - 1 and j*period.
+
+    The indices of inputs begin at ``start``.
+    """
     t = jnp.arange(T, dtype=jnp.int32)
     if reverse:
         return ((start + t + 1) % period == 0) & (t + 1 < T)

@@ -1,7 +1,7 @@
-"""How the fused scan divides its work: rules from shapes and the device.
+"""How the fused scan divides its work, chosen from shapes and the device.
 
-The figures are those of a two-core CPU (``benchmarks/NOTES.md``). No rule changes a value beyond rounding. On
-accelerators, and wherever arrays may be spread over devices, nothing is divided.
+The thresholds were measured on a two-core CPU (``benchmarks/NOTES.md``). The division changes values by
+rounding only. On accelerators, and where arrays may be sharded, nothing is divided.
 """
 
 from __future__ import annotations
@@ -14,31 +14,32 @@ import jax
 from lstm_jax._devices import is_single_cpu_device
 
 MiB = 2**20
-#: Bytes of projected inputs up to which a sequence, and up to which its tangents, are computed whole. (The
-#: tangents need several times as much memory beside them.) Below, dividing only costs time.
+#: Largest projected inputs, in bytes, for which a sequence is computed whole, and for which its tangents are.
+#: (The tangents need several times this memory.) Dividing smaller ones only costs time.
 WHOLE, WHOLE_TANGENTS = 8 * MiB, 1 * MiB
-#: Tangents are also computed whole where weights are at least this fraction of the projected inputs.
+#: Tangents are also computed whole if the weights have at least this fraction of the bytes of the projected
+#: inputs.
 HEAVY_WEIGHTS = 0.25
-#: Bytes of projected inputs of one chunk: what fits into a core's cache beside the weights.
+#: Bytes of projected inputs per chunk, which fit into a core's cache together with the weights.
 CHUNK = 2 * MiB
-#: Recurrent weights from which XLA computes one product on two cores by itself.
+#: Number of recurrent weights from which XLA computes a product on two cores.
 THREADED_WEIGHTS = 98_304
-#: Multiplications per step, and rows, from which batch splits save time.
+#: Multiplications per step, and batch rows, from which batch splits save time.
 SPLIT_MIN_WORK, SPLIT_MIN_ROWS = 2**22, 32
-#: Products in all batch splits. XLA runs eight or fewer independent products on one core.
+#: Products per step in all batch splits. XLA runs eight or fewer independent products on one core.
 SPLIT_PRODUCTS = 12
-#: Steps in one body of the loop. More is no faster on CPUs; on GPUs it is not measured yet
-#: (``python -m benchmarks.device`` does that).
+#: Steps per loop body. More steps are no faster on CPUs, and have not been measured on GPUs
+#: (``python -m benchmarks.device`` measures them).
 UNROLL = 1
 
 
 class Tiling(NamedTuple):
     """How the fused scan divides a sequence."""
 
-    chunk: int | None = None  # steps that are projected and scanned at a time; None: all of them
+    chunk: int | None = None  # steps that are projected and scanned together; None: all steps
     tangent_chunk: int | None = None  # the same for the tangents
-    batch_splits: int = 1  # parts of the batch side by side, where nothing is stored for a derivative
-    unroll: int = 1  # steps in one body of the loop
+    batch_splits: int = 1  # parts of the batch with separate products, if no residuals are stored
+    unroll: int = 1  # steps per loop body
 
     def __str__(self) -> str:
         words = [f"chunks of {self.chunk} steps"] if self.chunk else []
@@ -49,9 +50,9 @@ class Tiling(NamedTuple):
 
 
 def choose_tiling(T: Any, carry: Any, u: Any, rows: bool = True) -> Tiling:
-    """The tiling for T steps, each of which reads ``carry`` and the projected input ``u``.
+    """The tiling for T steps with this carry and this projected input of one step.
 
-    ``rows``: the first axis of these is a batch axis whose rows are vectors. Otherwise (no batch axis, or
+    ``rows``: whether their first axis is a batch axis and the rows are vectors. Otherwise (no batch axis, or
     images) the batch is not split.
     """
     us, states = jax.tree.leaves(u), jax.tree.leaves(carry)
@@ -61,11 +62,12 @@ def choose_tiling(T: Any, carry: Any, u: Any, rows: bool = True) -> Tiling:
     units, width = _last(states[0]), max(map(_last, us))
     vectors = us[0].size // _last(us[0])
     step_bytes = size_in_bytes(us)
-    # Every chunk of tangents adds to the weights' gradients, which is slow with fewer vectors than units.
+    # Every chunk of tangents adds to the weights' gradients, which is slow if a chunk has fewer vectors than
+    # units.
     enough = math.ceil(units / vectors)
     weights = units * width * us[0].dtype.itemsize
     divide_tangents = T * step_bytes > WHOLE_TANGENTS and weights < HEAVY_WEIGHTS * T * step_bytes
-    # The batch is split along the first axis, which all states and projected inputs must share.
+    # The batch is split along the first axis, which must be the same for all states and projected inputs.
     firsts = {leaf.shape[0] if leaf.ndim > 1 else 1 for leaf in us + states}
     split_rows = firsts.pop() if rows and len(firsts) == 1 else 1
     work = vectors * units * width * len(us)
@@ -80,7 +82,7 @@ def choose_tiling(T: Any, carry: Any, u: Any, rows: bool = True) -> Tiling:
 
 
 def size_in_bytes(tree: Any) -> int:
-    """Of all arrays, or shapes of arrays, in a tree."""
+    """Total size of the arrays, or types of arrays, in a tree."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
@@ -89,7 +91,7 @@ def _last(leaf: Any) -> int:
 
 
 def even_divisor(T: int, steps: int) -> int | None:
-    """A number near ``steps`` that divides T, or else ``steps``; None where that is T or more."""
+    """A divisor of T near ``steps``, or ``steps`` if there is none; None if the result is T or more."""
     steps = max(1, steps)
     fitting = [k for k in range((steps + 1) // 2, min(T, 2 * steps) + 1) if T % k == 0]
     best = min(fitting, key=lambda k: abs(k - steps), default=steps)

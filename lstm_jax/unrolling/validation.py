@@ -1,4 +1,4 @@
-"""What ``unroll`` accepts; every error says what was given, what was expected and how to fix it."""
+"""Validation of the arguments of ``unroll``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lstm_jax.unrolling.registry import IMPLEMENTATIONS
 
 
 def check_cell(owner: str, cell: Any) -> None:
-    """A hashable object with the three methods of a cell."""
+    """Check for a hashable object with the three methods of a cell."""
     needed = ("init", "initial_carry", "step")
     missing = [name for name in needed if not callable(getattr(cell, name, None))]
     if missing or isinstance(cell, type):
@@ -36,7 +36,7 @@ def check_cell(owner: str, cell: Any) -> None:
 
 
 def check_static(owner: str, cell: Any, options: Any, xs: Any, lengths: Any, start: Any) -> Any:
-    """Check the cell and what is known before tracing; returns the lengths as an array."""
+    """Check the cell and the static arguments; returns the lengths as an array."""
     check_cell(owner, cell)
     check_choice("unroll", "implementation", options.implementation, IMPLEMENTATIONS)
     if options.checkpoint is not None and options.checkpoint != "sqrt":
@@ -57,13 +57,13 @@ def check_static(owner: str, cell: Any, options: Any, xs: Any, lengths: Any, sta
 
 
 def check_sequence(cell: Any, xs: Any) -> tuple[int, ...]:
-    """A time-major array of floats; returns its batch axes."""
+    """Check for a time-major array of floats; returns its batch axes."""
     check_inputs("unroll", "xs", cell, xs, "T, *batch")
     return tuple(xs.shape[1 : xs.ndim - as_base_cell(cell).event_ndim])
 
 
 def check_inputs(owner: str, name: str, cell: Any, inputs: Any, axes: str) -> None:
-    """Floats with ``axes`` (``"T, *batch"``, for instance) and then the features that the cell reads."""
+    """Check for floats with ``axes`` (for instance ``"T, *batch"``), then the features of the cell."""
     check_float(owner, name, inputs)
     events = as_base_cell(cell).event_ndim
     least = events + axes.count("T")
@@ -71,7 +71,7 @@ def check_inputs(owner: str, name: str, cell: Any, inputs: Any, axes: str) -> No
         raise value_error(
             f"{owner} got {name} of shape {tuple(inputs.shape)}",
             f"({axes}, {'D' if events == 1 else '*features'}): {least} axes or more",
-            f"Features come last: {name}[..., None] makes a series of numbers a series of one feature.",
+            f"Put the features last: {name}[..., None] turns a series of numbers into one with one feature.",
         )
     size = getattr(cell, "input_size", None)
     if events == 1 and isinstance(size, int) and inputs.shape[-1] != size:
@@ -83,14 +83,14 @@ def check_inputs(owner: str, name: str, cell: Any, inputs: Any, axes: str) -> No
 
 
 def host_lengths(lengths: Any, xs: Any, owner: str = "unroll") -> Any:
-    """Lengths as an array; those that the host knows are held against [0, T]."""
+    """Lengths as an array. Python and NumPy values must lie in [0, T]."""
     if lengths is None or isinstance(lengths, (jax.Array, jax.ShapeDtypeStruct)):
         return lengths
     try:
         known = np.asarray(lengths)
     except (TypeError, ValueError):
         raise value_error(
-            f"{owner} got lengths={lengths!r}", "an array of whole numbers", "Give one length a row."
+            f"{owner} got lengths={lengths!r}", "an array of whole numbers", "Give one length per row."
         ) from None
     if not np.issubdtype(known.dtype, np.integer):
         raise value_error(
@@ -117,7 +117,7 @@ def check_flags(
     key: Any,
     owner: str = "unroll",
 ) -> None:
-    """Lengths, mask, resets and key, by shape and dtype."""
+    """Check shapes and dtypes of lengths, mask, resets and key."""
     if lengths is not None:
         if not jnp.issubdtype(lengths.dtype, jnp.integer):
             raise value_error(
@@ -128,8 +128,8 @@ def check_flags(
         if tuple(lengths.shape) != batch:
             raise value_error(
                 f"{owner} got lengths of shape {tuple(lengths.shape)} with xs of shape {tuple(xs.shape)}",
-                f"one length a row: shape {batch}",
-                "Drop the time axis of lengths, or use jax.vmap for one length a call.",
+                f"one length per row: shape {batch}",
+                "Remove the time axis of lengths, or use jax.vmap for one length per call.",
             )
     for name, flags in (("mask", mask), ("resets", resets)):
         if flags is None:
@@ -143,7 +143,7 @@ def check_flags(
         if tuple(flags.shape) != (xs.shape[0], *batch):
             raise value_error(
                 f"{owner} got {name} of shape {tuple(flags.shape)} with xs of shape {tuple(xs.shape)}",
-                f"one flag a step and row, time first: shape {(xs.shape[0], *batch)}",
+                f"one flag per step and row, time first: shape {(xs.shape[0], *batch)}",
                 f"Transpose it, or broadcast it: jnp.broadcast_to({name}, ...).",
             )
     if key is not None:
@@ -153,12 +153,12 @@ def check_flags(
 def check_carries(
     cell: Any, params: Params, xs: Array, carry: Carry | None, reset_to: Carry | None, resets: Any
 ) -> tuple[Carry | None, Carry | None]:
-    """``carry`` and ``reset_to`` in the structure of the cell's own carry, which their shapes must fit."""
+    """``carry`` and ``reset_to`` in the structure of the cell's own carry, with their shapes checked."""
     if reset_to is not None and resets is None:
         raise value_error(
             "unroll got reset_to without resets",
             "both",
-            "Pass resets, (T, *batch) bool, or leave reset_to out.",
+            "Pass resets, (T, *batch) bool, or omit reset_to.",
         )
     if carry is None and reset_to is None:
         return None, None
@@ -173,12 +173,13 @@ def check_carries(
     return carry, reset_to
 
 
-def carry_like(owner: str, cell: Any, name: str, given: Carry, own: Carry) -> Carry:
-    """``given`` in the structure of ``own``; tuples, lists and NamedTuples are the same."""
-    hint = {
-        "carry": "Make one with cell.initial_carry(batch_shape), or pass on what unroll returned.",
-        "reset_to": "Give a carry with a leading time axis, as return_carries=True returns it.",
-    }[name]
+def carry_like(owner: str, cell: Any, name: str, given: Carry, own: Carry, hint: str = "") -> Carry:
+    """``given`` in the structure of ``own``; tuples, lists and NamedTuples are equivalent."""
+    if not hint:
+        hint = {
+            "carry": "Make one with cell.initial_carry(batch_shape), or pass on what unroll returned.",
+            "reset_to": "Give a carry with a leading time axis, as return_carries=True returns it.",
+        }[name]
     if not _same_nesting(given, own):
         raise value_error(
             f"{owner} got {name} {tree_text(given)}", f"{tree_text(own)} for {label(cell)}", hint

@@ -1,4 +1,4 @@
-"""Windows of time, run one after the other."""
+"""Run a sequence in windows of time, one after the other."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from lstm_jax.unrolling.tiling import even_divisor
 
 
 def window_length(T: Any, checkpoint: str | int | None) -> int | None:
-    """Steps in a window for ``checkpoint``; None where the whole sequence is one window."""
+    """Steps per window for ``checkpoint``; None if the whole sequence is one window."""
     if checkpoint is None or (isinstance(T, int) and T == 0):
         return None
     if checkpoint == "sqrt":
         if not isinstance(T, int):
             raise value_error(
                 f"unroll got checkpoint='sqrt' with {T} steps",
-                "a known number of steps",
+                "a static number of steps",
                 "Give a window length instead.",
             )
         return even_divisor(T, round(math.sqrt(T))) or T
@@ -44,11 +44,11 @@ def in_windows(
     reverse: bool,
     recompute: bool = True,
 ) -> tuple[Carry, Any]:
-    """``run(carry, xs, flags)`` for one window of time after the other.
+    """Call ``run(carry, xs, flags)`` for each window of time in turn.
 
-    With ``recompute`` the backward pass stores only the carries between windows, and runs each window once
-    more. Where ``window`` does not divide T, the last window in time is shorter. Where T is symbolic, invalid
-    steps fill the last window.
+    With ``recompute``, the backward pass stores only the carries between windows and runs each window again.
+    If ``window`` does not divide T, the last window in time is shorter. If T is symbolic, invalid steps fill
+    the last window.
     """
     T = jax.tree.leaves(xs)[0].shape[0]
     known = isinstance(T, int)
@@ -56,9 +56,9 @@ def in_windows(
         xs, flags = _fill_last_window(xs, flags, (T, *batch), window)
     count, rest = divmod(T, window) if known else ((T + window - 1) // window, 0)
     steps = xs, flags
-    shapes: list[tuple[int, ...]] = []  # of the outputs of one step, known once ``run`` was traced
-    # Batch and features as one axis: XLA for CPUs copies arrays of one row because of the order of their
-    # axes. Joining axes would gather an array that is spread over devices.
+    shapes: list[tuple[int, ...]] = []  # of the outputs of one step, set when ``run`` is traced
+    # XLA for CPUs copies arrays with one batch row to change the order of their axes, unless batch and
+    # features are one axis. Joining the axes of a sharded array would gather it.
     flat = is_single_cpu_device()
 
     def split(a: Array) -> Array:
@@ -81,7 +81,7 @@ def in_windows(
 
     if rest and reverse:
         carry, after = last(carry)
-    # prevent_cse=False: a scan's body is never merged with its backward pass.
+    # prevent_cse=False, because XLA does not merge the body of a scan with its backward pass.
     body = jax.checkpoint(one_window, prevent_cse=False) if recompute else one_window
     carry, outs = lax.scan(body, carry, jax.tree.map(split, steps), reverse=reverse)
     outs = join(outs)
@@ -93,7 +93,7 @@ def in_windows(
 
 
 def _fill_last_window(xs: Any, flags: Flags, steps: tuple[Any, ...], window: int) -> tuple[Any, Flags]:
-    """Enough invalid steps after the last one to fill its window."""
+    """Append enough invalid steps to fill the last window."""
     valid = jnp.ones(steps, jnp.bool_) if flags.valid is None else flags.valid
 
     def extend(a: Array) -> Array:

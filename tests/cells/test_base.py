@@ -1,4 +1,4 @@
-"""What all cells have in common: copies and pickles are equal to the original."""
+"""Copies and pickles of cells, and the attributes that describe built-in cells."""
 
 import copy
 import pickle
@@ -28,14 +28,13 @@ NETWORKS = {case.name: case.build(param_dtype="float32") for case in cell_cases.
 @pytest.mark.parametrize("which", NETWORKS)
 def test_a_copy_is_equal(which, how):
     network = NETWORKS[which]
-    again = how(network)
-    assert again == network and hash(again) == hash(network) and repr(again) == repr(network)
+    copied = how(network)
+    assert copied == network and hash(copied) == hash(network) and repr(copied) == repr(network)
     params = jax.eval_shape(network.init, jax.random.key(0))
     assert jax.tree.structure(how(params)) == jax.tree.structure(params)
 
 
-def test_a_pickle_comes_back_from_another_process():
-    """Another process reads the cells, finds its own functions in them, and sends them back."""
+def test_a_pickle_from_another_process_is_equal():
     program = (
         "import pickle, sys, jax, jax.numpy as jnp, lstm_jax\n"
         "cells = pickle.load(sys.stdin.buffer)\n"
@@ -51,7 +50,7 @@ def test_a_pickle_comes_back_from_another_process():
 
 
 def is_probed(cell):
-    """The cell splits, and nothing but the facts below decides whether the fused scan runs it."""
+    """Whether only the attributes tested below decide if the fused scan runs the cell."""
     return cell.splits and not (cell.affine_recurrence and cell.fused_unsupported())
 
 
@@ -59,7 +58,7 @@ CELLS = {name: network for name, network in NETWORKS.items() if is_probed(as_bas
 
 
 def one_step_of(cell):
-    """Shapes of parameters, a carry, a projected input, and what the first two methods return."""
+    """Shapes of parameters, carry and projected input."""
     params = jax.eval_shape(cell.init, jax.random.key(0))
     event = getattr(cell, "input_shape", None) or (cell.input_size,)
     x = jax.ShapeDtypeStruct((2, *event), "float32")
@@ -68,8 +67,7 @@ def one_step_of(cell):
 
 
 @pytest.mark.parametrize("which", CELLS)
-def test_the_stated_facts_are_those_that_a_probe_finds(which):
-    """Built-in cells state what the fused scan needs to know; users' cells are probed."""
+def test_the_attributes_of_built_in_cells_agree_with_their_programs(which):
     cell = as_base_cell(CELLS[which])
     params, carry, u = one_step_of(cell)
     reason = not_affine_reason(cell, params, carry, u)

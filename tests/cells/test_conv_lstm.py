@@ -1,4 +1,4 @@
-"""What is particular to the convolutional LSTM; the time contract has it in its table as any other case."""
+"""The convolutional LSTM: equations, shapes, transforms, low precision, errors."""
 
 from functools import partial
 
@@ -8,10 +8,19 @@ import numpy as np
 import oracle_conv
 import pytest
 from cell_cases import BY_NAME
-from helpers import assert_same, daily, problem, random_like, slow, total
+from helpers import (
+    assert_raises,
+    assert_same,
+    daily,
+    finite_difference_check,
+    problem,
+    random_like,
+    slow,
+    total,
+    zero_params,
+)
 from jax import export
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from jax.test_util import check_grads
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, ConvLSTM, Readout, Stack, conv_lstm_step
@@ -19,11 +28,6 @@ from lstm_jax import GRU, LSTM, Bidirectional, ConvLSTM, Readout, Stack, conv_ls
 KEY = jax.random.key(0)
 CELL = ConvLSTM((5, 4, 3), 2, (3, 2))
 NETWORK = Stack((Bidirectional(CELL), ConvLSTM((5, 4, 4), 2, (3, 3)), Readout(2, 3)))
-
-
-def zeros_like(network):
-    """Parameters of the right shapes, which is all that errors look at."""
-    return jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), jax.eval_shape(network.init, KEY))
 
 
 def drawn(network, *batch, T=4, dtype=None, seed=0):
@@ -47,7 +51,7 @@ def drawn(network, *batch, T=4, dtype=None, seed=0):
         ("conv_lstm_3d", {}),
     ],
 )
-def test_the_step_function_is_its_equations(which, options):
+def test_step_agrees_with_the_equations(which, options):
     given = problem(BY_NAME[which], batch=(), T=1)
     x = np.where(np.isfinite(given.xs[0]), given.xs[0], 0.5)
     options = {"strides": None, "padding": "SAME"} | options
@@ -57,23 +61,23 @@ def test_the_step_function_is_its_equations(which, options):
 
 
 @pytest.mark.usefixtures("x64")
-def test_a_kernel_of_one_pixel_is_an_lstm_at_every_pixel():
+def test_a_kernel_of_one_pixel_equals_an_lstm_at_every_pixel():
     cell, plain = ConvLSTM((4, 3), 2, (1,), param_dtype="float64"), LSTM(3, 2, param_dtype="float64")
     params, xs, lengths = drawn(cell, 5, dtype="float64")
-    alike = lstm_jax.LSTMParams(params.w_ih[0], params.w_hh[0], params.bias)
+    equal = lstm_jax.LSTMParams(params.w_ih[0], params.w_hh[0], params.bias)
     found = lstm_jax.unroll(cell, params, xs, lengths=lengths)
-    expected = lstm_jax.unroll(plain, alike, xs, lengths=jnp.tile(lengths[:, None], 4))
+    expected = lstm_jax.unroll(plain, equal, xs, lengths=jnp.tile(lengths[:, None], 4))
     assert_same(found, expected)
 
 
 @pytest.mark.usefixtures("x64")
-def test_what_is_seen_moves_with_the_picture():
-    """A picture shifted by one pixel, with nothing at its rim, gives states shifted by one pixel."""
+def test_a_shifted_image_gives_shifted_states():
+    """The image is zero near its edges."""
     cell = ConvLSTM((12, 3), 2, (3,), use_bias=False, param_dtype="float64")
     params, xs, _ = drawn(cell, T=2, dtype="float64")
     xs = jnp.where((jnp.abs(jnp.arange(12) - 5) < 3)[None, :, None], xs, 0)
-    ys, moved = (lstm_jax.unroll(cell, params, a)[1] for a in (xs, jnp.roll(xs, 1, axis=1)))
-    np.testing.assert_allclose(jnp.roll(ys, 1, axis=1), moved, atol=1e-12)
+    ys, shifted = (lstm_jax.unroll(cell, params, a)[1] for a in (xs, jnp.roll(xs, 1, axis=1)))
+    np.testing.assert_allclose(jnp.roll(ys, 1, axis=1), shifted, atol=1e-12)
 
 
 # --- hyperparameters and initial values ---------------------------------------------------------
@@ -86,7 +90,7 @@ def test_equal_hyperparameters_are_equal_cells():
     assert cell != CELL
 
 
-def test_the_defaults_are_those_of_the_lstm_gate_by_gate():
+def test_init_draws_each_gate_as_the_lstm_does():
     cell = ConvLSTM((6, 6, 10), 20, (3, 3), forget_bias=0.5, learn_initial_carry=True)
     params = cell.init(KEY)
     assert params.bias.tolist() == [0.0] * 20 + [0.5] * 20 + [0.0] * 40
@@ -100,7 +104,7 @@ def test_the_defaults_are_those_of_the_lstm_gate_by_gate():
     assert ConvLSTM((6, 6, 10), 20, (3, 3), use_bias=False).init(KEY).bias is None
 
 
-def test_a_learned_carry_is_the_same_everywhere_and_learns():
+def test_a_learned_carry_is_the_same_at_every_pixel_and_has_gradients():
     cell = ConvLSTM((5, 3), 2, (2,), learn_initial_carry=True, strides=(2,))
     params, xs, _ = drawn(cell, 4)
     h, c = cell.initial_carry((4,), params)
@@ -121,16 +125,16 @@ def test_a_learned_carry_is_the_same_everywhere_and_learns():
         (Bidirectional(CELL), (5, 4, 4)),
     ],
 )
-def test_shapes_are_told_beforehand(cell, shape):
+def test_output_shape(cell, shape):
     assert cell.output_shape == shape and cell.output_size == shape[-1]
     params, xs, _ = drawn(cell, 2)
     assert lstm_jax.unroll(cell, params, xs)[1].shape == (4, 2, *shape)
 
 
-def test_the_plan_tells_shapes():
+def test_the_plan_contains_shapes():
     params, xs, _ = drawn(NETWORK, 2)
-    told = [layer.cell for layer in lstm_jax.explain(NETWORK, params, xs).layers]
-    assert told == [
+    cells = [layer.cell for layer in lstm_jax.explain(NETWORK, params, xs).layers]
+    assert cells == [
         "ConvLSTM(5x4x3 -> 5x4x2), both directions",
         "ConvLSTM(5x4x4 -> 5x4x2)",
         "Readout(2 -> 3)",
@@ -150,12 +154,12 @@ def test_both_modes_to_second_order_agree_with_finite_differences():
         return lstm_jax.unroll(cell, params, xs, carry, lengths=lengths, reverse=True)
 
     carry = random_like(np.random.default_rng(1), cell.initial_carry((2,)))
-    check_grads(run, (params, xs, carry), order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5, eps=1e-5)
+    finite_difference_check(run, (params, xs, carry))
 
 
 @pytest.mark.usefixtures("x64", "quick_compiles")
 @pytest.mark.parametrize("implementation", ["fused", pytest.param("scan", marks=pytest.mark.slow)])
-def test_an_ensemble_is_its_members_apart(implementation):
+def test_vmap_over_parameters_equals_separate_calls(implementation):
     cell = ConvLSTM((4, 3, 2), 2, (3, 2), param_dtype="float64")
     sets, xs, lengths = zip(*(drawn(cell, 2, dtype="float64", seed=s) for s in range(3)), strict=True)
 
@@ -187,7 +191,7 @@ def assert_close(left, right, tolerance=2e-5):
 
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.slow
-def test_one_exported_program_serves_every_length_and_batch():
+def test_one_exported_program_for_all_sizes():
     scope = export.SymbolicScope()
     xs = jax.ShapeDtypeStruct(export.symbolic_shape("T, B, 5, 4, 3", scope=scope), jnp.float32)
     lengths = jax.ShapeDtypeStruct(export.symbolic_shape("B", scope=scope), jnp.int32)
@@ -199,14 +203,14 @@ def test_one_exported_program_serves_every_length_and_batch():
         assert_close(written.call(*given), jax.jit(gradients_of(CELL))(*given))
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
+@pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("kind", daily([AxisType.Auto, AxisType.Explicit]), ids=str)
 @pytest.mark.parametrize(
     "network", [pytest.param(CELL, id="cell"), pytest.param(NETWORK, id="network", marks=pytest.mark.slow)]
 )
-def test_rows_over_devices_stay_there(network, kind):
-    """Values and gradients; and nothing but the weights' gradients goes from device to device."""
+def test_sharded_rows(network, kind):
+    """Values and gradients; devices exchange only the weights' gradients."""
     given = drawn(network, 8)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
     with jax.set_mesh(mesh):
@@ -214,7 +218,7 @@ def test_rows_over_devices_stay_there(network, kind):
             jax.device_put(a, NamedSharding(mesh, spec))
             for a, spec in zip(given, (P(), P(None, "data"), P("data")), strict=True)
         ]
-        if kind == AxisType.Explicit:  # weights as init makes them do as well
+        if kind == AxisType.Explicit:  # unsharded weights work as well
             placed[0] = given[0]
         compiled = jax.jit(gradients_of(network)).lower(*placed).compile()
         (dparams, dxs), (carry, ys) = compiled(*placed)
@@ -224,10 +228,10 @@ def test_rows_over_devices_stay_there(network, kind):
     assert_close(jax.device_get(((dparams, dxs), (carry, ys))), jax.jit(gradients_of(network))(*given))
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do")
+@pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.slow
-def test_rows_apart_in_shard_map():
+def test_sharded_rows_in_shard_map():
     params, xs, lengths = drawn(CELL, 8)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
     row, steps = P("data"), P(None, "data")
@@ -240,22 +244,22 @@ def test_rows_apart_in_shard_map():
     assert_close(jax.jit(run)(params, xs, lengths), gradients_of(CELL)(params, xs, lengths))
 
 
-def test_all_layers_drop_pixels_apart_and_steps_repeat():
+def test_dropout_in_a_stack():
     network = Stack((CELL, ConvLSTM((5, 4, 2), 2, (3, 3))), dropout=0.5, residual=True)
     params, xs, _ = drawn(network, 2)
-    quiet, one, again = (
+    without, first, second = (
         lstm_jax.unroll(network, params, xs, key=key)[1] for key in (None, *[jax.random.key(1)] * 2)
     )
-    assert np.any(quiet != one) and np.array_equal(one, again)
+    assert np.any(without != first) and np.array_equal(first, second)
 
 
-# --- less precision -----------------------------------------------------------------------------
+# --- low precision ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("compute, tolerance", [("bfloat16", 3e-2), slow("float16", 4e-3)])
 @pytest.mark.parametrize("implementation", daily(["fused", "scan"]))
-def test_less_precision(compute, tolerance, implementation):
-    """h and the outputs are of the compute dtype; c, the parameters and their gradients are not."""
+def test_low_precision(compute, tolerance, implementation):
+    """h and the outputs have the compute dtype; c, parameters and gradients are float32."""
     params, xs, _ = drawn(CELL, 2)
     expected = lstm_jax.unroll(CELL, params, xs)
     low = ConvLSTM((5, 4, 3), 2, (3, 2), dtype=compute)
@@ -271,29 +275,29 @@ def test_less_precision(compute, tolerance, implementation):
         assert np.max(np.abs(a.astype(jnp.float32) - b)) < tolerance
 
 
-@pytest.mark.parametrize("handed", ["float16", "bfloat16", "float32"])
-def test_step_returns_the_dtypes_it_was_handed(handed):
+@pytest.mark.parametrize("given", ["float16", "bfloat16", "float32"])
+def test_step_returns_the_dtypes_of_the_given_carry(given):
     params, xs, _ = drawn(CELL)
-    carry = jax.tree.map(lambda a: a.astype(handed), CELL.initial_carry())
+    carry = jax.tree.map(lambda a: a.astype(given), CELL.initial_carry())
     for step in (CELL.step, partial(conv_lstm_step, strides=None, padding="SAME")):
         found = jax.eval_shape(step, params, carry, xs[0])
-        assert {a.dtype.name for a in jax.tree.leaves(found)} == {handed}
+        assert {a.dtype.name for a in jax.tree.leaves(found)} == {given}
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
-PARAMS = zeros_like(CELL)
+PARAMS = zero_params(CELL)
 STATE, X = np.zeros((6, 5, 4, 2), np.float32), np.zeros((6, 5, 4, 3), np.float32)
 XS = np.zeros((7, 6, 5, 4, 3), np.float32)
 
 ERRORS = {
-    "no space": (lambda: ConvLSTM((3,), 2, ()), "input_shape=(3,)", "1, 2 or 3 axes"),
-    "too much space": (lambda: ConvLSTM((2,) * 5, 2, (1,) * 4), "1, 2 or 3 axes of space"),
+    "no space": (lambda: ConvLSTM((3,), 2, ()), "input_shape=(3,)", "1, 2 or 3 spatial axes"),
+    "too much space": (lambda: ConvLSTM((2,) * 5, 2, (1,) * 4), "1, 2 or 3 spatial axes"),
     "a shape of a number": (lambda: ConvLSTM(5, 2, (3,)), "input_shape=5", "a tuple"),
     "a size of 0": (lambda: ConvLSTM((5, 0, 3), 2, (3, 3)), "an entry of input_shape=0", "1 or more"),
     "features of a half": (lambda: ConvLSTM((5, 3), 2.5, (3,)), "features=2.5", "whole number"),
-    "a kernel of a number": (lambda: ConvLSTM((5, 3), 2, 3), "kernel_size=3", "1 axes of space", "(3,)"),
-    "a kernel of too few": (lambda: ConvLSTM((5, 4, 3), 2, (3,)), "kernel_size=(3,)", "2 axes of space"),
+    "a kernel of a number": (lambda: ConvLSTM((5, 3), 2, 3), "kernel_size=3", "1 spatial axes", "(3,)"),
+    "a kernel of too few": (lambda: ConvLSTM((5, 4, 3), 2, (3,)), "kernel_size=(3,)", "2 spatial axes"),
     "a kernel of 0": (lambda: ConvLSTM((5, 3), 2, (0,)), "an entry of kernel_size=0", "1 or more"),
     "strides of too many": (lambda: ConvLSTM((5, 3), 2, (3,), strides=(1, 1)), "strides=(1, 1)"),
     "another padding": (lambda: ConvLSTM((5, 3), 2, (3,), padding="same"), "padding='same'", "'SAME'"),
@@ -318,12 +322,12 @@ ERRORS = {
     ),
     "xs of whole numbers": (lambda: CELL.step(PARAMS, (STATE, STATE), X.astype(int)), "x of dtype int"),
     "params of an LSTM": (
-        lambda: CELL.step(zeros_like(LSTM(3, 2)), (STATE, STATE), X),
+        lambda: CELL.step(zero_params(LSTM(3, 2)), (STATE, STATE), X),
         "parameters of type LSTMParams",
         "ConvLSTMParams",
     ),
     "params of another kernel": (
-        lambda: CELL.step(zeros_like(ConvLSTM((5, 4, 3), 2, (2, 2))), (STATE, STATE), X),
+        lambda: CELL.step(zero_params(ConvLSTM((5, 4, 3), 2, (2, 2))), (STATE, STATE), X),
         "w_ih of shape (2, 2, 3, 8)",
         "w_hh (3, 2, 2, 8)",
     ),
@@ -373,41 +377,38 @@ ERRORS = {
     ),
     "a layer of other space": (
         lambda: Stack((CELL, ConvLSTM((4, 5, 2), 2, (3, 3)))),
-        "layer 1 with axes of space (4, 5) -> (4, 5) over a layer with (5, 4)",
+        "layer 1 with spatial axes (4, 5) -> (4, 5) over (5, 4)",
     ),
     "a layer of other channels": (
         lambda: Stack((CELL, ConvLSTM((5, 4, 3), 2, (3, 3)))),
         "input_size=3",
         "2 outputs",
     ),
-    "vectors over images": (lambda: Stack((CELL, GRU(2, 2))), "space () -> () over a layer with (5, 4)"),
-    "images over vectors": (lambda: Stack((LSTM(3, 3), CELL)), "space (5, 4) -> (5, 4) over a layer with ()"),
+    "vectors over images": (lambda: Stack((CELL, GRU(2, 2))), "axes () -> () over (5, 4)"),
+    "images over vectors": (lambda: Stack((LSTM(3, 3), CELL)), "axes (5, 4) -> (5, 4) over ()"),
     "images over a read-out of vectors": (
         lambda: Stack((LSTM(3, 3), Readout(3, 3), CELL)),
-        "layer 2 with axes of space (5, 4)",
+        "layer 2 with spatial axes (5, 4)",
     ),
     "a residual that shrinks": (
         lambda: Stack((CELL, ConvLSTM((5, 4, 2), 2, (3, 3), strides=(2, 2))), residual=True),
-        "(5, 4) -> (3, 2) over a layer with (5, 4)",
+        "(5, 4) -> (3, 2) over (5, 4)",
     ),
     "a skip that does not fit": (
         lambda: Stack((ConvLSTM((5, 3), 2, (3,), strides=(2,)), ConvLSTM((3, 5), 2, (3,))), skip=True),
-        "same axes of space",
+        "equal spatial axes",
     ),
     "keras_init": (lambda: lstm_jax.keras_init(CELL, KEY), "keras_init got", "RNN, LSTM, GRU and Readout"),
 }
 
 
 @pytest.mark.parametrize("what", ERRORS)
-def test_refused(what):
-    attempt, *words = ERRORS[what]
-    with pytest.raises(ValueError, match="expected") as refusal:
-        attempt()
-    assert all(word in str(refusal.value) for word in words), str(refusal.value)
+def test_errors(what):
+    assert_raises(*ERRORS[what])
 
 
-def test_layers_of_images_that_fit():
-    """The space of a layer is what the one below it leaves, through read-outs and inner stacks too."""
+def test_stacks_of_images():
+    """The spatial axes of adjacent layers fit, also through readouts and nested stacks."""
     shrinking = ConvLSTM((5, 4, 3), 2, (3, 3), strides=(2, 2))
     Stack((shrinking, Readout(2, 6), ConvLSTM((3, 2, 6), 3, (2, 2))))
     inner = Stack((shrinking, Readout(2, 6)))

@@ -1,4 +1,4 @@
-"""Initial parameters: the defaults, their replacements, and other libraries' habits."""
+"""Initial parameters: defaults, other initialisers, ``torch_init`` and ``keras_init``."""
 
 import helpers
 import jax
@@ -22,16 +22,16 @@ def by_gate(kind, array):
 
 
 def assert_uniform(values, bound):
-    """Within the bounds, reaching near them, and no further from the uniform law than chance allows."""
+    """Check the bounds, and the Kolmogorov distance to the uniform distribution."""
     values = np.sort(np.asarray(values, np.float64).ravel())
     assert np.all(np.abs(values) <= bound * (1 + 1e-6))
     expected = (values / bound + 1) / 2
     distance = np.max(np.abs(expected - (np.arange(values.size) + 0.5) / values.size))
-    assert distance < 2 / np.sqrt(values.size), distance  # Kolmogorov: chance of more is 0.07 %
+    assert distance < 2 / np.sqrt(values.size), distance  # exceeded with probability 0.07 %
 
 
 def assert_orthogonal(matrix):
-    """Rows, or columns, whichever are fewer, are orthonormal."""
+    """Check that the rows, or the columns if there are fewer, are orthonormal."""
     matrix = np.asarray(matrix, np.float64)
     product = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     np.testing.assert_allclose(product, np.eye(len(product)), atol=1e-5)
@@ -57,7 +57,7 @@ def test_recurrent_weights_are_orthogonal_gate_by_gate(kind):
 
 
 @CELLS
-def test_biases_are_zero_but_for_the_forget_gates(kind):
+def test_biases_are_zero_except_for_the_forget_gate(kind):
     params = kind(3, 5).init(KEY)
     if kind is LSTM:
         assert params.bias.tolist() == [0.0] * 5 + [1.0] * 5 + [0.0] * 10
@@ -67,20 +67,20 @@ def test_biases_are_zero_but_for_the_forget_gates(kind):
         assert params.bias_hn.tolist() == [0.0] * 5
 
 
-def test_the_forget_bias_is_added_to_what_the_initialiser_says():
+def test_the_forget_bias_is_added_to_the_initialiser():
     cell = LSTM(3, 2, forget_bias=-0.5, bias_init=jax.nn.initializers.constant(2.0))
     assert cell.init(KEY).bias.tolist() == [2.0, 2.0, 1.5, 1.5, 2.0, 2.0, 2.0, 2.0]
     assert LSTM(3, 2, use_bias=False, forget_bias=3.0).init(KEY).bias is None
 
 
-def test_the_read_out_is_glorot_uniform_with_a_zero_bias():
+def test_the_readout_is_glorot_uniform_with_a_zero_bias():
     params = Readout(40, 60).init(KEY)
     assert_uniform(params.w, np.sqrt(6 / 100))
     assert params.bias.tolist() == [0.0] * 60
 
 
 @CELLS
-def test_no_bias_where_none_is_wanted(kind):
+def test_cells_without_bias(kind):
     params = kind(3, 5, use_bias=False).init(KEY)
     assert params.bias is None and getattr(params, "bias_hn", None) is None
     assert Readout(3, 5, use_bias=False).init(KEY).bias is None
@@ -88,7 +88,7 @@ def test_no_bias_where_none_is_wanted(kind):
 
 
 @CELLS
-def test_a_learned_initial_carry_begins_at_zero_and_is_a_parameter(kind):
+def test_a_learned_initial_carry_is_a_parameter_and_initially_zero(kind):
     cell = kind(3, 5, learn_initial_carry=True)
     params = cell.init(KEY)
     leaves = jax.tree.leaves(params.initial)
@@ -102,7 +102,7 @@ def test_a_learned_initial_carry_begins_at_zero_and_is_a_parameter(kind):
         cell.initial_carry((2,))
 
 
-# --- replacements -------------------------------------------------------------------------------
+# --- other initialisers -------------------------------------------------------------------------
 
 
 @CELLS
@@ -112,7 +112,7 @@ def test_a_learned_initial_carry_begins_at_zero_and_is_a_parameter(kind):
     [jax.nn.initializers.constant(0.25), jax.nn.initializers.normal(), jax.nn.initializers.zeros],
     ids=["constant", "normal", "zeros"],
 )
-def test_every_initialiser_can_be_replaced_and_touches_its_own_weights_alone(kind, field, initializer):
+def test_each_initialiser_affects_only_its_weights(kind, field, initializer):
     default = kind(3, 20).init(KEY)
     params = kind(3, 20, **{field: initializer}).init(KEY)
     name = field.removesuffix("_init")
@@ -128,21 +128,21 @@ def test_every_initialiser_can_be_replaced_and_touches_its_own_weights_alone(kin
         np.testing.assert_array_equal(getattr(params, other), getattr(default, other))
 
 
-def test_initialisers_see_the_shape_of_one_gate_and_the_parameters_dtype():
-    seen = []
+def test_initialisers_get_the_shape_of_one_gate_and_param_dtype():
+    calls = []
 
     def spy(key, shape, dtype):
-        seen.append((shape, np.dtype(dtype).name))
+        calls.append((shape, np.dtype(dtype).name))
         return jnp.zeros(shape, dtype)
 
     LSTM(3, 2, w_ih_init=spy, w_hh_init=jax.nn.initializers.zeros, param_dtype="bfloat16").init(KEY)
-    assert seen == [((3, 2), "bfloat16")] * 4
-    seen.clear()
+    assert calls == [((3, 2), "bfloat16")] * 4
+    calls.clear()
     GRU(3, 2, w_hh_init=spy, bias_init=spy).init(KEY)
-    assert seen == [((2, 2), "float32")] * 3 + [((2,), "float32")] * 4  # bias, and bias_hn
-    seen.clear()
+    assert calls == [((2, 2), "float32")] * 3 + [((2,), "float32")] * 4  # bias, and bias_hn
+    calls.clear()
     Readout(3, 2, w_init=spy, bias_init=spy).init(KEY)
-    assert seen == [((3, 2), "float32"), ((2,), "float32")]
+    assert calls == [((3, 2), "float32"), ((2,), "float32")]
 
 
 def networks(**options):
@@ -163,14 +163,14 @@ MOSTLY_OWN = pytest.mark.parametrize("init", helpers.daily(_INITS), ids=["own", 
 
 @INITS
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
-def test_parameters_have_the_parameters_dtype(init, dtype):
+def test_parameters_have_param_dtype(init, dtype):
     with jax.enable_x64(dtype == "float64"):
         params = jax.eval_shape(lambda key: init(networks(param_dtype=dtype), key), jax.random.key(0))
         assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
 
 
 @MOSTLY_OWN
-def test_the_same_key_repeats_and_no_two_arrays_are_alike(init):
+def test_equal_keys_give_equal_parameters_and_all_arrays_differ(init):
     network = networks(bias_init=jax.nn.initializers.normal())
     params, again, other = (init(network, jax.random.key(seed)) for seed in (0, 0, 1))
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
@@ -183,7 +183,7 @@ def test_the_same_key_repeats_and_no_two_arrays_are_alike(init):
 
 
 @MOSTLY_OWN
-def test_initialisation_goes_through_jit_and_vmap(init):
+def test_init_under_jit_and_vmap(init):
     network = networks()
     keys = jax.random.split(KEY, 3)
     ensemble = jax.jit(jax.vmap(lambda key: init(network, key)))(keys)
@@ -194,7 +194,7 @@ def test_initialisation_goes_through_jit_and_vmap(init):
             np.testing.assert_allclose(a, b[index], atol=1e-5)
 
 
-def test_layers_and_directions_are_drawn_apart():
+def test_layers_and_directions_have_different_parameters():
     params = Stack((RNN(4, 4), RNN(4, 4))).init(KEY)
     both = Bidirectional(RNN(4, 4)).init(KEY)
     for first, second in (params, both):
@@ -206,13 +206,13 @@ def test_layers_and_directions_are_drawn_apart():
 
 
 def sets_of(network, params):
-    """The parameter sets of all cells of ``networks()``, with the fan PyTorch divides by."""
+    """The parameters of all cells of ``networks()``, with the fan of PyTorch's bound."""
     lstm, (forward, backward), rnn, readout = params
     return [(lstm, 4), (forward, 3), (backward, 3), (rnn, 4), (readout, 4)]
 
 
 @MOSTLY_LSTM
-def test_torch_weights_are_uniform_in_one_over_the_root_of_hidden(kind):
+def test_torch_weights_are_uniform(kind):
     H = 64
     params = torch_init(kind(30, H), KEY)
     for gate in [*by_gate(kind, params.w_ih), *by_gate(kind, params.w_hh)]:
@@ -221,7 +221,7 @@ def test_torch_weights_are_uniform_in_one_over_the_root_of_hidden(kind):
 
 @MOSTLY_LSTM
 def test_torch_biases_are_the_sum_of_two(kind):
-    """Triangular on twice the bounds; a GRU's candidate keeps its two apart, each of them uniform."""
+    """The sum has a triangular distribution; a GRU's candidate has two uniform biases."""
     H = 400
     params = torch_init(kind(1, H, w_hh_init=jax.nn.initializers.zeros), KEY)
     bound = H**-0.5
@@ -231,18 +231,18 @@ def test_torch_biases_are_the_sum_of_two(kind):
         assert_uniform(params.bias_hn, bound)
     for bias in biases:
         assert np.max(np.abs(bias)) > 1.5 * bound and np.all(np.abs(bias) <= 2 * bound)
-        share = np.abs(bias) / (2 * bound)
-        assert_uniform(2 * (1 - (1 - share) ** 2) - 1, 1.0)  # the triangle's law makes it uniform
+        scaled = np.abs(bias) / (2 * bound)
+        assert_uniform(2 * (1 - (1 - scaled) ** 2) - 1, 1.0)  # the distribution function makes it uniform
 
 
-def test_a_reset_before_grus_candidate_has_both_biases_in_one():
+def test_a_gru_with_reset_before_has_the_sum_of_both_candidate_biases():
     H = 400
     cell = GRUVariant(1, H, reset_after=False, w_hh_init=jax.nn.initializers.zeros)
     bias = np.asarray(torch_init(cell, KEY).bias)[2 * H :]
     assert np.max(np.abs(bias)) > 1.5 * H**-0.5
 
 
-def test_a_torch_read_out_is_its_linear_layer():
+def test_a_torch_readout_has_the_distribution_of_linear():
     params = torch_init(Readout(30, 400), KEY)
     assert_uniform(params.w, 30**-0.5)
     assert_uniform(params.bias, 30**-0.5)
@@ -263,7 +263,7 @@ def test_keras_weights_are_drawn_as_one_matrix_over_all_gates(kind):
 
 
 @MOSTLY_LSTM
-def test_keras_biases_are_zero_but_for_the_forget_gates(kind):
+def test_keras_biases_are_zero_except_for_the_forget_gate(kind):
     params = keras_init(kind(3, 2, bias_init=jax.nn.initializers.ones), KEY)
     expected = {RNN: [0, 0], LSTM: [0, 0, 1, 1, 0, 0, 0, 0], GRU: [0] * 6}[kind]
     assert params.bias.tolist() == expected
@@ -279,13 +279,13 @@ def test_keras_biases_are_zero_but_for_the_forget_gates(kind):
 
 @pytest.mark.parametrize("init", [torch_init, keras_init])
 @pytest.mark.parametrize("options", [{}, {"use_bias": False}], ids=str)
-def test_networks_keep_their_structure_and_run(init, options):
+def test_networks(init, options):
     network = networks(**options)
     params = init(network, KEY)
     own = network.init(KEY)
     assert jax.tree.structure(params) == jax.tree.structure(own)
     assert [a.shape for a in jax.tree.leaves(params)] == [a.shape for a in jax.tree.leaves(own)]
-    assert not any(np.any(leaf) for leaf in params[0].initial)  # a learned first carry stays at zero
+    assert not any(np.any(leaf) for leaf in params[0].initial)  # learned initial carries are zero
     _, ys = lstm_jax.unroll(network, params, jnp.ones((3, 2, 3)))
     assert np.all(np.isfinite(ys))
     if init is torch_init:
@@ -295,12 +295,12 @@ def test_networks_keep_their_structure_and_run(init, options):
 
 
 @pytest.mark.parametrize("init", [torch_init, keras_init])
-def test_foreign_parameters_and_no_key_are_refused(init):
-    class Foreign:
+def test_errors(init):
+    class UserCell:
         def init(self, key):
             return {"w": jnp.zeros(3)}
 
     with pytest.raises(ValueError, match=rf"{init.__name__} got a network with parameters of type"):
-        init(Foreign(), KEY)
+        init(UserCell(), KEY)
     with pytest.raises(ValueError, match=rf"{init.__name__} got key=0; expected one PRNG key"):
         init(LSTM(3, 2), 0)

@@ -1,4 +1,4 @@
-"""What is special about the minimal cells: equations, initial values, dtypes, refusals."""
+"""The minimal cells: equations, initial values, dtypes, errors."""
 
 import jax
 import jax.numpy as jnp
@@ -33,26 +33,26 @@ def test_step_functions(which):
 
 
 @pytest.mark.usefixtures("x64")
-def test_a_minimal_gru_by_hand():
-    """z = 1/2 where nothing is said; the candidates of 1 and -1 are 3/2 and sigma(-1)."""
+def test_a_minimal_gru_with_known_values():
+    """z = 1/2, and the candidates for 1 and -1 are 3/2 and sigma(-1)."""
     params = MinGRUParams(w_ih=jnp.array([[0.0, 0.0, 1.0, -1.0]]))
     h, _ = min_gru_step(params, jnp.array([4.0, -4.0]), jnp.array([1.0]))
     np.testing.assert_allclose(h, [2 + 0.75, -2 + 0.5 / (1 + np.e)])
 
 
 @pytest.mark.usefixtures("x64")
-def test_the_shares_of_a_minimal_lstm_sum_to_one_also_where_both_gates_are_shut():
-    def share_kept(f, i):
+def test_the_fractions_of_a_minimal_lstm_sum_to_one_also_if_both_gates_underflow():
+    def forget_fraction(f, i):
         params = MinLSTMParams(w_ih=jnp.zeros((1, 3)), bias=jnp.array([f, i, 0.5]))  # the candidate is 1
-        keeps, _ = min_lstm_step(params, jnp.array([1.0]), jnp.array([0.0]))
-        kept, _ = min_lstm_step(params, jnp.array([2.0]), jnp.array([0.0]))
-        np.testing.assert_allclose(keeps, 1)
-        return kept[0] - 1
+        from_1, _ = min_lstm_step(params, jnp.array([1.0]), jnp.array([0.0]))
+        from_2, _ = min_lstm_step(params, jnp.array([2.0]), jnp.array([0.0]))
+        np.testing.assert_allclose(from_1, 1)
+        return from_2[0] - 1
 
-    np.testing.assert_allclose(share_kept(0.0, 0.0), 1 / 2)
-    np.testing.assert_allclose(share_kept(np.log(3), 0.0), 0.75 / 1.25)
-    np.testing.assert_allclose(share_kept(-800.0, -800.0), 1 / 2)
-    np.testing.assert_allclose(share_kept(-800.0, -801.0), 1 / (1 + np.exp(-1)))
+    np.testing.assert_allclose(forget_fraction(0.0, 0.0), 1 / 2)
+    np.testing.assert_allclose(forget_fraction(np.log(3), 0.0), 0.75 / 1.25)
+    np.testing.assert_allclose(forget_fraction(-800.0, -800.0), 1 / 2)
+    np.testing.assert_allclose(forget_fraction(-800.0, -801.0), 1 / (1 + np.exp(-1)))
 
 
 @pytest.mark.usefixtures("x64")
@@ -91,7 +91,7 @@ def test_initial_values(which):
     assert kind(3, 2, use_bias=False).init(jax.random.key(0)).bias is None
 
 
-def test_the_forget_bias_can_be_chosen():
+def test_forget_bias():
     cell = MinLSTM(3, 2, forget_bias=4.0, bias_init=jax.nn.initializers.ones)
     assert cell.init(jax.random.key(0)).bias.tolist() == [5, 5, 1, 1, 1, 1]
     assert MinLSTM(3, 2, forget_bias=4.0, use_bias=False).init(jax.random.key(0)).bias is None
@@ -104,14 +104,14 @@ def test_equal_hyperparameters_are_equal_cells(which):
     assert len({hash(kind(3, 2)), hash(kind(3, 2))}) == 1 and kind(3, 2) != kind(3, 2, use_bias=False)
 
 
-# --- less precision -----------------------------------------------------------------------------
+# --- low precision ------------------------------------------------------------------------------
 
 
 @WHICH
 @pytest.mark.parametrize("compute", daily(["bfloat16", "float16"]))
 @pytest.mark.parametrize("implementation", ["scan", "fused", "parallel"])
 def test_low_precision(which, compute, implementation):
-    """h and the outputs are of the compute dtype, the parameters are not, and the values are near."""
+    """h and the outputs have the compute dtype, and the parameters are float32."""
     given = problem(BY_NAME[which], dtype=np.float32, compute=compute)
     arguments = given.params, np.where(np.isfinite(given.xs), given.xs, 0.5)
     carry, ys = lstm_jax.unroll(given.network, *arguments, implementation=implementation)
@@ -122,18 +122,18 @@ def test_low_precision(which, compute, implementation):
 
 
 @WHICH
-@pytest.mark.parametrize("handed", ["float16", "bfloat16", "float32"])
-def test_step_returns_the_dtypes_it_was_handed(which, handed):
+@pytest.mark.parametrize("given", ["float16", "bfloat16", "float32"])
+def test_step_returns_the_dtypes_of_the_given_carry(which, given):
     kind, _, step, _, _ = CELLS[which]
     for compute in (None, "bfloat16"):
         cell = kind(3, 2, dtype=compute)
-        params, carry = cell.init(jax.random.key(0)), jnp.zeros((2, 2), handed)
+        params, carry = cell.init(jax.random.key(0)), jnp.zeros((2, 2), given)
         for f in (cell.step, step):
-            told = jax.eval_shape(f, params, carry, jnp.ones((2, 3)))
-            assert {a.dtype.name for a in told} == {handed}
+            results = jax.eval_shape(f, params, carry, jnp.ones((2, 3)))
+            assert {a.dtype.name for a in results} == {given}
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 X, STATE = np.zeros((4, 3), np.float32), np.zeros((4, 2), np.float32)
 SEQUENCE = np.zeros((5, 4, 3), np.float32)
@@ -151,7 +151,7 @@ SEQUENCE = np.zeros((5, 4, 3), np.float32)
     ],
     ids=str,
 )
-def test_mismatched_parameters_are_refused(which, change, words):
+def test_errors_of_parameters(which, change, words):
     cell = CELLS[which][0](3, 2)
     params = cell.init(jax.random.key(0))._replace(**change)
     for call in (lambda: cell.step(params, STATE, X), lambda: lstm_jax.unroll(cell, params, SEQUENCE)):
@@ -162,7 +162,7 @@ def test_mismatched_parameters_are_refused(which, change, words):
 
 @WHICH
 @pytest.mark.parametrize("in_a_cell", [False, True])
-def test_wrong_arguments_of_a_step_are_refused(which, in_a_cell):
+def test_errors_of_steps(which, in_a_cell):
     kind, make, free_step, _, gates = CELLS[which]
     cell = kind(3, 2)
     params, step = cell.init(jax.random.key(0)), cell.step if in_a_cell else free_step
@@ -185,7 +185,7 @@ def test_wrong_arguments_of_a_step_are_refused(which, in_a_cell):
 
 
 @WHICH
-def test_other_refusals(which):
+def test_other_errors(which):
     kind = CELLS[which][0]
     for build in (
         lambda: kind(0, 2),

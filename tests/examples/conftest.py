@@ -8,7 +8,7 @@ from training_runs import run
 @pytest.fixture(scope="module", autouse=True)
 def jax_defaults():
     """JAX's default promotion rules, which optax needs; fast compilation, because the networks are tiny."""
-    pytest.importorskip("orbax.checkpoint", reason="the programs' checkpoints need orbax-checkpoint")
+    pytest.importorskip("optax", reason="the programs train with optax")
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

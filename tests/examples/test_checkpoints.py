@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import training_program as program
+from helpers import slow
 from training import UserError
 from training.checkpoints import Checkpoints
 from training_runs import EXAMPLES, outcome, read_json, rows, run
 
 RUN = ["--steps", 60, "--checkpoint-every", 7]
+PATHS = [str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS), "JAX_PLATFORMS": "cpu"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -127,27 +129,24 @@ IDENTITY = {"arguments": {"lr": 1.0}, "data": {"sha256": "abc"}}
 
 class TestFolder:
     def state(self, value):
-        # Large enough that orbax stores its numbers in separate files.
         noise = np.random.default_rng(0).normal(size=(200, 300)).astype(np.float32)
         return State(jnp.asarray(noise + value), (jnp.int32(value), (), jnp.bfloat16(0.5)))
 
-    @pytest.fixture
-    def folder(self, tmp_path):
-        checkpoints = Checkpoints(tmp_path, IDENTITY)
-        for step in (1, 2, 3):
+    def save(self, folder, *steps):
+        checkpoints = Checkpoints(folder, IDENTITY)
+        for step in steps:
             checkpoints.save(step, self.state(step), seconds=step / 2)
-        checkpoints.close()
-        return tmp_path
 
     def restore(self, folder, identity=IDENTITY):
-        checkpoints = Checkpoints(folder, identity)
-        try:
-            return checkpoints.restore(self.state(0))
-        finally:
-            checkpoints.close()
+        return Checkpoints(folder, identity).restore(self.state(0))
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        self.save(tmp_path, 1, 2, 3)
+        return tmp_path
 
     def test_state_and_note_are_restored(self, folder):
-        assert sorted(path.name for path in folder.iterdir()) == ["2", "2.json", "3", "3.json"]
+        assert names(folder) == ["2.json", "2.safetensors", "3.json", "3.safetensors"]
         step, state, note = self.restore(folder)
         assert step == 3 and note["seconds"] == 1.5 and type(state) is State
         jax.tree.map(np.testing.assert_array_equal, state, self.state(3))
@@ -156,44 +155,37 @@ class TestFolder:
     def test_no_checkpoint(self, tmp_path):
         assert self.restore(tmp_path / "new") is None
 
-    def truncate(self, path):
-        largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda f: f.stat().st_size)
-        os.truncate(largest, largest.stat().st_size // 2)
+    def truncate(self, folder, step):
+        path = folder / f"{step}.safetensors"
+        os.truncate(path, path.stat().st_size // 2)
 
-    def alter(self, path):
-        """Change one byte of the numbers, which orbax does not detect."""
-        largest = max((file for file in path.rglob("*") if file.is_file()), key=lambda f: f.stat().st_size)
-        content = bytearray(largest.read_bytes())
+    def alter(self, folder, step):
+        """Change one bit of the numbers."""
+        path = folder / f"{step}.safetensors"
+        content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
-        largest.write_bytes(content)
+        path.write_bytes(content)
 
-    def unmark(self, path):
-        """The state of the folder before it is complete."""
-        path.rename(path.with_name(path.name + ".orbax-checkpoint-tmp"))
+    def delete(self, folder, step):
+        (folder / f"{step}.safetensors").unlink()
+        (folder / f"{step}.safetensors").touch()
 
-    def unsummed(self, path):
-        """The state of the folder before its checksums are written."""
-        path.with_suffix(".json").unlink()
+    def alter_note(self, folder, step):
+        (folder / f"{step}.json").write_bytes(b"{}")
 
-    def empty(self, path):
-        shutil.rmtree(path)
-        path.mkdir()
-
-    @pytest.mark.parametrize("damage", ["truncate", "alter", "empty", "unmark", "unsummed"])
-    def test_the_previous_checkpoint_is_restored(self, folder, capsys, damage):
-        getattr(self, damage)(folder / "3")
+    @pytest.mark.parametrize("damage", ["truncate", "alter", "delete", "alter_note"])
+    def test_a_damaged_checkpoint_is_skipped(self, folder, capsys, damage):
+        getattr(self, damage)(folder, 3)
         step, state, _ = self.restore(folder)
-        assert step == 2
+        assert step == 2 and "checkpoint 3 is damaged" in capsys.readouterr().err
         jax.tree.map(np.testing.assert_array_equal, state, self.state(2))
-        assert ("checkpoint 3 is damaged" in capsys.readouterr().err) == (not damage.startswith("un"))
-        checkpoints = Checkpoints(folder, IDENTITY)  # its step can be saved again
-        checkpoints.save(3, self.state(3), seconds=2)
-        checkpoints.close()
+        assert names(folder) == ["2.json", "2.safetensors", "damaged-3.safetensors"]
+        self.save(folder, 3)  # its step can be saved again
         assert self.restore(folder)[0] == 3
 
     def test_every_checkpoint_is_damaged(self, folder):
-        for step in "23":
-            self.truncate(folder / step)
+        for step in (2, 3):
+            self.truncate(folder, step)
         with pytest.raises(UserError, match=r"every checkpoint in .* is damaged"):
             self.restore(folder)
 
@@ -211,29 +203,50 @@ class TestFolder:
         assert self.restore(folder)[0] == 3  # the checkpoint is unchanged
 
     def test_of_another_shape(self, folder):
-        checkpoints = Checkpoints(folder, IDENTITY)
+        state = State(jnp.zeros((3, 3)), (jnp.int32(0), (), jnp.bfloat16(0)))
         with pytest.raises(UserError, match=r"weights was float32\[200, 300\], is float32\[3, 3\]"):
-            checkpoints.restore(State(jnp.zeros((3, 3)), (jnp.int32(0), (), jnp.bfloat16(0))))
-        checkpoints.close()
+            Checkpoints(folder, IDENTITY).restore(state)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# --- kills -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moments", [["changes"], ["moments", "3"], slow(["moments", "100"])], ids="-".join)
+def test_killed_during_a_save(tmp_path, moments):
+    """The newest complete checkpoint is restored, and nothing counts as damaged."""
+    command = [sys.executable, Path(__file__).parents[1] / "checkpoint_kills.py", tmp_path, *moments]
+    output = subprocess.run(command, env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    kills = [json.loads(line) for line in output.stdout.splitlines()]
+    for kill in kills:
+        assert kill["saved"] <= kill["restored"] <= kill["saved"] + 1
+        assert all(Path(name).suffix in (".json", ".safetensors") for name in kill["files"])
+        assert {Path(name).stem for name in kill["files"]} <= {
+            str(kill["restored"] - back) for back in range(3)
+        }
+    if moments == ["changes"]:  # 8 changes; the last save is not killed
+        assert [kill["restored"] for kill in kills] == [2] * 5 + [3] * 4
+    assert "damaged" not in output.stdout + output.stderr
 
 
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path):
     """Repeated SIGKILL and Ctrl-C during start, training and saving do not change the outcome."""
     command = [sys.executable, "-W", "error", Path(program.__file__)]
-    paths = [str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "JAX_PLATFORMS": "cpu"}
     options = ["--steps", "250", "--checkpoint-every", "7"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     began = time.monotonic()
-    subprocess.run([*command, *options, "--out", whole], env=environment, check=True, capture_output=True)
+    subprocess.run([*command, *options, "--out", whole], env=ENVIRONMENT, check=True, capture_output=True)
     took = time.monotonic() - began
 
     rng = random.Random(0)
     arguments = [*options, "--out", broken]
     ends = []
     for _ in range(8):
-        process = subprocess.Popen([*command, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen([*command, *arguments], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
         measured = broken / "metrics.jsonl"
         before = measured.stat().st_size if measured.exists() else 0
         kind = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGINT])
@@ -254,6 +267,6 @@ def test_killed_at_random_moments(tmp_path):
         if (broken / "config.json").exists():
             arguments = ["--resume", broken]
     else:
-        subprocess.run([*command, "--resume", broken], env=environment, check=True, capture_output=True)
+        subprocess.run([*command, "--resume", broken], env=ENVIRONMENT, check=True, capture_output=True)
     assert -signal.SIGKILL in ends and len(ends) > 2, ends
     assert outcome(broken) == outcome(whole)

@@ -35,7 +35,7 @@ class TestRun:
         config = read_json(tmp_path / "config.json")
         assert config["arguments"]["hidden"] == 8 and config["arguments"]["program"] == "tiny"
         assert config["weights"] == 4 * 8 * 10 + 9 and config["finished"] and "sha256" in config["data"]
-        assert {"jax", "orbax-checkpoint", "python"} <= set(config["versions"])
+        assert {"jax", "optax", "python"} <= set(config["versions"])
         assert [row["step"] for row in rows(tmp_path)] == [10, 16, 20]
         assert ["valid_loss" in row for row in rows(tmp_path)] == [False, True, True]
         assert "step 16/20" in capsys.readouterr().out

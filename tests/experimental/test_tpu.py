@@ -1,6 +1,6 @@
 """The TPU kernels: compared with the reference, lowered for a TPU, and called through ``unroll``.
 
-Pallas interprets them on a CPU. tests/unrolling/kernels/test_primitive.py covers the code around them.
+Pallas interprets them on a CPU. tests/unrolling/kernels tests the code that calls them.
 """
 
 from functools import partial
@@ -13,10 +13,10 @@ import numpy as np
 import oracle
 import pytest
 from cell_cases import BY_NAME
-from helpers import problem, values_and_gradients
+from helpers import equations, problem, values_and_gradients
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
-from test_primitive import QUICK, both_cells, equations, interpreted, unroll, without_resets  # noqa: F401
+from kernel_cases import QUICK, both_cells, unroll, without_resets
 
 from lstm_jax import LSTM
 from lstm_jax.experimental import tpu

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_peers import CASES, READ_ALONE, conv, filled, flat, nested
+from jax_peers import CASES, READ_ALONE, conv, filled, flat, nested, to_linen, without_bias_hn
 
 import lstm_jax
 from lstm_jax import (
@@ -167,7 +167,19 @@ def test_a_gru_that_came_without_bias_hn_is_given_zeros():
 
 
 @pytest.mark.parametrize(
-    "module", ["flax", "haiku", "equinox", "_convolutions", "_layouts", "_representable"]
+    "module",
+    [
+        "torch",
+        "keras",
+        "haste",
+        "flax",
+        "haiku",
+        "equinox",
+        "_convolutions",
+        "_entries",
+        "_gates",
+        "_networks",
+    ],
 )
 def test_no_peer_is_imported(module):
     source = (Path(lstm_jax.__file__).parent / "interop" / f"{module}.py").read_text()
@@ -241,7 +253,7 @@ def test_all_faults_of_weights_at_once():
     weights["io"] = {"kernel": np.ones((D, H), int)}
     with pytest.raises(ValueError) as caught:
         from_flax(weights)
-    for part in ("misshapen: ii/kernel (3, 5), expected (3, 4)", "missing: ho/bias (4,)",
+    for part in ("wrong shape: ii/kernel (3, 5), expected (3, 4)", "missing: ho/bias (4,)",
                  "unexpected: hg/scale (2,)", "io/kernel of dtype int"):  # fmt: skip
         assert part in str(caught.value)
 
@@ -257,8 +269,8 @@ def test_all_faults_of_weights_at_once():
         (from_flax, lambda: linen(LSTM, "nnx", optimized=True), {"dense_h/kernel": (4, 13)},
          ["dense_h/kernel (4, 13), expected (4, 16)"]),
         (from_flax, lambda: linen(LSTM, "nnx", optimized=True), {"dense_h/kernel": None},
-         ["from_flax got dense_i/kernel (3, 16)", "(H, 4H)"]),
-        (from_flax, lambda: {"i": {"weight": np.ones(2)}, "h": {}}, {}, ["i/weight"]),
+         ["sizes cannot be read: dense_i/kernel (3, 16)", "(H, 4H)"]),
+        (from_flax, lambda: {"i": {"weight": np.ones(2)}, "h": {}}, {}, ["unexpected: i/weight (2,)"]),
         (from_flax, lambda: {"ih": {"kernel": np.ones(2)}, "hh": {"kernel": np.ones(2)}}, {},
          ["ih/kernel (2,)", "(*kernel, C, 4F)"]),
         (from_haiku, lambda: haiku(LSTM(D, H)), {"lstm/linear/b": (15,)},
@@ -300,67 +312,70 @@ def test_faults_of_all_layers_at_once():
     both = {"forward_rnn": bad, "backward_rnn": bad}
     with pytest.raises(ValueError) as caught:
         from_flax([bad, good, both])
-    for part in ("layer 0: from_flax", "layer 2: forward_rnn: from_flax", "backward_rnn: from_flax"):
+    for part in (
+        "missing: layer 0/ho/bias (4,)",
+        "layer 2/forward_rnn/ho/bias",
+        "layer 2/backward_rnn/ho/bias",
+    ):
         assert part in str(caught.value)
-    assert str(caught.value).count("missing: ho/bias (4,)") == 3 and "layer 1" not in str(caught.value)
+    assert "layer 1" not in str(caught.value)
     stack = Stack((LSTM(D, H), LSTM(H, H)))
     theirs = haiku(stack)
     for arrays in theirs.values():
         del arrays["b"]
-    with pytest.raises(ValueError, match=r"(?s)lstm: from_haiku.*lstm_1: from_haiku"):
+    with pytest.raises(ValueError, match=r"missing: lstm/linear/b \(16,\), lstm_1/linear/b \(16,\)"):
         from_haiku(theirs, layers=("lstm", "lstm_1"))
     fields = written(to_equinox, stack)
     for arrays in fields:
         del arrays["weight_ih"]
-    with pytest.raises(ValueError, match=r"(?s)layer 0: from_equinox.*layer 1: from_equinox"):
+    with pytest.raises(ValueError, match=r"layer 0/weight_ih \(16, \?\), layer 1/weight_ih"):
         from_equinox(fields)
 
 
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: from_flax({"if": {}, "in": {}, "hf": {}, "hn": {}}), "names of nothing"),
+        (lambda: from_flax({"if": {}, "in": {}, "hf": {}, "hn": {}}), "got no names"),
         (lambda: from_flax({name: {"kernel": np.ones((2, 2))} for name in ("if", "in", "hf", "hn")}),
          "which are those of linen.MGUCell"),
-        (lambda: from_flax({"Dense_0": {"kernel": np.ones((2, 2))}}), "the names Dense_0; expected"),
+        (lambda: from_flax({"Dense_0": {"kernel": np.ones((2, 2))}}), "got Dense_0; expected"),
         (lambda: from_flax(np.ones(2)), "expected a mapping"),
-        (lambda: from_flax(linen(RNN)), "do not tell its activation"),
-        (lambda: from_flax(linen(RNN, "nnx")), "nnx.SimpleCell, which do not tell its activation"),
-        (lambda: from_flax(linen(RNN), activation="sin"), "RNN got activation='sin'"),
-        (lambda: from_flax(linen(), activation=jnp.tanh), "no activation for these cells"),
-        (lambda: from_flax(written(to_flax, conv(D, H), api="linen")), "do not tell its input_shape"),
+        (lambda: from_flax(linen(RNN)), "do not hold its activation"),
+        (lambda: from_flax(linen(RNN, "nnx")), "nnx.SimpleCell, which do not hold its activation"),
+        (lambda: from_flax(linen(RNN), activation="sin"), "from_flax got activation='sin'"),
+        (lambda: from_flax(linen(), input_shape=(8, D)), "Leave out: input_shape"),
+        (lambda: from_flax(written(to_flax, conv(D, H), api="linen")), "do not hold its input_shape"),
         (lambda: from_flax(written(to_flax, conv(D, H), api="linen"), input_shape=(8, D)),
          "(size, size, 3)"),
         (lambda: from_flax(
             {"forward_rnn": linen(), "backward_rnn": written(to_flax, LSTM(D + 1, H), api="linen")}
         ), f"input_size={D} forward and {D + 1} backward"),
-        (lambda: from_haiku(haiku(conv(D, H))), "do not tell its input_shape"),
-        (lambda: from_haiku(haiku(LSTM(D, H)), input_shape=(8, D)), "none for this core"),
+        (lambda: from_haiku(haiku(conv(D, H))), "do not hold its input_shape"),
+        (lambda: from_haiku(haiku(LSTM(D, H)), input_shape=(8, D)), "Leave out: input_shape"),
         (lambda: from_haiku(haiku(Stack((LSTM(D, H), LSTM(H, H))))), "layers=('lstm', 'lstm_1')"),
         (lambda: from_haiku(haiku(Stack((LSTM(D, H), LSTM(H, H)))), layers=("lstm",)),
          "the name of each core once"),
         (lambda: from_haiku(haiku(LSTM(D, H)), layers=("lstm", "gru")), "the name of each core once"),
-        (lambda: from_haiku({}), "the names of nothing"),
-        (lambda: from_haiku({"batch_norm": {"scale": np.ones(2)}}), "got the names scale"),
+        (lambda: from_haiku({}), "got no names"),
+        (lambda: from_haiku({"batch_norm": {"scale": np.ones(2)}}), "got scale"),
         (lambda: from_haiku([1]), "expected a mapping"),
-        (lambda: from_haiku({"lstm/linear": np.ones(2)}), "a mapping of the module's arrays"),
+        (lambda: from_haiku({"lstm/linear": np.ones(2)}), "linear (2,); expected linear/w"),
         (lambda: to_flax(LSTM(D, H), drawn(LSTM(D, H)), api="jax"), "one of 'linen', 'nnx'"),
-        (lambda: to_flax(conv(D, H), drawn(conv(D, H)), api="nnx"), "flax.nnx has none"),
+        (lambda: written(to_flax, conv(D, H), api="nnx"), "ConvLSTM, expected one of LSTM, GRU, RNN"),
         (lambda: to_flax(GRU(D, H), drawn(GRU(D, H)), api="nnx"), "no bias inside the reset gate's product"),
-        (lambda: to_flax(LSTM(D, H), drawn(GRU(D, H)), api="nnx"), "of type GRUParams for LSTM"),
+        (lambda: to_flax(LSTM(D, H), drawn(GRU(D, H)), api="nnx"), "of type GRUParams, expected LSTMParams"),
         (lambda: to_flax(LSTM(D, H), drawn(LSTM(D, 2 * H)), api="nnx"), "w_hh (8, 32), expected (4, 16)"),
-        (lambda: written(to_flax, Stack((LSTM(D, H), Readout(H, 2))), api="nnx"), "got Readout"),
-        (lambda: written(to_flax, Zoneout(LSTM(D, H), 0.1), api="nnx"), "give the cell inside"),
+        (lambda: written(to_flax, Stack((LSTM(D, H), Readout(H, 2))), api="nnx"), "layer 1: Readout"),
+        (lambda: written(to_flax, Zoneout(LSTM(D, H), 0.1), api="nnx"), "pass its .cell"),
         (lambda: haiku(GRU(D, H)), "resets h before the product"),
         (lambda: haiku(RNN(D, H)), "RNN(activation=tanh)"),
-        (lambda: haiku(SLSTM(D, H)), "haiku has no other"),
-        (lambda: haiku(Bidirectional(LSTM(D, H))), "haiku has no other"),
-        (lambda: haiku(Stack((Stack((LSTM(D, H),)),))), "ConvLSTM: haiku has no other"),
+        (lambda: haiku(SLSTM(D, H)), "SLSTM, expected one of LSTM, GRU, RNN, ConvLSTM"),
+        (lambda: haiku(Bidirectional(LSTM(D, H))), "Bidirectional, expected one of"),
         (lambda: written(to_flax, Bidirectional(Stack((LSTM(D, H),))), api="linen"),
-         "which each direction is"),
-        (lambda: from_flax([]), "a tuple of one cell or more"),
-        (lambda: written(to_equinox, RNN(D, H)), "equinox has no other"),
-        (lambda: written(to_equinox, GRUVariant(D, H, reset_after=False)), "reset_after=True"),
+         "forward: Stack, expected one of"),
+        (lambda: from_flax([]), "got no layers"),
+        (lambda: written(to_equinox, RNN(D, H)), "RNN, expected one of LSTM, GRU"),
+        (lambda: written(to_equinox, GRUVariant(D, H, reset_after=False)), "with reset_after=False"),
     ],
 )  # fmt: skip
 def test_refusals(call, says):
@@ -375,6 +390,75 @@ OPTIONS = [
     3.0}), (LSTMVariant, {"cell_clip": 3.0}), (LSTMVariant, {"layer_norm": "haste"}), (LSTM,
     {"learn_initial_carry": True}), (GRUVariant, {"heads": 2, "learn_initial_carry": True}),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        LSTMVariant(D, H, activation="relu"),
+        GRUVariant(D, H, recurrent_activation="hard_sigmoid"),
+        GRUVariant(D, H, activation="elu", reset_after=False),
+    ],
+    ids=repr,
+)
+def test_activations_that_haiku_and_equinox_lack(cell):
+    names = [name for name in ("activation", "recurrent_activation") if f" {name}=" in repr(cell)]
+    for write in (to_haiku, to_equinox):
+        with pytest.raises(ValueError, match=f"with {names[0]}="):
+            write(cell, drawn(cell))
+
+
+@pytest.mark.parametrize("api", ["linen", "nnx"])
+def test_activations_in_flax(api):
+    cells = (
+        LSTMVariant(D, H, activation="relu"),
+        GRUVariant(H, H, recurrent_activation="hard_sigmoid"),
+        RNN(H, D),
+    )
+    network = Stack(cells)
+    params = drawn(network) if api == "linen" else without_bias_hn(drawn(network))
+    again, back = from_flax(
+        to_flax(network, params, api=api),
+        activation=["relu", None, jnp.tanh],
+        recurrent_activation=[None, jax.nn.hard_sigmoid, None],
+    )
+    assert again == network
+    identical(back, params)
+    lstm = to_flax(cells[0], params[0], api=api)
+    assert from_flax(lstm, activation="tanh", recurrent_activation="sigmoid")[0] == LSTM(D, H)
+    both = {"forward_rnn": lstm, "backward_rnn": lstm}
+    assert from_flax(both, activation="relu")[0] == Bidirectional(cells[0])
+    for given, says in (
+        (dict(activation="relu"), "simple and gated layers"),
+        (dict(activation=["relu"]), "1 entries of activation with 3 layers"),
+        (dict(activation="tanh", recurrent_activation="sine"), "'sine'"),
+        (dict(activation=[None, None, None]), "which do not hold its activation"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            from_flax(to_flax(network, params, api=api), **given)
+    image = written(to_flax, conv(D, H), api="linen")
+    with pytest.raises(ValueError, match="activation=relu with the weights of linen"):
+        from_flax(image, activation="relu", input_shape=(6, 5, D))
+
+
+def test_dtypes_asked_for():
+    """Rounded before two arrays are added; float64 is never rounded in silence."""
+    for read, write, cell in (
+        (from_flax, to_linen, GRU(D, H)),
+        (from_haiku, to_haiku, LSTM(D, H)),
+        (from_equinox, to_equinox, Stack((GRU(D, H), LSTM(H, H)))),
+    ):
+        options = {"layers": ("lstm",)} if read is from_haiku else {}
+        params = drawn(cell)
+        wide = jax.tree.map(lambda a: np.asarray(a, "float64"), params)
+        with pytest.raises(ValueError, match="jax_enable_x64 is off"):
+            read(write(cell, wide), **options)
+        _, back = read(write(cell, wide), dtype="float32", **options)
+        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(params), strict=True):
+            np.testing.assert_allclose(a, b, rtol=0, atol=2.0**-23)
+        network, half = read(write(cell, wide), dtype="bfloat16", **options)
+        assert {a.dtype.name for a in jax.tree.leaves(half)} == {"bfloat16"}
+        assert "bfloat16" in str(network)
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)

@@ -17,6 +17,7 @@ from jax.experimental import rnn as cudnn
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, ConvLSTM, GRUVariant, LSTMVariant, Readout, Stack, Zoneout
 from lstm_jax.interop import from_cudnn, from_keras, from_torch, load, to_cudnn, to_keras, to_torch
+from lstm_jax.interop.keras import leaky_relu as keras_leaky_relu
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 READ = {"torch": from_torch, "keras": from_keras}
@@ -143,7 +144,8 @@ def test_to_torch_and_back_to_the_bit(network, seed):
 def test_to_keras_and_back_to_the_bit(network):
     params = drawn(network)
     text = str(network)
-    asked = {"activation": "relu"} if "RNN(" in text else {}
+    asked = {"activation": [None, None, "relu"]} if "Stack" in text and "RNN(" in text else {}
+    asked |= {"activation": "relu"} if isinstance(network, RNN) else {}
     if "Bidirectional" in text:
         asked["merge"] = "ave" if "mean" in text else "concat"
     if "ConvLSTM" in text:
@@ -223,6 +225,13 @@ def test_biases_are_added_in_the_dtype_asked_for():
     np.testing.assert_array_equal(params.bias, 1 + 2.0**-9)
 
 
+def test_arrays_of_the_other_byte_order():
+    state_dict = to_torch(LSTM(3, 2), drawn(LSTM(3, 2)))
+    network, params = from_torch({name: array.astype(">f4") for name, array in state_dict.items()})
+    assert network == LSTM(3, 2)
+    same_bits(params, from_torch(state_dict)[1])
+
+
 def test_keras_weights_by_name():
     arrays = [arange(3, 8), arange(2, 8), arange(8)]
     named = dict(zip(("kernel", "recurrent_kernel", "bias"), arrays, strict=True))
@@ -234,6 +243,7 @@ def test_keras_weights_by_name():
     _, both = from_keras(nested, merge="sum")
     same_bits(both.backward, expected)
     same_bits(both.forward.bias, expected.bias + 1)
+    assert "beside the weights of two directions" in refused(from_keras, {**nested, "kernel": arrays[0]})
     _, layers = from_keras([named, [arange(2, 8), arange(2, 8), arange(8)]])
     same_bits(layers[0], expected)
 
@@ -262,8 +272,8 @@ def test_all_faulty_entries_of_torch_at_once():
     state_dict["bias_ih_l0"] = np.zeros(8, int)
     state_dict["head.weight"] = np.zeros((1, 2))
     told = refused(from_torch, state_dict)
-    assert "misshapen: weight_hh_l1 (8, 3), expected (8, 2)" in told
-    assert "not floats: bias_ih_l0 of dtype int64" in told
+    assert "wrong shape: weight_hh_l1 (8, 3), expected (8, 2)" in told
+    assert "not an array of floats: bias_ih_l0 of dtype int64" in told
     assert "missing: weight_ih_l0 (8, ?), bias_hh_l1 (8,)" in told
     assert "unexpected: head.weight (1, 2)" in told
 
@@ -301,15 +311,100 @@ def test_what_is_no_state_dict(state_dict, words):
 
 def test_activations_are_asked_for_and_only_where_there_is_a_choice():
     simple = {"weight_ih_l0": np.zeros((2, 3), np.float32), "weight_hh_l0": np.zeros((2, 2), np.float32)}
-    assert "which weights do not tell" in refused(from_torch, simple)
+    assert "do not hold its activation" in refused(from_torch, simple)
     assert "'sine'" in refused(from_torch, simple, activation="sine")
     assert from_torch(simple, activation="relu")[0].activation is jax.nn.relu
     assert from_torch(simple, activation=jnp.sin)[0].activation is jnp.sin
     gated = to_torch(LSTM(3, 2), drawn(LSTM(3, 2)))
-    assert "gated cells" in refused(from_torch, gated, activation="tanh")
+    assert "Leave out: activation" in refused(from_torch, gated, activation="tanh")
     lists = [np.zeros((3, 2), np.float32), np.zeros((2, 2), np.float32)]
-    assert "which weights do not tell" in refused(from_keras, lists)
+    assert "do not hold its activation" in refused(from_keras, lists)
     assert from_keras(lists, activation="relu")[0].activation is jax.nn.relu
+
+
+def keras_weights(network):
+    return to_keras(network, drawn(network))
+
+
+@pytest.mark.parametrize(
+    ("cell", "given"),
+    [
+        (LSTM(3, 2), {"activation": "tanh", "recurrent_activation": jax.nn.sigmoid}),
+        (LSTMVariant(3, 2, activation="relu"), {"activation": "relu"}),
+        (GRUVariant(3, 2, recurrent_activation="hard_sigmoid"), {"recurrent_activation": "hard_sigmoid"}),
+        (GRUVariant(3, 2, activation="linear", reset_after=False), {"activation": "linear"}),
+        (LSTMVariant(3, 2, activation=keras_leaky_relu), {"activation": "leaky_relu"}),
+        (Bidirectional(LSTMVariant(3, 2, activation="elu")), {"activation": "elu", "merge": "concat"}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else repr(value),
+)
+def test_activations_of_keras(cell, given):
+    again, back = from_keras(keras_weights(cell), **given)
+    assert again == cell
+    same_bits(back, drawn(cell))
+
+
+@pytest.mark.parametrize(
+    ("network", "given", "words"),
+    [
+        (ConvLSTM((6, 2), 3, (2,)), {"activation": "relu"}, "activation=relu with the weights of a ConvLSTM"),
+        (LSTM(3, 2), {"activation": "sine"}, "'sine'; expected a function or one of 'tanh'"),
+        (LSTM(3, 2), {"recurrent_activation": 1.0}, "recurrent_activation=1.0"),
+        (
+            RNN(3, 2),
+            {"activation": "tanh", "recurrent_activation": "tanh"},
+            "Leave out: recurrent_activation",
+        ),
+        (Stack((LSTM(3, 2), RNN(2, 2))), {"activation": "relu"}, "simple and gated layers"),
+        (Stack((LSTM(3, 2), RNN(2, 2))), {"activation": ["relu"]}, "1 entries of activation with 2 layers"),
+    ],
+    ids=helpers.brief,
+)
+def test_activations_that_do_not_fit(network, given, words):
+    options = {"input_shape": (6, 2), "padding": "same"} if isinstance(network, ConvLSTM) else {}
+    assert words in refused(from_keras, keras_weights(network), **given, **options)
+
+
+@pytest.mark.parametrize("name", ["activation", "recurrent_activation"])
+def test_activations_that_torch_lacks(name):
+    for kind in (LSTMVariant, GRUVariant):
+        cell = kind(3, 2, **{name: "softplus"})
+        assert f"{kind.__name__} with {name}=softplus" in refused(to_torch, cell, drawn(cell))
+
+
+def test_weight_norm_and_weight_drop_of_torch():
+    """Each row of v is scaled to the norm g; the raw weight of weight drop replaces a dropped one."""
+    plain = to_torch(LSTM(3, 2), drawn(LSTM(3, 2), tiny=1.0))
+    _, expected = from_torch(plain)
+    v = plain["weight_hh_l0"]
+    others = {name: array for name, array in plain.items() if name != "weight_hh_l0"}
+    g = np.sqrt(np.sum(v.astype(float) ** 2, axis=1, keepdims=True)).astype(np.float32)
+    new = {"parametrizations.weight_hh_l0.original0": 3 * g, "parametrizations.weight_hh_l0.original1": v}
+    for names in (new, {"weight_hh_l0_g": 3 * g, "weight_hh_l0_v": v}):
+        for given in (others | names, {f"a.{name}": a for name, a in (others | names).items()}):
+            _, params = from_torch(given, prefix="" if given.keys() & names.keys() else "a")
+            np.testing.assert_allclose(params.w_hh, 3 * v.T, rtol=1e-6)
+            same_bits(params._replace(w_hh=expected.w_hh), expected)
+    traced = jax.jit(lambda given: from_torch(given)[1].w_hh)(others | new)
+    np.testing.assert_allclose(traced, 3 * v.T, rtol=1e-6)
+
+    for given in (
+        others | {"weight_hh_l0_raw": v},
+        others | {"weight_hh_l0_raw": v, "weight_hh_l0": 0 * v},
+        {f"module.{name}": a for name, a in others.items()}
+        | {"weight_hh_l0_raw": v, "module.weight_hh_l0": 0 * v},
+    ):
+        same_bits(from_torch(given)[1], expected)
+
+    for names in (
+        {"weight_hh_l0_g": g.T, "weight_hh_l0_v": v},
+        {"weight_hh_l0_v": v},
+        {"weight_hh_l0_orig": v, "weight_hh_l0_mask": v},
+        {"parametrizations.weight_hh_l0.original": v},
+        {"weight_hh_l0_g": object(), "weight_hh_l0_v": v},
+    ):
+        message = refused(from_torch, others | names)
+        assert "Remove the reparametrization" in message and next(iter(names)) in message
 
 
 def test_float64_is_not_rounded_in_silence():
@@ -336,7 +431,7 @@ CONV_LISTS = [np.zeros((3, 2, 8), np.float32), np.zeros((3, 2, 8), np.float32)]
         (LSTM_LISTS * 2, {"merge": "mean"}, "'ave'"),
         ([np.zeros((3, 2)), np.zeros((2, 2))] * 2, {"activation": "tanh"}, "merge_mode"),
         ([LSTM_LISTS, CONV_LISTS], {"padding": "same"}, "input_shape=None"),
-        ([np.zeros((3, 2, 6)), np.zeros((3, 2, 6))], {}, r"of shape \(3, 2, 6\)"),
+        ([np.zeros((3, 2, 6)), np.zeros((3, 2, 6))], {}, r"recurrent_kernel \(3, 2, 6\); expected"),
         (GRU_LISTS, {}, "reset_after=None"),
         ([*GRU_LISTS, np.zeros((2, 6), np.float32)], {"reset_after": False}, "reset_after=False"),
         (CONV_LISTS, {"padding": "same"}, "input_shape=None"),
@@ -345,8 +440,8 @@ CONV_LISTS = [np.zeros((3, 2, 8), np.float32), np.zeros((3, 2, 8), np.float32)]
         (LSTM_LISTS[:1], {}, "1 arrays"),
         ([LSTM_LISTS, LSTM_LISTS[:1]], {}, "of layer 1"),
         ("weights.npz", {}, "str"),
-        ([LSTM_LISTS[0], np.zeros((2, 7))], {}, r"of shape \(2, 7\)"),
-        ({"a/kernel": LSTM_LISTS[0], "b/kernel": LSTM_LISTS[0]}, {}, "names do not tell their order"),
+        ([LSTM_LISTS[0], np.zeros((2, 7))], {}, r"recurrent_kernel \(2, 7\); expected"),
+        ({"a/kernel": LSTM_LISTS[0], "b/kernel": LSTM_LISTS[0]}, {}, "names do not give their order"),
     ],
 )
 def test_what_is_no_keras_layer(weights, asked, words):
@@ -357,10 +452,10 @@ def test_what_is_no_keras_layer(weights, asked, words):
 def test_all_faulty_entries_of_keras_at_once():
     named = dict(zip(("kernel", "recurrent_kernel", "bias"), LSTM_LISTS, strict=True))
     told = refused(from_keras, [named, {**named, "bias": np.zeros(7), "gamma": np.zeros(1)}])
-    assert "misshapen: layer 1/bias (7,), expected (8,)" in told
+    assert "wrong shape: layer 1/bias (7,), expected (8,)" in told
     assert "unexpected: layer 1/gamma (1,)" in told
     both = {"forward": {**named, "recurrent_kernel": np.zeros((2, 7))}, "backward": named}
-    assert "misshapen: forward/recurrent_kernel (2, 7), expected (2, 8)" in refused(
+    assert "sizes cannot be read: forward/kernel (3, 8), recurrent_kernel (2, 7)" in refused(
         from_keras, both, merge="sum"
     )
     del named["kernel"]
@@ -403,14 +498,14 @@ def test_what_no_other_can_represent(write, name):
         (to_torch, RNN(3, 2, activation=jnp.sin), "activation=sin"),
         (to_torch, Bidirectional(LSTM(3, 2), merge="sum"), "merge='sum'"),
         (to_torch, Stack((LSTM(3, 2), LSTM(2, 3))), "'hidden_size': 3"),
-        (to_torch, Stack((LSTM(3, 2), GRU(2, 2))), "'kind': 'GRU'"),
+        (to_torch, Stack((LSTM(3, 2), GRU(2, 2))), "'cell': 'GRU'"),
         (to_torch, Stack((Bidirectional(LSTM(3, 2)), LSTM(4, 2))), "'directions': 1"),
         (to_torch, Stack((LSTM(3, 2), LSTM(2, 2, use_bias=False))), "'use_bias': False"),
-        (to_torch, ConvLSTM((4, 3), 2, (3,)), "ConvLSTM is none of"),
+        (to_torch, ConvLSTM((4, 3), 2, (3,)), "ConvLSTM, expected one of"),
         (to_keras, LSTMVariant(3, 2, proj_size=1), "proj_size=1"),
         (to_cudnn, LSTMVariant(3, 2, proj_size=1), "proj_size=1"),
         (to_cudnn, LSTM(3, 2, use_bias=False), "without bias"),
-        (to_cudnn, GRU(3, 2), "GRU is none of LSTM"),
+        (to_cudnn, GRU(3, 2), "GRU, expected one of LSTM"),
     ],
 )
 def test_what_one_cannot_represent(write, network, word):
@@ -423,7 +518,7 @@ def test_all_that_is_not_represented_is_told_at_once():
     for reason in (
         "layer 0: LSTMVariant with peepholes=True",
         "layer 0: LSTMVariant with clip=1.0",
-        "layer 1: merge='sum'",
+        "layer 1: Bidirectional with merge='sum'",
     ):
         assert reason in told
 

@@ -1,10 +1,10 @@
-"""Bidirectional networks with two different cells; the oracle covers their values and gradients."""
+"""Bidirectional networks: two different cells, and errors. The oracle covers values and gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same, random_arrays, random_params
+from helpers import assert_raises, assert_same, random_arrays, random_params, zero_params
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, MinGRU, Readout, Stack, WeightDrop, unroll
@@ -166,3 +166,59 @@ def test_a_stack_on_one_side():
     np.testing.assert_allclose(
         ys, unroll(network.cell, params.forward, xs)[1] + backward, rtol=1e-6, atol=1e-6
     )
+
+
+# --- errors -------------------------------------------------------------------------------------
+
+LSTM_CELL = LSTM(D, H)
+LSTM_PARAMS = zero_params(LSTM_CELL)
+XS = np.zeros((5, 4, D), np.float32)
+X = XS[0]
+STATE = np.zeros((4, H), np.float32)
+CARRY = (STATE, STATE)
+
+
+def call(cell, params):
+    return lambda: lstm_jax.unroll(cell, params, XS)
+
+
+#: A call, and words of its error message: the given and the expected value.
+ERRORS = {
+    # cells
+    "Bidirectional.step": (
+        lambda: Bidirectional(LSTM_CELL).step((LSTM_PARAMS,) * 2, (CARRY,) * 2, X),
+        "Bidirectional.step",
+        "a whole sequence",
+        "unroll",
+    ),
+    "a step of a stack with both directions": (
+        lambda: Stack((Bidirectional(LSTM_CELL),)).step(((LSTM_PARAMS,) * 2,), ((CARRY,) * 2,), X),
+        "Bidirectional.step",
+        "a whole sequence",
+    ),
+    # params
+    "one direction's params": (
+        call(Bidirectional(LSTM_CELL), (LSTM_PARAMS,)),
+        "Bidirectional",
+        "1 entries",
+        "tuple of 2",
+    ),
+    # constructors
+    "init of both directions without a key": (
+        lambda: Bidirectional(LSTM_CELL).init(1.0),
+        "key=1.0",
+        "one PRNG key",
+    ),
+    "a class in a Bidirectional": (lambda: Bidirectional(LSTM), "Bidirectional got <class", "a cell"),
+    "None in a Bidirectional": (lambda: Bidirectional(None), "without init, initial_carry, step", "a cell"),
+    "an unknown merge": (
+        lambda: Bidirectional(LSTM_CELL, merge="max"),
+        "merge='max'",
+        "'concat', 'sum', 'mean', 'product'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ERRORS)
+def test_errors(what):
+    assert_raises(*ERRORS[what])

@@ -1,4 +1,4 @@
-"""A model of Flax's own cells, read by ``from_flax``, goes on as a module of ours."""
+"""Weights of Flax's own cells, read by ``from_flax``, in the modules for Flax."""
 
 import jax
 import jax.numpy as jnp
@@ -17,26 +17,28 @@ pytestmark = pytest.mark.peers
 
 B, T, D, H = 2, 5, 3, 4
 XS = np.random.default_rng(0).normal(size=(B, T, D)).astype(np.float32)
-ASKED = {"SimpleCell": {"activation": "tanh"}}
+#: Options that the weights do not determine.
+OPTIONS = {"SimpleCell": {"activation": "tanh"}}
+NAMES = ["LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"]
 
 
-@pytest.mark.parametrize("name", ["LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"])
+@pytest.mark.parametrize("name", NAMES)
 def test_nnx(name):
-    theirs = getattr(nnx, name)(D, H, bias_init=nnx.initializers.normal(), rngs=nnx.Rngs(0))
-    cell, params = from_flax(nnx.to_pure_dict(nnx.state(theirs, nnx.Param)), **ASKED.get(name, {}))
-    expected = nnx.RNN(theirs)(jnp.asarray(XS))
-    for ours in (
+    flax = getattr(nnx, name)(D, H, bias_init=nnx.initializers.normal(), rngs=nnx.Rngs(0))
+    cell, params = from_flax(nnx.to_pure_dict(nnx.state(flax, nnx.Param)), **OPTIONS.get(name, {}))
+    expected = nnx.RNN(flax)(jnp.asarray(XS))
+    for module in (
         nnx.RNN(lstm_jax.nnx.Cell(cell, params=params)),
         lstm_jax.nnx.Recurrent(cell, params=params),
     ):
-        np.testing.assert_allclose(ours(jnp.asarray(XS)), expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(module(jnp.asarray(XS)), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["LSTMCell", "OptimizedLSTMCell", "GRUCell", "SimpleCell"])
+@pytest.mark.parametrize("name", NAMES)
 def test_linen(name):
-    theirs = nn.RNN(getattr(nn, name)(features=H))
-    expected, variables = theirs.init_with_output(jax.random.key(0), XS)
-    cell, params = from_flax(variables["params"]["cell"], **ASKED.get(name, {}))
+    flax = nn.RNN(getattr(nn, name)(features=H))
+    expected, variables = flax.init_with_output(jax.random.key(0), XS)
+    cell, params = from_flax(variables["params"]["cell"], **OPTIONS.get(name, {}))
     module = lstm_jax.linen.Recurrent(cell)
-    found = module.apply({"params": lstm_jax.linen.to_variables(params)}, XS)
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    ys = module.apply({"params": lstm_jax.linen.to_variables(params)}, XS)
+    np.testing.assert_allclose(ys, expected, rtol=1e-5, atol=1e-6)

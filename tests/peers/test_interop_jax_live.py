@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_peers import CASES, READ_ALONE, filled
+from jax_peers import CASES, READ_ALONE, WITH_FUNCTIONS, filled
 
 import lstm_jax
 import lstm_jax.interop
@@ -28,7 +28,7 @@ def sizes(name):
 def built(name):
     peer = name.split(".")[0].split()[0]
     pytest.importorskip({"linen": "flax", "nnx": "flax"}.get(peer, peer), reason=f"compares with {peer}")
-    case = (CASES | READ_ALONE)[name]
+    case = (CASES | READ_ALONE | WITH_FUNCTIONS)[name]
     T, batch, D, H = sizes(name)
     shapes, run = case.theirs(D, H, "float64")
     return case, D, H, jnp.asarray(case.xs(D, T, batch, dtype="float64")), shapes, run
@@ -51,7 +51,7 @@ def agree(ours, theirs, *given):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", [*CASES, *READ_ALONE])
+@pytest.mark.parametrize("name", [*CASES, *READ_ALONE, *WITH_FUNCTIONS])
 def test_theirs_here(name):
     case, D, _, xs, shapes, theirs = built(name)
     weights = jax.tree.map(jnp.asarray, filled(shapes, dtype="float64"))
@@ -62,7 +62,7 @@ def test_theirs_here(name):
     agree(ours, theirs, weights, xs)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *WITH_FUNCTIONS])
 def test_ours_there(name):
     case, D, H, xs, shapes, run = built(name)
     network = case.ours(D, H)

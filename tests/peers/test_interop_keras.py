@@ -11,6 +11,7 @@ import pytest
 
 import lstm_jax
 from lstm_jax.interop import from_keras, to_keras
+from lstm_jax.interop.keras import KERAS_ACTIVATIONS
 
 keras = pytest.importorskip("keras", reason="compares with Keras")
 
@@ -52,6 +53,21 @@ CASES = {
         f"both_{mode}": (lambda mode=mode: layer_of("GRU", 3, mode=mode), (3,), {"merge": mode})
         for mode in ("concat", "sum", "ave", "mul")
     },
+    "lstm_relu": (
+        lambda: layer_of("LSTM", 4, activation="relu", recurrent_activation="hard_sigmoid"),
+        (3,),
+        {"activation": "relu", "recurrent_activation": "hard_sigmoid"},
+    ),
+    "gru_softsign": (
+        lambda: layer_of("GRU", 4, activation="softsign", recurrent_activation="linear"),
+        (3,),
+        {"activation": "softsign", "recurrent_activation": "linear"},
+    ),
+    "gru_before_elu": (
+        lambda: layer_of("GRU", 4, activation="elu", reset_after=False, mode="sum"),
+        (3,),
+        {"activation": "elu", "merge": "sum"},
+    ),
     "both_no_bias": (lambda: layer_of("LSTM", 3, use_bias=False, mode="sum"), (3,), {"merge": "sum"}),
     "conv_1d": (
         lambda: layer_of("ConvLSTM1D", 2, 3, strides=2, padding="valid"),
@@ -136,16 +152,26 @@ def test_ours_in_keras(name):
     assert again == network and same_bits(params, back)
 
 
-def test_a_stack_of_different_layers():
+@pytest.mark.parametrize("name", KERAS_ACTIVATIONS)
+def test_activations_are_those_of_keras(name):
+    x = jnp.linspace(-6, 6, 1001)
+    expected = keras.activations.get(name)(x)
+    np.testing.assert_allclose(KERAS_ACTIVATIONS[name](x), expected, rtol=1e-6, atol=5e-7)
+
+
+@pytest.mark.parametrize("activation", ["tanh", ["relu", None, "softplus"]], ids=str)
+def test_a_stack_of_different_layers(activation):
+    first, second, third = activation if isinstance(activation, list) else [activation] * 3
+
     def make():
         return [
-            layer_of("LSTM", 3, mode="concat"),
-            layer_of("GRU", 4),
-            layer_of("SimpleRNN", 2),
+            layer_of("LSTM", 3, mode="concat", activation=first),
+            layer_of("GRU", 4, activation=second or "tanh"),
+            layer_of("SimpleRNN", 2, activation=third),
         ]
 
     layers, xs = built(make, (5,))
-    asked = {"merge": "concat", "activation": "tanh"}
+    asked = {"merge": "concat", "activation": activation}
     network, params = from_keras([layer.get_weights() for layer in layers], **asked)
     _, ys = lstm_jax.unroll(network, params, jnp.asarray(xs))
     expected = run(layers, [layer.get_weights() for layer in layers], xs)
@@ -164,7 +190,8 @@ def test_weights_by_the_paths_of_their_variables(mode):
     assert cell == other and same_bits(params, same)
 
 
-def test_the_lines_that_convert_a_keras_file(tmp_path):
+def test_the_lines_that_convert_a_keras_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     model = keras.Sequential([keras.Input((4, 3)), keras.layers.LSTM(2, name="memory")])
     model.save(tmp_path / "model.keras")
     with pytest.raises(ValueError, match="load_model") as error:

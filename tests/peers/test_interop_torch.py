@@ -7,6 +7,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="compares with PyTorch")
 
+from torch.nn.utils import prune  # noqa: E402
+
 import lstm_jax  # noqa: E402
 from lstm_jax.interop import from_torch, to_torch  # noqa: E402
 
@@ -113,13 +115,125 @@ def test_a_part_of_a_larger_module():
     assert missing == ["head.weight", "head.bias"] and not unexpected
 
 
-def test_half_precision_tensors_are_told_how_to_come():
-    with pytest.raises(ValueError, match=r"\.float\(\)\.numpy\(\)"):
-        from_torch(torch.nn.LSTM(2, 3, dtype=torch.bfloat16).state_dict())
+def test_bfloat16_there_and_back():
+    """By the line of the docstring: to the bit, and the module computes what the cell does."""
+    module = torch.nn.LSTM(2, 3, dtype=torch.bfloat16)
+    network, params = from_torch(module.state_dict())
+    assert network.param_dtype == jnp.bfloat16
+    for name, tensor in module.named_parameters():
+        if name.startswith("weight"):
+            weight = getattr(params, "w_" + name.split("_")[1])
+            np.testing.assert_array_equal(weight.T.astype(np.float32), tensor.detach().float().numpy())
+    changed = jax.tree.map(lambda a: -2 * a, params)
+    state_dict = {
+        name: torch.from_numpy(array.astype("float32")) for name, array in to_torch(network, changed).items()
+    }
+    module.load_state_dict(state_dict, strict=True)
+    assert module.weight_hh_l0.dtype == torch.bfloat16
+    jax.tree.map(np.testing.assert_array_equal, from_torch(module.state_dict())[1], changed)
 
 
-def test_the_two_lines_that_convert_a_pt_file(tmp_path):
-    """They are what the refusal says, and they run."""
+def test_tensors_that_numpy_does_not_read():
+    """Parameters that require gradients, and tensors inside an autograd graph."""
+    module = torch.nn.GRU(2, 3)
+    _, expected = from_torch(module.state_dict())
+    for given in (dict(module.named_parameters()), {n: 1.0 * p for n, p in module.named_parameters()}):
+        jax.tree.map(np.testing.assert_array_equal, from_torch(given)[1], expected)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["parametrizations", "weight_norm"])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+def test_weight_norm(old):
+    norm = torch.nn.utils.weight_norm if old else torch.nn.utils.parametrizations.weight_norm
+    torch.manual_seed(0)
+    module = torch.nn.LSTM(3, 4, 2, bidirectional=True, dtype=torch.float64)
+    for name in ("weight_hh_l0", "weight_ih_l1_reverse"):
+        norm(module, name)
+        with torch.no_grad():  # so that g is not the norm of v any more
+            g = module.weight_hh_l0_g if old else module.parametrizations.weight_hh_l0.original0
+            g.mul_(torch.rand_like(g) + 0.5)
+    assert any("original1" in name or name.endswith("_v") for name in module.state_dict())
+    xs = np.random.default_rng(0).normal(size=(5, 2, 3))
+    ys = module(torch.from_numpy(xs))[0].detach().numpy()  # the older weight norm sets the weight here
+    network, params = from_torch(module.state_dict())
+    for name, weight in (
+        ("weight_hh_l0", params[0].forward.w_hh),
+        ("weight_ih_l1_reverse", params[1].backward.w_ih),
+    ):
+        np.testing.assert_allclose(weight.T, getattr(module, name).detach().numpy(), rtol=1e-14)
+    np.testing.assert_allclose(lstm_jax.unroll(network, params, jnp.asarray(xs))[1], ys, rtol=1e-10)
+
+
+@pytest.mark.parametrize("dim", [None, 1])
+def test_weight_norm_along_another_axis(dim):
+    module = torch.nn.LSTM(3, 4)
+    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0", dim=dim)
+    with pytest.raises(ValueError, match=r"weight_hh_l0\.original0.*axis 0.*remove_parametrizations"):
+        from_torch(module.state_dict())
+
+
+def test_other_reparametrizations():
+    module = torch.nn.LSTM(3, 4)
+    torch.nn.utils.parametrizations.spectral_norm(module, "weight_hh_l0")
+    with pytest.raises(ValueError, match=r"parametrizations\.weight_hh_l0\.original"):
+        from_torch(module.state_dict())
+    module = torch.nn.LSTM(3, 4)
+    prune.l1_unstructured(module, "weight_hh_l0", 0.5)
+    with pytest.raises(ValueError, match=r"weight_hh_l0_orig.*prune\.remove"):
+        from_torch(module.state_dict())
+    prune.remove(module, "weight_hh_l0")
+    assert np.mean(from_torch(module.state_dict())[1].w_hh == 0) >= 0.5
+
+
+class WeightDrop(torch.nn.Module):
+    """As in AWD-LSTM: the inner module has the raw weight, and the dropped one after a call."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+        weight = module.weight_hh_l0
+        del module._parameters["weight_hh_l0"]
+        module.register_parameter("weight_hh_l0_raw", torch.nn.Parameter(weight.data))
+
+    def forward(self, xs):
+        dropped = torch.nn.functional.dropout(self.module.weight_hh_l0_raw, 0.5, self.training)
+        self.module.weight_hh_l0 = torch.nn.Parameter(dropped)
+        return self.module(xs)
+
+
+class WeightDropout(WeightDrop):
+    """As in fastai: the wrapper has the raw weight."""
+
+    def __init__(self, module):
+        super().__init__(module)
+        self.weight_hh_l0_raw = module.weight_hh_l0_raw
+        del module._parameters["weight_hh_l0_raw"]
+
+    def forward(self, xs):
+        dropped = torch.nn.functional.dropout(self.weight_hh_l0_raw, 0.5, self.training)
+        self.module.weight_hh_l0 = torch.nn.Parameter(dropped)
+        return self.module(xs)
+
+
+@pytest.mark.parametrize("wrapper", [WeightDrop, WeightDropout])
+@pytest.mark.parametrize("prefix", ["", "rnns.0", "rnns.0.module."])
+def test_weight_drop(wrapper, prefix):
+    """Before and after steps of training, when the dropped weight is in the state dict too."""
+    xs = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 2, 3)))
+    module = wrapper(torch.nn.LSTM(3, 4, dtype=torch.float64))
+    whole = torch.nn.ModuleDict({"rnns": torch.nn.ModuleList([module])}) if prefix else module
+    before = from_torch(whole.state_dict(), prefix=prefix)
+    module(xs)
+    assert any(name.endswith("weight_hh_l0") for name in whole.state_dict())
+    network, params = from_torch(whole.state_dict(), prefix=prefix)
+    jax.tree.map(np.testing.assert_array_equal, params, before[1])
+    ys = module.eval()(xs)[0].detach().numpy()
+    np.testing.assert_allclose(lstm_jax.unroll(network, params, jnp.asarray(xs.numpy()))[1], ys, rtol=1e-10)
+
+
+def test_the_two_lines_that_convert_a_pt_file(tmp_path, monkeypatch):
+    """The lines in the error message run."""
+    monkeypatch.chdir(tmp_path)
     module = torch.nn.LSTM(2, 3)
     torch.save(module.state_dict(), tmp_path / "model.pt")
     with pytest.raises(ValueError, match="weights_only=True") as error:

@@ -1,4 +1,4 @@
-"""Units over the devices of a mesh: the values of one device, and the exchanges that were promised."""
+"""Sharded units: results equal those of one device, and the collective operations are as documented."""
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +53,12 @@ EXCHANGING = {
 
 
 def dear(names, everyday):
-    """Parameters of which the everyday run takes a few."""
+    """Values for ``pytest.mark.parametrize`` of which only ``everyday`` are not slow."""
     return [name if name in everyday else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 pytestmark = [
-    pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do"),
+    pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual"),
     pytest.mark.usefixtures("quick_compiles"),
 ]
 
@@ -103,9 +103,9 @@ def placed(network, mesh, params, xs):
     return params, jax.device_put(xs, NamedSharding(mesh, P(None, "data")))
 
 
-def assert_close(ours, expected, tolerance=2e-5):
-    assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+def assert_close(found, expected, tolerance=2e-5):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         np.testing.assert_allclose(np.asarray(a), np.asarray(b), rtol=tolerance, atol=tolerance)
 
@@ -114,7 +114,7 @@ def assert_close(ours, expected, tolerance=2e-5):
 
 
 @pytest.mark.parametrize("name", dear(NETWORKS, {"lstm"}))
-def test_values_and_gradients_are_those_of_one_device(name):
+def test_values_and_gradients_equal_those_of_one_device(name):
     network = NETWORKS[name]
     (params, xs), flags = problem(network), flags_of()
     key = jax.random.key(1) if name == "stack" else None
@@ -122,9 +122,9 @@ def test_values_and_gradients_are_those_of_one_device(name):
     mesh = mesh_of()
     sharded = lstm_jax.shard(network, mesh)
     params, xs = placed(sharded, mesh, params, xs)
-    ours = gradients_of(sharded, reverse=True, key=key)(params, xs, flags)
-    assert_close(ours, expected)
-    for gradient, param in zip(jax.tree.leaves(ours[1][0]), jax.tree.leaves(params), strict=True):
+    found = gradients_of(sharded, reverse=True, key=key)(params, xs, flags)
+    assert_close(found, expected)
+    for gradient, param in zip(jax.tree.leaves(found[1][0]), jax.tree.leaves(params), strict=True):
         assert gradient.sharding.is_equivalent_to(param.sharding, param.ndim)
 
 
@@ -148,7 +148,6 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", dear(OPTIONS, set()))
 def test_options_with_a_given_carry(options):
-    """As a window hands it on."""
     cell, options = NETWORKS["lstm"], OPTIONS[options]
     (params, xs), flags = problem(cell), flags_of()
     mesh = mesh_of()
@@ -188,18 +187,18 @@ def test_one_step(name):
 def test_forward_mode_and_second_derivatives():
     cell, mesh = NETWORKS["lstm"], mesh_of()
     params, xs = problem(cell)
-    along = problem(cell, seed=1)[0]
+    direction = problem(cell, seed=1)[0]
 
     def of(network):
         def loss(params):
             return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(lstm_jax.unroll(network, params, xs)))
 
-        return jax.jit(lambda params, along: jax.jvp(jax.grad(loss), (params,), (along,)))(params, along)
+        return jax.jit(lambda params, d: jax.jvp(jax.grad(loss), (params,), (d,)))(params, direction)
 
     assert_close(of(Sharded(cell, mesh)), of(cell), 1e-4)
 
 
-# --- what passes between devices -------------------------------------------------------------------
+# --- collective operations -------------------------------------------------------------------------
 
 
 def compiled_gradient(network, mesh, batch=B):
@@ -215,8 +214,8 @@ def compiled_gradient(network, mesh, batch=B):
     return found, lstm_jax.communication(sharded, params, batch)
 
 
-def test_the_counter_sees_what_a_cut_through_the_gates_costs():
-    """The parameters' last axis cut as it stands: forward alone, five exchanges a step or more."""
+def test_sharding_the_last_axis_directly_needs_more_collective_operations():
+    """At least five per step in the forward pass."""
     mesh = mesh_of()
     cell = LSTM(D, H)
     params, xs = problem(cell)
@@ -229,35 +228,40 @@ def test_the_counter_sees_what_a_cut_through_the_gates_costs():
 
 
 @pytest.mark.parametrize("name", dear(NETWORKS, {"lstm", "gru"}))
-def test_a_loop_exchanges_h_once_in_each_direction_and_nothing_else(name):
-    found, told = compiled_gradient(NETWORKS[name], mesh_of())
+def test_a_loop_has_one_collective_operation_for_h_in_each_direction(name):
+    found, expected = compiled_gradient(NETWORKS[name], mesh_of())
     count = EXCHANGING.get(name, 0)
     assert counted(found, in_loop=True) == ({"all-gather": count, "reduce-scatter": count} if count else {})
-    assert told.forward == told.backward == count * (B // 2) * H * 4 // 2
+    assert expected.forward == expected.backward == count * (B // 2) * H * 4 // 2
     received = {
         kind: sum(one.received for one in found if one.in_loop and one.kind == kind) for kind in KINDS
     }
-    assert received == dict.fromkeys(KINDS, 0) | {"all-gather": told.forward, "reduce-scatter": told.backward}
+    assert received == dict.fromkeys(KINDS, 0) | {
+        "all-gather": expected.forward,
+        "reduce-scatter": expected.backward,
+    }
 
 
 MESHES = {"data": (4, 1), "both": (2, 2), "model": (1, 4)}
 
 
 @pytest.mark.parametrize("mesh", dear(MESHES, {"both"}))
-def test_gradients_are_summed_over_the_rows_once_outside_of_the_loop(mesh):
+def test_gradients_are_summed_over_rows_once_after_the_loop(mesh):
     data, model = MESHES[mesh]
-    found, told = compiled_gradient(LSTM(D - 2, H, learn_initial_carry=True), mesh_of(data=data, model=model))
+    found, expected = compiled_gradient(
+        LSTM(D - 2, H, learn_initial_carry=True), mesh_of(data=data, model=model)
+    )
     summed = [one for one in found if one.kind == "all-reduce"]
     assert not any(one.in_loop for one in summed)
-    assert sum(one.received for one in summed) == told.gradients
+    assert sum(one.received for one in summed) == expected.gradients
     weights = ((D - 2 + H + 1) * 4 * H + 2 * H) * 4
-    assert told == (B // data * H * 4 * (model - 1) // model,) * 2 + (
+    assert expected == (B // data * H * 4 * (model - 1) // model,) * 2 + (
         2 * weights // model * (data - 1) // data,
     )
-    assert sum(one.received for one in found if one.in_loop) == told.forward + told.backward
+    assert sum(one.received for one in found if one.in_loop) == expected.forward + expected.backward
 
 
-def test_each_device_keeps_its_part_of_the_parameters():
+def test_each_device_has_its_part_of_the_parameters():
     network, mesh = NETWORKS["stack"], mesh_of()
     sharded = lstm_jax.shard(network, mesh)
     (lstm, gru, readout), _ = placed(sharded, mesh, *problem(network))
@@ -275,8 +279,8 @@ def test_each_device_keeps_its_part_of_the_parameters():
     assert sum(leaf.is_fully_replicated for leaf in (lstm.bias, gru.bias)) == 2
 
 
-def test_a_loss_over_a_spread_vocabulary_never_gathers_the_logits():
-    """A maximum, a sum and the logit asked for, of each row and step, are all that passes."""
+def test_a_loss_over_a_sharded_vocabulary_does_not_gather_the_logits():
+    """Devices exchange a maximum, a sum and the label's logit of each row and step."""
     V, mesh = 20, mesh_of()
     network = lstm_jax.shard(Stack((LSTM(D, H), Readout(H, V))), mesh)
     params = problem(network)[0]
@@ -297,7 +301,7 @@ def test_a_loss_over_a_spread_vocabulary_never_gathers_the_logits():
     assert {shape[2:] for shape in of_steps} <= {(), (1,), (D,), (H,), (H // 2,)}
 
 
-# --- its place in the house ------------------------------------------------------------------------
+# --- cells, explain, errors ------------------------------------------------------------------------
 
 
 def test_equal_meshes_make_equal_cells():
@@ -307,7 +311,7 @@ def test_equal_meshes_make_equal_cells():
     assert lstm_jax.shard(cells[0], mesh_of()) == cells[0]
 
 
-def test_explain_tells_what_a_device_walks():
+def test_explain_describes_the_cell_of_a_device():
     cell = Sharded(LSTM(D, H), mesh_of())
     params, xs = problem(cell)
     plan = lstm_jax.explain(cell, params, xs)
@@ -321,11 +325,11 @@ def test_explain_tells_what_a_device_walks():
         (lambda: Sharded(LSTMVariant(D, 9, heads=3), mesh_of()), "hidden_size=9"),
         (lambda: Sharded(GRUVariant(D, 6, heads=3), mesh_of()), "heads=3 over model=2"),
         (lambda: lstm_jax.shard(Stack((RNN(D, H), Readout(H, 5))), mesh_of()), "output_size=5 over model=2"),
-        (lambda: Sharded(GRUVariant(D, H, reset_after=False), mesh_of()), "two products"),
+        (lambda: Sharded(GRUVariant(D, H, reset_after=False), mesh_of()), "two consecutive products"),
         (lambda: Sharded(LSTMVariant(D, H, layer_norm="tfa"), mesh_of()), "mean over all units"),
         (lambda: Sharded(LSTMVariant(D, H, proj_size=4), mesh_of()), "proj_size"),
         (lambda: Sharded(Zoneout(LSTM(D, H), 0.1), mesh_of()), "Zoneout draws its noise"),
-        (lambda: Sharded(MLSTM(D, H, heads=2), mesh_of()), "nothing is known"),
+        (lambda: Sharded(MLSTM(D, H, heads=2), mesh_of()), "layout of its units"),
         (lambda: Sharded(LSTM(D, H), mesh_of(), model="units"), "axes .*'data': 2.*'units'"),
         (lambda: Sharded(LSTM(D, H), None), "a mesh.*NoneType|NoneType"),
         (
@@ -347,6 +351,6 @@ def test_explain_tells_what_a_device_walks():
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_the_reason(make, words):
+def test_errors(make, words):
     with pytest.raises(ValueError, match=words):
         make()

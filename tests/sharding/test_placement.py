@@ -1,4 +1,4 @@
-"""Over four devices ``unroll`` gives what it gives on one: in ``shard_map``, under meshes of either kind."""
+"""``unroll`` on four devices equals ``unroll`` on one: in ``shard_map`` and on both types of meshes."""
 
 from functools import cache, partial
 
@@ -27,8 +27,7 @@ NETWORKS = {
 SPECS = {"xs": P(None, "data"), "lengths": P("data"), "mask": P(None, "data"), "resets": P(None, "data")}
 
 pytestmark = [
-    pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices; virtual ones will do"),
-    # Where the devices stand is under test, not how fast their programs are.
+    pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual"),
     pytest.mark.usefixtures("quick_compiles"),
 ]
 
@@ -76,9 +75,9 @@ def placed(mesh, xs, flags):
     return xs, {name: jax.device_put(flag, NamedSharding(mesh, SPECS[name])) for name, flag in flags.items()}
 
 
-def assert_close(ours, expected):
-    assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+def assert_close(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
@@ -87,7 +86,7 @@ def assert_close(ours, expected):
 
 
 def in_shard_map(mesh, network, run, *args):
-    """Rows apart; weights, and so their gradients, on every device."""
+    """Rows are sharded; weights and their gradients are replicated."""
     (carry, _), (dparams, _) = jax.eval_shape(run, *args)
     out_specs = (
         (jax.tree.map(lambda _: P("data"), carry), SPECS["xs"]),
@@ -101,21 +100,20 @@ def in_shard_map(mesh, network, run, *args):
     "name",
     helpers.daily(["lstm_learned", "stack", "rnn", "lstm", "gru", "slstm", "mlstm"]),
 )
-def test_in_shard_map_rows_are_apart_and_weight_gradients_are_summed(name):
+def test_sharded_rows_in_shard_map(name):
     network = NETWORKS[name]
     run = gradients_of(network, reverse=True)
-    ours = in_shard_map(mesh_of(AxisType.Auto), network, run, *problem(network))
-    assert_close(ours, unsharded(network))
+    found = in_shard_map(mesh_of(AxisType.Auto), network, run, *problem(network))
+    assert_close(found, unsharded(network))
 
 
 @pytest.mark.parametrize("implementation", helpers.daily(["fused", "scan"]))
 def test_windows_in_shard_map(implementation):
-    """A checkpoint's windows, without flags, for both directions."""
     network = NETWORKS["bidirectional"]
     params, xs, _ = problem(network)
     run = gradients_of(network, checkpoint=2, implementation=implementation)
-    ours = in_shard_map(mesh_of(AxisType.Auto), network, run, params, xs, {})
-    assert_close(ours, jax.jit(gradients_of(network))(params, xs, {}))
+    found = in_shard_map(mesh_of(AxisType.Auto), network, run, params, xs, {})
+    assert_close(found, jax.jit(gradients_of(network))(params, xs, {}))
 
 
 def test_in_shard_map_over_an_explicit_mesh():
@@ -125,11 +123,11 @@ def test_in_shard_map_over_an_explicit_mesh():
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
         params = jax.device_put(params, NamedSharding(mesh, P()))
-        ours = in_shard_map(mesh, network, run, params, *placed(mesh, xs, flags))
-    assert_close(ours, unsharded(network))
+        found = in_shard_map(mesh, network, run, params, *placed(mesh, xs, flags))
+    assert_close(found, unsharded(network))
 
 
-def test_a_given_carry_in_shard_map_may_be_the_same_on_every_device():
+def test_a_replicated_carry_in_shard_map():
     cell = NETWORKS["gru"]
     params, xs, _ = problem(cell)
     carry = jnp.full((B // 4, H), 0.5)
@@ -140,8 +138,8 @@ def test_a_given_carry_in_shard_map_may_be_the_same_on_every_device():
     specs = (P(), P(), SPECS["xs"])
     out_specs = (P("data"), SPECS["xs"])
     mesh = mesh_of(AxisType.Auto)
-    ours = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=out_specs))(params, carry, xs)
-    assert_close(jax.device_get(ours), jax.device_get(run(params, jnp.full((B, H), 0.5), xs)))
+    found = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=specs, out_specs=out_specs))(params, carry, xs)
+    assert_close(jax.device_get(found), jax.device_get(run(params, jnp.full((B, H), 0.5), xs)))
 
 
 # --- an automatic mesh --------------------------------------------------------------------------
@@ -153,9 +151,9 @@ def test_rows_sharded_in_an_automatic_mesh(name):
     params, xs, flags = problem(network)
     mesh = mesh_of(AxisType.Auto)
     run = jax.jit(gradients_of(network, reverse=True))
-    ours = run(jax.device_put(params, NamedSharding(mesh, P())), *placed(mesh, xs, flags))
-    assert "data" in ours[0][1].sharding.spec
-    assert_close(jax.device_get(ours), unsharded(network))
+    found = run(jax.device_put(params, NamedSharding(mesh, P())), *placed(mesh, xs, flags))
+    assert "data" in found[0][1].sharding.spec
+    assert_close(jax.device_get(found), unsharded(network))
 
 
 @pytest.mark.parametrize("name", helpers.daily(["lstm", "gru", "bidirectional"]))
@@ -165,29 +163,29 @@ def test_hidden_units_sharded_in_an_automatic_mesh(name):
     params, xs, flags = problem(network)
     mesh = mesh_of(AxisType.Auto, data=2, model=2)
 
-    def spread(a):
+    def shard(a):
         return jax.device_put(a, NamedSharding(mesh, P(*[None] * (a.ndim - 1), "model")))
 
     run = jax.jit(gradients_of(network, reverse=True))
-    ours = run(jax.tree.map(spread, params), *placed(mesh, xs, flags))
-    assert_close(jax.device_get(ours), unsharded(network))
+    found = run(jax.tree.map(shard, params), *placed(mesh, xs, flags))
+    assert_close(jax.device_get(found), unsharded(network))
 
 
 # --- an explicit mesh ---------------------------------------------------------------------------
 
 
 def explicitly(network, run, flags=None):
-    """``run`` under an explicit mesh; what has rows comes back with its rows sharded."""
+    """``run`` on an explicit mesh; checks that rows are sharded in the results."""
     params, xs, given = problem(network)
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
         params = jax.device_put(params, NamedSharding(mesh, P()))
-        ours = jax.jit(run)(params, *placed(mesh, xs, given if flags is None else flags))
-        (carry, ys), (dparams, dxs) = ours
+        found = jax.jit(run)(params, *placed(mesh, xs, given if flags is None else flags))
+        (carry, ys), (dparams, dxs) = found
         assert {jax.typeof(a).sharding.spec[1] for a in (*jax.tree.leaves(ys), dxs)} == {"data"}
         assert all(jax.typeof(a).sharding.spec[0] == "data" for a in jax.tree.leaves(carry))
         assert not any(any(jax.typeof(a).sharding.spec) for a in jax.tree.leaves(dparams))
-        return jax.device_get(ours)
+        return jax.device_get(found)
 
 
 @pytest.mark.parametrize("name", helpers.daily(NETWORKS, "lstm", "gru_reset_before"))
@@ -196,7 +194,7 @@ def test_rows_sharded_in_an_explicit_mesh(name):
     assert_close(explicitly(network, gradients_of(network, reverse=True)), unsharded(network))
 
 
-#: Those without flags are for ``make test-slow``, and with flags those that are not named in ``DAILY``.
+#: Only the cells in ``DAILY``, with flags, are not slow.
 OPTIONS = [
     ("lstm", {"implementation": "fused", "checkpoint": 2, "return_carries": True}),
     ("gru", {"implementation": "scan", "checkpoint": "sqrt", "reverse": True}),
@@ -226,22 +224,22 @@ def test_options_in_an_explicit_mesh(flagged, name, options):
 
 
 @pytest.mark.parametrize("dropout_mask", helpers.daily(["step", "sequence"]))
-def test_dropout_in_an_explicit_mesh_draws_the_same_noise(dropout_mask):
+def test_dropout_in_an_explicit_mesh(dropout_mask):
     network = Stack((GRU(D, H), RNN(H, H)), dropout=0.5, dropout_mask=dropout_mask, residual=True)
     params, xs, flags = problem(network)
     expected = lstm_jax.unroll(network, params, xs, **flags, key=jax.random.key(1))
-    negative_zeros = lstm_jax.unroll(network, params, xs, **flags)
+    without_key = lstm_jax.unroll(network, params, xs, **flags)
     mesh = mesh_of(AxisType.Explicit)
     with jax.set_mesh(mesh):
         xs, flags = placed(mesh, xs, flags)
-        ours = jax.device_get(lstm_jax.unroll(network, params, xs, **flags, key=jax.random.key(1)))
-    assert_close(ours, expected)
-    assert not np.allclose(ours[1], negative_zeros[1])
+        found = jax.device_get(lstm_jax.unroll(network, params, xs, **flags, key=jax.random.key(1)))
+    assert_close(found, expected)
+    assert not np.allclose(found[1], without_key[1])
 
 
 @pytest.mark.parametrize("name", helpers.daily(["lstm", "bidirectional", "stack"]))
 def test_a_given_carry_in_an_explicit_mesh(name):
-    """The same on every device, as ``initial_carry`` makes it, or sharded, as a window hands it on."""
+    """A replicated carry from ``initial_carry``, and a sharded one from a window."""
     network = NETWORKS[name]
     params, xs, _ = problem(network)
     zeros = network.initial_carry((B,))
@@ -251,8 +249,8 @@ def test_a_given_carry_in_an_explicit_mesh(name):
     with jax.set_mesh(mesh):
         xs, _ = placed(mesh, xs, {})
         carry, _ = run(params, xs, zeros)
-        ours = jax.device_get(run(params, xs, carry))
-    assert_close(ours, jax.device_get(expected))
+        found = jax.device_get(run(params, xs, carry))
+    assert_close(found, jax.device_get(expected))
 
 
 def test_two_sharded_batch_axes_in_an_explicit_mesh():
@@ -263,5 +261,5 @@ def test_two_sharded_batch_axes_in_an_explicit_mesh():
     mesh = mesh_of(AxisType.Explicit, data=2, more=2)
     with jax.set_mesh(mesh):
         xs = jax.device_put(xs, NamedSharding(mesh, P(None, "data", "more")))
-        ours = jax.device_get(lstm_jax.unroll(cell, params, xs))
-    assert_close(ours, jax.device_get(expected))
+        found = jax.device_get(lstm_jax.unroll(cell, params, xs))
+    assert_close(found, jax.device_get(expected))

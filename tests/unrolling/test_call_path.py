@@ -1,4 +1,4 @@
-"""How deep the call path is: a reader who follows ``unroll`` or ``lstm_step`` meets few functions."""
+"""The depth of the call path of ``unroll`` and ``lstm_step``."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 import lstm_jax
 
 LIBRARY = str(Path(lstm_jax.__file__).parent)
-CELL = lstm_jax.LSTM(5, 7)  # sizes that no other test has compiled
+CELL = lstm_jax.LSTM(5, 7)  # sizes that no other test compiles
 CARRY = CELL.initial_carry((2,))
 OPTIONS = {
     "plain": {},
@@ -22,7 +22,7 @@ OPTIONS = {
 
 
 def deepest(call):
-    """The most frames of the library on the stack at once while ``call`` runs; they are named if it fails."""
+    """The names of the library's frames where the stack is deepest while ``call`` runs."""
     most = []
 
     def profile(frame, event, _):

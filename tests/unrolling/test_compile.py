@@ -1,4 +1,4 @@
-"""What is compiled, how often and how large: equal calls share one program that does not grow with time."""
+"""Compilation: equal calls share one program, and programs do not grow with T."""
 
 import re
 from contextlib import contextmanager
@@ -53,7 +53,7 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listener)
 
 
-def test_the_counter_sees_a_compilation():
+def test_compilations_counts_a_compilation():
     with compilations() as events:
         jax.jit(lambda x: x * 3 + 1)(np.ones(7, np.float32))
     assert "backend_compile_duration" in events
@@ -64,7 +64,7 @@ def test_the_counter_sees_a_compilation():
 
 @pytest.mark.parametrize("name", helpers.daily(NETWORKS, "lstm", "gru"))
 def test_a_second_eager_call_compiles_nothing(name):
-    """Nor does one with a new, equal network object, other values, and other flags of the same shapes."""
+    """The second call has an equal network, other values, and other flags of the same shapes."""
     network = NETWORKS[name]()
     params = network.init(jax.random.key(0))
     xs = jnp.ones((T, B, D))
@@ -96,7 +96,7 @@ def test_a_second_eager_gradient_compiles_nothing():
 
 
 def test_windows_of_one_size_share_a_program():
-    """Streaming: the carry handed on and ``start`` advanced."""
+    """The carry is passed on and ``start`` advances."""
     cell = GRU(D, H)
     params = cell.init(jax.random.key(0))
     windows = list(jnp.ones((4, 1, B, D)))
@@ -107,7 +107,7 @@ def test_windows_of_one_size_share_a_program():
     assert events == []
 
 
-def test_a_jitted_call_is_found_again_by_an_equal_cell():
+def test_an_equal_cell_reuses_a_jitted_call():
     run = jax.jit(lstm_jax.unroll, static_argnums=0)
     cell = LSTM(D, H)
     params = cell.init(jax.random.key(0))
@@ -119,7 +119,7 @@ def test_a_jitted_call_is_found_again_by_an_equal_cell():
     assert events == []
 
 
-def test_another_option_is_another_program():
+def test_another_option_compiles_another_program():
     cell = LSTM(D, H)
     params = cell.init(jax.random.key(0))
     xs = jnp.ones((T, B, D))
@@ -133,7 +133,7 @@ def test_another_option_is_another_program():
 # --- equal hyperparameters ----------------------------------------------------------------------
 
 ONES = jax.nn.initializers.ones
-#: Another value of every field that a class of the library has.
+#: A second value for every field of the classes of the library.
 MESHES = [jax.make_mesh((1, 1, 1), names) for names in (("rows", "units", "more"), ("more", "units", "rows"))]
 OTHERS = {
     **{name: 8 for name in ("input_size", "hidden_size", "output_size", "features")},
@@ -191,7 +191,7 @@ NETWORKS_BY_KIND = {
 }
 
 
-def test_every_class_has_a_network():
+def test_all_public_classes_are_tested():
     public = [kind for kind in vars(lstm_jax).values() if isinstance(kind, type) and is_dataclass(kind)]
     assert {kind for kind in public if hasattr(kind, "init")} == set(NETWORKS_BY_KIND)
 
@@ -214,7 +214,7 @@ def test_every_field_is_compared(kind):
 
 @pytest.mark.parametrize("kind", [RNN, LSTM, GRU, Readout, IndRNN, SLSTM, MLSTM, MinGRU, MinLSTM])
 @pytest.mark.parametrize("field", ["param_dtype", "dtype"])
-def test_names_of_one_dtype_are_one_hyperparameter(kind, field):
+def test_equal_dtypes_make_equal_cells(kind, field):
     for spellings in (
         ("float32", jnp.float32, np.float32, np.dtype("float32")),
         ("bfloat16", jnp.bfloat16, jnp.dtype("bfloat16")),
@@ -224,7 +224,7 @@ def test_names_of_one_dtype_are_one_hyperparameter(kind, field):
         assert isinstance(getattr(cells.pop(), field), np.dtype)
 
 
-def test_lists_of_layers_are_tuples_and_numbers_are_plain():
+def test_lists_and_numpy_numbers_make_equal_cells():
     layers = [LSTM(D, H), GRU(H, H)]
     assert Stack(layers) == Stack(tuple(layers)) and hash(Stack(layers)) == hash(Stack(tuple(layers)))
     assert Stack(layers, dropout=0) == Stack(layers, dropout=0.0)
@@ -236,7 +236,7 @@ def test_lists_of_layers_are_tuples_and_numbers_are_plain():
 
 
 def program(network, steps, **options):
-    """The lowered text of value and gradient, with the numbers (shapes) taken out."""
+    """The lowered program of value and gradient, without numbers."""
     params = jax.eval_shape(network.init, jax.random.key(0))
     xs = jax.ShapeDtypeStruct((steps, B, D), jnp.float32)
     lengths = jax.ShapeDtypeStruct((B,), jnp.int32)
@@ -263,11 +263,11 @@ def test_the_program_of_ten_thousand_steps_is_as_long_as_that_of_sixteen(name, o
     assert len(short.splitlines()) == len(long.splitlines())
 
 
-# --- where the weight gradient is taken ---------------------------------------------------------
+# --- products -----------------------------------------------------------------------------------
 
 
 def products(jaxpr, in_loop=False):
-    """``(shape of the result, whether it stands inside a loop)`` of every matrix product."""
+    """``(shape of the result, whether it is in a loop)`` of every matrix product."""
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general":
             yield tuple(eqn.outvars[0].aval.shape), in_loop
@@ -303,7 +303,7 @@ def test_the_recurrent_weights_gradient_is_one_product_after_the_loop(kind, gate
 
 
 def test_a_backward_step_of_the_fused_lstm_is_one_product():
-    """Forward loop h R, backward loop dz R^T; everything else is outside."""
+    """The forward loop has h R, the backward loop dz R^T; other products are outside."""
     cell = LSTM(D, H)
     params = cell.init(jax.random.key(0))
     xs = jnp.ones((T, B, D))
@@ -324,7 +324,7 @@ def test_a_backward_step_of_the_fused_lstm_is_one_product():
     [("carry", "fused"), helpers.slow("outputs", "fused"), helpers.slow("carry", "scan")],
 )
 def test_checkpointed_windows_need_far_less_memory(of, implementation):
-    """The final carry's gradient keeps no carry, gate or pre-activation of every step."""
+    """The gradient of the final carry stores no array with all steps."""
     steps, rows, hidden = 4096, 4, 16
     cell = LSTM(D, hidden)
     params = jax.eval_shape(cell.init, jax.random.key(0))
@@ -355,7 +355,7 @@ def test_checkpointed_windows_need_far_less_memory(of, implementation):
 
 @dataclass(frozen=True)
 class Counter:
-    """Three methods; counts how often it is traced."""
+    """A cell with three methods that counts how often it is traced."""
 
     name: str
     input_size: int = D
@@ -378,10 +378,10 @@ TRACED = []
 
 def test_a_users_cell_is_traced_once_for_many_calls():
     xs = jnp.ones((T, B, D))
-    lstm_jax.unroll(Counter("once"), (), xs)
-    seen = len(TRACED)
+    lstm_jax.unroll(Counter("first"), (), xs)
+    count = len(TRACED)
     for _ in range(3):
-        jax.block_until_ready(lstm_jax.unroll(Counter("once"), (), xs))
-    assert len(TRACED) == seen
+        jax.block_until_ready(lstm_jax.unroll(Counter("first"), (), xs))
+    assert len(TRACED) == count
     lstm_jax.unroll(Counter("other"), (), xs)
-    assert len(TRACED) > seen
+    assert len(TRACED) > count

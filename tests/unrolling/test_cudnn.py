@@ -1,7 +1,7 @@
-"""cuDNN's LSTM where there is no cuDNN: ``lstm_ref`` of ``jax.experimental.rnn`` stands in for the call.
+"""cuDNN's LSTM, replaced by ``lstm_ref`` of ``jax.experimental.rnn`` on machines without cuDNN.
 
-It reads the same vector of weights in the same order, so that layouts, layers, directions, lengths, carries
-and gradients are held here; that cuDNN itself does as much is for ``test_registry.py`` on a GPU.
+``lstm_ref`` reads the same vector of weights, so these tests cover layouts, layers, directions, lengths,
+carries and gradients. ``test_registry.py`` tests cuDNN on a GPU.
 """
 
 from importlib import import_module
@@ -15,7 +15,6 @@ import pytest
 from against_oracle import B, D, H, T, assert_agrees, problem
 from jax.experimental import rnn
 
-import lstm_jax
 from lstm_jax import (
     GRU,
     LSTM,
@@ -35,46 +34,46 @@ CELL = oracle.Cell(oracle.lstm, oracle.two_zeros)
 
 
 @pytest.fixture
-def stand_in(monkeypatch, quick_compiles):
-    """``lstm_ref`` and its derivative in place of cuDNN's two calls; returns what these were given."""
-    seen = []  # what cuDNN would be told, call after call
+def reference(monkeypatch, quick_compiles):
+    """Replace cuDNN's forward and backward call by ``lstm_ref``; returns the list of calls."""
+    calls = []
 
-    def reference(call, xs, h, c, weights, lengths):
-        seen.append(call)
+    def lstm_ref(call, xs, h, c, weights, lengths):
+        calls.append(call)
         D, H, layers, dropout, both, _ = call.options
-        weights = jnp.where(jnp.all(lengths > 0), weights, jnp.nan)  # cuDNN takes no row without a step
+        weights = jnp.where(jnp.all(lengths > 0), weights, jnp.nan)  # cuDNN requires a step in each row
         parts = rnn.unpack_lstm_weights(weights, D, H, layers, both)
         return rnn.lstm_ref(xs, h, c, *parts, lengths, D, H, layers, dropout, both)
 
     def forward(call, xs, h, c, weights, lengths):
-        return reference(call, xs, h, c, weights, lengths), (xs, h, c, weights, lengths)
+        return lstm_ref(call, xs, h, c, weights, lengths), (xs, h, c, weights, lengths)
 
-    def backward(call, saved, cotangents):
-        *arrays, lengths = saved
-        return jax.vjp(lambda *arrays: reference(call, *arrays, lengths), *arrays)[1](cotangents)
+    def backward(call, residuals, cotangents):
+        *arrays, lengths = residuals
+        return jax.vjp(lambda *arrays: lstm_ref(call, *arrays, lengths), *arrays)[1](cotangents)
 
     monkeypatch.setattr(cudnn, "_forward", forward)
     monkeypatch.setattr(cudnn, "_backward", backward)
     monkeypatch.setattr(cudnn, "no_device", lambda: None)
     api._compiled.clear_cache()
-    with jax.numpy_rank_promotion("allow"):  # the reference adds a scan's row to its batch
-        yield seen
-    api._compiled.clear_cache()  # the programs of the stand-in must not be reused
+    with jax.numpy_rank_promotion("allow"):  # lstm_ref broadcasts implicitly
+        yield calls
+    api._compiled.clear_cache()  # its programs contain the replacement
 
 
 @pytest.fixture(params=["reference", "cudnn"])
 def either(request):
-    """The stand-in; and cuDNN itself, where it is."""
+    """The replacement, and cuDNN if the machine has it."""
     if request.param == "reference":
-        request.getfixturevalue("stand_in")
-    elif why := cudnn.no_device():
+        request.getfixturevalue("reference")
+    elif reason := cudnn.no_device():
         expected = request.config.getoption("device") == "gpu"
-        (pytest.fail if expected else pytest.skip)(why)
+        (pytest.fail if expected else pytest.skip)(reason)
     with jax.default_matmul_precision("highest"):
         yield request.param
 
 
-def two(cell, size):
+def two_layers(cell, size):
     return Stack((cell(D), cell(size)))
 
 
@@ -84,10 +83,10 @@ NETWORKS = {
         LSTM(D, H, use_bias=False, learn_initial_carry=True),
         oracle.Cell(oracle.lstm, lambda params: params.initial),
     ),
-    "stack": (two(lambda size: LSTM(size, H), H), oracle.Stack((CELL, CELL))),
+    "stack": (two_layers(lambda size: LSTM(size, H), H), oracle.Stack((CELL, CELL))),
     "bidirectional_sum": (Bidirectional(LSTM(D, H), merge="sum"), oracle.Bidirectional(CELL, merge="sum")),
     "bidirectional_stack": (
-        two(lambda size: Bidirectional(LSTM(size, H)), 2 * H),
+        two_layers(lambda size: Bidirectional(LSTM(size, H)), 2 * H),
         oracle.Stack((oracle.Bidirectional(CELL), oracle.Bidirectional(CELL))),
     ),
 }
@@ -101,7 +100,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("name", helpers.daily(NETWORKS, "lstm"))
-def test_values_and_gradients_are_the_oracles(name, either):
+def test_values_and_gradients_agree_with_the_oracle(name, either):
     given = problem(*NETWORKS[name], **CALLS[name])
     plan = explain(
         given.network, given.params, given.xs, given.carry, implementation="cudnn", **given.options
@@ -111,16 +110,16 @@ def test_values_and_gradients_are_the_oracles(name, either):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_all_layers_and_directions_are_one_call(name, stand_in):
+def test_all_layers_and_directions_are_one_call(name, reference):
     network, _ = NETWORKS[name]
     params = jax.eval_shape(network.init, jax.random.key(0))
     explain(network, params, jax.ShapeDtypeStruct((T, B, D), "float32"), implementation="cudnn")
-    (call,) = stand_in
+    (call,) = reference
     assert call.options[2:5] == (2 if "stack" in name else 1, 0.0, "bidirectional" in name)
 
 
 @pytest.mark.slow
-def test_several_batch_axes_and_none_are_one_to_cudnn(either):
+def test_no_batch_axis_and_several(either):
     cell = LSTM(D, H)
     params = cell.init(jax.random.key(0))
     for batch in ((), (2, 3)):
@@ -144,13 +143,13 @@ def test_nan_at_invalid_steps_reaches_nothing(either):
 
         return jax.grad(loss, (0, 1))(given.params, xs)
 
-    spoilt = jnp.where(valid[..., None], given.xs, jnp.nan)
-    for a, b in zip(jax.tree.leaves(gradients(spoilt)), jax.tree.leaves(gradients(given.xs)), strict=True):
+    with_nan = jnp.where(valid[..., None], given.xs, jnp.nan)
+    for a, b in zip(jax.tree.leaves(gradients(with_nan)), jax.tree.leaves(gradients(given.xs)), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.slow
-def test_layers_that_differ_are_calls_of_their_own(either):
+def test_layers_of_different_sizes_are_separate_calls(either):
     network = Stack((LSTM(D, H), LSTM(H, 2), Bidirectional(LSTM(2, H)), Readout(2 * H, 1)), residual=False)
     params, xs = network.init(jax.random.key(0)), jnp.ones((T, B, D))
     plan = explain(network, params, xs, implementation="cudnn")
@@ -160,15 +159,15 @@ def test_layers_that_differ_are_calls_of_their_own(either):
     np.testing.assert_allclose(ys, unroll(network, params, xs)[1], atol=1e-5)
 
 
-def test_the_vector_is_that_of_the_converter():
+def test_the_vector_of_weights_agrees_with_to_cudnn():
     network = NETWORKS["bidirectional_stack"][0]
     params = network.init(jax.random.key(0))
-    own = cudnn.flat_weights(cudnn._each(params))
-    np.testing.assert_array_equal(own, to_cudnn(network, params))
-    assert own.size == rnn.get_num_params_in_lstm(D, H, 2, True)
+    weights = cudnn.flat_weights(cudnn._params_list(params))
+    np.testing.assert_array_equal(weights, to_cudnn(network, params))
+    assert weights.size == rnn.get_num_params_in_lstm(D, H, 2, True)
 
 
-# --- what it cannot do ----------------------------------------------------------------------------
+# --- unsupported calls ---------------------------------------------------------------------------
 
 
 def loss_of(xs, **options):
@@ -190,7 +189,7 @@ def loss_of(xs, **options):
     ],
     ids=["vmap", "vmap_grad", "jvp", "grad_grad", "jvp_grad", "hessian"],
 )
-def test_transforms_that_cudnn_has_not_raise_their_reason(transformed, reason, jitted, either):
+def test_unsupported_transforms_raise(transformed, reason, jitted, either):
     xs = jnp.ones((3, 2, D))
     run = lambda xs: transformed(loss_of(xs), xs)  # noqa: E731
     with pytest.raises(ValueError, match=f"implementation='cudnn', which {reason}"):
@@ -198,14 +197,14 @@ def test_transforms_that_cudnn_has_not_raise_their_reason(transformed, reason, j
 
 
 @pytest.mark.slow
-def test_remat_outside_gives_the_same_gradients(either):
+def test_remat_of_unroll_gives_the_same_gradients(either):
     xs = jax.random.normal(jax.random.key(1), (3, 2, D))
     f = loss_of(xs)
     np.testing.assert_array_equal(jax.grad(jax.checkpoint(f))(xs), jax.grad(f)(xs))
 
 
-DECLINED = {
-    "mask": (LSTM(D, H), {"mask": np.ones((T, B), bool)}, "mask: cuDNN knows lengths alone"),
+UNSUPPORTED = {
+    "mask": (LSTM(D, H), {"mask": np.ones((T, B), bool)}, "cuDNN does not support mask, only lengths"),
     "mask_and_lengths": (LSTM(D, H), {"mask": np.ones((T, B), bool), "lengths": np.full(B, 2)}, "mask"),
     "resets": (LSTM(D, H), {"resets": np.zeros((T, B), bool)}, "resets"),
     "truncate": (LSTM(D, H), {"truncate": 2}, "truncate"),
@@ -214,16 +213,16 @@ DECLINED = {
     "cell": (GRU(D, H), {}, "GRU is not an LSTM"),
     "wrapper": (VariationalDropout(LSTM(D, H), inputs=0.5), {}, "VariationalDropout is not an LSTM"),
     "option": (LSTMVariant(D, H, peepholes=True, clip=1.0), {}, "LSTMVariant is not an LSTM"),
-    "dtype": (LSTM(D, H, dtype="bfloat16"), {}, "float32 alone, not bfloat16, float32"),
+    "dtype": (LSTM(D, H, dtype="bfloat16"), {}, "only float32, got bfloat16, float32"),
     "both_ways": (Bidirectional(LSTM(D, H)), {"mask": np.ones((T, B), bool)}, "mask"),
     "inside": (Stack((LSTM(D, H), GRU(H, H))), {}, "GRU is not an LSTM"),
-    "no_rows": (LSTM(D, H), {"rows": 0}, "no steps or rows"),
+    "no_rows": (LSTM(D, H), {"rows": 0}, "at least one step and one row"),
 }
 
 
-@pytest.mark.parametrize("what", DECLINED)
-def test_what_it_declines_is_told(what, stand_in):
-    network, options, reason = DECLINED[what]
+@pytest.mark.parametrize("what", UNSUPPORTED)
+def test_unsupported_calls_raise(what, reference):
+    network, options, reason = UNSUPPORTED[what]
     options = dict(options)
     xs = jnp.ones((T, options.pop("rows", B), D))
     params = network.init(jax.random.key(0))
@@ -231,51 +230,52 @@ def test_what_it_declines_is_told(what, stand_in):
         with pytest.raises(ValueError, match=r"implementation='cudnn'.*which cannot run it") as error:
             call(network, params, xs, implementation="cudnn", **options)
         assert reason in str(error.value)
-    for word in ("mask", "resets", "truncate", "checkpoint", "return_carries"):
-        assert word in lstm_jax.implementations()[-1].unsupported
 
 
-def test_dropout_between_layers_is_declined_only_with_a_key(stand_in):
+def test_a_stack_with_dropout_is_one_call_without_a_key(reference):
     network = Stack((LSTM(D, H), LSTM(H, H)), dropout=0.5)
     params, xs = network.init(jax.random.key(0)), jnp.ones((T, B, D))
     assert len(explain(network, params, xs, implementation="cudnn").layers) == 1
     noisy = explain(network, params, xs, implementation="cudnn", key=jax.random.key(1))
-    assert [layer.implementation for layer in noisy.layers] == ["cudnn", "cudnn"]  # dropped between the calls
+    assert [layer.implementation for layer in noisy.layers] == [
+        "cudnn",
+        "cudnn",
+    ]  # with dropout between the calls
 
 
-def test_the_precision_is_jaxs_and_told(stand_in):
+def test_the_precision_is_that_of_jax(reference):
     cell = LSTM(D, H)
     params, xs = cell.init(jax.random.key(0)), jnp.ones((T, B, D))
 
-    def told(precision):
+    def reason_and_precision(precision):
         with jax.default_matmul_precision(precision):
             unroll(cell, params, xs, implementation="cudnn")
-            return explain(cell, params, xs, implementation="cudnn").layers[0].reason, stand_in[-1].precision
+            return explain(cell, params, xs, implementation="cudnn").layers[0].reason, reference[-1].precision
 
     assert (
-        told(None)
-        == told("tensorfloat32")
+        reason_and_precision(None)
+        == reason_and_precision("tensorfloat32")
         == ("requested by name: one call of cuDNN, TF32 allowed", jax.lax.Precision.HIGH)
     )
-    assert told("highest") == told("float32")
-    assert told("highest") == (
+    assert reason_and_precision("highest") == reason_and_precision("float32")
+    assert reason_and_precision("highest") == (
         "requested by name: one call of cuDNN, float32 without TF32",
         jax.lax.Precision.HIGHEST,
     )
     with pytest.raises(ValueError, match="jax_default_matmul_precision is 'bfloat16'"):
-        told("bfloat16")
+        reason_and_precision("bfloat16")
 
 
-def test_without_a_gpu_it_says_so():
+def test_without_a_gpu_it_raises():
     if jax.default_backend() == "gpu":
-        pytest.skip("there is one")
+        pytest.skip("requires a machine without a GPU")
     cell = LSTM(D, H)
-    with pytest.raises(ValueError, match="cuDNN needs an NVIDIA GPU, and jax runs on cpu here"):
+    with pytest.raises(ValueError, match="cuDNN requires an NVIDIA GPU, got platform 'cpu'"):
         unroll(cell, cell.init(jax.random.key(0)), jnp.ones((T, B, D)), implementation="cudnn")
 
 
 def test_the_options_are_in_the_order_of_the_call():
-    """``jax.experimental.rnn`` takes them by place."""
+    """``jax.experimental.rnn`` takes them by position."""
     import inspect
 
     call = cudnn.Call(3, 5, 2, 2, jax.lax.Precision.HIGHEST)

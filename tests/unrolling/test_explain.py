@@ -1,4 +1,4 @@
-"""``explain`` tells what ``unroll`` does: for every cell, by arrays and by shapes, with its reasons."""
+"""``explain`` agrees with ``unroll``, from arrays and from shapes, and gives reasons."""
 
 import re
 from dataclasses import dataclass
@@ -43,9 +43,9 @@ class SplitParams(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """A user's cell that splits. ``crooked`` bends ``recur``, so that it is not affine in the carry."""
+    """A user's cell that splits. With ``nonlinear``, ``recur`` is not affine in the carry."""
 
-    crooked: bool = False
+    nonlinear: bool = False
     input_size: int = D
     output_size: int = D
 
@@ -59,7 +59,7 @@ class Split:
         return x @ params.w
 
     def recur(self, params, carry, u):
-        return u + (jnp.sin(carry) if self.crooked else carry) @ params.r
+        return u + (jnp.sin(carry) if self.nonlinear else carry) @ params.r
 
     def update(self, params, carry, z):
         new = jnp.tanh(z) + 0.5 * carry
@@ -71,7 +71,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Product(Split):
-    """``recur`` is affine in the carry, but by how much it changes with the carry depends on the input."""
+    """``recur`` is affine in the carry, but its factors depend on the input."""
 
     def recur(self, params, carry, u):
         return u * (carry @ params.r)
@@ -87,7 +87,7 @@ NETWORKS = {
     "readout": (Readout(D, H), []),
     "average": (Average(), ["scan"]),
     "split": (Split(), ["fused"]),
-    "crooked": (Split(crooked=True), ["scan"]),
+    "nonlinear": (Split(nonlinear=True), ["scan"]),
     "bidirectional": (Bidirectional(LSTM(D, H)), ["fused"]),
     "bidirectional_before": (Bidirectional(GRUVariant(D, H, reset_after=False)), ["scan"]),
     "bidirectional_average": (Bidirectional(Average()), ["scan", "scan"]),
@@ -99,7 +99,7 @@ NETWORKS = {
 
 
 def loops(jaxpr):
-    """What really runs, loop after loop: a scan inside of a custom derivative rule is the fast path."""
+    """The implementation of each loop of a program: a scan inside a custom derivative is the fused scan."""
     for eqn in jaxpr.eqns:
         inside = []
         for value in eqn.params.values():
@@ -142,7 +142,7 @@ FLAGS = {
     ids=str,
 )
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_told_is_what_runs(name, options):
+def test_explain_agrees_with_the_program_of_unroll(name, options):
     network, expected = NETWORKS[name]
     if options.get("implementation") == "scan":
         expected = ["scan" for _ in expected]
@@ -150,13 +150,13 @@ def test_what_is_told_is_what_runs(name, options):
     run = partial(lstm_jax.unroll, network, **options)
     ran = list(loops(jax.make_jaxpr(run)(params, xs).jaxpr))
     plan = explain(network, params, xs, **options)
-    told = [layer.implementation for layer in plan.layers if layer.implementation != "vmap"]
-    assert told == ran == expected
+    explained = [layer.implementation for layer in plan.layers if layer.implementation != "vmap"]
+    assert explained == ran == expected
     assert plan.implementation == ("+".join(dict.fromkeys(expected)) or "vmap")
 
 
 @pytest.mark.parametrize("name", helpers.daily(NETWORKS, "lstm", "bidirectional", "stack"))
-def test_shapes_tell_as_much_as_arrays(name):
+def test_shapes_and_arrays_give_the_same_plan(name):
     network, _ = NETWORKS[name]
     params, xs = problem(network)
     carry = network.initial_carry((B,), params)
@@ -165,7 +165,7 @@ def test_shapes_tell_as_much_as_arrays(name):
     assert explain(network, *shapes((params, xs)), **shapes(FLAGS)) == explain(network, params, xs)
 
 
-def test_lengths_too_may_be_a_shape():
+def test_lengths_may_be_a_shape():
     network, _ = NETWORKS["lstm"]
     params, xs = problem(network)
     lengths = jnp.array([T, 2])
@@ -188,11 +188,11 @@ def test_truncated_directions_share_a_loop():
         ("lstm", "the cell splits into project, recur and update"),
         ("gru_reset_before", "multiplies by R_n after its reset gate"),
         ("average", "Average has no project, recur, update"),
-        ("crooked", "Split.recur is not affine in the carry"),
+        ("nonlinear", "Split.recur is not affine in the carry"),
         ("readout", "no state"),
     ],
 )
-def test_reasons_are_named(name, reason):
+def test_reasons(name, reason):
     network, implementations = NETWORKS[name]
     params, xs = problem(network)
     plan = explain(network, params, xs)
@@ -208,8 +208,8 @@ def test_reasons_are_named(name, reason):
     else:
         explain(network, params, xs, implementation="fused")
     if implementations:
-        asked = explain(network, params, xs, implementation="scan").layers[0]
-        assert asked.implementation == "scan" and "by name" in asked.reason
+        by_name = explain(network, params, xs, implementation="scan").layers[0]
+        assert by_name.implementation == "scan" and "by name" in by_name.reason
 
 
 def test_a_plan_prints_as_a_table():
@@ -238,15 +238,15 @@ def test_explaining_computes_nothing_and_raises_what_unroll_raises():
         assert messages[0] == messages[1]
 
 
-# --- users' cells get the right answer on the way that was told -----------------------------------
+# --- users' cells -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "cell",
-    [Average(), Split(), Split(crooked=True), Product()],
-    ids=["average", "split", "crooked", "product"],
+    [Average(), Split(), Split(nonlinear=True), Product()],
+    ids=["average", "split", "nonlinear", "product"],
 )
-def test_users_cells_have_the_values_and_gradients_of_the_plain_scan(cell):
+def test_users_cells_agree_with_the_plain_scan(cell):
     rng = np.random.default_rng(0)
     params = cell.init(jax.random.key(0))
     xs = jnp.asarray(rng.normal(size=(T, B, D)), jnp.float32)
@@ -259,9 +259,9 @@ def test_users_cells_have_the_values_and_gradients_of_the_plain_scan(cell):
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(params, xs, carry)
 
-    ours = gradients(lambda params, carry, xs: lstm_jax.unroll(cell, params, xs, carry))
+    found = gradients(lambda params, carry, xs: lstm_jax.unroll(cell, params, xs, carry))
     expected = gradients(lambda params, carry, xs: jax.lax.scan(partial(cell.step, params), carry, xs))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
@@ -281,7 +281,7 @@ def test_a_cell_with_only_some_of_the_three_methods_does_not_split():
     )
 
 
-def test_how_the_fused_scan_is_divided_is_shown():
+def test_the_plan_contains_the_tiling():
     cell = LSTM(D, H)
     plan = explain(cell, *problem(cell))
     assert plan.layers[0].tiling == "undivided" and "(undivided)" in str(plan)

@@ -1,4 +1,4 @@
-"""``jax.export`` of ``unroll`` with time and batch unknown: one program for every size."""
+"""``jax.export`` of ``unroll`` with symbolic T and B: one program for all sizes."""
 
 import subprocess
 import sys
@@ -27,7 +27,6 @@ NETWORKS = {
 SIZES = [(5, 2), (19, 3)]
 
 
-# The exported program is under test, not its speed.
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
@@ -39,12 +38,12 @@ def unrolled(network, options):
 
 
 def exported(network, options, *, vjp_order=0):
-    """Serialised, as it would be written to a file."""
+    """A serialised program."""
     scope = export.SymbolicScope()
     xs = jax.ShapeDtypeStruct(export.symbolic_shape(f"T, B, {D}", scope=scope), jnp.float32)
     lengths = jax.ShapeDtypeStruct(export.symbolic_shape("B", scope=scope), jnp.int32)
     params = jax.eval_shape(network.init, jax.random.key(0))
-    # Tuples instead of the parameters' own classes, which the file would have to name.
+    # A tuple of leaves, because a file refers to NamedTuples by name.
     leaves, structure = jax.tree.flatten(params)
 
     def run(leaves, xs, lengths):
@@ -59,9 +58,9 @@ def problem(network, steps, rows):
     return network.init(jax.random.key(1)), xs, jnp.asarray(rng.integers(0, steps + 1, rows), jnp.int32)
 
 
-def assert_close(ours, expected):
-    assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+def assert_close(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         assert a.shape == b.shape
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -81,16 +80,16 @@ def assert_close(ours, expected):
     ],
     ids=str,
 )
-def test_one_exported_program_serves_every_length_and_batch(name, options):
+def test_one_program_for_all_sizes(name, options):
     network = NETWORKS[name]
     program = export.deserialize(bytearray(exported(network, options)))
     for steps, rows in SIZES:
         params, xs, lengths = problem(network, steps, rows)
-        ours = program.call(tuple(jax.tree.leaves(params)), xs, lengths)
-        assert_close(ours, unrolled(network, options)(params, xs, lengths))
+        found = program.call(tuple(jax.tree.leaves(params)), xs, lengths)
+        assert_close(found, unrolled(network, options)(params, xs, lengths))
 
 
-def test_masks_and_resets_of_unknown_length():
+def test_masks_and_resets_with_symbolic_sizes():
     cell = NETWORKS["lstm"]
     params = cell.init(jax.random.key(1))
     scope = export.SymbolicScope()
@@ -104,7 +103,7 @@ def test_masks_and_resets_of_unknown_length():
     rng = np.random.default_rng(0)
     for steps, rows in SIZES:
         xs = jnp.asarray(rng.normal(size=(steps, rows, D)), jnp.float32)
-        mask, resets = (jnp.asarray(rng.random((steps, rows)) < share) for share in (0.8, 0.3))
+        mask, resets = (jnp.asarray(rng.random((steps, rows)) < rate) for rate in (0.8, 0.3))
         assert_close(program.call(xs, mask, resets), run(xs, mask, resets))
 
 
@@ -114,7 +113,7 @@ def test_masks_and_resets_of_unknown_length():
     [("lstm", {"checkpoint": 8}), ("gru", {}), ("bidirectional", {"reverse": True})],
     ids=str,
 )
-def test_the_gradient_travels_with_the_program(name, options):
+def test_an_exported_program_with_its_gradient(name, options):
     network = NETWORKS[name]
     program = export.deserialize(bytearray(exported(network, options, vjp_order=1)))
 
@@ -123,18 +122,18 @@ def test_the_gradient_travels_with_the_program(name, options):
 
     for steps, rows in SIZES:
         params, xs, lengths = problem(network, steps, rows)
-        ours = jax.grad(partial(loss, program.call))(tuple(jax.tree.leaves(params)), xs, lengths)
+        found = jax.grad(partial(loss, program.call))(tuple(jax.tree.leaves(params)), xs, lengths)
         expected = jax.grad(partial(loss, unrolled(network, options)))(params, xs, lengths)
-        assert_close(ours, tuple(jax.tree.leaves(expected)))
+        assert_close(found, tuple(jax.tree.leaves(expected)))
 
 
-def test_a_square_root_of_an_unknown_length_is_refused_with_its_remedy():
+def test_checkpoint_sqrt_with_symbolic_steps_raises():
     with pytest.raises(ValueError, match=r"checkpoint='sqrt'.*Give a window length instead"):
         exported(NETWORKS["lstm"], {"checkpoint": "sqrt"})
 
 
 def test_another_process_runs_the_program_without_this_library(tmp_path):
-    """One file, two sizes; the process knows of arrays alone."""
+    """One file for two sizes."""
     network = NETWORKS["stack"]
     (tmp_path / "program").write_bytes(exported(network, {"reverse": True, "checkpoint": 8}))
     problems = [problem(network, *size) for size in SIZES]
@@ -154,5 +153,5 @@ assert "lstm_jax" not in sys.modules
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
     for index, (params, xs, lengths) in enumerate(problems):
         expected = unrolled(network, {"reverse": True, "checkpoint": 8})(params, xs, lengths)
-        ours = list(np.load(tmp_path / f"out_{index}.npz").values())
-        assert_close(ours, jax.tree.leaves(expected))
+        found = list(np.load(tmp_path / f"out_{index}.npz").values())
+        assert_close(found, jax.tree.leaves(expected))

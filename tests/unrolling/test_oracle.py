@@ -1,4 +1,4 @@
-"""Every case against the NumPy oracle: values, under every part of the time contract."""
+"""Comparison of all cases with the NumPy oracle, under all parts of the time contract."""
 
 from functools import partial
 
@@ -11,13 +11,13 @@ import oracle
 import oracle_newer
 import pytest
 from cell_cases import BY_NAME
-from helpers import assert_same, problem
+from helpers import assert_same, finite, problem
 
 import lstm_jax
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
-#: Each case under "auto"; and under the plain scan, where "auto" would not take it anyway.
+#: Each case under "auto", and under the plain scan if "auto" chooses another implementation.
 ROWS = [(case, "auto") for case in cell_cases.CELL_CASES]
 ROWS += [
     (case, "scan") for case in cell_cases.CELL_CASES if case.implementation != "scan" and not case.variant
@@ -30,13 +30,15 @@ def _name(value):
     return getattr(value, "name", value)
 
 
-def both_directions(turn):
-    """Forward and in reverse; of variants one of the two, in turn, is for ``make test-slow``."""
+def both_directions(offset):
+    """Forward and in reverse; for variants, one of the two, in turn, is slow."""
     rows = []
     for index, (case, implementation) in enumerate(ROWS):
         for reverse in (False, True):
-            rarely = (case.alternate or case.variant) and reverse == ((index + turn) % 2 == 0)
-            rows.append(pytest.param(case, implementation, reverse, marks=pytest.mark.slow if rarely else ()))
+            is_slow = (case.alternate or case.variant) and reverse == ((index + offset) % 2 == 0)
+            rows.append(
+                pytest.param(case, implementation, reverse, marks=pytest.mark.slow if is_slow else ())
+            )
     return pytest.mark.parametrize("case, implementation, reverse", rows, ids=_name)
 
 
@@ -45,12 +47,12 @@ def as_float64(tree):
 
 
 def by_oracle(case, given, flags, *, carry, reverse=False):
-    """The oracle's answer, as the library would return it with ``return_carries``."""
+    """The oracle's result, in the structure of ``unroll`` with ``return_carries``."""
     params, xs = as_float64((given.params, given.xs))
-    said = {what: np.asarray(flag) for what, flag in flags.items()}
+    options = {name: np.asarray(flag) for name, flag in flags.items()}
     carry = as_float64(given.carry) if carry else None
-    said["event_ndim"] = len(case.event)
-    result = oracle.unroll(case.oracle, params, xs, carry, reverse=reverse, **said)
+    options["event_ndim"] = len(case.event)
+    result = oracle.unroll(case.oracle, params, xs, carry, reverse=reverse, **options)
     return result.carry, (result.ys, result.carries)
 
 
@@ -69,11 +71,6 @@ def check(case, given, *, carry, reverse, implementation):
     assert_same(as_float64(result), as_float64(expected), note=f"{case.name} with {list(given.flags)}")
 
 
-def finite(given, **flags):
-    """The problem without the poison, for flags that leave some of its steps valid."""
-    return given._replace(xs=np.where(np.isfinite(given.xs), given.xs, 0.5), flags=flags)
-
-
 @pytest.mark.usefixtures("x64")
 @both_directions(0)
 def test_plain_sequences(case, implementation, reverse):
@@ -83,24 +80,24 @@ def test_plain_sequences(case, implementation, reverse):
 @pytest.mark.usefixtures("x64")
 @both_directions(1)
 def test_lengths_mask_and_resets(case, implementation, reverse):
-    """One compiled program for all: what is not said is said to be nothing special."""
+    """Flags without effect replace those that are not tested, so there is one compiled program."""
     given = problem(case)
     assert np.isnan(given.xs).any() and np.isinf(given.xs).any()
-    said, shape = given.flags, given.valid.shape
-    negative_zeros = {
+    flags, shape = given.flags, given.valid.shape
+    no_effect = {
         "lengths": np.full(shape[1], 7, np.int32),
         "mask": np.ones(shape, bool),
         "resets": np.zeros(shape, bool),
     }
     problems = [given, problem(case, seed=1)]
-    problems += [finite(given, **(negative_zeros | {one: said[one]})) for one in said]
-    for each in problems:
-        check(case, each, carry=True, reverse=reverse, implementation=implementation)
+    problems += [finite(given, **(no_effect | {name: flags[name]})) for name in flags]
+    for one in problems:
+        check(case, one, carry=True, reverse=reverse, implementation=implementation)
 
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", cell_cases.table(lambda m: not m.variant), ids=cell_cases.name)
-def test_resets_return_to_the_own_carry_where_none_was_given(case):
+def test_resets_without_a_given_carry(case):
     check(case, problem(case, seed=2), carry=False, reverse=False, implementation="auto")
 
 
@@ -140,13 +137,13 @@ def test_batch_axes(which, batch):
 
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", cell_cases.table(), ids=cell_cases.name)
-def test_auto_takes_what_the_table_says(case):
+def test_auto_chooses_the_implementation_of_the_table(case):
     given = problem(case)
     assert lstm_jax.explain(given.network, given.params, given.xs).implementation == case.implementation
 
 
 @pytest.mark.usefixtures("x64")
-def test_fused_by_name_is_what_auto_takes():
+def test_fused_by_name_equals_auto():
     given = problem(BY_NAME["lstm"])
     by_name, auto = (
         lstm_jax.unroll(given.network, given.params, given.xs, implementation=how, **given.flags)
@@ -179,7 +176,7 @@ def test_step_functions(which):
 
 
 @pytest.mark.usefixtures("x64")
-def test_gates_are_those_of_the_step():
+def test_gates_agree_with_the_step():
     given = problem(BY_NAME["lstm"], batch=())
     (h, c), x = given.carry, np.array([0.3, -1.2, 2.0])
     gates = jax.jit(lstm_jax.lstm_gates)(given.params, given.carry, x)
@@ -192,9 +189,9 @@ def test_gates_are_those_of_the_step():
     np.testing.assert_allclose(h_t, gates.o * np.tanh(c_t), rtol=1e-12)
 
 
-# --- less precision -----------------------------------------------------------------------------
+# --- low precision ------------------------------------------------------------------------------
 
-#: Of values below 2 in size, after seven steps. A wrong gate errs by ten times as much (tested below).
+#: Absolute tolerances after seven steps. The error of a wrong gate is larger, as a test below checks.
 TOLERANCES = {"float32": 2e-6, "float16": 4e-3, "bfloat16": 3e-2}
 CLASSIC = ("rnn", "lstm", "lstm_learned", "gru", "gru_reset_before", "bidirectional", "stack_residual_skip")
 NEWER = ("indrnn", "slstm", "mlstm", "min_gru", "min_lstm")
@@ -215,7 +212,7 @@ def error(result, expected):
         ("float16", "auto", True),
     ],
 )
-def test_less_precision(which, compute, implementation, reverse):
+def test_low_precision(which, compute, implementation, reverse):
     case = BY_NAME[which]
     given = problem(case, dtype=np.float32, compute=compute)
     expected = by_oracle(case, given, given.flags, carry=False, reverse=reverse)
@@ -234,7 +231,7 @@ def test_less_precision(which, compute, implementation, reverse):
 
 @pytest.mark.parametrize("which", ["lstm", "gru", "gru_reset_before"])
 @pytest.mark.parametrize("swap", [(0, 1), (1, 2), (0, 2)], ids=str)
-def test_tolerances_would_notice_a_wrong_gate(which, swap):
+def test_the_error_of_a_wrong_gate_exceeds_the_tolerances(which, swap):
     case = BY_NAME[which]
     given = problem(case, dtype=np.float32)
     order = np.arange(given.params.w_hh.shape[1] // cell_case.H)
@@ -245,15 +242,15 @@ def test_tolerances_would_notice_a_wrong_gate(which, swap):
         w_hh=given.params.w_hh[:, columns],
         bias=given.params.bias[columns],
     )
-    right, mistaken = (
+    right, swapped = (
         by_oracle(case, given._replace(params=params), given.flags, carry=False)
         for params in (given.params, wrong)
     )
-    assert error(right, mistaken) > 5 * max(TOLERANCES.values())
+    assert error(right, swapped) > 5 * max(TOLERANCES.values())
 
 
 def dtypes(f, *arguments):
-    """The dtypes of what ``f`` would return."""
+    """The dtypes of the result of ``f``."""
     return [a.dtype.name for a in jax.tree.leaves(jax.eval_shape(f, *arguments))]
 
 
@@ -261,7 +258,7 @@ def dtypes(f, *arguments):
 @pytest.mark.parametrize("compute", ["bfloat16", "float16"])
 @pytest.mark.parametrize("implementation", ["scan", "auto"])
 def test_low_precision_keeps_sums_in_float32(which, compute, implementation):
-    """h and the outputs are of the compute dtype; c and the parameters are not."""
+    """h and the outputs have the compute dtype; c and the parameters are float32."""
     cell = BY_NAME[which].build(dtype=compute, param_dtype="float32")
     assert set(dtypes(cell.init, jax.random.key(0))) == {"float32"}
     params = cell.init(jax.random.key(0))
@@ -277,7 +274,7 @@ def test_low_precision_keeps_sums_in_float32(which, compute, implementation):
 
 
 @pytest.mark.usefixtures("x64")
-def test_low_precision_beside_float64_parameters():
+def test_low_precision_with_float64_parameters():
     cell = lstm_jax.LSTM(3, 2, dtype="bfloat16", param_dtype="float64")
     params = cell.init(jax.random.key(0))
     assert dtypes(lambda: lstm_jax.unroll(cell, params, jnp.ones((4, 2, 3)))) == [
@@ -288,15 +285,15 @@ def test_low_precision_beside_float64_parameters():
 
 
 @pytest.mark.parametrize("which", [which for which in STEPS if which != "mlstm"])  # its carry holds no h
-@pytest.mark.parametrize("handed", ["float16", "bfloat16", "float32"])
-def test_step_returns_the_dtypes_it_was_handed(which, handed):
+@pytest.mark.parametrize("given", ["float16", "bfloat16", "float32"])
+def test_step_returns_the_dtypes_of_the_given_carry(which, given):
     x = jnp.ones((2, 3))
     for compute in (None, "bfloat16"):
         cell = BY_NAME[which].build(param_dtype="float32", dtype=compute)
         params = cell.init(jax.random.key(0))
-        carry = jax.tree.map(lambda a: a.astype(handed), cell.initial_carry((2,), params))
-        assert set(dtypes(cell.step, params, carry, x)) == {handed}
-        assert set(dtypes(STEPS[which][0] or cell.step, params, carry, x)) == {handed}
+        carry = jax.tree.map(lambda a: a.astype(given), cell.initial_carry((2,), params))
+        assert set(dtypes(cell.step, params, carry, x)) == {given}
+        assert set(dtypes(STEPS[which][0] or cell.step, params, carry, x)) == {given}
 
 
 @pytest.mark.usefixtures("x64")

@@ -1,10 +1,10 @@
-"""Restarts from given states: packed segments against the segments apart, each from its own carry."""
+"""``reset_to``: packed segments equal separate segments with given initial carries."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_same, random_like
+from helpers import assert_raises, assert_same, random_like
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, MinGRU, Stack
@@ -31,7 +31,7 @@ CASES = [(which, name) for which, names in IMPLEMENTATIONS.items() for name in n
 
 
 class Case:
-    """A network, parameters, and one row of steps with resets, mask and states to restart from."""
+    """A network with parameters, inputs, resets, mask, and carries to restart from."""
 
     def __init__(self, cell, seed=0):
         rng = np.random.default_rng(seed)
@@ -59,22 +59,22 @@ class Case:
         given = {"resets": self.resets, "mask": self.mask, "reset_to": self.reset_to}
         return lstm_jax.unroll(self.cell, self.params, self.xs, self.carry, **given | options)
 
-    def apart(self, reverse):
-        """The same by calls of ``cell.step``, row by row."""
+    def stepped(self, reverse):
+        """The results from calls of ``cell.step``, row by row."""
         order = range(T)[::-1] if reverse else range(T)
         ys, carries = [], []
         for row in range(B):
             carry = jax.tree.map(lambda a, row=row: a[row], self.carry)
             outputs = {}
-            starts_below = None  # in reverse: the step that began the segment read last
+            last_start = None  # in reverse: the first step of the segment that was read last
             for t in order:
                 if not self.mask[t, row]:
                     continue
-                if reverse and starts_below is not None:
-                    carry = jax.tree.map(lambda a, at=(starts_below, row): a[at], self.reset_to)
+                if reverse and last_start is not None:
+                    carry = jax.tree.map(lambda a, at=(last_start, row): a[at], self.reset_to)
                 if not reverse and self.resets[t, row]:
                     carry = jax.tree.map(lambda a, at=(t, row): a[at], self.reset_to)
-                starts_below = t if self.resets[t, row] else None
+                last_start = t if self.resets[t, row] else None
                 carry, outputs[t] = self.cell.step(self.params, carry, self.xs[t, row])
             size = self.cell.output_size
             ys.append(np.stack([outputs.get(t, np.zeros(size)) for t in range(T)]))
@@ -84,23 +84,23 @@ class Case:
 
 @pytest.mark.parametrize("which, implementation", CASES)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_restarts_read_the_given_states(which, implementation, reverse):
+def test_restarts_from_given_carries(which, implementation, reverse):
     case = Case(CELLS[which])
     assert (case.resets & case.mask).sum() > 4
     found = case.run(reverse=reverse, implementation=implementation)
-    assert_same(jax.device_get(found), case.apart(reverse))
+    assert_same(jax.device_get(found), case.stepped(reverse))
 
 
 @pytest.mark.parametrize("options", [{"checkpoint": 4}, {"checkpoint": "sqrt"}, {"truncate": 3}], ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
-def test_memory_options_change_no_value(options, reverse):
+def test_checkpoint_and_truncate_change_no_value(options, reverse):
     case = Case(CELLS["lstm"])
     assert_same(case.run(reverse=reverse, **options), case.run(reverse=reverse))
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("which", ["lstm", "mingru"])
-def test_gradients_reach_the_states_that_are_read_and_no_others(which, reverse):
+def test_only_carries_that_are_read_have_gradients(which, reverse):
     case = Case(CELLS[which])
 
     def loss(params, reset_to, implementation):
@@ -122,8 +122,8 @@ def test_gradients_reach_the_states_that_are_read_and_no_others(which, reverse):
     assert np.any(first != 0)
 
 
-def test_windows_are_the_whole():
-    """A window that begins with a reset reads its own entry; the carry is passed on otherwise."""
+def test_windows_equal_the_whole_sequence():
+    """A window that begins with a reset reads its entry of ``reset_to``, not the given carry."""
     case = Case(CELLS["lstm"])
     expected, ys = case.run()
     carry, parts = case.carry, []
@@ -143,7 +143,7 @@ def test_windows_are_the_whole():
     assert_same((carry, jnp.concatenate(parts)), (expected, ys))
 
 
-def test_both_directions_take_a_pair():
+def test_a_bidirectional_network_takes_a_pair():
     cell = LSTM(D, H, **WIDE)
     forward, backward = Case(cell, seed=1), Case(cell, seed=2)
     for name in ("xs", "resets", "mask"):
@@ -161,12 +161,12 @@ def test_both_directions_take_a_pair():
         mask=forward.mask,
         reset_to=(forward.reset_to, backward.reset_to),
     )
-    expected = [forward.apart(False)[1], backward.apart(True)[1]]
+    expected = [forward.stepped(False)[1], backward.stepped(True)[1]]
     assert_same(np.asarray(ys), np.concatenate(expected, axis=-1))
 
 
-def test_stored_states_reproduce_the_run_they_come_from():
-    """Recurrent replay: sequences cut from a long run, packed, each from the state stored before it."""
+def test_stored_carries_reproduce_a_run():
+    """Recurrent replay: packed parts of a long sequence, each with the stored carry before it."""
     cell = LSTM(D, H, **WIDE)
     case = Case(cell)
     xs = np.random.default_rng(3).normal(size=(20, 1, D))
@@ -190,14 +190,12 @@ def test_stored_states_reproduce_the_run_they_come_from():
     ],
     ids=["no resets", "half a carry", "no time axis"],
 )
-def test_refused(options, words):
+def test_errors(options, words):
     case = Case(CELLS["lstm"])
-    with pytest.raises(ValueError) as refusal:
-        case.run(**options)
-    assert words in str(refusal.value)
+    assert_raises(lambda: case.run(**options), words)
 
 
-def test_explicit_reset_to_the_initial_carry_is_the_default():
+def test_the_default_is_the_initial_carry():
     cell = RNN(D, H, learn_initial_carry=True, **WIDE)
     case = Case(cell)
     zeros = jnp.broadcast_to(case.params.initial, (T, B, H))

@@ -1,4 +1,4 @@
-"""How the fast path is cut: by which rules, and that no cut changes a result."""
+"""The tiling of the fused scan: its rules, and that it changes no result."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cell_case import D
 from cell_cases import BY_NAME, CELL_CASES
-from helpers import daily
+from helpers import daily, equations
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, _devices
@@ -20,7 +20,7 @@ SPLIT = [m for m in CELL_CASES if "fused" in m.implementation and not m.variant]
 
 @pytest.fixture
 def is_single_cpu_device(monkeypatch):
-    """As on a machine with one CPU device. Compiled loops are found again by their cell, so: forgotten."""
+    """Tiling as on a machine with one CPU device; compiled programs are deleted before and after."""
     monkeypatch.setattr(tiling, "is_single_cpu_device", lambda: True)
     monkeypatch.setattr(_linear, "is_single_cpu_device", lambda: True)
     monkeypatch.setattr(windows, "is_single_cpu_device", lambda: True)
@@ -30,13 +30,13 @@ def is_single_cpu_device(monkeypatch):
 
 
 @pytest.fixture
-def cut_small(is_single_cpu_device, monkeypatch):
-    """Chunks of three steps, one left over, of two for tangents; lanes of two rows; two steps a body."""
+def small_tiles(is_single_cpu_device, monkeypatch):
+    """Chunks of 3 steps (2 for tangents), which do not divide T, 3 batch splits and 2 steps per loop body."""
     monkeypatch.setattr(fused_scan, "choose_tiling", lambda *_, **__: tiling.Tiling(3, 2, 3, 2))
 
 
-def seen_by(case):
-    """What the schedule is asked about one layer of LSTM: B, T, D, H."""
+def tiling_for(case):
+    """The tiling of an LSTM with B, T, D, H."""
     rows, steps, features, units = case
     cell = LSTM(features, units)
     xs = jax.ShapeDtypeStruct((steps, rows, features), jnp.float32)
@@ -57,60 +57,59 @@ def seen_by(case):
         ((8, 1000, 64, 64), (None, 250, 1)),  # 7.8 MiB
         ((512, 40, 32, 32), (8, 8, 1)),
         ((64, 20, 128, 128), (None, 5, 12)),
-        ((32, 100, 32, 32), (None, 25, 1)),  # a quarter of the steps; too little work for lanes
+        ((32, 100, 32, 32), (None, 25, 1)),  # a quarter of the steps; too little work for batch splits
         ((32, 40, 32, 32), (None, None, 1)),  # 0.6 MiB
         ((0, 100, 128, 128), (None, None, 1)),
         ((32, 0, 128, 128), (None, None, 1)),
     ],
 )
 def test_the_rules_by_example(is_single_cpu_device, case, expected):
-    assert seen_by(case) == tiling.Tiling(*expected)
+    assert tiling_for(case) == tiling.Tiling(*expected)
 
 
 @pytest.mark.parametrize("batch", [(), (64,)], ids=str)
-def test_images_are_not_cut_into_lanes(is_single_cpu_device, batch):
-    """Neither along an axis of space, nor, since no one has measured that it pays, along the batch."""
+def test_batches_of_images_are_not_split(is_single_cpu_device, batch):
     cell = lstm_jax.ConvLSTM((64, 128), 128, (3,))
     params = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(lambda: cell.initial_carry(batch))
     xs = jax.ShapeDtypeStruct((20, *batch, 64, 128), jnp.float32)
     assert fused_scan.tiling_of(cell, params, carry, xs).batch_splits == 1
-    # Vectors of the same sizes are.
+    # A batch of vectors with the same sizes is split.
     state, u = (jax.ShapeDtypeStruct((64, n), jnp.float32) for n in (128, 512))
     assert tiling.choose_tiling(20, state, u).batch_splits > 1
     assert tiling.choose_tiling(20, state, u, rows=False).batch_splits == 1
 
 
-def test_two_directions_share_the_lanes(is_single_cpu_device):
+def test_two_directions_have_half_the_batch_splits(is_single_cpu_device):
     network = lstm_jax.Bidirectional(LSTM(128, 128))
     params = jax.eval_shape(network.init, jax.random.key(0))
     plan = lstm_jax.explain(network, params, jax.ShapeDtypeStruct((20, 32, 128), jnp.float32))
     assert plan.layers[0].tiling == str(tiling.Tiling(None, 5, 6))
 
 
-def test_the_steps_of_a_body_reach_both_loops(monkeypatch):
+def test_both_loops_have_the_number_of_steps_per_body(monkeypatch):
     cell = LSTM(D, 2)
     params, xs = cell.init(jax.random.key(0)), jnp.ones((T, B, D))
 
     def loops(steps):
         monkeypatch.setattr(tiling, "UNROLL", steps)
         _compiled.clear_cache()
-        text = str(jax.make_jaxpr(jax.grad(lambda p: jnp.sum(lstm_jax.unroll(cell, p, xs)[1])))(params))
-        return [text.count(f"unroll={n}\n") for n in (1, 3)]
+        program = jax.make_jaxpr(jax.grad(lambda p: jnp.sum(lstm_jax.unroll(cell, p, xs)[1])))(params)
+        return [eqn.params["unroll"] for eqn in equations(program.jaxpr) if eqn.primitive.name == "scan"]
 
-    assert loops(1)[0] >= 2 and loops(1)[1] == 0
-    assert loops(3)[0] == 0 and loops(3)[1] >= 2
+    assert loops(1) == [1, 1]
+    assert loops(3) == [3, 3]
     _compiled.clear_cache()
 
 
-def test_nothing_is_cut_where_arrays_may_be_spread_over_devices():
+def test_nothing_is_divided_on_several_devices():
     assert jax.device_count() == 4  # conftest
     assert not _devices.is_single_cpu_device()
-    assert seen_by((64, 128, 256, 256)) == tiling.Tiling()
+    assert tiling_for((64, 128, 256, 256)) == tiling.Tiling()
 
 
 @pytest.mark.parametrize("devices, backend", [(2, "cpu"), (1, "gpu")])
-def test_alone_is_one_cpu(monkeypatch, devices, backend):
+def test_is_single_cpu_device(monkeypatch, devices, backend):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert _devices.is_single_cpu_device()
@@ -123,17 +122,17 @@ def test_alone_is_one_cpu(monkeypatch, devices, backend):
     "T, steps, expected",
     [(100, 32, 25), (128, 8, 8), (35, 33, None), (7, 3, 3), (13, 5, 5), (10, 0, 1), (5, 9, None), (4, 2, 2)],
 )
-def test_pieces_are_even_where_a_number_near_divides(T, steps, expected):
+def test_even_divisor(T, steps, expected):
     assert tiling.even_divisor(T, steps) == expected
 
 
-def waves(leaf):
-    """Numbers of no symmetry, one for each of the leaf's."""
+def weights_for(leaf):
+    """Different weights for all entries of an array."""
     return np.sin(1.0 + np.arange(leaf.size)).reshape(leaf.shape).astype(leaf.dtype)
 
 
-def everything(network, implementation, event):
-    """Values and gradients through every part of the time contract."""
+def results_with_all_options(network, implementation, event):
+    """Values and gradients with lengths, resets, truncation and all carries, in both directions."""
     keys = jax.random.split(jax.random.key(0), 5)
     params = network.init(keys[0])
     xs = jax.random.normal(keys[1], (T, B, *event))
@@ -156,7 +155,9 @@ def everything(network, implementation, event):
         )
 
     def loss(params, xs, carry, reverse):
-        return sum(jnp.sum(leaf * waves(leaf)) for leaf in jax.tree.leaves(run(params, xs, carry, reverse)))
+        return sum(
+            jnp.sum(leaf * weights_for(leaf)) for leaf in jax.tree.leaves(run(params, xs, carry, reverse))
+        )
 
     results = []
     for reverse in (False, True):
@@ -165,39 +166,39 @@ def everything(network, implementation, event):
     return results
 
 
-@pytest.mark.usefixtures("x64", "quick_compiles", "cut_small")
+@pytest.mark.usefixtures("x64", "quick_compiles", "small_tiles")
 @pytest.mark.parametrize(
     "case",
     daily(SPLIT, BY_NAME["lstm"]),
     ids=lambda case: case.name,
 )
-def test_chunks_and_lanes_change_no_value_and_no_gradient(case):
+def test_chunks_and_batch_splits_change_no_value_and_no_gradient(case):
     network = case.build(param_dtype=jnp.float64)
-    cut = everything(network, "auto", case.event)
-    whole = everything(network, "scan", case.event)
-    for a, b in zip(jax.tree.leaves(cut), jax.tree.leaves(whole), strict=True):
+    tiled = results_with_all_options(network, "auto", case.event)
+    whole = results_with_all_options(network, "scan", case.event)
+    for a, b in zip(jax.tree.leaves(tiled), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("x64", "quick_compiles", "cut_small")
+@pytest.mark.usefixtures("x64", "quick_compiles", "small_tiles")
 @pytest.mark.parametrize("checkpoint", [None, 4])
-def test_a_cut_walk_keeps_second_order_and_both_modes(checkpoint):
+def test_second_derivatives_of_a_tiled_scan(checkpoint):
     cell = GRU(D, 2, param_dtype=jnp.float64)
     params = cell.init(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (T, 3, D))
 
     def loss(params, implementation):
         ys = lstm_jax.unroll(cell, params, xs, checkpoint=checkpoint, implementation=implementation)[1]
-        return jnp.sum(jnp.sin(ys) * waves(ys))
+        return jnp.sum(jnp.sin(ys) * weights_for(ys))
 
     def products(implementation):
         def gradient(params):
             return jax.grad(loss)(params, implementation)
 
-        along = jax.tree.map(waves, params)
-        forward_over_reverse = jax.jvp(gradient, (params,), (along,))
-        reverse_over_reverse = jax.vjp(gradient, params)[1](along)
+        direction = jax.tree.map(weights_for, params)
+        forward_over_reverse = jax.jvp(gradient, (params,), (direction,))
+        reverse_over_reverse = jax.vjp(gradient, params)[1](direction)
         return forward_over_reverse, reverse_over_reverse
 
     for a, b in zip(jax.tree.leaves(products("fused")), jax.tree.leaves(products("scan")), strict=True):
@@ -205,7 +206,7 @@ def test_a_cut_walk_keeps_second_order_and_both_modes(checkpoint):
 
 
 def loop_products(jaxpr, inside=False):
-    """Products inside of loops."""
+    """The matrix products inside loops."""
     found = []
     for eqn in jaxpr.eqns:
         if eqn.primitive.name == "dot_general" and inside:
@@ -218,7 +219,7 @@ def loop_products(jaxpr, inside=False):
     return found
 
 
-def test_lanes_multiply_apart_and_only_where_nothing_is_saved(is_single_cpu_device):
+def test_batch_splits_have_separate_products_unless_residuals_are_stored(is_single_cpu_device):
     cell = LSTM(4, 128)
     params = cell.init(jax.random.key(0))
     xs = jnp.ones((3, 64, 4))
@@ -233,30 +234,32 @@ def test_lanes_multiply_apart_and_only_where_nothing_is_saved(is_single_cpu_devi
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_a_weight_gradient_sums_over_one_axis_where_nothing_is_spread(request, joined):
-    """Time and batch joined: XLA for CPUs copies before it sums over two axes."""
+def test_a_weight_gradient_sums_over_one_axis_on_a_single_cpu_device(request, joined):
+    """Time and batch are joined, because XLA for CPUs copies before it sums over two axes."""
     if joined:
         request.getfixturevalue("is_single_cpu_device")
     cell = LSTM(4, 8)
     params = cell.init(jax.random.key(0))
-    text = str(
-        jax.make_jaxpr(jax.grad(lambda p: lstm_jax.unroll(cell, p, jnp.ones((5, 3, 4)))[1].sum()))(params)
+    program = jax.make_jaxpr(jax.grad(lambda p: lstm_jax.unroll(cell, p, jnp.ones((5, 3, 4)))[1].sum()))(
+        params
     )
-    assert ("dimension_numbers=(([0, 1], [0, 1])" in text) != joined
-    assert ("dimension_numbers=(([0], [0])" in text) == joined
+    products = [eqn for eqn in equations(program.jaxpr) if eqn.primitive.name == "dot_general"]
+    sums = [tuple(map(len, eqn.params["dimension_numbers"][0])) for eqn in products]
+    assert ((2, 2) in sums) != joined
+    assert all(n == (1, 1) for n in sums) == joined
 
 
-@pytest.mark.usefixtures("cut_small")
-def test_a_batch_of_several_axes_is_cut_along_the_first():
+@pytest.mark.usefixtures("small_tiles")
+def test_several_batch_axes_are_split_along_the_first():
     cell = LSTM(D, 4)
     params = cell.init(jax.random.key(0))
     xs = jax.random.normal(jax.random.key(1), (T, 3, 2, D))
-    cut, whole = (lstm_jax.unroll(cell, params, xs, implementation=name)[1] for name in ("fused", "scan"))
-    np.testing.assert_allclose(cut, whole, atol=1e-6)
+    tiled, whole = (lstm_jax.unroll(cell, params, xs, implementation=name)[1] for name in ("fused", "scan"))
+    np.testing.assert_allclose(tiled, whole, atol=1e-6)
 
 
-def test_windows_of_one_row_are_joined_without_copies(is_single_cpu_device):
-    """Beside the outputs and what their loss sends back, windows cost little."""
+def test_windows_of_one_row_need_no_copies(is_single_cpu_device):
+    """Temporary memory is little more than the outputs and their cotangents."""
     T, H = 40_000, 8
     cell = LSTM(4, H)
     params = jax.eval_shape(cell.init, jax.random.key(0))

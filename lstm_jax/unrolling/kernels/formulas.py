@@ -5,11 +5,11 @@ weights, which contribute u. Most have recurrent weights, a column of W. All hav
 
     z = u + h_{t-1} W + b
 
-The LSTM's four columns have both kinds of weights. Its cell state is c:
+The LSTM's four columns have input and recurrent weights. Its cell state is c:
 
     i, f, g, o = σ(z_i), σ(z_f), tanh(z_g), σ(z_o);  c_t = f c_{t-1} + i g;  h_t = o tanh(c_t)
 
-The GRU's columns are r and k with both kinds of weights, q with recurrent weights only, and n with
+The GRU's columns are r and k with input and recurrent weights, q with recurrent weights only, and n with
 input weights only. Its cell state is h:
 
     r, k = σ(z_r), σ(z_k);  q = z_q;  n = tanh(z_n + r q);  h_t = (1 - k) n + k h_{t-1}

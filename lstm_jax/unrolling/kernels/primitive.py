@@ -214,7 +214,7 @@ def _batch(leaves: Any, dims: Any, *, params: PrimitiveParams) -> tuple[list[Any
     return list(map(unfold, outs, out_axes)), out_axes
 
 
-kernel_p = Primitive("kernel_walk")
+kernel_p = Primitive("kernel_scan")
 kernel_p.multiple_results = True
 kernel_p.def_impl(_implementation)
 kernel_p.def_effectful_abstract_eval(_abstract_eval)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from lstm_jax._types import Array, state_dtype
 from lstm_jax.cells._linear import add_bias, matmul
@@ -20,23 +21,24 @@ from lstm_jax.unrolling.kernels.engine import (
     previous_states,
 )
 from lstm_jax.unrolling.kernels.formulas import FORMULAS, CellFormula, place_columns, split_columns
-from lstm_jax.unrolling.steps import Flags, scan_steps
+from lstm_jax.unrolling.steps import Flags, end_step
 
 
 def forward(formula: CellFormula, inputs: Inputs, save: bool) -> ForwardOutput:
     """The states after each step and, if ``save``, the gates."""
     u, w_hh, bias, carry, valid = inputs
 
-    def step(carry: Any, u: Array) -> tuple[Any, None, Array | None]:
+    def body(carry: Any, at: Any) -> tuple[Any, Any]:
+        flag, u = at
         u = u.astype(state_dtype(u.dtype))
         z = add_bias(place_columns(u, formula.input_columns), bias)
         z = z + recurrent_product(formula, carry[0], w_hh)
         gates = formula.activate(split_columns(z))
         states = formula.update(gates, carry[-1].astype(z.dtype))
-        return cast_like(states, carry), None, jnp.concatenate(gates, axis=-1) if save else None
+        carry, _ = end_step(flag, carry, cast_like(states, carry), None)
+        return carry, (carry, jnp.concatenate(gates, axis=-1) if save else None)
 
-    scanned = scan_steps(step, None, carry, u, Flags(valid), reverse=False, carries=True)
-    return ForwardOutput(scanned.carries, scanned.saved)
+    return ForwardOutput(*lax.scan(body, carry, (Flags(valid), u))[1])
 
 
 def tangents(formula: CellFormula, residuals: Residuals, dinputs: Tangents) -> Leaf:
@@ -47,15 +49,16 @@ def tangents(formula: CellFormula, residuals: Residuals, dinputs: Tangents) -> L
     """
     w_hh, gates, cell_states, initial, valid = residuals
 
-    def step(carry: Any, step_inputs: Any) -> tuple[Any, None, None]:
-        e, gates, previous = step_inputs
-        dz = e.astype(gates.dtype) + recurrent_product(formula, carry[0], w_hh)
-        previous, dprevious = previous.astype(gates.dtype), carry[-1].astype(gates.dtype)
+    def body(dcarry: Any, at: Any) -> tuple[Any, Any]:
+        flag, (e, gates, previous) = at
+        dz = e.astype(gates.dtype) + recurrent_product(formula, dcarry[0], w_hh)
+        previous, dprevious = previous.astype(gates.dtype), dcarry[-1].astype(gates.dtype)
         dstates = formula.tangent(split_columns(gates), previous, dprevious, split_columns(dz))
-        return cast_like(dstates, carry), None, None
+        dcarry, _ = end_step(flag, dcarry, cast_like(dstates, dcarry), None)
+        return dcarry, dcarry
 
-    xs = dinputs.zs, gates, previous_states(initial, cell_states)
-    return scan_steps(step, None, dinputs.carry, xs, Flags(valid), reverse=False, carries=True).carries
+    steps = dinputs.zs, gates, previous_states(initial, cell_states)
+    return lax.scan(body, dinputs.carry, (Flags(valid), steps))[1]
 
 
 def backward(formula: CellFormula, residuals: Residuals, cotangents: Leaf) -> Tangents:

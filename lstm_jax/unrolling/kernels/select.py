@@ -20,7 +20,7 @@ from lstm_jax.unrolling.kernels.engine import Engine, Inputs
 from lstm_jax.unrolling.kernels.formulas import GRU_FORMULA, LSTM_FORMULA, CellFormula
 from lstm_jax.unrolling.kernels.primitive import forward_states
 from lstm_jax.unrolling.kernels.reference import REFERENCES
-from lstm_jax.unrolling.steps import Flags, Scanned, mask_out
+from lstm_jax.unrolling.steps import Flags, mask_out
 
 #: The module of the engines for each JAX platform. Each module defines two dicts from cell formula to
 #: engine: ENGINES for the device, and INTERPRETED, the same kernels in Pallas' interpreter.
@@ -105,7 +105,9 @@ def engine_name() -> str:
     return engine if isinstance(engine, str) else engine.name
 
 
-def kernel_unsupported(cell: Any, params: Params, carry: Carry, xs: Any, flags: Flags) -> str | None:
+def kernel_unsupported(
+    cell: Any, options: Any, params: Params, carry: Carry, xs: Any, flags: Flags
+) -> str | None:
     """Why no kernel supports this cell, these options or these sizes, or None."""
     name = type(cell).__name__
     if type(cell) not in KNOWN:
@@ -135,24 +137,25 @@ def kernel_unsupported(cell: Any, params: Params, carry: Carry, xs: Any, flags: 
 
 def kernel_scan(
     cell: Any,
+    options: Any,
     params: Params,
+    key: Array | None,
     initial: Carry,
     carry: Carry,
-    xs: Array,
+    xs: Any,
     flags: Flags,
-    key: Array | None = None,
-    *,
-    reverse: bool,
-    carries: bool,
-) -> Scanned:
-    """Scan a cell over time with a kernel. ``initial`` and ``key`` are unused: no resets, no noise."""
+) -> tuple[Carry, Any]:
+    """Scan a cell over time with a kernel; returns ``(carry, (ys, carries))``.
+
+    ``xs`` is ``(xs, reset_to)``. ``key``, ``initial`` and ``reset_to`` are unused: no noise, no resets.
+    """
     known = KNOWN[type(cell)]
     engine = current_engine(known.formula)
     assert isinstance(engine, Engine), engine  # kernel_unsupported has returned None
-    valid = flags.valid
-    if reverse:  # flip xs, not u: the inputs are smaller
-        xs, flags = jax.tree.map(lambda a: jnp.flip(a, 0), (xs, flags))
-    u = cell.project(params, xs)
+    inputs, valid = xs[0], flags.valid
+    if options.reverse:  # flip the inputs, not u: they are smaller
+        inputs, valid = jax.tree.map(lambda a: jnp.flip(a, 0), (inputs, valid))
+    u = cell.project(params, inputs)
     T, *batch, _ = u.shape
     rows = math.prod(batch)
 
@@ -160,18 +163,18 @@ def kernel_scan(
         return a.reshape(*a.shape[:axis], rows, *a.shape[axis + len(batch) :])
 
     states, structure = jax.tree.flatten(carry)
-    inputs = Inputs(
+    arguments = Inputs(
         flatten_batch(u, 1),
         params.w_hh.astype(u.dtype),
         known.bias(params, state_dtype(u.dtype)),
         tuple(flatten_batch(a, 0) for a in states),
-        None if flags.valid is None else flatten_batch(flags.valid, 1),
+        None if valid is None else flatten_batch(valid, 1),
     )
-    scanned = forward_states(engine if T * rows else REFERENCES[known.formula], inputs)
-    scanned = tuple(a.reshape(T, *batch, a.shape[-1]) for a in scanned)
+    after = forward_states(engine if T * rows else REFERENCES[known.formula], arguments)
+    after = tuple(a.reshape(T, *batch, a.shape[-1]) for a in after)
     if T > 0:
-        carry = jax.tree.unflatten(structure, [a[-1] for a in scanned])
-    if reverse:
-        scanned = tuple(jnp.flip(a, 0) for a in scanned)
-    ys = scanned[0] if valid is None else mask_out(valid, scanned[0])
-    return Scanned(carry, ys, jax.tree.unflatten(structure, scanned) if carries else None, None)
+        carry = jax.tree.unflatten(structure, [a[-1] for a in after])
+    if options.reverse:
+        after = tuple(jnp.flip(a, 0) for a in after)
+    ys = after[0] if flags.valid is None else mask_out(flags.valid, after[0])
+    return carry, (ys, jax.tree.unflatten(structure, after) if options.return_carries else None)

@@ -1,4 +1,4 @@
-"""The kernel primitive and the code that selects kernels: values, gradients and transforms.
+"""The kernel primitive: values, gradients and transforms.
 
 ``interpret("reference")`` replaces the kernels by plain JAX, which is fast, and changes nothing else. The
 kernels themselves are functions of arrays, with tests of their own in tests/experimental.
@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cell_cases import BY_NAME
-from helpers import assert_same, daily, problem, values_and_gradients
+from helpers import assert_same, daily, equations, finite_difference_check, problem, values_and_gradients
 from jax.sharding import AxisType, PartitionSpec as P
-from jax.test_util import check_grads
+from kernel_cases import DOUBLE, QUICK, both_cells, unroll, without_resets
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, LSTMVariant, Stack
+from lstm_jax import GRU, LSTM, Bidirectional, Stack
 from lstm_jax.unrolling.kernels import select
 from lstm_jax.unrolling.kernels.engine import Engine
 from lstm_jax.unrolling.kernels.formulas import LSTM_FORMULA
@@ -28,28 +28,6 @@ from lstm_jax.unrolling.kernels.primitive import kernel_p
 from lstm_jax.unrolling.kernels.reference import REFERENCES
 
 D, H = cell_case.D, cell_case.H
-QUICK = pytest.mark.usefixtures("quick_compiles")
-DOUBLE = pytest.mark.usefixtures("x64", "quick_compiles")
-
-
-@pytest.fixture
-def reference():
-    with select.interpret("reference"):
-        yield
-
-
-@pytest.fixture
-def interpreted():
-    with select.interpret("tpu"):
-        yield
-
-
-def without_resets(problem):
-    return problem._replace(flags={name: problem.flags[name] for name in ("lengths", "mask")})
-
-
-def unroll(implementation, cell, *args, **options):
-    return lstm_jax.unroll(cell, *args, implementation=implementation, **options)
 
 
 # --- around the kernels: values and gradients ---------------------------------------------------
@@ -127,12 +105,6 @@ def test_networks_of_cells():
 # --- around the kernels: transforms -------------------------------------------------------------
 
 
-def both_cells(fast):
-    """Parametrize over both cell types; the one that is not ``fast`` is marked slow."""
-    other = pytest.param(*{LSTM, GRU} - {fast}, marks=pytest.mark.slow)
-    return pytest.mark.parametrize("cell_type", [fast, other], ids=lambda cell_type: cell_type.__name__)
-
-
 def small_problem(cell_type, seed=0, shape=(4, 2)):
     """A cell, and float64 parameters, inputs and carry."""
     cell = cell_type(D, H, param_dtype="float64")
@@ -160,7 +132,7 @@ def test_both_modes_to_second_order_agree_with_finite_differences(cell_type, che
     cell, *args = small_problem(cell_type)
     options = {"lengths": np.array([3, 4], np.int32), "reverse": True, "checkpoint": checkpoint}
     run = jax.jit(partial(unroll, "pallas", cell, return_carries=True, **options))
-    check_grads(run, args, order=2, modes=("fwd", "rev"), atol=1e-5, rtol=1e-5, eps=1e-5)
+    finite_difference_check(run, args)
 
 
 def loss_of(f):
@@ -318,16 +290,6 @@ def test_the_weights_gradient_is_one_product_after_the_loop():
     assert [eqn.params["params"].operation for eqn in kernels] == ["forward", "backward"]
 
 
-def equations(jaxpr):
-    """All equations of a jaxpr, including nested ones."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
-
-
 @pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
 @pytest.mark.parametrize(("platform", "cell_type"), [("reference", GRU), helpers.slow("tpu", LSTM)])
 @QUICK
@@ -348,89 +310,3 @@ def test_inside_shard_map_each_device_runs_its_own_kernel(platform, cell_type):
 
     with select.interpret(platform):
         assert_same(gradient("pallas"), gradient("fused"), rtol=1e-5, atol=1e-5)
-
-
-# --- errors and explain -------------------------------------------------------------------------
-
-CELL = LSTM(D, H)
-XS = jax.ShapeDtypeStruct((5, 3, D), "float32")
-
-
-def plan(cell=CELL, xs=XS, **options):
-    params = jax.eval_shape(cell.init, jax.random.key(0))
-    return lstm_jax.explain(cell, params, xs, implementation="pallas", **options)
-
-
-UNSUPPORTED = {
-    "cell": (lambda: plan(RNN(D, H)), "the kernels support LSTM and GRU, got RNN"),
-    "options": (
-        lambda: plan(LSTMVariant(D, H, peepholes=True, clip=3.0)),
-        "the kernels support LSTM and GRU, got LSTMVariant",
-    ),
-    "reset before": (lambda: plan(GRUVariant(D, H, reset_after=False)), "LSTM and GRU, got GRUVariant"),
-    "resets": (lambda: plan(resets=jax.ShapeDtypeStruct((5, 3), bool)), "the kernels do not support resets"),
-    "truncate": (lambda: plan(truncate=2), "the kernels do not support truncate"),
-    "carry": (
-        lambda: plan(LSTM(D, H, dtype="bfloat16"), carry=(jnp.zeros((3, H), "float32"),) * 2),
-        "of dtypes bfloat16, float32, got float32, float32",
-    ),
-    "carry of a GRU": (
-        lambda: plan(GRU(D, H, dtype="bfloat16"), carry=jnp.zeros((3, H), "float32")),
-        "a carry h of dtype bfloat16, got float32",
-    ),
-    "dtype": (lambda: plan(LSTM(D, H, dtype="float16")), "in float32 or bfloat16, got float16"),
-    "VMEM": (lambda: plan(LSTM(D, 2000)), "2000 units in float32 need 69.3 MiB of VMEM"),
-}
-
-
-@pytest.mark.usefixtures("interpreted")
-@pytest.mark.parametrize("case", UNSUPPORTED)
-def test_errors_give_the_reason(case):
-    call, reason = UNSUPPORTED[case]
-    with pytest.raises(ValueError, match=r"implementation='pallas' for .*" + reason):
-        call()
-
-
-@pytest.mark.usefixtures("interpreted")
-def test_symbolic_sizes_are_unsupported():
-    T = jax.export.symbolic_shape("T")[0]
-    with pytest.raises(ValueError, match="require static sizes"):
-        plan(xs=jax.ShapeDtypeStruct((T, 3, D), "float32"))
-
-
-@pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
-@pytest.mark.usefixtures("reference")
-def test_an_explicit_mesh_is_unsupported():
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
-    with jax.set_mesh(mesh), pytest.raises(ValueError, match="explicit mesh"):
-        xs = jax.device_put(np.ones((5, 4, D), np.float32), jax.NamedSharding(mesh, P(None, "data")))
-        unroll("pallas", CELL, CELL.init(jax.random.key(0)), xs)
-
-
-def test_without_a_device_it_raises_and_interpret_has_no_effect_outside_its_context():
-    """The context is part of the jit cache key."""
-    params, xs = CELL.init(jax.random.key(0)), jnp.ones((5, 3, D))
-    run = jax.jit(partial(unroll, "pallas", CELL))
-    for call in (run, partial(unroll, "pallas", CELL)):
-        with pytest.raises(ValueError, match="require a TPU or a Hopper GPU"):
-            call(params, xs)
-        with select.interpret("reference"):
-            call(params, xs)
-        with pytest.raises(ValueError, match="require a TPU or a Hopper GPU"):
-            call(params, xs)
-    with pytest.raises(ValueError, match="interpret got platform='cpu'"):
-        select.interpret("cpu")
-
-
-def test_explain_names_the_kernel():
-    with select.interpret("tpu"):
-        explanation = plan(lengths=[5, 3, 1], checkpoint=2)
-        assert "TPU kernel, interpreted" in explanation.layers[0].reason
-    assert explanation.implementation == "pallas"
-    assert auto_implementation() == "fused"  # auto does not choose kernels that are not measured
-
-
-def auto_implementation():
-    with select.interpret("reference"):
-        params = jax.eval_shape(CELL.init, jax.random.key(0))
-        return lstm_jax.explain(CELL, params, XS).implementation
