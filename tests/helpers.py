@@ -225,15 +225,13 @@ def assert_raises(attempt, *words):
         assert any(choice in message for choice in word.split("|")), message
 
 
-def bits(tree):
-    """The dtype and the bytes of every array."""
-    return [(a.dtype, np.asarray(a).tobytes()) for a in jax.tree.leaves(tree)]
-
-
 def assert_x64_changes_nothing(f):
-    """``f()`` returns the same dtypes and bits with and without ``jax_enable_x64``."""
+    """``f()`` returns the same dtypes, and but for rounding the same values, with and without 64 bits.
+
+    The programs are compiled twice and may round differently; other random numbers differ by far more.
+    """
     results = []
     for enabled in (False, True):
         with jax.enable_x64(enabled):
-            results.append(bits(f()))
-    assert results[0] == results[1]
+            results.append(jax.device_get(f()))
+    assert_same(*results, rtol=1e-4, atol=1e-5)

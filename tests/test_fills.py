@@ -35,6 +35,7 @@ def test_filled_weights_give_right_results():
 
 
 @ON_AFFECTED
+@pytest.mark.slow
 def test_the_workaround_is_still_needed():
     wrong = [name for name, error in errors("unguarded").items() if not error < 1e-5]
     assert wrong, "this jaxlib computes right results: end AFFECTED in lstm_jax/_fills.py before its version"

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_x64_changes_nothing, bits, daily
+from helpers import assert_x64_changes_nothing, daily
 
 import lstm_jax
 from lstm_jax import _random
@@ -34,14 +34,14 @@ NOISY = {
 def test_noise(name):
     network = NOISY[name]
     xs = np.random.default_rng(0).normal(size=(9, 8, D)).astype(np.float32)
-    without = bits(lstm_jax.unroll(network, network.init(jax.random.key(0)), xs))
 
     def unrolled():
         params = network.init(jax.random.key(0))
         return lstm_jax.unroll(network, params, xs, key=jax.random.key(1))
 
     assert_x64_changes_nothing(unrolled)
-    assert bits(unrolled()) != without
+    ys, quiet = unrolled()[1], lstm_jax.unroll(network, network.init(jax.random.key(0)), xs)[1]
+    assert np.max(np.abs(ys - quiet)) > 1e-3
 
 
 def test_draws():

@@ -129,9 +129,30 @@ MUTANTS = (
     Mutant(
         "mlstm_key_scale",
         "lstm_jax/cells/mlstm.py",
-        "k = k / math.sqrt(k.shape[-1])",
-        "k = k / k.shape[-1]",
+        "return (q, k / math.sqrt(shape[-1]), v, o",
+        "return (q, k / shape[-1], v, o",
         f"{ORACLE} -k mlstm",
+    ),
+    Mutant(
+        "mlstm_chunks_ignore_restarts",
+        "lstm_jax/cells/mlstm.py",
+        "        reads = reads & (segment[:, None] == segment[None])\n",
+        "",
+        "tests/unrolling/test_chunkwise.py",
+    ),
+    Mutant(
+        "mlstm_chunks_read_later_steps",
+        "lstm_jax/cells/mlstm.py",
+        "reads = (step[:, None] >= step[None])",
+        "reads = (step[:, None] <= step[None])",
+        "tests/unrolling/test_chunkwise.py",
+    ),
+    Mutant(
+        "filled_weights_not_guarded",
+        "lstm_jax/unrolling/api.py",
+        "arrays = unfilled(params), xs",
+        "arrays = params, xs",
+        "tests/test_fills.py -k right_results",
     ),
     # The time contract.
     Mutant(
@@ -244,8 +265,8 @@ MUTANTS = (
     Mutant(
         "bidirectional_backward_not_flipped_back",
         "lstm_jax/networks/bidirectional.py",
-        "flip(pair.ys[i], reverse), flip(carries",
-        "pair.ys[i], flip(carries",
+        "flip(result.ys[i], reverse), flip(carries",
+        "result.ys[i], flip(carries",
         f"{ORACLE} -k bidirectional",
     ),
     Mutant(

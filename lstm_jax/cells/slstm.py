@@ -68,6 +68,7 @@ def slstm_step(
     Raises:
         ValueError: a shape, dtype or type does not fit.
 
+    >>> import jax
     >>> cell = SLSTM(input_size=3, hidden_size=4, heads=2)
     >>> params = cell.init(jax.random.key(0))
     >>> (h, c, n, m), y = slstm_step(params, cell.initial_carry(), jnp.ones(3), forget_gate="sigmoid")
@@ -121,6 +122,7 @@ class SLSTM(VectorCell):
         ValueError: a size is not a positive integer, heads do not divide H, ``forget_gate`` is another name,
             or a dtype is not floating.
 
+    >>> import jax
     >>> cell = SLSTM(input_size=3, hidden_size=4, heads=2)
     >>> params = cell.init(jax.random.key(0))
     >>> params.w_ih.shape, params.w_hh.shape, params.bias.shape

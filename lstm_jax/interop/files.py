@@ -90,7 +90,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         raise value_error(
             f"load got {path.name}, which is no {suffix} file"
             + (f" but {found}" if found is not None else ""),
-            "a file whose content is what its name says",
+            "content of the kind that the name gives",
             f"Rename it to end in {found}." if found in (".npz", ".safetensors") else _DAMAGED,
         )
     arrays = (_read_npz if suffix == ".npz" else _read_safetensors)(path.name, data)
@@ -196,14 +196,14 @@ def _damaged(file: str, error: Exception) -> ValueError:
 
 
 def _check_entries(file: str, entries: list[zipfile.ZipInfo], size: int) -> None:
-    """Everything that can be said from the archive's directory, before anything is decompressed."""
+    """Check the archive's directory before anything is decompressed."""
     names = [entry.filename for entry in entries]
     unexpected = [name for name in names if not name.endswith(".npy")]
     if unexpected:
         raise _refused(
             f"load got {file} with {listing(unexpected)} inside",
             "nothing but arrays (.npy)",
-            "A file of torch.save is an archive too: see what load('model.pt') says.",
+            "A file of torch.save is an archive too: load('model.pt') raises the code that converts it.",
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:

@@ -76,7 +76,7 @@ def chunkwise_unsupported(
     if flags.cut is not None:
         return "truncate stops gradients between steps, and a chunk computes all its steps at once"
     if options.return_carries:
-        return "return_carries asks for the carry of every step, which a chunk does not compute"
+        return "return_carries requires the carry of every step, which a chunk does not compute"
     if not isinstance(xs.shape[0], int):
         return f"{label(cell)} chooses the length of a chunk by the number of steps, got a symbolic one"
     return None

@@ -1,5 +1,6 @@
 """MLSTM in chunks of time: what the plain scan gives, by matrix products."""
 
+import itertools
 from functools import partial
 
 import helpers
@@ -53,9 +54,13 @@ class Problem:
 
 
 @DOUBLE
-@pytest.mark.parametrize("T", helpers.daily(STEPS.values(), 17, 48), ids=str)
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@pytest.mark.parametrize("forget_gate", helpers.daily(["sigmoid", "exp"]))
+@pytest.mark.parametrize(
+    ("T", "reverse", "forget_gate"),
+    [
+        row if row in ((17, False, "exp"), (48, True, "sigmoid")) else helpers.slow(*row)
+        for row in itertools.product(STEPS.values(), (False, True), ("sigmoid", "exp"))
+    ],
+)
 def test_values_and_gradients_are_those_of_the_loop(T, reverse, forget_gate):
     given = Problem(T, forget_gate=forget_gate)
     for flags in ({}, None):
@@ -64,7 +69,7 @@ def test_values_and_gradients_are_those_of_the_loop(T, reverse, forget_gate):
 
 
 @DOUBLE
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("reverse", helpers.daily([False, True], True), ids=["forward", "reverse"])
 def test_restarts_from_stored_states(reverse):
     given = Problem(20)
     results = [given.solve(how, reset_to=given.stored, reverse=reverse) for how in ("parallel", "scan")]
@@ -85,7 +90,9 @@ def test_the_oracle(reverse):
 
 
 @DOUBLE
-@pytest.mark.parametrize(("T", "batch"), [(0, (3,)), (18, (0,)), (18, ()), (18, (2, 2))], ids=str)
+@pytest.mark.parametrize(
+    ("T", "batch"), [(0, (3,)), helpers.slow(18, (0,)), (18, ()), helpers.slow(18, (2, 2))], ids=str
+)
 def test_edges(T, batch):
     given = Problem(T, batch)
     assert_same(*(given.solve(how) for how in ("parallel", "scan")), rtol=1e-8, atol=1e-9)
@@ -118,7 +125,7 @@ def test_windows_are_the_whole():
 
 
 @DOUBLE
-def test_forward_mode_vmap_and_second_derivatives():
+def test_forward_mode_and_vmap():
     given = Problem(18, (2,))
 
     def f(how, params, xs):
@@ -131,7 +138,17 @@ def test_forward_mode_vmap_and_second_derivatives():
     ensemble = jax.tree.map(lambda a: np.stack([a, -a]), given.params)
     mapped = [jax.vmap(partial(f, how), (0, None))(ensemble, given.xs) for how in ("parallel", "scan")]
     assert_same(*mapped, rtol=1e-8, atol=1e-9)
-    small = given.xs[:4] * 0.3
+
+
+@DOUBLE
+@pytest.mark.slow
+def test_second_derivatives():
+    given = Problem(4, (2,))
+
+    def f(how, params, xs):
+        return lstm_jax.unroll(given.cell, params, xs, implementation=how)[1]
+
+    small = given.xs * 0.3
     check_grads(lambda p: helpers.total(f("parallel", p, small)), (given.params,), order=2, eps=1e-5)
 
 

@@ -161,6 +161,7 @@ OTHERS = {
     "integration": "exponential",
     "cell": GRU(D, H),
     "merge": "sum",
+    "backward": GRU(D, H),
     "layers": (LSTM(D, H),),
     "dropout_mask": "sequence",
     "recurrent": 0.25,
