@@ -61,7 +61,7 @@ class OnnxActivation:
         check_choice("OnnxActivation", "name", self.name, tuple(FORMULAS))
         defaults = FORMULAS[self.name].defaults
         for index, field in enumerate(("alpha", "beta")):
-            value = getattr(self, field)
+            value: Any = getattr(self, field)
             if index >= len(defaults):
                 if value is not None:
                     raise value_error(

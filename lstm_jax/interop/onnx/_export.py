@@ -142,7 +142,8 @@ def plan(network: Any, params: Any, path: str = "") -> Any:
     if isinstance(network, Bidirectional):
         check_tuple("to_onnx", params, 2)
         ways = zip(network.cells, params, ("forward_", "backward_"), strict=True)
-        return Both(*(plan(cell, p, path + way) for cell, p, way in ways), network.merge)
+        forward, backward = (plan(cell, p, path + way) for cell, p, way in ways)
+        return Both(forward, backward, network.merge)
     if isinstance(network, Readout):
         return _plan_readout(network, params, path)
     if isinstance(network, TRANSPARENT):
@@ -259,7 +260,7 @@ def _write_node(
     direction: str,
     swap: bool = False,
 ) -> tuple[list[Value], list[Final]]:
-    """One recurrent node, for one direction or both; with ``swap``, the second is ONNX's forward direction."""
+    """One recurrent node for one or both directions; with ``swap``, the second is ONNX's forward one."""
     nodes = [node for node, _ in ways]
     order = [1, 0] if swap else list(range(len(ways)))
     first, H = nodes[0], nodes[0].hidden_size

@@ -160,10 +160,13 @@ def _layer(model: Model, node: Any) -> Layer:
     where = f"{model.owner} got node {model.label(node)}"
     cells, params = [], []
     for way in range(count):
+        arrays: dict[str, Any] = {
+            key: None if array is None else array[way] for key, array in weights.items()
+        }
         cell, own = cell_of(
             Node(
                 node.op_type,
-                **{key: None if array is None else array[way] for key, array in weights.items()},
+                **arrays,
                 initial=None if learned is None else tuple(state[way] for state in learned),
                 activations=activations[way],
                 clip=attributes.get("clip"),
@@ -363,11 +366,9 @@ def _expanded_state(model: Model, node: Any, name: str, time_major: Any) -> Stat
     """
     reason = "its rows differ, or depend on the sizes of the inputs"
     try:
+        probes = (Probe(size, seed=size, full_length=False) for size in (2, 3))
         first, second = (
-            time_major(
-                model.evaluate(name, _drawn_outputs(model, size), Probe(size, size, full_length=False))
-            )
-            for size in (2, 3)
+            time_major(model.evaluate(name, _outputs_of(model, name, probe), probe)) for probe in probes
         )
         row = first[:, :1]
         if (first.shape[1], second.shape[1]) == (2, 3) and (first == row).all() and (second == row).all():
@@ -376,7 +377,8 @@ def _expanded_state(model: Model, node: Any, name: str, time_major: Any) -> Stat
         reason = str(error)
     inputs = model.dependencies([name]).inputs
     if model.is_static(inputs):
-        return State(time_major(model.evaluate(name, {}, Probe(None))), False)
+        declared = Probe(None)
+        return State(time_major(model.evaluate(name, _outputs_of(model, name, declared), declared)), False)
     raise _node_error(
         model,
         node,
@@ -399,20 +401,23 @@ def _sequence_read(node: Any) -> Any:
     return [node.input[0], *node.input[4:5]] if is_recurrent(node) else _values_read(node)
 
 
-def _outputs_of(model: Model, size: int) -> dict[str, np.ndarray]:
-    """Zeros for the outputs of all recurrent nodes, of which a state may read the shape."""
-    found = {}
-    for node in model.recurrent():
-        attributes = _attributes(model, node)
+def _outputs_of(model: Model, name: str, probe: Probe) -> dict[str, np.ndarray]:
+    """Zeros for the outputs of the recurrent nodes behind a value, which may read their shape."""
+    found: dict[str, np.ndarray] = {}
+    for node in filter(is_recurrent, model.dependencies([name]).nodes):
+        batch_major = bool(_attributes(model, node).get("layout", 0))
         R = model.constant(node.input[2]) if len(node.input) > 2 else None
         if R is None or R.ndim != 3:
             continue
-        batch_major = bool(attributes.get("layout", 0))
+        T = B = probe.size or 0
+        if probe.size is None:
+            first, second, _ = model.evaluate(node.input[0], found, probe).shape
+            T, B = (second, first) if batch_major else (first, second)
         count, H = len(R), R.shape[-1]
-        ys = (size, size, count, H) if batch_major else (size, count, size, H)
-        states = (size, count, H) if batch_major else (count, size, H)
-        for name, shape in zip(node.output, (ys, states, states), strict=False):
-            found[name] = np.zeros(shape, R.dtype)
+        ys = (B, T, count, H) if batch_major else (T, count, B, H)
+        states = (B, count, H) if batch_major else (count, B, H)
+        for output, shape in zip(node.output, (ys, states, states), strict=False):
+            found[output] = np.zeros(shape, R.dtype)
     return found
 
 

@@ -96,7 +96,7 @@ def node_of(cell: Any, params: Any, path: str = "") -> Node:
             "Use jax.export, which takes any network.",
         )
     op = type(cell).__name__.removesuffix("Variant")
-    without = {"dtype": (None, np.dtype("float32"))}
+    without: dict[str, tuple[Any, ...]] = {"dtype": (None, np.dtype("float32"))}
     without |= dict.fromkeys(("proj_size", "ablation", "cell_clip", "layer_norm"), (None,))
     for name, supported in without.items():
         value = getattr(cell, name, None)

@@ -1,4 +1,4 @@
-"""What of ONNX needs no onnx: layouts of one node, refusals, and what is told where it is absent."""
+"""ONNX without the package onnx: layouts of one node, activations, errors."""
 
 import sys
 
@@ -27,7 +27,8 @@ from lstm_jax import (
     Zoneout,
 )
 from lstm_jax.interop.onnx import OnnxActivation, from_onnx, from_onnx_node, save_onnx, to_onnx
-from lstm_jax.interop.onnx._nodes import ACTIVATIONS, FORMULAS, READS, Node, cell_of, named, node_of
+from lstm_jax.interop.onnx._activations import FORMULAS, JAX_ACTIVATIONS, read_activations
+from lstm_jax.interop.onnx._nodes import Node, cell_of, node_of
 
 D, H = 3, 2
 
@@ -44,7 +45,7 @@ def counted(cell):
 @pytest.mark.parametrize(
     ("cell", "field", "expected"),
     [
-        (LSTM(1, 1), "W", [1, 4, 2, 3]),  # i f g o of ours as i o f c
+        (LSTM(1, 1), "W", [1, 4, 2, 3]),  # i f g o as i o f c
         (LSTM(1, 1), "R", [1, 4, 2, 3]),
         (LSTM(1, 1), "B", [1, 4, 2, 3, 0, 0, 0, 0]),
         (LSTMVariant(1, 1, peepholes=True), "P", [1, 3, 2]),  # i f o as i o f
@@ -67,7 +68,7 @@ def test_heads_become_one_matrix():
     cell = GRUVariant(D, 4, heads=2)
     w = cell.init(jax.random.key(0)).w_hh
     node = node_of(cell, cell.init(jax.random.key(0)))
-    blocks = node.R.reshape(3, 2, 2, 2, 2)  # gate, head, unit, head heard, unit heard
+    blocks = node.R.reshape(3, 2, 2, 2, 2)  # gate, head, unit, head of h, unit of h
     assert not blocks[:, 0, :, 1].any() and not blocks[:, 1, :, 0].any()
     r_of_head_1 = np.asarray(w[1, :, :2])
     np.testing.assert_array_equal(blocks[1, 1, :, 1].T, r_of_head_1)
@@ -79,7 +80,10 @@ CELLS = {
     "lstm": LSTM(D, H, learn_initial_carry=True),
     "lstm_options": LSTMVariant(D, H, peepholes=True, coupled=True, clip=0.3),
     "lstm_bare": LSTMVariant(D, H, peepholes=True, use_bias=False),
+    "lstm_relu": LSTMVariant(D, H, activation="relu", recurrent_activation="hard_sigmoid"),
+    "lstm_affine": LSTMVariant(D, H, recurrent_activation=OnnxActivation("Affine", 0.2, 0.5)),
     "gru": GRU(D, H, learn_initial_carry=True),
+    "gru_elu": GRUVariant(D, H, activation="elu"),
     "gru_before": GRUVariant(D, H, reset_after=False),
 }
 
@@ -120,6 +124,16 @@ def test_other_float_types_come_in():
         assert cell_of(Node("RNN", W.astype(np.float64), R.astype(np.float64)))[1].w_ih.dtype == np.float64
 
 
+def test_weights_of_several_dtypes():
+    W, R = np.ones((H, D), np.float32), np.ones((H, H), np.float64)
+    with pytest.raises(ValueError, match="weights of W float32, R float64; expected weights of one floating"):
+        cell_of(Node("RNN", W, R))
+    with pytest.raises(ValueError, match="initial_h float16"):
+        cell_of(Node("RNN", W, R.astype(np.float32), initial=(np.ones(H, np.float16),)))
+    with pytest.raises(ValueError, match="one floating dtype"):
+        cell_of(Node("RNN", W.astype(int), R.astype(int)))
+
+
 def test_shapes_that_contradict_each_other():
     W, R = np.ones((4 * H, D), np.float32), np.ones((4 * H, H), np.float32)
     with pytest.raises(ValueError, match=r"W of shape \(6, 3\)"):
@@ -131,16 +145,16 @@ def test_shapes_that_contradict_each_other():
 # --- activations --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("function", "name"), ACTIVATIONS, ids=lambda f: getattr(f, "name", ""))
-def test_functions_of_jax_are_what_onnx_calls_them(function, name):
+@pytest.mark.parametrize(("function", "name"), JAX_ACTIVATIONS, ids=lambda f: getattr(f, "name", ""))
+def test_functions_of_jax_and_of_onnx_are_equal(function, name):
     x = jnp.linspace(-4, 4, 33)
     np.testing.assert_allclose(name(x), function(x), rtol=1e-6, atol=1e-6)
 
 
 def test_names_and_numbers_in_three_lists():
-    """Each function takes as many numbers as it reads; what is lacking is at its default."""
+    """Each function takes as many numbers as it has; a missing one takes its default."""
     names = ["Tanh", "leakyrelu", "AFFINE", "HardSigmoid", "Elu"]
-    found = named(names, [0.5, 2.0, 0.25], [1.0], "from_onnx")
+    found = read_activations(names, [0.5, 2.0, 0.25], [1.0], "from_onnx got a node")
     assert found == [
         OnnxActivation("Tanh"),
         OnnxActivation("LeakyRelu", 0.5),
@@ -148,11 +162,15 @@ def test_names_and_numbers_in_three_lists():
         OnnxActivation("HardSigmoid", 0.25, 0.5),
         OnnxActivation("Elu", 1.0),
     ]
-    assert set(READS) <= set(FORMULAS)
-    with pytest.raises(ValueError, match="ScaledTanh without beta"):
-        named(["ScaledTanh"], [1.0], [], "from_onnx")
+    with pytest.raises(ValueError, match="ScaledTanh without activation_beta"):
+        read_activations(["ScaledTanh"], [1.0], [], "from_onnx got a node")
+    with pytest.raises(ValueError, match="1 numbers too many in activation_alpha"):
+        read_activations(["Tanh"], [1.0], [], "from_onnx got a node")
     with pytest.raises(ValueError, match="name='Gelu'"):
         OnnxActivation("Gelu")
+    with pytest.raises(ValueError, match=r"alpha=1\.0 for Tanh"):
+        OnnxActivation("Tanh", 1.0)
+    assert {activation.name for _, activation in JAX_ACTIVATIONS} <= set(FORMULAS)
 
 
 def test_numbers_are_those_of_float32():
@@ -162,7 +180,7 @@ def test_numbers_are_those_of_float32():
     assert hash(OnnxActivation("Elu", 0.1)) == hash(OnnxActivation("Elu", float(np.float32(0.1))))
 
 
-# --- refusals, before onnx is looked for --------------------------------------------------------
+# --- errors, raised before onnx is imported -----------------------------------------------------
 
 
 @pytest.fixture
@@ -170,27 +188,28 @@ def no_onnx(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
 
 
-REFUSED = {
+UNSUPPORTED = {
     "projection": (LSTMVariant(D, 4, proj_size=2), r"LSTM\(proj_size=2\).*jax.export"),
     "ablation": (LSTMVariant(D, H, ablation="no_input_gate"), r"LSTM\(ablation='no_input_gate'\)"),
     "layer_norm": (LSTMVariant(D, H, layer_norm="tfa"), r"LSTM\(layer_norm='tfa'\)"),
     "cell_clip": (LSTMVariant(D, H, cell_clip=1.0), r"LSTM\(cell_clip=1.0\)"),
     "dtype": (GRU(D, H, dtype="bfloat16"), r"GRU\(dtype=bfloat16\)"),
     "activation": (RNN(D, H, activation=jnp.sin), r"activation=.*sin.*leaky_relu.*OnnxActivation"),
-    "mlstm": (MLSTM(D, 4, heads=2), "got a MLSTM; expected RNN, LSTM or GRU.*jax.export"),
-    "slstm": (SLSTM(D, 4, heads=2), "got a SLSTM"),
-    "indrnn": (IndRNN(D, H), "got a IndRNN"),
-    "mingru": (MinGRU(D, H), "got a MinGRU"),
-    "zoneout": (Zoneout(LSTM(D, H), 0.1), "got a Zoneout"),
-    "inside": (WeightDrop(Zoneout(LSTM(D, H), 0.1), 0.5), "got a Zoneout"),
-    "in_a_network": (Stack((GRU(D, H), Bidirectional(IndRNN(H, H)))), "a IndRNN at layer1_forward"),
+    "lstm_activation": (LSTMVariant(D, H, activation="gelu"), r"LSTM with activation=gelu.*OnnxActivation"),
+    "mlstm": (MLSTM(D, 4, heads=2), "got MLSTM; expected RNN, LSTM or GRU.*jax.export"),
+    "slstm": (SLSTM(D, 4, heads=2), "got SLSTM"),
+    "indrnn": (IndRNN(D, H), "got IndRNN"),
+    "mingru": (MinGRU(D, H), "got MinGRU"),
+    "zoneout": (Zoneout(LSTM(D, H), 0.1), "got Zoneout"),
+    "inside": (WeightDrop(Zoneout(LSTM(D, H), 0.1), 0.5), "got Zoneout"),
+    "in_a_network": (Stack((GRU(D, H), Bidirectional(IndRNN(H, H)))), "IndRNN at layer1_forward"),
     "readout": (Readout(D, H, activation=jnp.sin), r"Readout\(activation=.*sin.*the identity, Tanh"),
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_what_onnx_cannot_represent(name, no_onnx, tmp_path):
-    network, message = REFUSED[name]
+    network, message = UNSUPPORTED[name]
     params = network.init(jax.random.key(0))
     with pytest.raises(ValueError, match=message):
         to_onnx(network, params)
@@ -199,9 +218,9 @@ def test_what_onnx_cannot_represent(name, no_onnx, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_images_are_refused(no_onnx):
+def test_images(no_onnx):
     network = ConvLSTM((4, 4, D), H, (3, 3))
-    with pytest.raises(ValueError, match="got a ConvLSTM"):
+    with pytest.raises(ValueError, match="got ConvLSTM"):
         to_onnx(network, network.init(jax.random.key(0)))
 
 
@@ -230,12 +249,12 @@ def test_parameters_that_do_not_fit(no_onnx):
         ("from_onnx_node", lambda: from_onnx_node("model.onnx")),
     ],
 )
-def test_what_is_told_where_onnx_is_absent(name, call, no_onnx):
+def test_errors_without_the_package(name, call, no_onnx):
     with pytest.raises(ImportError, match=rf'^{name} needs onnx. Install it: pip install "lstm_jax\[onnx\]"'):
         call()
 
 
-def test_wrappers_that_are_the_cell_inside_when_evaluated():
+def test_wrappers_without_noise_are_the_wrapped_cell():
     cell = LSTM(D, H)
     params = cell.init(jax.random.key(0))
     wrapped = VariationalDropout(WeightDrop(CandidateDropout(cell, 0.5), 0.5), inputs=0.5)
