@@ -122,16 +122,8 @@ def test_parameters_expanded_to_the_batch_are_learned(dynamic):
 
     start = torch.linspace(-1, 1, H)
 
-    def expanded(x, states):
-        return [start.expand(1, x.shape[1], H) + 0 * x.shape[0]]
-
     _, model = exported(
-        "GRU",
-        1,
-        False,
-        dynamic,
-        3,
-        lambda x, states: [start.expand(1, x.shape[1], H) + 0 * x[:1, :1, :1].shape[0]],
+        "GRU", 1, False, dynamic, 3, lambda x, states: [start.expand(1, x.shape[1], H) + 0 * x.shape[0]]
     )
     found = from_onnx(model)
     value = found.params.initial if found.network.learn_initial_carry else np.asarray(found.carry)[0]
