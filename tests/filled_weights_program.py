@@ -1,6 +1,7 @@
 """Prints the largest relative error of programs whose weights are filled with one value inside of them.
 
-Run by ``test_fills.py`` in a process of its own: with the argument ``unguarded`` the workaround is off.
+Run by ``test_fills.py`` in another process. With the argument ``unguarded`` the workaround is off, with
+``few`` only some of the programs run.
 """
 
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 import lstm_jax
 from lstm_jax import _fills
 
-if sys.argv[1:] == ["unguarded"]:
+if "unguarded" in sys.argv:
     _fills.AFFECTED = False
 
 KEY = jax.random.key(0)
@@ -79,7 +80,10 @@ PROGRAMS = {
     "gradients": lambda xs: jax.grad(lambda s: squares(unrolled(FILLED, FILLED.init(KEY), xs) * s))(1.0),
 }
 
+FEW = ("readout, squares", "rnn, one step", "tangents of a readout")
 for name, program in PROGRAMS.items():
+    if "few" in sys.argv and name not in FEW:
+        continue
     got = np.asarray(jax.jit(program)(XS))
     with jax.disable_jit():
         expected = np.asarray(program(XS))

@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import slow
 
 import lstm_jax
 from lstm_jax import _fills
@@ -18,19 +19,20 @@ ON_AFFECTED = pytest.mark.skipif(
 )
 
 
-def errors(mode):
+def errors(*modes):
     """The relative error of each program."""
     flags = [f for f in os.environ.get("XLA_FLAGS", "").split() if "device_count" not in f]
     env = os.environ | {"XLA_FLAGS": " ".join(flags), "PYTHONPATH": str(PROGRAM.parent.parent)}
     done = subprocess.run(
-        [sys.executable, PROGRAM, mode], env=env, check=True, capture_output=True, text=True, timeout=300
+        [sys.executable, PROGRAM, *modes], env=env, check=True, capture_output=True, text=True, timeout=300
     )
     lines = (line.split(" ", 1) for line in done.stdout.splitlines())
     return {name: float(error) for error, name in lines}
 
 
-def test_filled_weights_give_right_results():
-    wrong = {name: error for name, error in errors("guarded").items() if not error < 1e-5}
+@pytest.mark.parametrize("modes", [("few",), slow(())], ids=["few", "all"])
+def test_filled_weights_give_right_results(modes):
+    wrong = {name: error for name, error in errors(*modes).items() if not error < 1e-5}
     assert not wrong
 
 

@@ -85,6 +85,7 @@ class TestRun:
             assert nats / frames == pytest.approx(expected, rel=1e-5)
         assert np.mean(means) == pytest.approx(result["test_nll_mean_of_pieces"], rel=1e-5)
 
+    @pytest.mark.slow
     def test_the_source_of_generated_pieces_is_named(self, tmp_path, monkeypatch):
         small = generate(seed=0, train=2, valid=1, test=1)
         monkeypatch.setattr(program, "generate_corpus", lambda seed: small)

@@ -139,7 +139,8 @@ def test_laws_of_the_time_contract(which, reverse):
 
 @DOUBLE
 @pytest.mark.usefixtures("accelerator")
-@DAILY_ONE
+@pytest.mark.slow
+@WHICH
 def test_laws_of_the_time_contract_on_an_accelerator(which):
     case = BY_NAME[which]
     laws.check_single_steps(case)
