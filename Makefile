@@ -37,14 +37,15 @@ stamp = $(1)/.installed-$(shell printf %s '$(2)' | tr -c 'A-Za-z0-9.' -)
 MAIN := $(call stamp,.venv,$(PYTHON)-$(JAX))
 PEERS := $(call stamp,.venv-peers,$(PYTHON)-$(JAX)-$(TORCH))
 LATEST := $(call stamp,.venv-latest,$(PYTHON_LATEST))
+DOCS := $(call stamp,.venv-docs,$(PYTHON)-$(JAX))
 
 PYTEST := -m pytest -n $(WORKERS)
 # What every change has to pass: the quick tests, and the examples in the docstrings. Modules that need
 # an extra are left out, and run with the peers.
-CORE := -m "not slow and not peers" --doctest-modules --doctest-glob=README.md \
-	$(addprefix --ignore=lstm_jax/,nnx.py linen.py) tests lstm_jax README.md
+CORE := -m "not slow and not peers" --doctest-modules \
+	$(addprefix --ignore=lstm_jax/,nnx.py linen.py) tests lstm_jax
 
-.PHONY: help demo test test-slow test-peers test-latest bench bench-device lint types clean
+.PHONY: help demo test test-slow test-peers test-latest docs bench bench-device lint types clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -73,6 +74,12 @@ test-peers: $(PEERS)  ## live comparison with the other libraries; a skipped tes
 test-latest: $(LATEST)  ## the everyday tests on the newest Python and jax
 	.venv-latest/bin/python $(PYTEST) $(CORE) $(PYTEST_ARGS)
 
+# From nothing: pages are executed, and warnings are errors.
+docs: export JAX_PLATFORMS ?= cpu
+docs: $(DOCS)  ## the documentation, into build/docs/index.html
+	rm -rf build/docs
+	.venv-docs/bin/python -m sphinx -E -W --keep-going -q -b html -d build/docs-cache docs build/docs
+
 bench: export KERAS_BACKEND ?= jax
 bench: $(PEERS)  ## time and memory compared with other libraries, into benchmarks/results
 	.venv-peers/bin/python -m benchmarks $(BENCH_ARGS)
@@ -90,7 +97,7 @@ types: $(MAIN)  ## mypy over lstm_jax
 	.venv/bin/mypy
 
 clean:  ## remove the environments, caches and build products (runs/ stays)
-	rm -rf .venv .venv-peers .venv-latest .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-peers .venv-latest .venv-docs .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find lstm_jax tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(MAIN): pyproject.toml
@@ -108,4 +115,9 @@ $(PEERS): pyproject.toml
 $(LATEST): pyproject.toml
 	@$(call make_venv,.venv-latest,$(PYTHON_LATEST),3.13 3.12)
 	.venv-latest/bin/python -m pip install -q --upgrade jax -e ".[test]"
+	@touch $@
+
+$(DOCS): pyproject.toml
+	@$(call make_venv,.venv-docs,$(PYTHON),3.11 3.12 3.13)
+	.venv-docs/bin/python -m pip install -q "$(JAX)" -e ".[docs]"
 	@touch $@

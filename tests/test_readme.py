@@ -1,56 +1,81 @@
-"""The README's table of cells: every cell is there, and its formula counts its parameters."""
+"""The programs of the README run and print what it shows; its table is that of the benchmark."""
 
-import inspect
+import contextlib
+import io
 import re
-from pathlib import Path
+import runpy
 
 import jax
+import numpy as np
 import pytest
+from code_blocks import ROOT, blocks, run
 
-import lstm_jax
-
-README = (Path(__file__).parents[1] / "README.md").read_text()
-#: Sizes of which no two formulas agree by chance; n divides H.
-SIZES = {"D": 5, "H": 12, "P": 7, "n": 3, "C": 4, "F": 6, "k": 15, "K": 11}
+README = ROOT / "README.md"
+NUMBER = re.compile(r"\d+\.\d+")
 
 
-def rows():
-    """(call, parallel, formula) of each cell."""
-    table = README.split("| Cell | Paper | Parallel over time | Parameters |\n")[1].split("\n\n")[0]
-    for line in table.splitlines()[1:]:
-        call, _, parallel, formula = (cell.strip() for cell in line.strip("|").split(" | "))
-        yield call.strip("`"), parallel, formula
+def assert_printed(printed, expected):
+    """Equal up to the digits of floats, which depend on the machine."""
+    assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", expected).split()
+    floats = [np.array(NUMBER.findall(text), float) for text in (printed, expected)]
+    np.testing.assert_allclose(*floats, rtol=0.1, atol=0.05)
 
 
-def value(formula):
-    """A formula as one writes it: letters beside each other are multiplied."""
-    spelled = formula.replace("²", "**2").replace(" ", "")
-    spelled = re.sub(r"(?<=[\w)])(?=[A-Za-z(])(?<!\*\*)", "*", spelled)
-    return eval(spelled, {}, SIZES)
+def run_page(page, wanted):
+    """Run the wanted Python blocks one after the other, and compare their output with the block below each."""
+    names, ran, everything = {}, 0, list(blocks(page))
+    # Readers have JAX's own settings; conftest.py makes the tests' stricter.
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        for block, following in zip(everything, [*everything[1:], None], strict=True):
+            if block.language == "python" and wanted(block):
+                with contextlib.redirect_stdout(io.StringIO()) as output:
+                    run(page, block, names)
+                assert_printed(output.getvalue(), following.text)
+                ran += 1
+    return ran
 
 
-def test_formulas_are_read_as_written():
-    assert value("4H(D + H/n + 1)") == 4 * 12 * (5 + 4 + 1)
-    assert value("9H² + 3H") == 9 * 144 + 36
-    assert value("(D + 1)(4H + 2n)") == 6 * 54
-    assert value("4F(kC + kF + 1)") == 24 * (60 + 90 + 1)
+def test_the_programs_run_and_print_what_is_shown():
+    assert run_page(README, lambda block: "flax" not in block.text) == 3
 
 
-@pytest.mark.parametrize(("call", "parallel", "formula"), list(rows()), ids=str)
-def test_the_formula_counts_the_parameters(call, parallel, formula):
-    cell = eval(call, vars(lstm_jax) | SIZES)
-    params = jax.eval_shape(cell.init, jax.random.key(0))
-    assert sum(a.size for a in jax.tree.leaves(params)) == value(formula)
-    stateless = not jax.tree.leaves(cell.initial_carry())
-    assert parallel.startswith("yes") == (hasattr(cell, "coefficients") or stateless)
+def test_the_flax_program_runs():
+    pytest.importorskip("flax", reason="the extra flax is not installed")
+    assert run_page(README, lambda block: True) == 4
 
 
-def test_every_cell_and_regulariser_is_in_the_readme():
-    kinds = [
-        name
-        for name, kind in vars(lstm_jax).items()
-        if inspect.isclass(kind) and hasattr(kind, "init") and not getattr(kind, "_is_protocol", False)
-    ]
-    assert len(kinds) > 15
-    missing = [name for name in kinds if f"`{name}" not in README]
-    assert not missing
+def test_a_wrong_output_is_noticed():
+    for wrong in ("loss 0.200", "loss 0.100 0.100", "step 0.100"):
+        with pytest.raises(AssertionError):
+            assert_printed(wrong, "loss 0.100")
+
+
+def tables(markdown):
+    """The tables of a page: for each the rows, as dicts of column to cell."""
+    for table in re.findall(r"(?:^\|.*\n)+", markdown + "\n", re.MULTILINE):
+        head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+        yield [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_the_speeds_are_those_of_the_run_that_the_readme_names():
+    page = README.read_text(encoding="utf-8")
+    (name,) = set(re.findall(r"benchmarks/results/cpu[\w.-]+\.md", page))
+    results = (ROOT / name).read_text(encoding="utf-8").split("**forward+backward**: our median")[1]
+    measured = {row["B,T,D,H"]: row for row in next(tables(results))}
+    (shown,) = [table for table in tables(page) if "B,T,D,H" in table[0]]
+    assert len(shown) >= 5
+    for row in shown:
+        assert row == {column: measured[row["B,T,D,H"]][column] for column in row}
+    for mode, other in (("forward+backward", "torch"), ("forward", "torch"), ("forward", "plain scan")):
+        mean = re.search(rf"time, ours / {other}, {re.escape(mode)}: (\S+)", results)
+        assert mean and mean[1] in page
+
+
+@pytest.mark.parametrize("program", ["quickstart", "quickstart_nnx"])
+def test_quickstarts_learn(program, capsys):
+    if program == "quickstart_nnx":
+        pytest.importorskip("flax", reason="the extra flax is not installed")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        runpy.run_path(str(ROOT / "examples" / f"{program}.py"), run_name="__main__")
+    errors = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert len(errors) == 6 and errors[-1] < 0.02 < 1 / 6 < errors[0]

@@ -158,13 +158,12 @@ class ConvLSTM(BaseCell):
     r"""Hyperparameters of a convolutional LSTM; :func:`conv_lstm_step` has the equations.
 
     An input is an image (*space, C) with 1, 2 or 3 spatial axes and the channels last. Each state is an image
-    (\*space, F). A sequence for :func:`lstm_jax.unroll` is (T, \*batch, \*space, C).
+    (*space, F). A sequence for :func:`lstm_jax.unroll` is (T, *batch, *space, C).
 
     Differences to other libraries:
 
     - ``ConvLSTM1D/2D/3D`` of Keras 3: ``kernel`` is w_ih, ``recurrent_kernel`` is w_hh, ``bias`` is bias,
-    with
-      the gates in the same order (Keras's c is g here). Strides and padding apply to the input's convolution
+      with the gates in the same order (Keras's c is g here). Strides and padding apply to the input's convolution
       only, as here, but Keras's default padding is ``"valid"``. Its default recurrent activation is the
       sigmoid. This cell has no ``dilation_rate``, dropout or other activations.
     - ``ConvLSTMCell`` of flax.linen (flax.nnx has none): the convolutions ``ih`` and ``hh`` contain w_ih and
