@@ -7,6 +7,7 @@ sys.path.insert(0, str(Path(__file__).parent / "_ext"))
 
 import lstm_jax
 
+nb_render_markdown_format = "gfm"
 project = "lstm_jax"
 author = "The lstm_jax authors"
 copyright = "The lstm_jax authors"
