@@ -47,4 +47,10 @@ html_show_sourcelink = False
 html_theme_options = {"navigation_with_keys": True}
 
 #: Modules whose public names the reference must contain.
-reference_modules = ["lstm_jax", "lstm_jax.interop", "lstm_jax.nnx", "lstm_jax.linen", "lstm_jax.experimental"]
+reference_modules = [
+    "lstm_jax",
+    "lstm_jax.interop",
+    "lstm_jax.nnx",
+    "lstm_jax.linen",
+    "lstm_jax.experimental",
+]

@@ -36,7 +36,7 @@ def batch(key):
 
 def loss(params, xs, lengths, targets):
     """Mean squared error of the prediction after the last valid step."""
-    (h, c), ys = lstm_jax.unroll(cell, params["cell"], xs, lengths=lengths)
+    (h, _), _ = lstm_jax.unroll(cell, params["cell"], xs, lengths=lengths)
     return jnp.mean((readout(params["readout"], h)[:, 0] - targets) ** 2)
 
 

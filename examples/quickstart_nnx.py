@@ -24,7 +24,7 @@ class Adder(nnx.Module):
         self.readout = nnx.Linear(H, 1, rngs=rngs)
 
     def __call__(self, xs, lengths):
-        (c, h), ys = self.lstm(xs, seq_lengths=lengths)  # the carry after the last valid step
+        (_, h), _ = self.lstm(xs, seq_lengths=lengths)  # (c, h) after the last valid step
         return self.readout(h)[:, 0]
 
 

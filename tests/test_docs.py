@@ -17,7 +17,7 @@ SIZES = {"D": 5, "H": 12, "P": 7, "n": 3, "C": 4, "F": 6, "k": 15, "K": 11}
 
 def rows():
     """(call, parallel, formula) of each cell."""
-    table = CELLS.split("| Cell | Paper | Parallel over time | Parameters |\n")[1].split("\n\n")[0]
+    table = CELLS.split("| Cell | Paper | Parallel | Parameters |\n")[1].split("\n\n")[0]
     for line in table.splitlines()[1:]:
         call, _, parallel, formula = (cell.strip() for cell in line.strip("|").split(" | "))
         yield call.strip("`"), parallel, formula
@@ -48,13 +48,14 @@ def test_the_formula_counts_the_parameters(call, parallel, formula):
 
 @pytest.mark.parametrize("page", ["README.md", "docs/cells.md", "docs/regularisation.md"])
 def test_every_cell_and_regulariser_is_listed(page):
-    classes = [value for value in vars(lstm_jax).values() if inspect.isclass(value) and issubclass(value, BaseCell)]
+    values = vars(lstm_jax).values()
+    classes = [value for value in values if inspect.isclass(value) and issubclass(value, BaseCell)]
     assert len(classes) > 15
     regularisers = {c.__name__ for c in classes if c.__module__.startswith("lstm_jax.regularizers")}
     cells = {c.__name__ for c in classes} - regularisers - {"Sharded"}
-    expected = {"README.md": cells | regularisers, "docs/cells.md": cells, "docs/regularisation.md": regularisers}
+    expected = {"README.md": cells | regularisers, "docs/cells.md": cells}
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert not {name for name in expected[page] if not re.search(rf"`{name}\b", text)}
+    assert not {name for name in expected.get(page, regularisers) if not re.search(rf"`{name}\b", text)}
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md"])

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
-COPIED = ("lstm_jax", "tests", "benchmarks", "examples", "docs", "README.md", "pyproject.toml", "CHANGELOG.md")
+FOLDERS = ("lstm_jax", "tests", "benchmarks", "examples", "docs")
+COPIED = (*FOLDERS, "README.md", "pyproject.toml", "CHANGELOG.md")
 
 ORACLE = "tests/unrolling/test_oracle.py"
 CONTRACT = "tests/unrolling/test_time_contract.py"

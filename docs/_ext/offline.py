@@ -7,7 +7,10 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
-REMOTE = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"'](?:https?:)?//[^>]*>|<link\b[^>]*stylesheet[^>]*(?:https?:)?//[^>]*>")
+REMOTE = re.compile(
+    r"<(?:script|img|iframe|source)\b[^>]*\bsrc=[\"'](?:https?:)?//[^>]*>"
+    r"|<link\b[^>]*stylesheet[^>]*(?:https?:)?//[^>]*>"
+)
 REMOTE_STYLE = re.compile(r"(?:@import|url\()\s*[\"']?(?:https?:)?//[^\s)]*")
 
 

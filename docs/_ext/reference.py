@@ -1,4 +1,4 @@
-"""The API reference: every public name must be in it, and NamedTuples are shown with the shapes of their fields."""
+"""The API reference: every public name must be in it, and NamedTuples show the shapes of their fields."""
 
 import importlib
 import inspect
@@ -45,7 +45,8 @@ def edit_docstring(app: Sphinx, what: str, name: str, value: Any, options: Any, 
     """
     if what == "class" and hasattr(value, "_fields"):
         body = inspect.getsource(value).split('"""')[-1]
-        lines += [""] + [f"- ``{field}``" + (f": {text}" if text else "") for field, text in FIELD.findall(body)]
+        lines.append("")
+        lines += [f"- ``{field}``" + (f": {text}" if text else "") for field, text in FIELD.findall(body)]
     for index, line in enumerate(lines):
         if not line.lstrip().startswith((">>>", "...")):
             text = line.split("``")  # every second part is literal

@@ -163,9 +163,9 @@ class ConvLSTM(BaseCell):
     Differences to other libraries:
 
     - ``ConvLSTM1D/2D/3D`` of Keras 3: ``kernel`` is w_ih, ``recurrent_kernel`` is w_hh, ``bias`` is bias,
-      with the gates in the same order (Keras's c is g here). Strides and padding apply to the input's convolution
-      only, as here, but Keras's default padding is ``"valid"``. Its default recurrent activation is the
-      sigmoid. This cell has no ``dilation_rate``, dropout or other activations.
+      with the gates in the same order (Keras's c is g here). Strides and padding apply to the input's
+      convolution only, as here, but Keras's default padding is ``"valid"``. Its default recurrent activation
+      is the sigmoid. This cell has no ``dilation_rate``, dropout or other activations.
     - ``ConvLSTMCell`` of flax.linen (flax.nnx has none): the convolutions ``ih`` and ``hh`` contain w_ih and
       w_hh with the gates in the order i, g, f, o. Both may have a bias; ``bias`` is their sum. Flax adds 1 to
       the forget gate at every step, where ``bias`` includes it. Flax's carry is (c, h). Its strides and

@@ -165,16 +165,6 @@ class Table(tuple[Implementation, ...]):
     def __str__(self) -> str:
         return "\n".join(map(str, self))
 
-    @property
-    def markdown(self) -> str:
-        """The table in Markdown, one row for each implementation."""
-        head = "| | " + " | ".join(COLUMNS) + " |\n|" + "---|" * (len(COLUMNS) + 1)
-        rows = [
-            f'| `"{row.name}"`: {row.what} | ' + " | ".join(getattr(row, name) for name in COLUMNS) + " |"
-            for row in self
-        ]
-        return "\n".join([head, *rows])
-
 
 def implementations() -> Table:
     """The named implementations of :func:`lstm_jax.unroll`, and what each supports.

@@ -1,4 +1,4 @@
-"""The programs for users of other libraries, in the README, in docs/ and in examples/, run as they are shown."""
+"""The programs for users of other libraries, in the README, docs/ and examples/, run as shown."""
 
 import runpy
 

@@ -7,7 +7,6 @@ an implementation for that device that cannot run is a failure.
 import contextlib
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 
 import helpers
 import jax
@@ -134,11 +133,6 @@ def test_values_and_gradients_agree_with_the_oracle(name, platform, situation, r
 
 
 # --- the table ----------------------------------------------------------------------------------
-
-
-def test_the_readme_contains_the_table():
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    assert implementations().markdown in readme
 
 
 def test_rows_of_the_table():
