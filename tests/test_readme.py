@@ -6,17 +6,16 @@ import runpy
 import jax
 import pytest
 from code_blocks import ROOT, assert_printed, run_page
-from helpers import slow
 
 README = ROOT / "README.md"
 
 
-@slow
+@pytest.mark.slow
 def test_the_programs_run_and_print_what_is_shown():
     assert run_page(README, lambda block: block.language == "python" and "flax" not in block.text) == 3
 
 
-@slow
+@pytest.mark.slow
 def test_the_quickstart_learns(capsys):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         runpy.run_path(str(ROOT / "examples" / "quickstart.py"), run_name="__main__")
