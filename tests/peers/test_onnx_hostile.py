@@ -2,6 +2,7 @@
 
 import os
 import resource
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ onnx = pytest.importorskip("onnx", reason="reads ONNX's models")
 import jax  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
 
-from lstm_jax import GRU, LSTM, Bidirectional, Readout, Stack  # noqa: E402
+from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, Stack  # noqa: E402
 from lstm_jax.interop.onnx import from_onnx, from_onnx_node, save_onnx, to_onnx  # noqa: E402
 
 pytestmark = pytest.mark.peers
@@ -89,6 +90,37 @@ def external():
     return model
 
 
+def functions(count, body, name="f{}", **options):
+    """A model that calls function 0 of ``count``; ``body(k, call)`` has the nodes of function k."""
+
+    def call(k, x, y):
+        node = op(name.format(k), [x], y, domain="own") if k < count else op("Identity", [x], y)
+        if k < count and name == "f":
+            node.overload = str(k)
+        return node
+
+    made = []
+    for k in range(count):
+        opsets = [helper.make_opsetid("", 14), helper.make_opsetid("own", 1)]
+        made.append(helper.make_function("own", name.format(k), ["x"], ["y"], body(k, call), opsets))
+        if name == "f":
+            made[-1].overload = str(k)
+    model = model_of([call(0, "W0", "W"), rnn()], {"W0": np.ones((1, H, D), np.float32)}, functions=made)
+    model.opset_import.add(domain="own", version=1)
+    model.ir_version = 10
+    return model
+
+
+def twice(k, call):
+    return [call(k + 1, "x", "z"), call(k + 1, "z", "y")]
+
+
+def with_constant(k, call):
+    """Calls of the last function have a constant of 1 MB each."""
+    kept = [] if k < 9 else [constant("kept", np.zeros(250_000, np.float32))]
+    return [*kept, *twice(k, call)]
+
+
 MANY = np.array([10**5, 10**5, 10])
 HOSTILE = {
     "a loop": lambda: model_of([*graph_of("Loop"), rnn()]),
@@ -127,6 +159,13 @@ HOSTILE = {
     "an attribute of another type": lambda: model_of(
         [helper.make_node("RNN", ["X", "W", "R"], ["Y"], hidden_size=[4, 4])]
     ),
+    "functions that double": lambda: functions(40, twice),
+    "overloads that double": lambda: functions(40, twice, name="f"),
+    "functions of constants": lambda: functions(10, with_constant),
+    "functions inside one another": lambda: functions(3000, lambda k, call: [call(k + 1, "x", "y")]),
+    "a function that calls itself": lambda: functions(1, lambda k, call: [call(0, "x", "y")]),
+    "no sequence": lambda: model_of([helper.make_node("RNN", ["", "W", "R"], ["Y"], hidden_size=H)]),
+    "a state of another dtype": lambda: model_of([rnn(h="h")], {"h": np.ones((1, 2, H))}),
     "a cycle": lambda: model_of([op("Identity", ["V"], "W"), op("Identity", ["W"], "V"), rnn()]),
     "one name twice": lambda: model_of([op("Identity", ["R"], "W"), op("Identity", ["R"], "W"), rnn()]),
     "a state of another shape": lambda: model_of([rnn(h="h")], {"h": np.ones((2, 1, H), np.float32)}),
@@ -142,6 +181,48 @@ def test_crafted_models(name, read):
     assert len(str(error.value)) < 1100
     assert str(error.value).startswith(read.__name__)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # KiB
+
+
+def test_functions_that_stay_small_are_expanded():
+    model = functions(3, twice)
+    assert from_onnx(model).network == from_onnx(model_of([rnn()])).network
+
+
+PRODUCT = helper.make_node("MatMul", ["X2", "V"], ["Z"])
+BEHIND = {
+    "an output without a name": ([PRODUCT], (), ("",), Stack),
+    "a product without an output": ([helper.make_node("MatMul", ["X2", "V"], [])], (), ("Y",), RNN),
+    "a product": ([PRODUCT], (), ("Z",), Stack),
+    "a product of another domain": (
+        [helper.make_node("MatMul", ["X2", "V"], ["Z"], domain="own")], ("own",), ("Z",), RNN
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BEHIND)
+def test_what_is_behind_the_last_node(name):
+    """Only ONNX's own operators are read-outs."""
+    nodes, domains, outputs, expected = BEHIND[name]
+    tensors = {"V": np.ones((H, 2), np.float32), "one": np.array([1])}
+    squeeze = helper.make_node("Squeeze", ["Y", "one"], ["X2"])
+    model = model_of([rnn(), squeeze, *nodes], tensors, outputs=outputs)
+    model.opset_import.extend(helper.make_opsetid(domain, 1) for domain in domains)
+    assert type(from_onnx(model).network) is expected
+
+
+@pytest.mark.parametrize("count", [3000, slow(30_000)])
+@pytest.mark.parametrize("start", ["Y", "Y_h"])
+def test_time_grows_with_the_size_of_a_model(count, start):
+    """Each of many values is an output; those behind ``Y_h`` cannot be computed."""
+    node = helper.make_node("RNN", ["X", "W", "R"], ["Y", "Y_h"], hidden_size=H)
+    chain = [op("Identity", [f"v{i - 1}" if i else start], f"v{i}") for i in range(count)]
+    model = model_of([node, *chain], outputs=[f"v{i}" for i in range(count)])
+    begun = time.process_time()
+    try:
+        assert isinstance(from_onnx(model).network, RNN)
+    except ValueError as error:
+        assert "too much has been computed" in str(error)
+    assert time.process_time() - begun < 20
 
 
 def test_a_long_fixed_sequence_is_probed_with_few_steps():

@@ -130,6 +130,46 @@ def test_parameters_expanded_to_the_batch_are_learned(dynamic):
     np.testing.assert_allclose(value, start, rtol=1e-6)
 
 
+def lstm_model(states, initializers, B):
+    """One LSTM node whose states are inputs of the model or tensors in it."""
+    rng = np.random.default_rng(0)
+    tensors = {"W": rng.normal(size=(1, 4 * H, D)), "R": rng.normal(size=(1, 4 * H, H))} | initializers
+    node = helper.make_node("LSTM", ["X", "W", "R", "", "", *states], ["Y"], hidden_size=H)
+    shapes = {"X": (T, B, D)} | {name: (1, B, H) for name in states if name not in tensors}
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [
+            helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+            for name, shape in shapes.items()
+        ],
+        [helper.make_tensor_value_info("Y", onnx.TensorProto.FLOAT, (T, 1, B, H))],
+        [numpy_helper.from_array(np.float32(value), name) for name, value in tensors.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("known", ["h", "c"])
+def test_one_state_is_an_input_and_the_other_a_constant(known, rows):
+    """The carry has the constant, and zeros that the caller replaces; one row is no reason to learn it."""
+    rng = np.random.default_rng(1)
+    states = {name: rng.normal(size=(1, rows, H)).astype(np.float32) for name in "hc"}
+    model = lstm_model(["h", "c"], {known: states[known]}, rows)
+    found = from_onnx(model)
+    assert not found.network.learn_initial_carry
+    given = "c" if known == "h" else "h"
+    carry = dict(zip("hc", found.carry, strict=True))
+    np.testing.assert_array_equal(carry[known], states[known][0])
+    assert not carry[given].any()
+    carry[given] = jnp.asarray(states[given][0])
+    xs = rng.normal(size=(T, rows, D)).astype(np.float32)
+    session = runtime.InferenceSession(model.SerializeToString())
+    (expected,) = session.run(None, {"X": xs, given: states[given]})
+    _, ys = unroll(found.network, found.params, xs, (carry["h"], carry["c"]))
+    np.testing.assert_allclose(ys, expected[:, 0], rtol=1e-4, atol=1e-5)
+
+
 # --- activations --------------------------------------------------------------------------------
 
 ACTIVATED = {
@@ -163,6 +203,8 @@ def test_activations_there_and_back(name, reverse):
     if name == "unlike":  # two nodes, which are no layers of a Stack
         return
     back = from_onnx(model)
+    if not reverse:
+        assert back.network == network
     np.testing.assert_allclose(
         unroll(back.network, back.params, xs, back.carry, reverse=back.reverse)[1], ys, rtol=1e-4, atol=1e-5
     )

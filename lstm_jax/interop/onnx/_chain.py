@@ -10,7 +10,7 @@ import numpy as np
 
 from lstm_jax.cells._base import MERGES
 from lstm_jax.cells.readout import Readout, ReadoutParams
-from lstm_jax.interop.onnx._model import Model, Probe, is_recurrent
+from lstm_jax.interop.onnx._model import Model, Probe, is_operator, is_recurrent
 from lstm_jax.interop.onnx._nodes import READOUTS
 
 
@@ -156,9 +156,9 @@ def _shown_merge(
 
 def _value(model: Model, name: str, known: dict[str, np.ndarray], probe: Probe) -> np.ndarray | None:
     """A value that depends on no state of a recurrent node, if it can be computed."""
-    if any(map(is_recurrent, model.dependencies([name], known).nodes)):
-        return None
     try:
+        if any(map(is_recurrent, model.dependencies([name], known).nodes)):
+            return None
         return model.evaluate(name, known, probe)
     except ValueError:  # an operator that may not run, or sizes that do not fit: no match
         return None
@@ -207,7 +207,7 @@ def _with_readouts(model: Model, layers: list[Layer]) -> list[Layer]:
             dependent.update(node.output[:1])
         elif not dependent.isdisjoint(filter(None, node.input)):
             dependent.update(node.output)
-            if node.op_type == "MatMul" and len(node.input) == 2 and node.input[0] in dependent:
+            if _is_step(node, "MatMul") and len(node.input) == 2 and node.input[0] in dependent:
                 layer = _readout(model, node)
                 found += [] if layer is None else [layer]
     return found
@@ -220,14 +220,14 @@ def _readout(model: Model, node: Any) -> Layer | None:
         return None
     y, bias = node.output[0], None
     after = model.reader(y)
-    if after is not None and after.op_type == "Add":
+    if after is not None and _is_step(after, "Add"):
         others = [_constant(model, name) for name in after.input if name != y]
         if len(others) == 1 and others[0] is not None and others[0].shape == w.shape[1:]:
             bias, y = others[0], after.output[0]
             after = model.reader(y)
     activation = READOUTS[0][0]
     for function, name in READOUTS:
-        if after is not None and name and after.op_type == name:
+        if after is not None and _is_step(after, name):
             axes = [a.i for a in after.attribute if a.name == "axis"]
             if "Softmax" not in name or not axes or axes[0] in (-1, 2):
                 activation, y = function, after.output[0]
@@ -236,6 +236,11 @@ def _readout(model: Model, node: Any) -> Layer | None:
     cell = Readout(*w.shape, activation=activation, use_bias=bias is not None, param_dtype=matrix.dtype)
     params = ReadoutParams(matrix, None if bias is None else jnp.asarray(bias))
     return Layer(node, "", False, [cell], [params], None, node.input[0], y)
+
+
+def _is_step(node: Any, name: str) -> bool:
+    """Whether a node is ONNX's operator of this name with one output."""
+    return is_operator(node, name) and len(node.output) == 1
 
 
 def _constant(model: Model, name: str) -> np.ndarray | None:

@@ -13,7 +13,7 @@ from lstm_jax._errors import listing, shorten
 from lstm_jax.interop.onnx._activations import OnnxActivation, read_activations
 from lstm_jax.interop.onnx._chain import Layer, find_chain
 from lstm_jax.interop.onnx._graph import require_onnx
-from lstm_jax.interop.onnx._model import Model, Probe, is_recurrent, read_proto
+from lstm_jax.interop.onnx._model import Model, Probe, is_operator, is_recurrent, read_proto
 from lstm_jax.interop.onnx._nodes import DEFAULT_ACTIVATIONS, Node, cell_of
 from lstm_jax.networks.bidirectional import Bidirectional, BidirectionalParams
 from lstm_jax.networks.stack import Stack
@@ -155,7 +155,7 @@ def _layer(model: Model, node: Any) -> Layer:
             "R of (directions, gates * hidden_size, hidden_size)", "Correct the model.",
         )  # fmt: skip
     batch_major = bool(attributes.get("layout", 0))
-    learned, carry = _initial(model, node, names, batch_major, (count, H))
+    learned, carry = _initial(model, node, names, batch_major, weights["R"])
     activations = _activations(model, node, attributes, count)
     where = f"{model.owner} got node {model.label(node)}"
     cells, params = [], []
@@ -288,21 +288,21 @@ class State(NamedTuple):
 
 
 def _initial(
-    model: Model, node: Any, names: list[str], batch_major: bool, sizes: tuple[int, int]
+    model: Model, node: Any, names: list[str], batch_major: bool, R: np.ndarray
 ) -> tuple[list[np.ndarray] | None, list[np.ndarray] | None]:
     """The initial states that are not zero: learned, each (directions, H), or constant, (directions, B, H).
 
     Zeros stand for a state that is an input of the model where the other state is constant.
     """
     given = names[5:7] if node.op_type == "LSTM" else names[5:6]
-    states = [_state(model, node, name, batch_major, sizes) if name else None for name in given]
+    states = [_state(model, node, name, batch_major, R) if name else None for name in given]
     constant = [state for state in states if state is not None and state.value.any()]
     if not constant:
         return None, None
-    count, H = sizes
+    count, H = len(R), R.shape[-1]
     batches = {state.value.shape[1] for state in constant if not state.is_expanded}
     if not batches:
-        zeros = np.zeros((count, H), constant[0].value.dtype)
+        zeros = np.zeros((count, H), R.dtype)
         return [zeros if state is None or not state.is_expanded else state.value for state in states], None
     if len(batches) > 1:
         raise _node_error(
@@ -311,28 +311,28 @@ def _initial(
     shape = (count, *batches, H)
     carry = []
     for state in states:
-        value = np.zeros((), constant[0].value.dtype) if state is None else state.value
+        value = np.zeros((), R.dtype) if state is None else state.value
         value = value[:, None] if state is not None and state.is_expanded else value
         carry.append(np.broadcast_to(value, shape) if value.any() else np.zeros(shape, value.dtype))
     return None, carry
 
 
-def _state(model: Model, node: Any, name: str, batch_major: bool, sizes: tuple[int, int]) -> State | None:
+def _state(model: Model, node: Any, name: str, batch_major: bool, R: np.ndarray) -> State | None:
     """An initial state of a node if it is constant; None if it is computed from another input of the model.
 
     Raises:
         ValueError: it is computed from the sequence.
     """
-    count, H = sizes
+    count, H = len(R), R.shape[-1]
 
     def time_major(value: np.ndarray) -> np.ndarray:
         value = np.swapaxes(value, 0, 1) if batch_major and value.ndim == 3 else value
-        if value.ndim != 3 or (value.shape[0], value.shape[2]) != (count, H) or value.dtype.kind != "f":
+        if value.ndim != 3 or (value.shape[0], value.shape[2]) != (count, H) or value.dtype != R.dtype:
             raise _node_error(
                 model,
                 node,
                 f"an initial state of shape {value.shape} and dtype {value.dtype}",
-                f"floats of {'(B, directions, H)' if batch_major else '(directions, B, H)'}, "
+                f"{R.dtype} of {'(B, directions, H)' if batch_major else '(directions, B, H)'}, "
                 f"directions={count} and H={H}",
                 "Correct the model.",
             )
@@ -393,7 +393,7 @@ _CUT = "Cut the model before the state with onnx.utils.extract_model, and pass i
 
 def _values_read(node: Any) -> tuple[str, ...] | None:
     """The inputs of a node whose values it reads; those of which it reads the shape are left out."""
-    return () if node.op_type in ("Shape", "Size") and node.domain in ("", "ai.onnx") else None
+    return () if is_operator(node, "Shape", "Size") else None
 
 
 def _sequence_read(node: Any) -> Any:
@@ -406,7 +406,7 @@ def _outputs_of(model: Model, name: str, probe: Probe) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     for node in filter(is_recurrent, model.dependencies([name]).nodes):
         batch_major = bool(_attributes(model, node).get("layout", 0))
-        R = model.constant(node.input[2]) if len(node.input) > 2 else None
+        R = model.constant(node.input[2])
         if R is None or R.ndim != 3:
             continue
         T = B = probe.size or 0

@@ -17,12 +17,15 @@ from lstm_jax.interop.onnx._nodes import GATES
 
 #: Bytes that may be computed while one model is read, beside eight times the bytes of its tensors.
 COMPUTED_BYTES = 1 << 27
-#: Bytes that one node counts at least, which limits how many nodes run.
-NODE_BYTES = 1 << 12
+#: Bytes that a node counts at least when it runs and when it is traced, which limits the time.
+NODE_BYTES, TRACED_BYTES = 1 << 12, 1 << 5
 #: Elements of one input of the model where random numbers stand for it.
 PROBE_ELEMENTS = 1 << 18
-#: Nodes of a model once its functions are expanded.
-EXPANDED_NODES = 100_000
+#: Bytes that one node counts at least where a model has functions. The functions, once expanded, may have as
+#: many bytes as may be computed, beside those of the nodes in the file.
+FUNCTION_NODE_BYTES = 1 << 10
+#: Calls of functions inside one another.
+FUNCTION_DEPTH = 100
 #: Bytes of a file; protobuf has no larger messages.
 FILE_BYTES = (1 << 31) - 1
 
@@ -97,7 +100,8 @@ class Model:
         self.constants = {name: self._given(name, value) for name, value in inputs.items()}
         constant = self.tensors.keys() | self.constants.keys()
         self.inputs = {info.name: info for info in self.graph.input if info.name not in constant}
-        self._reads = [self._names_read(node) for node in self.nodes]
+        values = self.maker.keys() | {info.name for info in self.graph.input}
+        self._reads = [self._names_read(node, values) for node in self.nodes]
         self._readers: dict[str, list[int]] = {}
         for at, names in enumerate(self._reads):
             for name in set(names):
@@ -129,17 +133,18 @@ class Model:
         return versions[0]
 
     def _check_names(self) -> None:
-        """Every value has one name, and nodes come after what they read."""
+        """Every value has one name, nodes come after what they read, and recurrent nodes have weights."""
         known = {info.name for info in self.graph.input} | {tensor.name for tensor in self.graph.initializer}
-        computed: set[str] = set()
         for node in self.nodes:
             outputs = [name for name in node.output if name]
-            if len(set(outputs)) != len(outputs) or (known | computed) & set(outputs):
+            if len(set(outputs)) != len(outputs) or not known.isdisjoint(outputs):
                 fault = "computes a value of a name that is taken"
-            elif not {name for name in node.input if name} <= known | computed:
+            elif not known.issuperset(filter(None, node.input)):
                 fault = "reads a value that no earlier node computes"
+            elif is_recurrent(node) and "" in (list(node.input) + [""] * 3)[:3]:
+                fault = "lacks its input, W or R"
             else:
-                computed |= set(outputs)
+                known.update(outputs)
                 continue
             raise self.error(
                 f"node {self.label(node)}, which {fault}", "a valid graph", "Check it with onnx.checker."
@@ -147,25 +152,33 @@ class Model:
 
     def _expanded(self, proto: Any) -> Any:
         """The model without functions of its own, once it is known that they do not grow too large."""
-        functions = {(f.domain, f.name): f for f in proto.functions}
-        sizes: dict[tuple[str, str], int] = {}
+        functions = {_function_key(f.domain, f.name, f): f for f in proto.functions}
+        limit = COMPUTED_BYTES + sum(part.ByteSize() for part in (*proto.functions, *proto.graph.node))
+        sizes: dict[Any, int] = {}
 
-        def size(nodes: Iterable[Any], open_functions: frozenset[Any]) -> int:
+        def size(nodes: Iterable[Any], depth: int) -> int:
+            """The bytes of the nodes once all functions that they call are expanded."""
+            if depth > FUNCTION_DEPTH:
+                raise self.error(
+                    "functions that call others too deeply, or themselves",
+                    f"at most {FUNCTION_DEPTH} calls inside one another",
+                    _CUT,
+                )
             total = 0
             for node in _all_nodes(nodes):
-                key = (node.domain, node.op_type)
-                if key in open_functions:
-                    raise self.error(
-                        f"the function {self.label(node)}, which calls itself", "functions that end", _CUT
-                    )
+                key = _function_key(node.domain, node.op_type, node)
                 if key in functions and key not in sizes:
-                    sizes[key] = size(functions[key].node, open_functions | {key})
-                total += sizes.get(key, 1)
-                if total > EXPANDED_NODES:
-                    raise self.error("functions of too many nodes", f"at most {EXPANDED_NODES:,}", _CUT)
+                    sizes[key] = size(functions[key].node, depth + 1)
+                total += sizes.get(key, 0) + max(node.ByteSize(), FUNCTION_NODE_BYTES)
+                if total > limit:
+                    raise self.error(
+                        "functions that are too large once they are expanded",
+                        f"at most {limit:,} bytes",
+                        _CUT,
+                    )
             return total
 
-        size(proto.graph.node, frozenset())
+        size(proto.graph.node, 0)
         from onnx import inliner
 
         try:
@@ -173,10 +186,9 @@ class Model:
         except Exception as error:  # of its own types
             raise self.error(f"functions that cannot be expanded ({error})", "a valid model", _CUT) from error
 
-    def _names_read(self, node: Any) -> tuple[str, ...]:
+    def _names_read(self, node: Any, known: set[str]) -> tuple[str, ...]:
         """The values that a node reads, also those that graphs inside of it read."""
         inner = {name for part in _all_nodes([node]) if part is not node for name in part.input}
-        known = self.maker.keys() | {info.name for info in self.graph.input}
         return (*node.input, *sorted(inner & known))
 
     def recurrent(self) -> list[Any]:
@@ -197,6 +209,9 @@ class Model:
             names: values of the graph.
             known: names that are not traced further.
             only: the inputs of a node to follow; None: all of them.
+
+        Raises:
+            ValueError: too many nodes were traced or run.
         """
         remaining, seen, inputs = list(names), set(), set()
         while remaining:
@@ -208,6 +223,7 @@ class Model:
                 inputs.add(name)
             elif at not in seen:
                 seen.add(at)
+                self._spend(TRACED_BYTES, f"node {self.label(self.nodes[at])}")
                 followed = None if only is None else only(self.nodes[at])
                 remaining += self._reads[at] if followed is None else followed
         return Dependencies([self.nodes[at] for at in sorted(seen)], inputs)
@@ -230,26 +246,37 @@ class Model:
     def evaluate(self, name: str, known: dict[str, np.ndarray], probe: Probe | None = None) -> np.ndarray:
         """The value of a name, computed from known values and constants, and from inputs drawn as ``probe``.
 
-        The inputs that are drawn are added to ``known``.
+        All values that are computed or drawn are added to ``known``.
 
         Raises:
             ValueError: a node may not run, computes too much, or fails.
         """
+        if not name:
+            raise self.error("a value without a name", "a valid graph", "Check it with onnx.checker.")
         nodes, inputs = self.dependencies([name], known)
         for given in sorted(inputs):
             if probe is None:
                 raise self.error(f"a value {given!r} that is not known", "an input of the model", _CUT)
             known[given] = self.draw(given, probe)
-        values = dict(known)
         for node in nodes:
             arrays = {
-                read: values[read] if read in values else self._stored(read) for read in node.input if read
+                read: known[read] if read in known else self._stored(read) for read in node.input if read
             }
             made = self._run(node, arrays)
             if all(read in self.constants for read in arrays):
                 self.constants |= made
-            values |= made
-        return values[name] if name in values else self._stored(name)
+            else:
+                known |= made
+        return known[name] if name in known else self._stored(name)
+
+    def _spend(self, count: int, what: str) -> None:
+        self._bytes_left -= count
+        if self._bytes_left < 0:
+            raise self.error(
+                f"{what}, where too much has been computed",
+                f"at most {COMPUTED_BYTES >> 20} MiB and eight times the weights' size in all values",
+                _CUT,
+            )
 
     def _stored(self, name: str) -> np.ndarray:
         if name not in self.constants:
@@ -298,7 +325,7 @@ class Model:
     def _run(self, node: Any, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The outputs of a node by name."""
         label = self.label(node)
-        if node.domain not in ("", "ai.onnx") or node.op_type not in (*OUTPUT_SIZES, "Constant"):
+        if not is_operator(node, *OUTPUT_SIZES, "Constant"):
             raise self.error(
                 f"a value that node {label} computes",
                 f"operators that are run while a model is read ({', '.join(sorted(OUTPUT_SIZES))})",
@@ -308,22 +335,21 @@ class Model:
             return {node.output[0]: self._constant_node(node, label)}
         try:
             elements = OUTPUT_SIZES[node.op_type]([arrays.get(name) for name in node.input], node)
-            self._bytes_left -= max(8 * elements, NODE_BYTES)
-            if self._bytes_left >= 0:
-                found = run_node(self.onnx, node, arrays, self.opset)
         except Exception as error:  # whatever a malformed node leads to
-            raise self.error(
-                f"node {label}, which cannot be computed ({type(error).__name__}: {error})",
-                "a valid node",
-                "Check the model with onnx.checker.",
-            ) from error
-        if self._bytes_left < 0:
-            raise self.error(
-                f"node {label}, which computes {elements:,} elements",
-                f"at most {COMPUTED_BYTES >> 20} MiB and eight times the weights' size in all values",
-                _CUT,
-            )
+            raise self._failed(label, error) from error
+        self._spend(max(8 * elements, NODE_BYTES), f"node {label}, which computes {elements:,} elements")
+        try:
+            found = run_node(self.onnx, node, arrays, self.opset)
+        except Exception as error:
+            raise self._failed(label, error) from error
         return dict(zip(filter(None, node.output), found, strict=True))
+
+    def _failed(self, label: str, error: Exception) -> ValueError:
+        return self.error(
+            f"node {label}, which cannot be computed ({type(error).__name__}: {error})",
+            "a valid node",
+            "Check the model with onnx.checker.",
+        )
 
     def _constant_node(self, node: Any, label: str) -> np.ndarray:
         types = self.onnx.AttributeProto
@@ -344,7 +370,7 @@ class Model:
         """The number of steps of a probe; of declared sizes, the largest."""
         if probe.size is not None:
             return probe.size
-        return max(2, *(dim for name in self.inputs for dim in self._dims(name)))
+        return max([2, *(dim for name in self.inputs for dim in self._dims(name))])
 
     def _dims(self, name: str) -> list[int]:
         """The declared sizes of an input, 0 where one is free."""
@@ -389,9 +415,19 @@ class Model:
 _CUT = "Cut the model around the recurrent nodes with onnx.utils.extract_model, or use from_onnx_node."
 
 
+def is_operator(node: Any, *names: str) -> bool:
+    """Whether a node is one of ONNX's own operators of these names."""
+    return node.op_type in names and node.domain in ("", "ai.onnx")
+
+
 def is_recurrent(node: Any) -> bool:
     """Whether a node is ONNX's RNN, LSTM or GRU."""
-    return node.op_type in GATES and node.domain in ("", "ai.onnx")
+    return is_operator(node, *GATES)
+
+
+def _function_key(domain: str, name: str, proto: Any) -> tuple[str, str, str]:
+    """What a function is called by; older versions of onnx have no overloads."""
+    return domain, name, getattr(proto, "overload", "")
 
 
 def _all_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
