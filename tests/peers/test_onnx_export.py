@@ -1,4 +1,4 @@
-"""Live: networks as ONNX models, as onnxruntime computes them, against ``unroll``; float32 to 1e-5."""
+"""Networks exported to ONNX: onnxruntime and ``unroll`` agree to 1e-5 in float32."""
 
 import itertools
 
@@ -49,28 +49,28 @@ def session(model):
 
 
 def compare(network, params, run, steps, rows, lengths=None, *, carry=False, reverse=False, seed=0, xs=None):
-    """One call of a model beside one of unroll: outputs, and final carries in their order."""
+    """The outputs and the final carries of a model equal those of ``unroll``."""
     rng = np.random.default_rng(seed)
     if xs is None:
         xs = rng.normal(size=(steps, rows, D)).astype(np.float32)
     feeds = {"xs": xs}
-    begun = None
+    start = None
     if carry:
         leaves, structure = jax.tree.flatten(network.initial_carry((rows,), params))
         states = [rng.normal(size=leaf.shape).astype(np.float32) for leaf in leaves]
         names = [given.name for given in run.get_inputs() if given.name.endswith("_0")]
         feeds |= dict(zip(names, states, strict=True))
-        begun = jax.tree.unflatten(structure, [jnp.asarray(state) for state in states])
+        start = jax.tree.unflatten(structure, [jnp.asarray(state) for state in states])
     if lengths is not None:
         feeds["lengths"] = np.asarray(lengths, np.int32)
         lengths = jnp.asarray(lengths, jnp.int32)  # of JAX, so that it is clipped
-    theirs = run.run(None, feeds)
-    after, ys = unroll(network, params, jnp.asarray(xs), begun, lengths=lengths, reverse=reverse)
-    ours = [ys, *jax.tree.leaves(after)]
-    for a, b, about in zip(ours, theirs, run.get_outputs(), strict=True):
+    expected = run.run(None, feeds)
+    after, ys = unroll(network, params, jnp.asarray(xs), start, lengths=lengths, reverse=reverse)
+    found = [ys, *jax.tree.leaves(after)]
+    for a, b, about in zip(found, expected, run.get_outputs(), strict=True):
         assert a.shape == b.shape, about.name
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6, err_msg=about.name)
-    return theirs
+    return expected
 
 
 CELLS = {
@@ -116,7 +116,7 @@ CONDITIONS = [(False, False, False), (True, True, False), (True, False, True), (
 @pytest.mark.parametrize(("carry", "ragged", "reverse"), CONDITIONS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_onnxruntime_computes_what_unroll_does(name, carry, ragged, reverse):
-    """NaN at invalid steps all the while."""
+    """The inputs are NaN at invalid steps."""
     network = NETWORKS[name]
     params = drawn(network)
     run = session(to_onnx(network, params, lengths=ragged, carry=carry, reverse=reverse))
@@ -136,8 +136,8 @@ def test_options_of_the_lstm(peepholes, clip, coupled):
     ys, *_ = compare(cell, params, session(to_onnx(cell, params, carry=True)), T, B, carry=True)
     if clip:
         plain = LSTMVariant(D, H, peepholes=peepholes, coupled=coupled)
-        begun = session(to_onnx(plain, params, carry=True))
-        other, *_ = compare(plain, params, begun, T, B, carry=True)
+        run = session(to_onnx(plain, params, carry=True))
+        other, *_ = compare(plain, params, run, T, B, carry=True)
         assert not np.allclose(ys, other, atol=1e-2)
 
 
@@ -181,14 +181,14 @@ READOUTS = [
 
 @pytest.mark.parametrize("activation", READOUTS, ids=lambda f: f.__name__)
 def test_activations_of_the_readout(activation):
-    """A bias, and a softmax's 1/O, do not show at invalid steps."""
+    """Outputs at invalid steps are zero in spite of a bias or a softmax."""
     network = Readout(D, 5, activation=activation)
     params = drawn(network)
     (ys,) = compare(network, params, session(to_onnx(network, params, lengths=True)), T, B, LENGTHS)
     assert not ys[:, 0].any() and ys[:2, 1:].any()
 
 
-#: One model each for every size: free axes, and nothing to walk over.
+#: One model each for every size: free axes, and empty sequences and batches.
 SIZES = [(6, 4), (1, 1), (0, 2), (3, 0), (0, 0), (9, 2)]
 
 
@@ -207,7 +207,7 @@ def test_one_model_for_every_size(name, ragged, carry):
 
 @pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "both_learned"])
 def test_rows_without_steps_keep_their_carry(name):
-    """Nodes of ONNX answer them with zeros: the final state is the initial one all the same."""
+    """ONNX's nodes return zeros for such rows; the model returns the initial state."""
     network = NETWORKS[name]
     params = drawn(network)
     run = session(to_onnx(network, params, lengths=True, carry=True))
@@ -219,7 +219,7 @@ def test_rows_without_steps_keep_their_carry(name):
 @hypothesis.given(lengths=st.lists(st.integers(-2, T + 3), min_size=B, max_size=B), seed=st.integers(0, 9))
 @hypothesis.settings(max_examples=15)
 def test_any_lengths(lengths, seed):
-    """Beyond [0, T] they are clipped, as arrays of JAX are."""
+    """Lengths outside [0, T] are clipped, as JAX arrays are in ``unroll``."""
     network = NETWORKS["all"]
     if not hasattr(test_any_lengths, "run"):
         test_any_lengths.params = drawn(network)
@@ -234,16 +234,16 @@ def test_names_and_shapes():
     def shape(info):
         return [dim.dim_param or dim.dim_value for dim in info.type.tensor_type.shape.dim]
 
-    def told(infos):
+    def shapes(infos):
         return {info.name: shape(info) for info in infos}
 
     states = [f"layer0_{way}_{state}" for way in ("forward", "backward") for state in "hc"]
     sizes = dict.fromkeys(states, H) | {"layer2_h": 5}
-    begun = {f"{state}_0": ["B", size] for state, size in sizes.items()}
-    assert told(model.graph.input) == {"xs": ["T", "B", D], "lengths": ["B"]} | begun
-    ended = {f"{state}_T": ["B", size] for state, size in sizes.items()}
-    assert told(model.graph.output) == {"ys": ["T", "B", 5]} | ended
-    assert [info.name for info in model.graph.output] == ["ys", *ended]
+    starts = {f"{state}_0": ["B", size] for state, size in sizes.items()}
+    assert shapes(model.graph.input) == {"xs": ["T", "B", D], "lengths": ["B"]} | starts
+    finals = {f"{state}_T": ["B", size] for state, size in sizes.items()}
+    assert shapes(model.graph.output) == {"ys": ["T", "B", 5]} | finals
+    assert [info.name for info in model.graph.output] == ["ys", *finals]
     kinds = [node.op_type for node in model.graph.node if node.op_type in ("RNN", "LSTM", "GRU")]
     assert kinds == ["LSTM", "GRU"]
     assert model.graph.name == "mine" and model.producer_name == "lstm_jax"
@@ -272,22 +272,22 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["lstm", "skip", "readout"])
 def test_no_layer_reads_what_is_invalid(name):
-    """Not all runtimes need look away from it as onnxruntime does."""
+    """A runtime may read the inputs at invalid steps, unlike onnxruntime."""
     network = NETWORKS[name]
-    blank, layers = set(), 0
+    masked, layers = set(), 0
     for node in to_onnx(network, drawn(network), lengths=True).graph.node:
         if node.op_type in ("RNN", "LSTM", "GRU", "MatMul"):
-            assert node.input[0] in blank
+            assert node.input[0] in masked
             layers += 1
         where = node.op_type == "Where" and node.input[0] == "valid"
-        if where or (node.op_type == "Concat" and set(node.input) <= blank):
-            blank |= set(node.output)
+        if where or (node.op_type == "Concat" and set(node.input) <= masked):
+            masked |= set(node.output)
     assert layers > 0
 
 
 @pytest.mark.parametrize(("steps", "rows"), [(T, B), (0, 2), (3, 0)])
 def test_nodes_see_one_step_and_one_row_at_least(steps, rows):
-    """Nor a row of length 0; what they would say to that is not specified."""
+    """They see no row of length 0 either: the specification leaves the result open."""
     cell = CELLS["gru"]
     model = to_onnx(cell, drawn(cell), lengths=True)
     (node,) = (node for node in model.graph.node if node.op_type == "GRU")

@@ -1,4 +1,4 @@
-"""Live: models that come from anywhere. The importers return or raise ``ValueError``, in little memory."""
+"""Untrusted models: the importers return or raise ``ValueError``, in little memory."""
 
 import os
 import resource
@@ -217,12 +217,12 @@ def test_time_grows_with_the_size_of_a_model(count, start):
     node = helper.make_node("RNN", ["X", "W", "R"], ["Y", "Y_h"], hidden_size=H)
     chain = [op("Identity", [f"v{i - 1}" if i else start], f"v{i}") for i in range(count)]
     model = model_of([node, *chain], outputs=[f"v{i}" for i in range(count)])
-    begun = time.process_time()
+    start_time = time.process_time()
     try:
         assert isinstance(from_onnx(model).network, RNN)
     except ValueError as error:
         assert "too much has been computed" in str(error)
-    assert time.process_time() - begun < 15
+    assert time.process_time() - start_time < 15
 
 
 def test_a_long_fixed_sequence_is_probed_with_few_steps():

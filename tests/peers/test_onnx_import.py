@@ -1,4 +1,4 @@
-"""Live: nodes of ONNX models as cells: onnx's own cases, onnxruntime, PyTorch's exports, there and back."""
+"""Import of ONNX models: the onnx package's cases, onnxruntime, PyTorch's exports, and this library's."""
 
 import functools
 import io
@@ -78,10 +78,10 @@ def test_the_cases_of_the_onnx_package(name, one):
     states, ys = scanned(found, xs.swapaxes(0, 1) if batch_major else xs, inputs.get("sequence_lens"))
     if batch_major:
         states, ys = [state.swapaxes(0, 1) for state in states], ys.transpose(2, 0, 1, 3)
-    ours = dict(zip(("Y", "Y_h", "Y_c"), (ys, *states), strict=False))
+    found = dict(zip(("Y", "Y_h", "Y_c"), (ys, *states), strict=False))
     for output, value in zip(filter(None, node.output), expected, strict=True):
-        assert ours[output].shape == value.shape
-        np.testing.assert_allclose(ours[output], value, rtol=1e-5, atol=1e-6)
+        assert found[output].shape == value.shape
+        np.testing.assert_allclose(found[output], value, rtol=1e-5, atol=1e-6)
 
 
 # --- there and back -----------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_there_and_back_in_reverse(name):
 
 
 def test_merges_that_are_the_same_both_ways_come_back_forward():
-    """Nothing tells the two apart but the parameters' order."""
+    """The two models differ in the order of the parameters only."""
     network = Bidirectional(LSTM(D, H), merge="sum")
     params = drawn(network)
     found = from_onnx(to_onnx(network, params, reverse=True))
@@ -209,11 +209,11 @@ def one_node(op, rng, direction="forward", bias=True, peepholes=False, **attribu
     nodes = [
         node for node in nodes if node.output[0] in ("W", "B" if bias else "W", "P" if peepholes else "W")
     ]
-    begun = ["h_0", "c_0"][:states]
-    names = ["X", "W", "R", "B" if bias else "", "lengths", *begun, *(["P"] if peepholes else [])]
+    starts = ["h_0", "c_0"][:states]
+    names = ["X", "W", "R", "B" if bias else "", "lengths", *starts, *(["P"] if peepholes else [])]
     outs = ["Y", "Y_h", "Y_c"][: 1 + states]
     nodes.append(helper.make_node(op, names, outs, "it", direction=direction, hidden_size=H, **attributes))
-    inputs = {"X": ("T", "B", D), "lengths": ("B",)} | dict.fromkeys(begun, (dirs, "B", H))
+    inputs = {"X": ("T", "B", D), "lengths": ("B",)} | dict.fromkeys(starts, (dirs, "B", H))
     outputs = {"Y": ("T", dirs, "B", H)} | dict.fromkeys(outs[1:], (dirs, "B", H))
     return model(nodes, values, inputs, outputs), dirs
 
@@ -254,13 +254,13 @@ def test_a_node_as_onnxruntime_computes_it(drawn_node):
         "X": rng.normal(size=(T, B, D)).astype(np.float32),
         "lengths": rng.integers(1, T + 1, B).astype(np.int32),
     }
-    theirs = run(made, feeds)
+    expected = run(made, feeds)
     found = from_onnx_node(made, "it")
     sides = [tuple(jnp.asarray(feeds[name][way]) for name in names) for way in range(dirs)]
     sides = [side if op == "LSTM" else side[0] for side in sides]
     carry = tuple(sides) if dirs == 2 else sides[0]
     states, ys = scanned(found, feeds["X"], feeds["lengths"], carry)
-    for a, b in zip([ys, *states], theirs, strict=True):
+    for a, b in zip([ys, *states], expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -273,15 +273,15 @@ def weights_of(op, D, H, *, name="", dirs=1, seed=0):
 
 
 def test_both_layouts_in_one_chain():
-    """The first node has its batch first, the second its time."""
+    """The first node is batch-major, the second time-major."""
     weights = weights_of("GRU", D, H, name=1, dirs=2) | weights_of("LSTM", 2 * H, H, name=2)
     parts = [
         helper.make_node(
             "GRU", ["X", "W1", "R1"], ["Y1"], hidden_size=H, direction="bidirectional", layout=1
         ),
-        helper.make_node("Transpose", ["Y1"], ["turned"], perm=[1, 0, 2, 3]),
+        helper.make_node("Transpose", ["Y1"], ["swapped"], perm=[1, 0, 2, 3]),
         helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(np.array([0, 0, -1]))),
-        helper.make_node("Reshape", ["turned", "shape"], ["X2"]),
+        helper.make_node("Reshape", ["swapped", "shape"], ["X2"]),
         helper.make_node("LSTM", ["X2", "W2", "R2"], ["Y2", "Y_h"], hidden_size=H),
     ]
     made = model(parts, weights, {"X": ("B", "T", D)}, {"Y2": ("T", 1, "B", H), "Y_h": (1, "B", H)})
@@ -294,10 +294,10 @@ def test_both_layouts_in_one_chain():
     )
     xs = np.random.default_rng(3).normal(size=(T, B, D)).astype(np.float32)
     # The reference of onnx: onnxruntime has no layout 1.
-    theirs = onnx.reference.ReferenceEvaluator(made).run(None, {"X": xs.swapaxes(0, 1)})
+    expected = onnx.reference.ReferenceEvaluator(made).run(None, {"X": xs.swapaxes(0, 1)})
     after, ys = unroll(found.network, found.params, xs)
-    np.testing.assert_allclose(ys, theirs[0][:, 0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(after[1][0], theirs[1][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ys, expected[0][:, 0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after[1][0], expected[1][0], rtol=1e-5, atol=1e-6)
 
 
 def test_constant_initial_states():
@@ -313,9 +313,9 @@ def test_constant_initial_states():
     found = from_onnx(made)
     assert isinstance(found.network, Stack) and len(found.carry) == 2
     xs = np.random.default_rng(3).normal(size=(T, B, D)).astype(np.float32)
-    (theirs,) = run(made, {"X": xs})
+    (expected,) = run(made, {"X": xs})
     after, _ = unroll(found.network, found.params, xs, found.carry)
-    np.testing.assert_allclose(after[1], theirs[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after[1], expected[0], rtol=1e-5, atol=1e-6)
     h, c_0 = from_onnx_node(made, "Y").carry
     assert not h.any() and np.array_equal(c_0, c[0])
 
@@ -329,14 +329,14 @@ def test_constant_initial_states_with_the_batch_first():
     found = from_onnx(made)
     np.testing.assert_array_equal(np.stack(found.carry, axis=1), h)
     xs = np.random.default_rng(3).normal(size=(T, B, D)).astype(np.float32)
-    theirs = onnx.reference.ReferenceEvaluator(made).run(None, {"X": xs.swapaxes(0, 1)})
+    expected = onnx.reference.ReferenceEvaluator(made).run(None, {"X": xs.swapaxes(0, 1)})
     (h_T,), ys = scanned(found, xs)
-    np.testing.assert_allclose(ys, theirs[0].transpose(1, 2, 0, 3), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(h_T, theirs[1].swapaxes(0, 1), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ys, expected[0].transpose(1, 2, 0, 3), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(h_T, expected[1].swapaxes(0, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_what_comes_before_the_first_node_is_the_callers():
-    """An embedding; the initial state is made in the batch's size, of zeros."""
+    """An embedding comes first; the initial state is zeros of the batch's size."""
     weights = weights_of("RNN", D, H) | {"table": np.ones((7, D))}
     zero = numpy_helper.from_array(np.zeros(1, np.float32))
     parts = [
@@ -369,17 +369,17 @@ def test_initial_states_that_are_computed_from_the_inputs():
 
 
 def test_what_comes_after_the_last_layer_is_the_callers():
-    """Here the last step alone is read."""
+    """The MatMul reads only the last step."""
     weights = weights_of("GRU", D, H) | {"V": np.ones((H, 2))}
     parts = [
         helper.make_node("GRU", ["X", "W", "R"], ["Y", "Y_h"], hidden_size=H),
-        helper.make_node("MatMul", ["Y_h", "V"], ["said"]),
+        helper.make_node("MatMul", ["Y_h", "V"], ["read"]),
     ]
-    made = model(parts, weights, {"X": ("T", "B", D)}, {"said": (1, "B", 2)})
+    made = model(parts, weights, {"X": ("T", "B", D)}, {"read": (1, "B", 2)})
     assert from_onnx(made).network == GRUVariant(D, H, reset_after=False, use_bias=False)
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------
 
 
 def chain_of(*between, first="GRU", second="GRU", **options):
@@ -397,10 +397,10 @@ def chain_of(*between, first="GRU", second="GRU", **options):
     return model(parts, weights, {"X": ("T", "B", D)}, {"Z": ("T", 1, "B", H)})
 
 
-def test_what_stands_between_is_told():
+def test_errors_name_the_operators_between_two_layers():
     assert isinstance(from_onnx(chain_of("Identity")).network, Stack)
-    told = r"GRU above.*GRU below \(between them: Relu, Squeeze\).*from_onnx_node"
-    with pytest.raises(ValueError, match=told):
+    message = r"GRU above.*GRU below \(between them: Relu, Squeeze\).*from_onnx_node"
+    with pytest.raises(ValueError, match=message):
         from_onnx(chain_of("Relu"))
     assert from_onnx_node(chain_of("Relu"), "above").network == GRUVariant(
         H, H, reset_after=False, use_bias=False
@@ -409,13 +409,13 @@ def test_what_stands_between_is_told():
 
 
 def test_transposed_features_are_no_chain():
-    """Sizes fit, values do not: time and batch change places."""
+    """The sizes fit, but time and batch are exchanged."""
     weights = weights_of("RNN", D, H) | weights_of("RNN", H, H, name=2)
     parts = [
         helper.make_node("RNN", ["X", "W", "R"], ["Y"], "below", hidden_size=H),
-        helper.make_node("Transpose", ["Y"], ["turned"], perm=[2, 0, 1, 3]),
+        helper.make_node("Transpose", ["Y"], ["swapped"], perm=[2, 0, 1, 3]),
         helper.make_node("Constant", [], ["shape"], value=numpy_helper.from_array(np.array([0, 0, H]))),
-        helper.make_node("Reshape", ["turned", "shape"], ["X2"]),
+        helper.make_node("Reshape", ["swapped", "shape"], ["X2"]),
         helper.make_node("RNN", ["X2", "W2", "R2"], ["Z"], "above", hidden_size=H),
     ]
     made = model(parts, weights, {"X": ("T", "B", D)}, {"Z": ("B", 1, "T", H)})
@@ -444,7 +444,7 @@ def test_transposed_features_are_no_chain():
         (lambda: np.zeros(3), r"got ndarray; expected an onnx.ModelProto or a path"),
     ],
 )
-def test_refusals(make, message):
+def test_errors_of_models(make, message):
     with pytest.raises(ValueError, match=message):
         from_onnx(make())
 
