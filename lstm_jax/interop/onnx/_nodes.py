@@ -268,6 +268,7 @@ def check_node(node: Node, where: str) -> None:
                 f"{shape}",
                 "Look at the node's weights.",
             )
+    arrays |= {f"initial_{name}": a for name, a in zip("hc", node.initial or (), strict=False)}
     dtypes = {name: a.dtype.name for name, a in arrays.items() if a is not None}
     if len(set(dtypes.values())) > 1 or not jnp.issubdtype(node.W.dtype, jnp.floating):
         raise value_error(
