@@ -1,4 +1,4 @@
-"""Live: what one operator may compute while an ONNX model is read. Sizes are known before anything is computed."""
+"""Live: what one operator may compute while an ONNX model is read. Sizes are checked before it runs."""
 
 import tracemalloc
 
