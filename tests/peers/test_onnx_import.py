@@ -264,7 +264,21 @@ def nodes(draw):
     return op, options, draw(st.integers(0, 99))
 
 
+def activated(op, *activations):
+    """A node of both directions with activations that all differ."""
+    return op, {"direction": "bidirectional", "scale": 0.4} | activation_attributes(activations), 0
+
+
 @hypothesis.given(nodes())
+@hypothesis.example(activated("RNN", ("LeakyRelu", 0.25), ("HardSigmoid", 0.125, 0.375)))
+@hypothesis.example(
+    activated("GRU", ("HardSigmoid", 0.25, 0.5), ("Elu", 0.5), ("Sigmoid",), ("Affine", 2.0, 0.25))
+)
+@hypothesis.example(
+    activated(
+        "LSTM", ("HardSigmoid", 0.25, 0.5), *[("ScaledTanh", 0.75, 1.5)] * 2, ("Sigmoid",), *[("Relu",)] * 2
+    )
+)
 @hypothesis.settings(max_examples=40)
 def test_a_node_as_onnxruntime_computes_it(drawn_node):
     op, options, seed = drawn_node
