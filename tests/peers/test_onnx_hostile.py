@@ -128,7 +128,7 @@ HOSTILE = {
     "a random weight": lambda: model_of([op("RandomNormal", [], shape=[1, H, D]), rnn()]),
     "another domain": lambda: model_of([op("Ones", ["R"], domain="com.example"), rnn()]),
     "ConstantOfShape": lambda: model_of([constant("s", MANY), op("ConstantOfShape", ["s"]), rnn()]),
-    "Expand": lambda: model_of([constant("s", MANY), op("Expand", ["R", "s"]), rnn()]),
+    "Expand": lambda: model_of([constant("s", [10**9, H, H]), op("Expand", ["R", "s"]), rnn()]),
     "Tile": lambda: model_of([constant("s", MANY), op("Tile", ["R", "s"]), rnn()]),
     "Pad": lambda: model_of([constant("s", np.r_[0, 0, 0, MANY]), op("Pad", ["R", "s"]), rnn()]),
     "Range": lambda: model_of(

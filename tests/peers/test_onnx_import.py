@@ -193,13 +193,13 @@ def run(made, feeds):
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
-def one_node(op, rng, direction="forward", bias=True, peepholes=False, **attributes):
+def one_node(op, rng, direction="forward", bias=True, peepholes=False, scale=0.7, **attributes):
     """A model of one node with its weights as constants of every kind."""
     G, dirs, states = GATES[op], 1 + (direction == "bidirectional"), 1 + (op == "LSTM")
     values = {"R": (dirs, G * H, H), "W_there": (dirs, G * H, D)}
     values |= {"B": (dirs, 2 * G * H)} if bias else {}
     values |= {"P_T": (3 * H, dirs)} if peepholes else {}
-    values = {name: rng.normal(size=shape) * 0.7 for name, shape in values.items()}
+    values = {name: rng.normal(size=shape) * scale for name, shape in values.items()}
     bias_tensor = numpy_helper.from_array(np.float32(values.pop("B", [])))
     nodes = [
         helper.make_node("Identity", ["W_there"], ["W"]),
@@ -218,31 +218,67 @@ def one_node(op, rng, direction="forward", bias=True, peepholes=False, **attribu
     return model(nodes, values, inputs, outputs), dirs
 
 
+#: Activations of ONNX with their numbers alpha and beta.
+ACTIVATIONS = [
+    ("Sigmoid",),
+    ("Tanh",),
+    ("Relu",),
+    ("Softplus",),
+    ("Softsign",),
+    ("LeakyRelu", 0.25),
+    ("ThresholdedRelu", 0.125),
+    ("Elu", 0.5),
+    ("Affine", 0.5, 0.125),
+    ("ScaledTanh", 0.75, 1.5),
+    ("HardSigmoid", 0.25, 0.375),
+]
+
+
+def activation_attributes(activations):
+    """The attributes of a node: names, and the numbers of those functions that have them."""
+    attributes = {
+        "activations": [name for name, *_ in activations],
+        "activation_alpha": [numbers[0] for _, *numbers in activations if numbers],
+        "activation_beta": [numbers[1] for _, *numbers in activations if len(numbers) > 1],
+    }
+    return {name: values for name, values in attributes.items() if values}
+
+
 @st.composite
 def nodes(draw):
     op = draw(st.sampled_from(sorted(GATES)))
-    both = draw(st.sampled_from(["forward", "reverse", "bidirectional"]))
-    options = {"direction": both, "bias": draw(st.booleans())}
+    direction = draw(st.sampled_from(["forward", "reverse", "bidirectional"]))
+    options = {"direction": direction, "bias": draw(st.booleans())}
     if op == "LSTM":
         options["peepholes"] = draw(st.booleans())
         options["input_forget"] = draw(st.integers(0, 1))
         options |= draw(st.sampled_from([{}, {"clip": 0.5}]))
     elif op == "GRU":
         options["linear_before_reset"] = draw(st.integers(0, 1))
-    else:
-        count = 1 + (both == "bidirectional")
-        known = [
-            {},
-            {"activations": ["Relu"]},
-            {"activations": ["LeakyRelu"], "activation_alpha": [0.25]},
-            {"activations": ["HardSigmoid"]},
-            {"activations": ["Affine"], "activation_alpha": [0.5], "activation_beta": [0.1]},
-        ]
-        options |= {key: value * count for key, value in draw(st.sampled_from(known)).items()}
+    if draw(st.booleans()):
+        activations = []
+        for _ in range(1 + (direction == "bidirectional")):
+            own = [draw(st.sampled_from(ACTIVATIONS)) for _ in range(1 if op == "RNN" else 2)]
+            activations += [*own, own[-1]] if op == "LSTM" else own
+        options |= activation_attributes(activations) | {"scale": 0.2}  # unbounded gates amplify rounding
     return op, options, draw(st.integers(0, 99))
 
 
+def activated(op, *activations):
+    """A node of both directions with activations that all differ."""
+    return op, {"direction": "bidirectional", "scale": 0.4} | activation_attributes(activations), 0
+
+
 @hypothesis.given(nodes())
+@hypothesis.example(activated("RNN", ("LeakyRelu", 0.25), ("HardSigmoid", 0.125, 0.375)))
+@hypothesis.example(
+    activated("GRU", ("HardSigmoid", 0.25, 0.5), ("Elu", 0.5), ("Sigmoid",), ("Affine", 2.0, 0.25))
+)
+@hypothesis.example(
+    activated(
+        "LSTM", ("HardSigmoid", 0.25, 0.5), *[("ScaledTanh", 0.75, 1.5)] * 2, ("Sigmoid",), *[("Relu",)] * 2
+    )
+)
 @hypothesis.settings(max_examples=40)
 def test_a_node_as_onnxruntime_computes_it(drawn_node):
     op, options, seed = drawn_node

@@ -65,7 +65,8 @@ def _counted(arrays: Inputs, node: Any) -> int:
 
 
 def _tiled(arrays: Inputs, node: Any) -> int:
-    return arrays[0].size * math.prod(map(int, arrays[1]))
+    # NumPy repeats one axis after another, so a repeat of 0 does not undo the repeats before it.
+    return arrays[0].size * math.prod(max(int(repeat), 1) for repeat in arrays[1])
 
 
 def _split(arrays: Inputs, node: Any) -> int:
@@ -127,5 +128,6 @@ def run_node(onnx: Any, node: Any, arrays: dict[str, np.ndarray], opset: int) ->
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
     graph = helper.make_graph([node], "node", infos, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    found = ReferenceEvaluator(model).run(None, arrays)
+    with np.errstate(all="ignore"):  # a division by zero is the model's, as in any runtime
+        found = ReferenceEvaluator(model).run(None, arrays)
     return [np.asarray(value) for value in found]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lstm_jax._errors import listing, shorten
+from lstm_jax._errors import listing, shorten, value_error
 from lstm_jax.interop.onnx._activations import OnnxActivation, read_activations
 from lstm_jax.interop.onnx._chain import Layer, find_chain
 from lstm_jax.interop.onnx._graph import require_onnx
@@ -129,6 +129,12 @@ def from_onnx_node(
 
 
 def _open(owner: str, model: Any, inputs: Mapping[str, Any] | None) -> Model:
+    if inputs is not None and not isinstance(inputs, Mapping):
+        raise value_error(
+            f"{owner} got inputs of type {type(inputs).__name__}",
+            "a mapping from names to arrays",
+            "Pass inputs={name: array}.",
+        )
     onnx = require_onnx(owner)
     source, proto = read_proto(owner, onnx, model)
     return Model(source, onnx, proto, dict(inputs or {}))

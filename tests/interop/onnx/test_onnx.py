@@ -254,6 +254,13 @@ def test_errors_without_the_package(name, call, no_onnx):
         call()
 
 
+@pytest.mark.parametrize("read", [from_onnx, from_onnx_node])
+@pytest.mark.parametrize("inputs", [3, [1.0], "W"])
+def test_inputs_that_are_not_a_mapping(read, inputs, no_onnx):
+    with pytest.raises(ValueError, match=f"^{read.__name__} got inputs of type.*name: array"):
+        read("model.onnx", inputs=inputs)
+
+
 def test_wrappers_without_noise_are_the_wrapped_cell():
     cell = LSTM(D, H)
     params = cell.init(jax.random.key(0))
