@@ -1,6 +1,6 @@
-"""The recurrent cells of flax, haiku and equinox, each as weights and a function of them.
+"""The recurrent cells of Flax, Haiku and Equinox, each as weights and a function of them.
 
-Imports a peer only where a case is built, so that what needs no peer can read the names.
+A library is imported where one of its cases is built, so the names can be read without it.
 """
 
 import functools
@@ -20,19 +20,19 @@ SPACE = (6, 5)
 
 @dataclass(frozen=True)
 class Case:
-    """One module of a peer.
+    """One module of another library.
 
     Args:
-        ours: ``(D, H) -> network``, with the same function.
-        theirs: ``(D, H, dtype) -> (shapes of the weights, run)``, ``run(weights, xs) -> ys`` time-major.
+        network: ``(D, H) -> network`` of this library that computes the same.
+        peer: ``(D, H, dtype) -> (shapes of the weights, run)``, ``run(weights, xs) -> ys`` time-major.
         read: ``(weights, H) -> (network, params)``.
         write: ``(network, params) -> weights``.
-        change: what the peer has no place for is taken out of our parameters.
+        change: removes from the parameters what the library cannot hold.
         images: whether xs are images.
     """
 
-    ours: Callable[..., Any]
-    theirs: Callable[..., Any]
+    network: Callable[..., Any]
+    peer: Callable[..., Any]
     read: Callable[..., Any]
     write: Callable[..., Any]
     change: Callable[..., Any] = field(default=lambda params: params)
@@ -44,7 +44,7 @@ class Case:
 
 
 def nested(name, tensors):
-    """Weights as the peer nests them, from tensors by their full names."""
+    """Weights nested as in the library, from tensors by their full names."""
     tree = {}
     for path, tensor in tensors.items():
         *outer, leaf = path.rsplit("/", 1) if name.startswith("haiku") else path.split("/")
@@ -56,7 +56,7 @@ def nested(name, tensors):
 
 
 def flat(tree, prefix=""):
-    """Tensors by their full names."""
+    """Tensors and their full names."""
     pairs = enumerate(tree) if isinstance(tree, list) else tree.items()
     for key, value in pairs:
         if isinstance(value, (dict, list)):
@@ -75,13 +75,13 @@ def filled(shapes, seed=0, dtype="float32"):
 
 
 def linen(name, *options, **more):
-    def theirs(D, H, dtype="float32"):
+    def peer(D, H, dtype="float32"):
         from flax import linen as nn
 
         network = nn.RNN(getattr(nn, name)(H, *options, param_dtype=dtype, **more), time_major=True)
         return _linen(network, (1, 1, *SPACE[: len(options[0]) if options else 0], D), inner="cell")
 
-    return theirs
+    return peer
 
 
 def linen_bidirectional(D, H, dtype="float32"):
@@ -99,13 +99,13 @@ def _linen(network, shape, inner=None):
 
 
 def nnx(name, **more):
-    def theirs(D, H, dtype="float32"):
+    def peer(D, H, dtype="float32"):
         from flax import nnx
 
         cell = getattr(nnx, name)(D, H, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0), **more)
         return _nnx(nnx.RNN(cell, time_major=True), "cell")
 
-    return theirs
+    return peer
 
 
 def nnx_bidirectional(D, H, dtype="float32"):
@@ -137,7 +137,7 @@ def _nnx(network, inner=None):
 def haiku(make, images=0):
     """``make(hk, D, H)`` is a core."""
 
-    def theirs(D, H, dtype="float32"):
+    def peer(D, H, dtype="float32"):
         import haiku as hk
 
         def forward(xs):
@@ -149,7 +149,7 @@ def haiku(make, images=0):
         xs = jnp.zeros((1, 1, *SPACE[:images], D), dtype)
         return dict(jax.eval_shape(network.init, jax.random.key(0), xs)), network.apply
 
-    return theirs
+    return peer
 
 
 def deep(hk, D, H):
@@ -160,7 +160,7 @@ def deep(hk, D, H):
 
 
 def equinox(name, **options):
-    def theirs(D, H, dtype="float32"):
+    def peer(D, H, dtype="float32"):
         import equinox as eqx
 
         cell = getattr(eqx.nn, name)(D, H, dtype=jnp.dtype(dtype), key=jax.random.key(0), **options)
@@ -178,7 +178,7 @@ def equinox(name, **options):
 
         return shapes, run
 
-    return theirs
+    return peer
 
 
 def equinox_stack(D, H, dtype="float32"):
@@ -318,7 +318,7 @@ WITH_FUNCTIONS = {
     ),
 }  # fmt: skip
 
-#: Whose weights are read alone: we write the same function otherwise.
+#: Cases that are only read: to_flax and to_haiku write the same function with other weights.
 READ_ALONE = {
     "linen.ConvLSTMCell without bias": Case(
         conv1, linen("ConvLSTMCell", (4,), use_bias=False),

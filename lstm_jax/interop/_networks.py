@@ -76,9 +76,7 @@ def stacked(networks: Sequence[Any], params: Sequence[Any]) -> tuple[Any, Any]:
     return Stack(tuple(networks)), tuple(params)
 
 
-def join_directions(
-    owner: str, directions: Sequence[UnbuiltLayer | None], merge: str = "concat"
-) -> UnbuiltLayer | None:
+def join_directions(directions: Sequence[UnbuiltLayer | None], merge: str = "concat") -> UnbuiltLayer | None:
     """The layer of one direction, or a ``Bidirectional`` of two; None where one could not be read."""
     if len(directions) == 1:
         return directions[0]

@@ -146,7 +146,7 @@ def _read(faults: Faults, params: Any, options: Options, layer: int, where: str)
     if not isinstance(params, Mapping) or set(params) != set(DIRECTIONS):
         return _read_cell(Entries(faults, params, where), options, layer)
     entries = [Entries(faults, _inner(params[name]), f"{where}{name}/") for name in DIRECTIONS]
-    return join_directions("from_flax", [_read_cell(own, options, layer) for own in entries])
+    return join_directions([_read_cell(own, options, layer) for own in entries])
 
 
 def _read_cell(entries: Entries, options: Options, layer: int) -> UnbuiltLayer | None:

@@ -177,7 +177,7 @@ def _read(faults: Faults, weights: Any, options: Options, index: int, where: str
     entries = [Entries(faults, arrays, f"{where}{name}") for name, arrays in directions.items()]
     bias_ndim = max(len(own.shape("bias")) for own in entries)
     layers = [_read_direction(own, bias_ndim, options, index) for own in entries]
-    return join_directions("from_keras", layers, MERGES.get(merge, "concat"))
+    return join_directions(layers, MERGES.get(merge, "concat"))
 
 
 def _by_direction(weights: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -125,7 +125,7 @@ def from_torch(
     for index, sizes in enumerate(names.sizes):
         suffixes = names.suffixes(index)
         directions = [_read(entries, names, sizes, suffix, cell_options) for suffix in suffixes]
-        layers.append(join_directions("from_torch", directions))
+        layers.append(join_directions(directions))
     entries.done()
     faults.check(HINT)
     options.check(1)

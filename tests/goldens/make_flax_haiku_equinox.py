@@ -22,7 +22,7 @@ def main():
     names = ("jax", "flax", "dm-haiku", "equinox")
     versions = ", ".join(f"{name} {version(name)}" for name in names)
     for seed, (name, case) in enumerate((CASES | READ_ALONE).items()):
-        shapes, run = case.theirs(D, H)
+        shapes, run = case.peer(D, H)
         weights, xs = filled(shapes, seed), case.xs(D, seed=seed)
         tensors = {f"weights/{path}": array for path, array in flat(weights)}
         tensors |= {"xs": xs, "ys": np.asarray(run(jax.tree.map(jax.numpy.asarray, weights), xs))}

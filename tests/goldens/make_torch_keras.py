@@ -3,7 +3,7 @@
     KERAS_BACKEND=jax python tests/goldens/make_torch_keras.py
 
 Entries are named case/weights/name, case/xs and case/ys, time-major. The metadata holds the versions
-that wrote them, and for each case the options that its conversion asks for.
+that wrote them, and for each case the arguments of its conversion.
 """
 
 import json

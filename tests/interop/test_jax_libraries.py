@@ -1,4 +1,4 @@
-"""Weights of flax, haiku and equinox, in and out; their own outputs are in tests/goldens."""
+"""Weights of Flax, Haiku and Equinox, in and out; outputs of these libraries are in tests/goldens."""
 
 import ast
 import sys
@@ -41,7 +41,7 @@ def golden(name):
     return nested(name, weights), tensors["xs"], tensors["ys"]
 
 
-def drawn(network, seed=0):
+def random_params(network, seed=0):
     return jax.tree.map(jnp.asarray, filled(jax.eval_shape(network.init, jax.random.key(0)), seed))
 
 
@@ -53,7 +53,7 @@ def identical(a, b):
 
 
 @pytest.mark.parametrize("name", [*CASES, *READ_ALONE])
-def test_the_outputs_are_theirs(name):
+def test_outputs_equal_those_of_the_library(name):
     weights, xs, ys = golden(name)
     network, params = (CASES | READ_ALONE)[name].read(weights, D)
     np.testing.assert_allclose(lstm_jax.unroll(network, params, xs)[1], ys, rtol=1e-5, atol=2e-6)
@@ -61,11 +61,11 @@ def test_the_outputs_are_theirs(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_there_and_back(name):
-    """From here and back the weights are the same to the bit, haiku's forget bias within its rounding."""
+def test_written_and_read_again(name):
+    """Parameters are the same to the bit, Haiku's forget bias within its rounding."""
     case = CASES[name]
-    network = case.ours(D, H)
-    params = case.change(drawn(network))
+    network = case.network(D, H)
+    params = case.change(random_params(network))
     written = case.write(network, params)
     again, back = case.read(written, D)
     assert again == network
@@ -81,15 +81,15 @@ def test_there_and_back(name):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "Conv" not in name])
-def test_back_and_there(name):
-    """From there and back: the same, where theirs has not two biases that become one."""
+def test_read_and_written_again(name):
+    """Weights of the other library are the same, where not two of its biases become one."""
     case, (weights, _, _) = CASES[name], golden(name)
     written = case.write(*case.read(weights, D))
-    for path, theirs in flat(weights):
-        ours = dict(flat(written))[path]
+    for path, expected in flat(weights):
         if name == "haiku.VanillaRNN" and path.endswith("b"):
             continue
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2.0**-23 * ("haiku" in name))
+        found = dict(flat(written))[path]
+        np.testing.assert_allclose(found, expected, rtol=0, atol=2.0**-23 * ("haiku" in name))
 
 
 def test_haikus_forget_bias_is_exact_where_floats_allow_it():
@@ -97,24 +97,24 @@ def test_haikus_forget_bias_is_exact_where_floats_allow_it():
     b_f = np.concatenate([np.linspace(-4, 20, 200), 2.0 ** np.arange(-30, 10)]).astype(np.float32)
     for b, exact in ((b_f[b_f >= 0.5], True), (b_f[b_f < 0.5], False)):
         cell = LSTM(1, b.size)
-        params = drawn(cell)
+        params = random_params(cell)
         params = params._replace(bias=params.bias.at[b.size : 2 * b.size].set(b))
         written = to_haiku(cell, params)
-        theirs = np.asarray(written["lstm/linear"]["b"])[2 * b.size : 3 * b.size]
+        b_haiku = np.asarray(written["lstm/linear"]["b"])[2 * b.size : 3 * b.size]
         back = np.asarray(from_haiku(written)[1].bias)[b.size : 2 * b.size]
         true = b.astype(np.float64) - 1
         if exact:
-            np.testing.assert_array_equal(theirs, true)
+            np.testing.assert_array_equal(b_haiku, true)
             np.testing.assert_array_equal(back, b)
         else:
-            assert np.all(np.abs(theirs - true) <= np.spacing(np.abs(theirs)) / 2)
-            assert np.all(np.abs(back - b) <= np.spacing(np.abs(theirs)) / 2)
-            assert np.any(back != b)  # which no bias of haiku's can mend
+            assert np.all(np.abs(b_haiku - true) <= np.spacing(np.abs(b_haiku)) / 2)
+            assert np.all(np.abs(back - b) <= np.spacing(np.abs(b_haiku)) / 2)
+            assert np.any(back != b)  # no float b_haiku gives it
 
 
-def test_the_one_of_convolutional_cells_goes_to_their_second_bias():
+def test_the_second_bias_of_convolutions_subtracts_the_added_one():
     cell = conv(D, H)
-    params = drawn(cell)
+    params = random_params(cell)
     for written in (to_flax(cell, params, api="linen")["hh"]["bias"],
                     to_haiku(cell, params)["conv2_dlstm/hidden_to_hidden"]["b"]):  # fmt: skip
         np.testing.assert_array_equal(written, np.repeat([0, 0, -1, 0], H))
@@ -133,7 +133,7 @@ def test_numpy_stays_numpy_and_dtypes_stay():
 
 
 def test_conversions_are_traced():
-    """Gradients by ours through the weights of theirs, and shapes without arrays."""
+    """Gradients with respect to parameters, through the written weights; shapes without arrays."""
     cell = GRUVariant(D, H, reset_after=False)
     params = cell.init(jax.random.key(0))
 
@@ -145,9 +145,9 @@ def test_conversions_are_traced():
     assert jax.tree.map(jnp.shape, back) == jax.tree.map(jnp.shape, params)
 
 
-def test_cells_without_bias_are_given_zeros():
+def test_zeros_are_written_for_cells_without_bias():
     for network in (LSTM(D, H, use_bias=False), RNN(D, H, use_bias=False, activation=jax.nn.relu)):
-        params, xs = drawn(network), np.ones((3, D), np.float32)
+        params, xs = random_params(network), np.ones((3, D), np.float32)
         ys = lstm_jax.unroll(network, params, xs)[1]
         for read, written in (
             (from_haiku, to_haiku(network, params)),
@@ -159,9 +159,9 @@ def test_cells_without_bias_are_given_zeros():
             np.testing.assert_array_equal(lstm_jax.unroll(again, back, xs)[1], ys)
 
 
-def test_a_gru_that_came_without_bias_hn_is_given_zeros():
+def test_zeros_are_written_for_a_gru_without_bias_hn():
     cell = GRU(D, H)
-    params = drawn(cell)._replace(bias_hn=None)
+    params = random_params(cell)._replace(bias_hn=None)
     np.testing.assert_array_equal(to_equinox(cell, params)["bias_n"], np.zeros(H))
     np.testing.assert_array_equal(to_flax(cell, params, api="linen")["hn"]["bias"], np.zeros(H))
 
@@ -191,12 +191,12 @@ def test_no_peer_is_imported(module):
     assert roots <= {"jax", "numpy", "lstm_jax"} | set(sys.stdlib_module_names)
 
 
-# --- what flax nests, and stacks ----------------------------------------------------------------
+# --- nested parameters, and stacks ----------------------------------------------------------------
 
 
-def test_flaxs_wrappings():
+def test_mappings_around_the_parameters_in_flax():
     cell = LSTM(D, H)
-    params = drawn(cell)
+    params = random_params(cell)
     written = to_flax(cell, params, api="linen")
     for given in ({"params": written}, {"cell": written}, {"params": {"cell": written}}):
         again, back = from_flax(given)
@@ -206,7 +206,7 @@ def test_flaxs_wrappings():
 
 def test_a_list_is_a_stack():
     network = Stack((Bidirectional(LSTM(D, H)), GRU(2 * H, 2), RNN(2, 2)))
-    params = drawn(network)
+    params = random_params(network)
     written = to_flax(network, params, api="linen")
     assert [sorted(each)[0] for each in written] == ["backward_rnn", "hn", "h"]
     again, back = from_flax(written, activation="tanh")
@@ -214,9 +214,9 @@ def test_a_list_is_a_stack():
     identical(back, params)
 
 
-def test_images_are_handed_on_in_a_stack():
+def test_input_shapes_of_convolutions_in_a_stack():
     network = Stack((ConvLSTM((8, D), 2, (3,)), ConvLSTM((8, 2), H, (2,))))
-    params = drawn(network)
+    params = random_params(network)
     again, back = from_flax(to_flax(network, params, api="linen"), input_shape=(8, D))
     assert again == network
     identical(back, params)
@@ -226,26 +226,26 @@ def test_images_are_handed_on_in_a_stack():
     assert again == network
 
 
-# --- refusals -----------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def linen(kind=LSTM, api="linen", **options):
     cell = kind(D, H)
-    params = drawn(cell)
+    params = random_params(cell)
     if kind is GRU and api == "nnx":
         params = params._replace(bias_hn=None)
     return to_flax(cell, params, api=api, **options)
 
 
 def written(write, cell, **options):
-    return write(cell, drawn(cell), **options)
+    return write(cell, random_params(cell), **options)
 
 
 def haiku(cell):
     return written(to_haiku, cell)
 
 
-def test_all_faults_of_weights_at_once():
+def test_one_error_lists_all_faults():
     weights = linen()
     weights["ii"] = {"kernel": np.ones((D, H + 1), np.float32)}
     del weights["ho"]["bias"]
@@ -259,7 +259,7 @@ def test_all_faults_of_weights_at_once():
 
 
 @pytest.mark.parametrize(
-    ("read", "weights", "breaks", "says"),
+    ("read", "weights", "breaks", "words"),
     [
         (from_flax, lambda: linen(GRU), {"hn/bias": None, "ir/kernel": (9, 9)},
          ["missing: hn/bias (4,)", "ir/kernel (9, 9), expected (3, 4)"]),
@@ -291,7 +291,7 @@ def test_all_faults_of_weights_at_once():
         (from_equinox, lambda: {"weight": np.ones((2, 2))}, {}, ["weight (2, 2)", "weight_hh (4H, H)"]),
     ],
 )  # fmt: skip
-def test_faults(read, weights, breaks, says):
+def test_faults(read, weights, breaks, words):
     is_haiku = read is from_haiku
     tensors = dict(flat(weights()))
     for name, shape in breaks.items():
@@ -301,11 +301,11 @@ def test_faults(read, weights, breaks, says):
             tensors[name] = np.ones(shape, np.float32)
     with pytest.raises(ValueError) as caught:
         read(nested("haiku" if is_haiku else "", tensors))
-    for part in says:
+    for part in words:
         assert part in str(caught.value)
 
 
-def test_faults_of_all_layers_at_once():
+def test_one_error_lists_the_faults_of_all_layers():
     """Of a stack's layers and of both directions."""
     good, bad = linen(), linen()
     del bad["ho"]["bias"]
@@ -320,11 +320,11 @@ def test_faults_of_all_layers_at_once():
         assert part in str(caught.value)
     assert "layer 1" not in str(caught.value)
     stack = Stack((LSTM(D, H), LSTM(H, H)))
-    theirs = haiku(stack)
-    for arrays in theirs.values():
+    weights = haiku(stack)
+    for arrays in weights.values():
         del arrays["b"]
     with pytest.raises(ValueError, match=r"missing: lstm/linear/b \(16,\), lstm_1/linear/b \(16,\)"):
-        from_haiku(theirs, layers=("lstm", "lstm_1"))
+        from_haiku(weights, layers=("lstm", "lstm_1"))
     fields = written(to_equinox, stack)
     for arrays in fields:
         del arrays["weight_ih"]
@@ -333,7 +333,7 @@ def test_faults_of_all_layers_at_once():
 
 
 @pytest.mark.parametrize(
-    ("call", "says"),
+    ("call", "words"),
     [
         (lambda: from_flax({"if": {}, "in": {}, "hf": {}, "hn": {}}), "got no names"),
         (lambda: from_flax({name: {"kernel": np.ones((2, 2))} for name in ("if", "in", "hf", "hn")}),
@@ -360,11 +360,11 @@ def test_faults_of_all_layers_at_once():
         (lambda: from_haiku({"batch_norm": {"scale": np.ones(2)}}), "got scale"),
         (lambda: from_haiku([1]), "expected a mapping"),
         (lambda: from_haiku({"lstm/linear": np.ones(2)}), "linear (2,); expected linear/w"),
-        (lambda: to_flax(LSTM(D, H), drawn(LSTM(D, H)), api="jax"), "one of 'linen', 'nnx'"),
+        (lambda: to_flax(LSTM(D, H), random_params(LSTM(D, H)), api="jax"), "one of 'linen', 'nnx'"),
         (lambda: written(to_flax, conv(D, H), api="nnx"), "ConvLSTM, expected one of LSTM, GRU, RNN"),
-        (lambda: to_flax(GRU(D, H), drawn(GRU(D, H)), api="nnx"), "no bias inside the reset gate's product"),
-        (lambda: to_flax(LSTM(D, H), drawn(GRU(D, H)), api="nnx"), "of type GRUParams, expected LSTMParams"),
-        (lambda: to_flax(LSTM(D, H), drawn(LSTM(D, 2 * H)), api="nnx"), "w_hh (8, 32), expected (4, 16)"),
+        (lambda: written(to_flax, GRU(D, H), api="nnx"), "no bias inside the reset gate's product"),
+        (lambda: to_flax(LSTM(D, H), random_params(GRU(D, H)), api="nnx"), "GRUParams, expected LSTMParams"),
+        (lambda: to_flax(LSTM(D, H), random_params(LSTM(D, 5)), api="nnx"), "w_hh (5, 20), expected (4, 16)"),
         (lambda: written(to_flax, Stack((LSTM(D, H), Readout(H, 2))), api="nnx"), "layer 1: Readout"),
         (lambda: written(to_flax, Zoneout(LSTM(D, H), 0.1), api="nnx"), "pass its .cell"),
         (lambda: haiku(GRU(D, H)), "resets h before the product"),
@@ -378,10 +378,10 @@ def test_faults_of_all_layers_at_once():
         (lambda: written(to_equinox, GRUVariant(D, H, reset_after=False)), "with reset_after=False"),
     ],
 )  # fmt: skip
-def test_refusals(call, says):
+def test_errors(call, words):
     with pytest.raises(ValueError) as caught:
         call()
-    assert says in str(caught.value)
+    assert words in str(caught.value)
 
 
 OPTIONS = [
@@ -405,7 +405,7 @@ def test_activations_that_haiku_and_equinox_lack(cell):
     names = [name for name in ("activation", "recurrent_activation") if f" {name}=" in repr(cell)]
     for write in (to_haiku, to_equinox):
         with pytest.raises(ValueError, match=f"with {names[0]}="):
-            write(cell, drawn(cell))
+            write(cell, random_params(cell))
 
 
 @pytest.mark.parametrize("api", ["linen", "nnx"])
@@ -416,7 +416,7 @@ def test_activations_in_flax(api):
         RNN(H, D),
     )
     network = Stack(cells)
-    params = drawn(network) if api == "linen" else without_bias_hn(drawn(network))
+    params = random_params(network) if api == "linen" else without_bias_hn(random_params(network))
     again, back = from_flax(
         to_flax(network, params, api=api),
         activation=["relu", None, jnp.tanh],
@@ -428,28 +428,28 @@ def test_activations_in_flax(api):
     assert from_flax(lstm, activation="tanh", recurrent_activation="sigmoid")[0] == LSTM(D, H)
     both = {"forward_rnn": lstm, "backward_rnn": lstm}
     assert from_flax(both, activation="relu")[0] == Bidirectional(cells[0])
-    for given, says in (
+    for given, words in (
         (dict(activation="relu"), "simple and gated layers"),
         (dict(activation=["relu"]), "1 entries of activation with 3 layers"),
         (dict(activation="tanh", recurrent_activation="sine"), "'sine'"),
         (dict(activation=[None, None, None]), "which do not hold its activation"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=words):
             from_flax(to_flax(network, params, api=api), **given)
     image = written(to_flax, conv(D, H), api="linen")
     with pytest.raises(ValueError, match="activation=relu with the weights of linen"):
         from_flax(image, activation="relu", input_shape=(6, 5, D))
 
 
-def test_dtypes_asked_for():
-    """Rounded before two arrays are added; float64 is never rounded in silence."""
+def test_dtype_argument():
+    """Rounded before two arrays are added; float64 is never rounded without a dtype."""
     for read, write, cell in (
         (from_flax, to_linen, GRU(D, H)),
         (from_haiku, to_haiku, LSTM(D, H)),
         (from_equinox, to_equinox, Stack((GRU(D, H), LSTM(H, H)))),
     ):
         options = {"layers": ("lstm",)} if read is from_haiku else {}
-        params = drawn(cell)
+        params = random_params(cell)
         wide = jax.tree.map(lambda a: np.asarray(a, "float64"), params)
         with pytest.raises(ValueError, match="jax_enable_x64 is off"):
             read(write(cell, wide), **options)
@@ -462,13 +462,13 @@ def test_dtypes_asked_for():
 
 
 @pytest.mark.parametrize(("kind", "options"), OPTIONS, ids=str)
-def test_options_that_they_lack(kind, options):
+def test_options_that_these_libraries_lack(kind, options):
     cell = kind(D, H, **options)
     for write in (
-        lambda: to_flax(cell, drawn(cell), api="linen"),
-        lambda: to_flax(cell, drawn(cell), api="nnx", optimized=True),
-        lambda: to_equinox(cell, drawn(cell)),
-        lambda: to_haiku(cell, drawn(cell)) if kind in (LSTM, LSTMVariant) else to_equinox(cell, drawn(cell)),
+        lambda: to_flax(cell, random_params(cell), api="linen"),
+        lambda: to_flax(cell, random_params(cell), api="nnx", optimized=True),
+        lambda: to_equinox(cell, random_params(cell)),
+        lambda: to_haiku(cell, random_params(cell)),
     ):
         with pytest.raises(ValueError) as caught:
             write()
@@ -477,16 +477,16 @@ def test_options_that_they_lack(kind, options):
 
 
 @pytest.mark.parametrize("options", [{"residual": True}, {"skip": True}, {"dropout": 0.5}], ids=str)
-def test_wiring_of_stacks_that_they_lack(options):
+def test_stacks_that_these_libraries_lack(options):
     network = Stack((LSTM(D, D), LSTM(2 * D if "skip" in options else D, D)), **options)
     for write in (to_haiku, to_equinox, lambda *both: to_flax(*both, api="linen")):
         with pytest.raises(ValueError, match=f"{next(iter(options))}="):
-            write(network, drawn(network))
+            write(network, random_params(network))
 
 
 @pytest.mark.parametrize("options", [{"strides": (2, 2)}, {"padding": "VALID"}], ids=str)
-def test_convolutions_that_they_lack(options):
+def test_convolutions_that_these_libraries_lack(options):
     cell = ConvLSTM((6, 5, D), H, (3, 2), **options)
     for write in (to_haiku, lambda *both: to_flax(*both, api="linen")):
         with pytest.raises(ValueError, match="the recurrent one must keep the size"):
-            write(cell, drawn(cell))
+            write(cell, random_params(cell))

@@ -1,4 +1,4 @@
-"""Every conversion raises ValueError alone, whatever is in the mapping, and says so in a short message."""
+"""Conversions raise only ValueError, with a short message, whatever is in the mapping."""
 
 import helpers
 import jax
@@ -23,7 +23,7 @@ from lstm_jax.interop import (
     to_torch,
 )
 
-#: What a message may have, and the longest line of fuzzed names.
+#: The limit of a message.
 LONGEST = 1000
 
 
@@ -71,7 +71,7 @@ GOOD = {
 
 
 class Raises:
-    """An object that raises whatever NumPy asks of it."""
+    """An object whose conversion to an array raises."""
 
     def __array__(self, *arguments, **options):
         raise KeyError("no array here")
@@ -94,7 +94,7 @@ def itself():
 
 
 def odd_arrays(rng):
-    """Values that are no arrays of floats, or not of any expected shape."""
+    """Values that are not arrays of floats, or of unexpected shapes."""
     deleted = jnp.ones(2)
     deleted.delete()
     return [
@@ -121,7 +121,7 @@ def odd_name(rng, names):
 
 
 def changed(rng, weights):
-    """Weights with one odd thing somewhere: replaced, removed, added, nested deeper or by another name."""
+    """Weights with one entry replaced, removed, added, nested deeper or renamed."""
     if isinstance(weights, (list, tuple)):
         weights = list(weights)
         index = int(rng.integers(len(weights))) if weights else 0
@@ -160,7 +160,7 @@ def pick(rng):
 @pytest.mark.parametrize("name", GOOD)
 @pytest.mark.parametrize("seeds", [range(400), helpers.slow(range(400, 4000))])
 def test_fuzzed(name, seeds):
-    """One to three odd things. Most weights raise; those that do not are read with float arrays as leaves."""
+    """Weights with one to three changes raise, or are read as arrays of floats."""
     read, good, options = GOOD[name]
     read(good, **options)
     raised = 0
@@ -227,7 +227,7 @@ def test_odd_vectors(vector):
 
 @pytest.mark.parametrize("write", [to_torch, to_keras, to_cudnn, to_linen, to_nnx, to_haiku, to_equinox])
 def test_odd_networks_and_parameters(write):
-    """Each field of the parameters replaced by each odd value; networks that are none."""
+    """Each field of the parameters replaced by each odd value; values that are not networks."""
     rng = np.random.default_rng(0)
     cell = LSTM(3, 2)
     params = helpers.random_params(cell)

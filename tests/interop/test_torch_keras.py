@@ -1,6 +1,7 @@
-"""Weights of torch, Keras and jax.experimental.rnn: goldens that the real ones wrote, round trips, faults."""
+"""Weights of torch, Keras and jax.experimental.rnn: values in tests/goldens, round trips, errors."""
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 
@@ -28,8 +29,8 @@ def goldens(peer):
     with safetensors.safe_open(GOLDENS / f"{peer}.safetensors", "np") as file:
         options = json.loads(file.metadata()["options"])
     arrays = load(GOLDENS / f"{peer}.safetensors")
-    for case, asked in options.items():
-        asked = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
+    for case, given in options.items():
+        given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         own = {n.removeprefix(f"{case}/"): a for n, a in arrays.items() if n.startswith(f"{case}/")}
         weights = {n.removeprefix("weights/"): a for n, a in own.items() if n.startswith("weights/")}
         if peer == "keras":
@@ -38,7 +39,7 @@ def goldens(peer):
                 [weights[f"{k}/{at}"] for at in range(6) if f"{k}/{at}" in weights] for k in range(count)
             ]
             weights = lists if count > 1 else lists[0]
-        yield case, (weights, asked, own["xs"], own["ys"])
+        yield case, (weights, given, own["xs"], own["ys"])
 
 
 CASES = {(peer, case): golden for peer in READ for case, golden in goldens(peer)}
@@ -47,21 +48,21 @@ CASES = {(peer, case): golden for peer in READ for case, golden in goldens(peer)
 @pytest.mark.parametrize(("peer", "case"), CASES)
 @pytest.mark.usefixtures("quick_compiles")
 def test_goldens(peer, case):
-    weights, asked, xs, ys = CASES[peer, case]
-    network, params = READ[peer](weights, **asked)
+    weights, options, xs, ys = CASES[peer, case]
+    network, params = READ[peer](weights, **options)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(params))
-    _, ours = lstm_jax.unroll(network, params, jnp.asarray(xs))
-    np.testing.assert_allclose(ours, ys, rtol=2e-5, atol=2e-6)
+    _, found = lstm_jax.unroll(network, params, jnp.asarray(xs))
+    np.testing.assert_allclose(found, ys, rtol=2e-5, atol=2e-6)
 
 
-def test_goldens_say_who_wrote_them():
+def test_goldens_have_the_versions_of_the_libraries():
     for peer in READ:
         with safetensors.safe_open(GOLDENS / f"{peer}.safetensors", "np") as file:
             assert {peer, "numpy"} <= file.metadata().keys()
         assert (GOLDENS / f"{peer}.safetensors").stat().st_size < 20_000
 
 
-# --- round trips --------------------------------------------------------------------------------
+# --- round trips ----------------------------------------------------------------------------------
 
 
 def same_bits(one, other):
@@ -71,7 +72,7 @@ def same_bits(one, other):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def drawn(network, seed=0, tiny=1e-45):
+def random_params(network, seed=0, tiny=1e-45):
     """Random parameters, with both zeros and, of float32, the smallest number among them."""
     rng = np.random.default_rng(seed)
 
@@ -116,13 +117,13 @@ def has(network, kind):
 @hypothesis.settings(max_examples=12)
 @hypothesis.given(NETWORKS, st.integers(0, 9))
 def test_to_torch_and_back_to_the_bit(network, seed):
-    params = drawn(network, seed)
+    params = random_params(network, seed)
     state_dict = to_torch(network, params)
     assert all(
         type(a) is np.ndarray and a.flags.c_contiguous and a.flags.writeable for a in state_dict.values()
     )
-    asked = {"activation": "tanh"} if has(network, RNN) else {}
-    again, back = from_torch(state_dict, **asked)
+    options = {"activation": "tanh"} if has(network, RNN) else {}
+    again, back = from_torch(state_dict, **options)
     assert again == network
     same_bits(params, back)
 
@@ -142,17 +143,17 @@ def test_to_torch_and_back_to_the_bit(network, seed):
     ids=helpers.brief,
 )
 def test_to_keras_and_back_to_the_bit(network):
-    params = drawn(network)
+    params = random_params(network)
     text = str(network)
-    asked = {"activation": [None, None, "relu"]} if "Stack" in text and "RNN(" in text else {}
-    asked |= {"activation": "relu"} if isinstance(network, RNN) else {}
+    options = {"activation": [None, None, "relu"]} if "Stack" in text and "RNN(" in text else {}
+    options |= {"activation": "relu"} if isinstance(network, RNN) else {}
     if "Bidirectional" in text:
-        asked["merge"] = "ave" if "mean" in text else "concat"
+        options["merge"] = "ave" if "mean" in text else "concat"
     if "ConvLSTM" in text:
         first = network.layers[0] if isinstance(network, Stack) else network
-        asked |= {"input_shape": first.input_shape, "padding": first.padding.lower()}
-        asked |= {} if isinstance(network, Stack) else {"strides": first.strides}
-    again, back = from_keras(to_keras(network, params), **asked)
+        options |= {"input_shape": first.input_shape, "padding": first.padding.lower()}
+        options |= {} if isinstance(network, Stack) else {"strides": first.strides}
+    again, back = from_keras(to_keras(network, params), **options)
     assert again == network
     same_bits(params, back)
 
@@ -160,7 +161,7 @@ def test_to_keras_and_back_to_the_bit(network):
 @pytest.mark.parametrize("both", helpers.daily([False, True], True))
 @pytest.mark.parametrize("layers", helpers.daily([1, 2]))
 def test_cudnn(layers, both):
-    """As jax's own unpacking and reference see the vector; and back to the bit."""
+    """Equal to jax.experimental.rnn's own reference; the vector is written again to the bit."""
     D, H, T, B = 3, 2, 4, 2
     sizes = (D, H, layers, both)
     count = cudnn.get_num_params_in_lstm(*sizes)
@@ -172,11 +173,11 @@ def test_cudnn(layers, both):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         lengths = jnp.full(B, T, jnp.int32)
         batch_first = jnp.asarray(xs.swapaxes(0, 1))
-        theirs, *_ = cudnn.lstm_ref(batch_first, zeros, zeros, *unpacked, lengths, *sizes[:3], 0.0, both)
-    _, ours = lstm_jax.unroll(network, params, jnp.asarray(xs))
-    np.testing.assert_allclose(ours, theirs.swapaxes(0, 1), rtol=1e-5, atol=1e-6)
+        expected, *_ = cudnn.lstm_ref(batch_first, zeros, zeros, *unpacked, lengths, *sizes[:3], 0.0, both)
+    _, found = lstm_jax.unroll(network, params, jnp.asarray(xs))
+    np.testing.assert_allclose(found, expected.swapaxes(0, 1), rtol=1e-5, atol=1e-6)
 
-    params = drawn(network)
+    params = random_params(network)
     back = to_cudnn(network, params)
     assert back.shape == (count,)
     again, same = from_cudnn(back, *sizes)
@@ -187,7 +188,7 @@ def test_cudnn(layers, both):
 def test_conversions_are_traced():
     """Under jit, and with gradients that reach both of torch's biases."""
     network = Stack((Bidirectional(GRU(3, 2)), Bidirectional(GRU(4, 2))))
-    params = drawn(network, tiny=1.0)  # XLA's sums flush the smallest numbers to zero
+    params = random_params(network, tiny=1.0)  # XLA's sums flush the smallest numbers to zero
     there = jax.jit(partial(to_torch, network))(params)
     same_bits(params, jax.jit(lambda state_dict: from_torch(state_dict)[1])(there))
     same_bits(to_keras(network, params), jax.jit(partial(to_keras, network))(params))
@@ -199,7 +200,7 @@ def test_conversions_are_traced():
     assert all(np.all(np.asarray(gradient) == 1) for gradient in gradients.values())
 
 
-# --- what torch's and Keras' weights mean, by hand ----------------------------------------------
+# --- examples by hand -----------------------------------------------------------------------------
 
 
 def arange(*shape):
@@ -216,7 +217,7 @@ def test_torch_gates_and_biases():
     np.testing.assert_array_equal(params.bias_hn, [40, 50])
 
 
-def test_biases_are_added_in_the_dtype_asked_for():
+def test_biases_are_added_in_the_given_dtype():
     small, large = jnp.bfloat16(2.0**-9), jnp.bfloat16(1.0)
     state_dict = {"weight_ih_l0": np.ones((4, 1)), "weight_hh_l0": np.ones((4, 1))}
     state_dict |= {"bias_ih_l0": np.full(4, large), "bias_hh_l0": np.full(4, small)}
@@ -226,7 +227,7 @@ def test_biases_are_added_in_the_dtype_asked_for():
 
 
 def test_arrays_of_the_other_byte_order():
-    state_dict = to_torch(LSTM(3, 2), drawn(LSTM(3, 2)))
+    state_dict = to_torch(LSTM(3, 2), random_params(LSTM(3, 2)))
     network, params = from_torch({name: array.astype(">f4") for name, array in state_dict.items()})
     assert network == LSTM(3, 2)
     same_bits(params, from_torch(state_dict)[1])
@@ -243,54 +244,54 @@ def test_keras_weights_by_name():
     _, both = from_keras(nested, merge="sum")
     same_bits(both.backward, expected)
     same_bits(both.forward.bias, expected.bias + 1)
-    assert "beside the weights of two directions" in refused(from_keras, {**nested, "kernel": arrays[0]})
+    assert "beside the weights of two directions" in error_of(from_keras, {**nested, "kernel": arrays[0]})
     _, layers = from_keras([named, [arange(2, 8), arange(2, 8), arange(8)]])
     same_bits(layers[0], expected)
 
 
 def test_weights_of_a_gru_whose_second_bias_is_none():
     cell = GRU(3, 2)
-    params = drawn(cell)._replace(bias_hn=None)
+    params = random_params(cell)._replace(bias_hn=None)
     zeros = params._replace(bias_hn=jnp.zeros(2))
     same_bits(from_torch(to_torch(cell, params))[1].bias_hn + 0, zeros.bias_hn)
     same_bits(from_keras(to_keras(cell, params))[1].bias_hn + 0, zeros.bias_hn)
 
 
-# --- faults -------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
-def refused(function, *arguments, **options):
+def error_of(function, *arguments, **options):
     with pytest.raises(ValueError) as error:
         function(*arguments, **options)
     return str(error.value)
 
 
-def test_all_faulty_entries_of_torch_at_once():
-    state_dict = to_torch(stack_of(LSTM, 3, 2, 2), drawn(stack_of(LSTM, 3, 2, 2)))
+def test_one_error_lists_all_faulty_entries_of_torch():
+    state_dict = to_torch(stack_of(LSTM, 3, 2, 2), random_params(stack_of(LSTM, 3, 2, 2)))
     del state_dict["weight_ih_l0"], state_dict["bias_hh_l1"]
     state_dict["weight_hh_l1"] = np.zeros((8, 3))
     state_dict["bias_ih_l0"] = np.zeros(8, int)
     state_dict["head.weight"] = np.zeros((1, 2))
-    told = refused(from_torch, state_dict)
-    assert "wrong shape: weight_hh_l1 (8, 3), expected (8, 2)" in told
-    assert "not an array of floats: bias_ih_l0 of dtype int64" in told
-    assert "missing: weight_ih_l0 (8, ?), bias_hh_l1 (8,)" in told
-    assert "unexpected: head.weight (1, 2)" in told
+    message = error_of(from_torch, state_dict)
+    assert "wrong shape: weight_hh_l1 (8, 3), expected (8, 2)" in message
+    assert "not an array of floats: bias_ih_l0 of dtype int64" in message
+    assert "missing: weight_ih_l0 (8, ?), bias_hh_l1 (8,)" in message
+    assert "unexpected: head.weight (1, 2)" in message
 
 
 def test_a_missing_layer_or_direction_is_missing():
-    state_dict = to_torch(stack_of(GRU, 3, 2, 3), drawn(stack_of(GRU, 3, 2, 3)))
+    state_dict = to_torch(stack_of(GRU, 3, 2, 3), random_params(stack_of(GRU, 3, 2, 3)))
     without = {name: array for name, array in state_dict.items() if not name.endswith("_l1")}
-    assert "missing: weight_ih_l1 (6, 2), weight_hh_l1 (6, 2)" in refused(from_torch, without)
-    state_dict = to_torch(stack_of(GRU, 3, 2, 2, True), drawn(stack_of(GRU, 3, 2, 2, True)))
+    assert "missing: weight_ih_l1 (6, 2), weight_hh_l1 (6, 2)" in error_of(from_torch, without)
+    state_dict = to_torch(stack_of(GRU, 3, 2, 2, True), random_params(stack_of(GRU, 3, 2, 2, True)))
     del state_dict["weight_hh_l1_reverse"]
-    assert "missing: weight_hh_l1_reverse (6, 2)" in refused(from_torch, state_dict)
+    assert "missing: weight_hh_l1_reverse (6, 2)" in error_of(from_torch, state_dict)
 
 
-def test_an_absurd_number_of_layers_ends():
-    state_dict = to_torch(LSTM(3, 2), drawn(LSTM(3, 2)))
+def test_names_of_very_many_layers():
+    state_dict = to_torch(LSTM(3, 2), random_params(LSTM(3, 2)))
     state_dict[f"weight_ih_l{10**8}"] = state_dict[f"weight_ih_l{10**30}"] = np.zeros((8, 2))
-    assert "unexpected: weight_ih_l1000" in refused(from_torch, state_dict)
+    assert "unexpected: weight_ih_l1000" in error_of(from_torch, state_dict)
 
 
 @pytest.mark.parametrize(
@@ -304,26 +305,26 @@ def test_an_absurd_number_of_layers_ends():
         ({"weight_hh_l0": object()}, r"weight_hh_l0 \(\)"),
     ],
 )
-def test_what_is_no_state_dict(state_dict, words):
+def test_not_a_state_dict(state_dict, words):
     with pytest.raises(ValueError, match=words):
         from_torch(state_dict)
 
 
-def test_activations_are_asked_for_and_only_where_there_is_a_choice():
+def test_activation_is_required_for_simple_networks_only():
     simple = {"weight_ih_l0": np.zeros((2, 3), np.float32), "weight_hh_l0": np.zeros((2, 2), np.float32)}
-    assert "do not hold its activation" in refused(from_torch, simple)
-    assert "'sine'" in refused(from_torch, simple, activation="sine")
+    assert "do not hold its activation" in error_of(from_torch, simple)
+    assert "'sine'" in error_of(from_torch, simple, activation="sine")
     assert from_torch(simple, activation="relu")[0].activation is jax.nn.relu
     assert from_torch(simple, activation=jnp.sin)[0].activation is jnp.sin
-    gated = to_torch(LSTM(3, 2), drawn(LSTM(3, 2)))
-    assert "Leave out: activation" in refused(from_torch, gated, activation="tanh")
+    gated = to_torch(LSTM(3, 2), random_params(LSTM(3, 2)))
+    assert "Leave out: activation" in error_of(from_torch, gated, activation="tanh")
     lists = [np.zeros((3, 2), np.float32), np.zeros((2, 2), np.float32)]
-    assert "do not hold its activation" in refused(from_keras, lists)
+    assert "do not hold its activation" in error_of(from_keras, lists)
     assert from_keras(lists, activation="relu")[0].activation is jax.nn.relu
 
 
 def keras_weights(network):
-    return to_keras(network, drawn(network))
+    return to_keras(network, random_params(network))
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,7 @@ def keras_weights(network):
 def test_activations_of_keras(cell, given):
     again, back = from_keras(keras_weights(cell), **given)
     assert again == cell
-    same_bits(back, drawn(cell))
+    same_bits(back, random_params(cell))
 
 
 @pytest.mark.parametrize(
@@ -362,19 +363,19 @@ def test_activations_of_keras(cell, given):
 )
 def test_activations_that_do_not_fit(network, given, words):
     options = {"input_shape": (6, 2), "padding": "same"} if isinstance(network, ConvLSTM) else {}
-    assert words in refused(from_keras, keras_weights(network), **given, **options)
+    assert words in error_of(from_keras, keras_weights(network), **given, **options)
 
 
 @pytest.mark.parametrize("name", ["activation", "recurrent_activation"])
 def test_activations_that_torch_lacks(name):
     for kind in (LSTMVariant, GRUVariant):
         cell = kind(3, 2, **{name: "softplus"})
-        assert f"{kind.__name__} with {name}=softplus" in refused(to_torch, cell, drawn(cell))
+        assert f"{kind.__name__} with {name}=softplus" in error_of(to_torch, cell, random_params(cell))
 
 
 def test_weight_norm_and_weight_drop_of_torch():
     """Each row of v is scaled to the norm g; the raw weight of weight drop replaces a dropped one."""
-    plain = to_torch(LSTM(3, 2), drawn(LSTM(3, 2), tiny=1.0))
+    plain = to_torch(LSTM(3, 2), random_params(LSTM(3, 2), tiny=1.0))
     _, expected = from_torch(plain)
     v = plain["weight_hh_l0"]
     others = {name: array for name, array in plain.items() if name != "weight_hh_l0"}
@@ -403,14 +404,16 @@ def test_weight_norm_and_weight_drop_of_torch():
         {"parametrizations.weight_hh_l0.original": v},
         {"weight_hh_l0_g": object(), "weight_hh_l0_v": v},
     ):
-        message = refused(from_torch, others | names)
+        message = error_of(from_torch, others | names)
         assert "Remove the reparametrization" in message and next(iter(names)) in message
 
 
-def test_float64_is_not_rounded_in_silence():
-    state_dict = {name: a.astype(float) for name, a in to_torch(LSTM(3, 2), drawn(LSTM(3, 2))).items()}
-    assert "jax_enable_x64 is off" in refused(from_torch, state_dict)
-    assert "jax_enable_x64 is off" in refused(from_torch, state_dict, dtype="float64")
+def test_float64_is_rounded_only_where_a_dtype_is_given():
+    state_dict = {
+        name: a.astype(float) for name, a in to_torch(LSTM(3, 2), random_params(LSTM(3, 2))).items()
+    }
+    assert "jax_enable_x64 is off" in error_of(from_torch, state_dict)
+    assert "jax_enable_x64 is off" in error_of(from_torch, state_dict, dtype="float64")
     assert from_torch(state_dict, dtype="float32")[1].w_ih.dtype == np.float32
     with jax.enable_x64(True):
         assert from_torch(state_dict)[1].w_ih.dtype == np.float64
@@ -422,7 +425,7 @@ CONV_LISTS = [np.zeros((3, 2, 8), np.float32), np.zeros((3, 2, 8), np.float32)]
 
 
 @pytest.mark.parametrize(
-    ("weights", "asked", "words"),
+    ("weights", "options", "words"),
     [
         (LSTM_LISTS, {"reset_after": True}, "reset_after=True"),
         (LSTM_LISTS, {"merge": "sum"}, "merge='sum'"),
@@ -444,25 +447,25 @@ CONV_LISTS = [np.zeros((3, 2, 8), np.float32), np.zeros((3, 2, 8), np.float32)]
         ({"a/kernel": LSTM_LISTS[0], "b/kernel": LSTM_LISTS[0]}, {}, "names do not give their order"),
     ],
 )
-def test_what_is_no_keras_layer(weights, asked, words):
+def test_not_a_keras_layer(weights, options, words):
     with pytest.raises(ValueError, match=words):
-        from_keras(weights, **asked)
+        from_keras(weights, **options)
 
 
-def test_all_faulty_entries_of_keras_at_once():
+def test_one_error_lists_all_faulty_entries_of_keras():
     named = dict(zip(("kernel", "recurrent_kernel", "bias"), LSTM_LISTS, strict=True))
-    told = refused(from_keras, [named, {**named, "bias": np.zeros(7), "gamma": np.zeros(1)}])
-    assert "wrong shape: layer 1/bias (7,), expected (8,)" in told
-    assert "unexpected: layer 1/gamma (1,)" in told
+    message = error_of(from_keras, [named, {**named, "bias": np.zeros(7), "gamma": np.zeros(1)}])
+    assert "wrong shape: layer 1/bias (7,), expected (8,)" in message
+    assert "unexpected: layer 1/gamma (1,)" in message
     both = {"forward": {**named, "recurrent_kernel": np.zeros((2, 7))}, "backward": named}
-    assert "sizes cannot be read: forward/kernel (3, 8), recurrent_kernel (2, 7)" in refused(
+    assert "sizes cannot be read: forward/kernel (3, 8), recurrent_kernel (2, 7)" in error_of(
         from_keras, both, merge="sum"
     )
     del named["kernel"]
-    assert "missing: kernel (?, 8)" in refused(from_keras, named)
+    assert "missing: kernel (?, 8)" in error_of(from_keras, named)
 
 
-def test_layers_that_do_not_fit_each_other():
+def test_layers_whose_sizes_differ():
     with pytest.raises(ValueError, match="layer 1 with input_size=3 over a layer with 2"):
         from_keras([LSTM_LISTS, LSTM_LISTS])
 
@@ -486,9 +489,9 @@ UNKNOWN = {
 
 @pytest.mark.parametrize("write", [to_torch, to_keras, to_cudnn])
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_no_other_can_represent(write, name):
+def test_networks_that_no_target_represents(write, name):
     network = UNKNOWN[name]
-    assert name in refused(write, network, drawn(network))
+    assert name in error_of(write, network, random_params(network))
 
 
 @pytest.mark.parametrize(
@@ -508,35 +511,35 @@ def test_what_no_other_can_represent(write, name):
         (to_cudnn, GRU(3, 2), "GRU, expected one of LSTM"),
     ],
 )
-def test_what_one_cannot_represent(write, network, word):
-    assert word in refused(write, network, drawn(network))
+def test_networks_that_one_target_does_not_represent(write, network, word):
+    assert word in error_of(write, network, random_params(network))
 
 
-def test_all_that_is_not_represented_is_told_at_once():
+def test_one_error_lists_all_that_is_not_represented():
     network = Stack((LSTMVariant(3, 2, peepholes=True, clip=1.0), Bidirectional(GRU(2, 2), merge="sum")))
-    told = refused(to_torch, network, drawn(network))
+    message = error_of(to_torch, network, random_params(network))
     for reason in (
         "layer 0: LSTMVariant with peepholes=True",
         "layer 0: LSTMVariant with clip=1.0",
         "layer 1: Bidirectional with merge='sum'",
     ):
-        assert reason in told
+        assert reason in message
 
 
 @pytest.mark.parametrize("write", [to_torch, to_keras, to_cudnn])
 def test_parameters_of_another_network(write):
     cell = LSTM(3, 2)
-    params = drawn(cell)
-    assert "w_ih (3, 8), expected (4, 8)" in refused(write, LSTM(4, 2), params)
-    assert "bias None, expected (8,)" in refused(write, cell, params._replace(bias=None))
-    assert "GRUParams" in refused(write, cell, drawn(GRU(3, 2)))
-    assert "tuple of 2 layers" in refused(write, Stack((cell, LSTM(2, 2))), params)
-    assert "tuple of 2 directions" in refused(write, Bidirectional(cell), (params,))
+    params = random_params(cell)
+    assert "w_ih (3, 8), expected (4, 8)" in error_of(write, LSTM(4, 2), params)
+    assert "bias None, expected (8,)" in error_of(write, cell, params._replace(bias=None))
+    assert "GRUParams" in error_of(write, cell, random_params(GRU(3, 2)))
+    assert "tuple of 2 layers" in error_of(write, Stack((cell, LSTM(2, 2))), params)
+    assert "tuple of 2 directions" in error_of(write, Bidirectional(cell), (params,))
 
 
-def test_nothing_of_a_stack_within_a_stack_is_lost():
+def test_a_stack_inside_a_stack():
     cells = LSTM(3, 2), LSTM(2, 2), LSTM(2, 2)
-    params = tuple(drawn(cell, seed) for seed, cell in enumerate(cells))
+    params = tuple(random_params(cell, seed) for seed, cell in enumerate(cells))
     nested = Stack((cells[0], Stack(cells[1:]))), (params[0], params[1:])
     same_bits(to_torch(*nested), to_torch(Stack(cells), params))
 
@@ -550,5 +553,5 @@ def test_nothing_of_a_stack_within_a_stack_is_lost():
         (([0.0] * 56, 3, 2), "array"),
     ],
 )
-def test_what_is_no_flat_vector(arguments, words):
-    assert __import__("re").search(words, refused(from_cudnn, *arguments))
+def test_not_a_flat_vector(arguments, words):
+    assert re.search(words, error_of(from_cudnn, *arguments))

@@ -1,6 +1,6 @@
-"""Live against the convolutional LSTMs of flax (linen), haiku and keras, on the same weights.
+"""The convolutional LSTM against those of Flax (linen), Haiku and Keras, with the same weights.
 
-flax.nnx and equinox have none.
+flax.nnx and Equinox have none.
 """
 
 import os
@@ -23,8 +23,8 @@ SPACE = (7, 6, 5)
 
 
 @pytest.fixture(autouse=True)
-def in_float64_and_the_peers_own_manners():
-    """The other libraries lean on promotion, which the tests of this one forbid."""
+def float64_with_promotion():
+    """The other libraries need implicit promotion, which the tests of this one forbid."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -37,8 +37,8 @@ def cell_of(kernel, dtype="float64", **options):
     return ConvLSTM((*SPACE[: len(kernel)], C), F, kernel, param_dtype=dtype, **options)
 
 
-def compare(cell, theirs, *, tolerance=1e-10):
-    """``theirs(params, xs, carry) -> (carry, ys)`` on our weights: values, and all gradients."""
+def compare(cell, peer, *, tolerance=1e-10):
+    """``peer(params, xs, carry) -> (carry, ys)`` with the same parameters: values, and all gradients."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(lambda: cell.initial_carry((B,)))
@@ -52,10 +52,10 @@ def compare(cell, theirs, *, tolerance=1e-10):
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(*given)
 
-    ours = gradients(lambda params, xs, carry: lstm_jax.unroll(cell, params, xs, carry))
-    expected = gradients(theirs)
-    assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+    found = gradients(lambda params, xs, carry: lstm_jax.unroll(cell, params, xs, carry))
+    expected = gradients(peer)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=10 * tolerance, atol=tolerance)
 
 
@@ -64,8 +64,8 @@ def in_order_igfo(array):
     return jnp.concatenate([i, g, f, o], axis=-1)
 
 
-def without_their_one(bias):
-    """Their forget gate has 1 more than its bias says."""
+def without_the_added_one(bias):
+    """The bias for libraries that add 1 to the forget gate at every step."""
     return bias.at[..., F : 2 * F].add(-1)
 
 
@@ -79,8 +79,8 @@ def test_flax_linen(kernel):
 
     flax = linen.ConvLSTMCell(F, kernel, param_dtype=jnp.float64)
 
-    def theirs(params, xs, carry):
-        bias = in_order_igfo(without_their_one(params.bias))
+    def peer(params, xs, carry):
+        bias = in_order_igfo(without_the_added_one(params.bias))
         variables = {
             "ih": {"kernel": in_order_igfo(params.w_ih), "bias": bias - 0.25},
             "hh": {"kernel": in_order_igfo(params.w_hh), "bias": jnp.full(4 * F, 0.25)},
@@ -88,7 +88,7 @@ def test_flax_linen(kernel):
         carry, ys = jax.lax.scan(partial(flax.apply, {"params": variables}), carry[::-1], xs)
         return carry[::-1], ys
 
-    compare(cell_of(kernel), theirs)
+    compare(cell_of(kernel), peer)
 
 
 @pytest.mark.parametrize("kernel", [(3,), (2, 3), (3, 2, 1)], ids=str)
@@ -101,11 +101,11 @@ def test_haiku(kernel):
 
     step = hk.without_apply_rng(hk.transform(forward))
 
-    def theirs(params, xs, carry):
+    def peer(params, xs, carry):
         state = hk.LSTMState(*carry)
         empty = jax.eval_shape(step.init, jax.random.key(0), xs[0], state)
         inputs, hidden = sorted(empty, key=lambda path: "hidden_to" in path)
-        bias = in_order_igfo(without_their_one(params.bias))
+        bias = in_order_igfo(without_the_added_one(params.bias))
         weights = {
             inputs: {"w": in_order_igfo(params.w_ih), "b": bias + 0.25},
             hidden: {"w": in_order_igfo(params.w_hh), "b": jnp.full(4 * F, -0.25)},
@@ -119,7 +119,7 @@ def test_haiku(kernel):
         state, ys = jax.lax.scan(body, state, xs)
         return tuple(state), ys
 
-    compare(cell_of(kernel), theirs)
+    compare(cell_of(kernel), peer)
 
 
 # --- keras --------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_haiku(kernel):
 
 @pytest.fixture
 def keras():
-    """In float32, since within Keras not everything follows another dtype."""
+    """In float32, because parts of Keras ignore another dtype."""
     keras = required("keras")
     if keras.backend.backend() != "jax":
         pytest.skip("keras runs on another backend: set KERAS_BACKEND=jax")
@@ -153,26 +153,26 @@ def keras():
 )
 def test_keras(keras, kernel, options):
     cell = cell_of(kernel, "float32", **options)
-    theirs_too = {**options, "padding": options.get("padding", "SAME").lower()}
+    layer_options = {**options, "padding": options.get("padding", "SAME").lower()}
     kind = getattr(keras.layers, f"ConvLSTM{len(kernel)}D")
-    layer = kind(F, kernel, return_sequences=True, return_state=True, **theirs_too)
+    layer = kind(F, kernel, return_sequences=True, return_state=True, **layer_options)
     layer.build((B, T, *cell.input_shape))
     frozen = [variable.value for variable in layer.non_trainable_variables]
 
-    def theirs(params, xs, carry):
+    def peer(params, xs, carry):
         weights = [params.w_ih, params.w_hh] + ([] if params.bias is None else [params.bias])
         xs = jnp.swapaxes(xs, 0, 1)  # Keras puts the batch first
         (ys, *last), _ = layer.stateless_call(weights, frozen, xs, initial_state=list(carry))
         return tuple(last), jnp.swapaxes(ys, 0, 1)
 
-    compare(cell, theirs, tolerance=2e-5)
+    compare(cell, peer, tolerance=2e-5)
 
 
 def test_keras_shapes_and_first_values(keras):
-    """Their kernel has our shape; their bias begins as ours does."""
+    """Kernels have the same shapes as in Keras, and initial biases the same values."""
     layer = keras.layers.ConvLSTM2D(F, (3, 2), padding="same")
     layer.build((B, T, *SPACE[:2], C))
     params = cell_of((3, 2), "float32").init(jax.random.key(0))
-    theirs = [np.asarray(variable.value) for variable in layer.trainable_variables]
-    assert [a.shape for a in theirs] == [params.w_ih.shape, params.w_hh.shape, params.bias.shape]
-    np.testing.assert_array_equal(theirs[2], params.bias)
+    variables = [np.asarray(variable.value) for variable in layer.trainable_variables]
+    assert [a.shape for a in variables] == [params.w_ih.shape, params.w_hh.shape, params.bias.shape]
+    np.testing.assert_array_equal(variables[2], params.bias)

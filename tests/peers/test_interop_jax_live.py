@@ -1,4 +1,4 @@
-"""Live against flax, haiku and equinox: weights in both directions, values and gradients, in float64."""
+"""Conversions against Flax, Haiku and Equinox in float64: weights both ways, values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +13,8 @@ pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compiles")]
 
 
 @pytest.fixture(autouse=True)
-def in_float64_and_the_peers_own_manners():
-    """The other libraries lean on promotion, which the tests of this one forbid."""
+def float64_with_promotion():
+    """The other libraries need implicit promotion, which the tests of this one forbid."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -30,11 +30,11 @@ def built(name):
     pytest.importorskip({"linen": "flax", "nnx": "flax"}.get(peer, peer), reason=f"compares with {peer}")
     case = (CASES | READ_ALONE | WITH_FUNCTIONS)[name]
     T, batch, D, H = sizes(name)
-    shapes, run = case.theirs(D, H, "float64")
+    shapes, run = case.peer(D, H, "float64")
     return case, D, H, jnp.asarray(case.xs(D, T, batch, dtype="float64")), shapes, run
 
 
-def agree(ours, theirs, *given):
+def assert_equal(here, peer, *given):
     """Values, and gradients by all that is given."""
 
     def with_gradients(run):
@@ -45,32 +45,32 @@ def agree(ours, theirs, *given):
         every = tuple(range(len(given)))
         return jax.jit(jax.value_and_grad(loss, argnums=every, has_aux=True))(*given)
 
-    a, b = with_gradients(ours), with_gradients(theirs)
+    a, b = with_gradients(here), with_gradients(peer)
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", [*CASES, *READ_ALONE, *WITH_FUNCTIONS])
-def test_theirs_here(name):
-    case, D, _, xs, shapes, theirs = built(name)
+def test_weights_of_the_library_here(name):
+    case, D, _, xs, shapes, peer = built(name)
     weights = jax.tree.map(jnp.asarray, filled(shapes, dtype="float64"))
 
-    def ours(weights, xs):
+    def here(weights, xs):
         return lstm_jax.unroll(*case.read(weights, D), xs)[1]
 
-    agree(ours, theirs, weights, xs)
+    assert_equal(here, peer, weights, xs)
 
 
 @pytest.mark.parametrize("name", [*CASES, *WITH_FUNCTIONS])
-def test_ours_there(name):
+def test_weights_written_for_the_library(name):
     case, D, H, xs, shapes, run = built(name)
-    network = case.ours(D, H)
-    drawn = jax.eval_shape(network.init, jax.random.key(0))
-    params = case.change(jax.tree.map(jnp.asarray, filled(drawn, dtype="float64")))
+    network = case.network(D, H)
+    shapes_here = jax.eval_shape(network.init, jax.random.key(0))
+    params = case.change(jax.tree.map(jnp.asarray, filled(shapes_here, dtype="float64")))
     written = case.write(network, params)
     assert jax.tree.map(jnp.shape, written) == jax.tree.map(jnp.shape, shapes)
-    agree(
+    assert_equal(
         lambda params, xs: lstm_jax.unroll(network, params, xs)[1],
         lambda params, xs: run(case.write(network, params), xs),
         params,
@@ -84,31 +84,31 @@ def test_nnx_update_takes_what_to_flax_writes():
 
     cell = lstm_jax.LSTM(3, 4)
     params = cell.init(jax.random.key(0))
-    theirs = nnx.LSTMCell(3, 4, rngs=nnx.Rngs(1))
-    nnx.update(theirs, lstm_jax.interop.to_flax(cell, params, api="nnx"))
+    peer = nnx.LSTMCell(3, 4, rngs=nnx.Rngs(1))
+    nnx.update(peer, lstm_jax.interop.to_flax(cell, params, api="nnx"))
     x = jnp.ones((2, 3))
     h, c = cell.initial_carry((2,))
-    (c_t, h_t), _ = theirs((c + 0.5, h), x)  # their carry is (c, h)
+    (c_t, h_t), _ = peer((c + 0.5, h), x)  # Flax's carry is (c, h)
     (h_o, c_o), _ = cell.step(params, (h, c + 0.5), x)
     np.testing.assert_allclose((h_t, c_t), (h_o, c_o), rtol=1e-6)
-    back = nnx.to_pure_dict(nnx.state(theirs, nnx.Param))
+    back = nnx.to_pure_dict(nnx.state(peer, nnx.Param))
     jax.tree.map(np.testing.assert_array_equal, lstm_jax.interop.from_flax(back)[1], params)
 
 
 def test_equinox_is_read_by_vars_and_written_by_tree_at():
     eqx = pytest.importorskip("equinox", reason="compares with equinox")
-    theirs = eqx.nn.GRUCell(3, 4, key=jax.random.key(0))
-    cell, params = lstm_jax.interop.from_equinox(vars(theirs))
+    peer = eqx.nn.GRUCell(3, 4, key=jax.random.key(0))
+    cell, params = lstm_jax.interop.from_equinox(vars(peer))
     x, h = jnp.ones(3), jnp.full(4, 0.3)
-    np.testing.assert_allclose(cell.step(params, h, x)[1], theirs(x, h), rtol=1e-9)
+    np.testing.assert_allclose(cell.step(params, h, x)[1], peer(x, h), rtol=1e-9)
     doubled = jax.tree.map(lambda a: 2 * a, params)
     new = lstm_jax.interop.to_equinox(cell, doubled)
-    theirs = eqx.tree_at(lambda c: [getattr(c, name) for name in new], theirs, list(new.values()))
-    np.testing.assert_allclose(cell.step(doubled, h, x)[1], theirs(x, h), rtol=1e-9)
+    peer = eqx.tree_at(lambda c: [getattr(c, name) for name in new], peer, list(new.values()))
+    np.testing.assert_allclose(cell.step(doubled, h, x)[1], peer(x, h), rtol=1e-9)
 
 
 def test_haiku_within_a_module():
-    """The names that to_haiku writes with a scope are those that haiku asks for."""
+    """With a scope, to_haiku writes the names that Haiku expects."""
     hk = pytest.importorskip("haiku", reason="compares with haiku")
 
     class Agent(hk.Module):
@@ -132,14 +132,14 @@ def test_haiku_within_a_module():
     jax.tree.map(np.testing.assert_array_equal, back[1], params)
 
 
-# --- no conversion at all: our functions within their modules ------------------------------------
+# --- without conversion: unroll inside modules of the other libraries -----------------------------
 
 
 def test_a_haiku_module_calls_unroll():
     hk = pytest.importorskip("haiku", reason="compares with haiku")
 
     class Recurrent(hk.Module):
-        """Any cell or network of lstm_jax, its parameters among haiku's."""
+        """Any cell or network of lstm_jax, its parameters among those of Haiku."""
 
         def __init__(self, network, name=None):
             super().__init__(name=name)
@@ -147,13 +147,13 @@ def test_a_haiku_module_calls_unroll():
 
         def __call__(self, xs, carry=None, **options):
             init = self.network.init
-            drawn = init(hk.next_rng_key()) if hk.running_init() else jax.eval_shape(init, jax.random.key(0))
+            values = init(hk.next_rng_key()) if hk.running_init() else jax.eval_shape(init, jax.random.key(0))
 
             def parameter(path, leaf):
                 name = jax.tree_util.keystr(path, simple=True, separator="_")
                 return hk.get_parameter(name, leaf.shape, leaf.dtype, init=lambda *_: leaf)
 
-            params = jax.tree_util.tree_map_with_path(parameter, drawn)
+            params = jax.tree_util.tree_map_with_path(parameter, values)
             return lstm_jax.unroll(self.network, params, xs, carry, **options)
 
     network = lstm_jax.Stack((lstm_jax.LSTM(3, 4), lstm_jax.GRU(4, 2)))
@@ -164,8 +164,8 @@ def test_a_haiku_module_calls_unroll():
     names = ["0_w_ih", "0_w_hh", "0_bias", "1_w_ih", "1_w_hh", "1_bias", "1_bias_hn"]
     assert set(weights["recurrent"]) == set(names)
     structure = jax.tree.structure(jax.eval_shape(network.init, jax.random.key(0)))
-    ours = jax.tree.unflatten(structure, [weights["recurrent"][name] for name in names])
-    np.testing.assert_allclose(ys, lstm_jax.unroll(network, ours, xs, lengths=lengths)[1], rtol=1e-6)
+    here = jax.tree.unflatten(structure, [weights["recurrent"][name] for name in names])
+    np.testing.assert_allclose(ys, lstm_jax.unroll(network, here, xs, lengths=lengths)[1], rtol=1e-6)
     grads = jax.grad(lambda weights: jnp.sum(model.apply(weights, xs)[1] ** 2))(weights)
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(grads))
 
@@ -197,5 +197,5 @@ def test_an_equinox_module_calls_unroll():
     _, ys = lstm_jax.unroll(model.network, model.params, xs, lengths=lengths)
     np.testing.assert_allclose(value, jnp.sum(ys**2), rtol=1e-6)
     assert grads.params.w_ih.shape == (3, 16) and np.any(grads.params.w_ih != 0)
-    one = eqx.filter_vmap(model, in_axes=1, out_axes=1)(xs)[1]  # row by row, as equinox's own cells
+    one = eqx.filter_vmap(model, in_axes=1, out_axes=1)(xs)[1]  # row by row, as Equinox's cells
     np.testing.assert_allclose(one, model(xs)[1], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Conversions live against Keras on jax, in float32: outputs and gradients of its weights, both ways."""
+"""Conversions against Keras on JAX, in float32: outputs and gradients of weights, both ways."""
 
 import os
 
@@ -22,8 +22,8 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def on_jax_with_its_own_manners():
-    """Keras leans on promotion, which the tests of this library forbid."""
+def keras_on_jax():
+    """Keras needs implicit promotion, which the tests of this library forbid."""
     if keras.backend.backend() != "jax":
         pytest.skip("keras runs on another backend: set KERAS_BACKEND=jax")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -35,7 +35,7 @@ def layer_of(kind, *arguments, mode=None, **options):
     return layer if mode is None else keras.layers.Bidirectional(layer, merge_mode=mode)
 
 
-#: Layers, the shape of one input, and what from_keras asks for.
+#: Layers, the shape of one input, and the arguments of from_keras.
 CASES = {
     "simple_rnn": (lambda: layer_of("SimpleRNN", 4, activation="relu"), (3,), {"activation": "relu"}),
     "sine": (lambda: layer_of("SimpleRNN", 4, activation=jnp.sin), (3,), {"activation": jnp.sin}),
@@ -110,7 +110,7 @@ def run(layers, weights, xs):
 
 @pytest.mark.parametrize("name", CASES)
 def test_values_and_gradients_from_keras(name):
-    make, shape, asked = CASES[name]
+    make, shape, arguments = CASES[name]
     layers, xs = built(make, shape)
     weights = [[jnp.asarray(w) for w in layer.get_weights()] for layer in layers]
 
@@ -121,12 +121,12 @@ def test_values_and_gradients_from_keras(name):
 
         return jax.jit(jax.grad(loss, has_aux=True))(weights)
 
-    def ours(weights):
-        network, params = from_keras(weights[0], **asked)
+    def outputs(weights):
+        network, params = from_keras(weights[0], **arguments)
         return lstm_jax.unroll(network, params, jnp.asarray(xs))[1]
 
     expected = gradients(lambda weights: run(layers, weights, xs))
-    found = gradients(ours)
+    found = gradients(outputs)
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
@@ -138,17 +138,17 @@ def same_bits(one, other):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ours_in_keras(name):
-    """Our own weights, set, give our outputs; they come back to the bit."""
-    make, shape, asked = CASES[name]
+def test_weights_written_for_keras(name):
+    """A layer with the written weights has the outputs of ``unroll``, and the weights are read to the bit."""
+    make, shape, arguments = CASES[name]
     (layer,), xs = built(make, shape)
-    network, params = from_keras(layer.get_weights(), **asked)
+    network, params = from_keras(layer.get_weights(), **arguments)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.5, a.dtype), params)
     layer.set_weights(to_keras(network, params))
     _, ys = lstm_jax.unroll(network, params, jnp.asarray(xs))
     np.testing.assert_allclose(ys, np.swapaxes(layer(np.swapaxes(xs, 0, 1)), 0, 1), rtol=2e-4, atol=2e-5)
-    again, back = from_keras(layer.get_weights(), **asked)
+    again, back = from_keras(layer.get_weights(), **arguments)
     assert again == network and same_bits(params, back)
 
 
@@ -171,8 +171,8 @@ def test_a_stack_of_different_layers(activation):
         ]
 
     layers, xs = built(make, (5,))
-    asked = {"merge": "concat", "activation": activation}
-    network, params = from_keras([layer.get_weights() for layer in layers], **asked)
+    arguments = {"merge": "concat", "activation": activation}
+    network, params = from_keras([layer.get_weights() for layer in layers], **arguments)
     _, ys = lstm_jax.unroll(network, params, jnp.asarray(xs))
     expected = run(layers, [layer.get_weights() for layer in layers], xs)
     np.testing.assert_allclose(ys, expected, rtol=2e-4, atol=2e-5)
@@ -184,9 +184,9 @@ def test_a_stack_of_different_layers(activation):
 @pytest.mark.parametrize("mode", [None, "sum"])
 def test_weights_by_the_paths_of_their_variables(mode):
     (layer,), _ = built(lambda: layer_of("GRU", 4, mode=mode), (3,))
-    asked = {} if mode is None else {"merge": mode}
-    cell, params = from_keras({w.path: w.numpy() for w in layer.weights}, **asked)
-    other, same = from_keras(layer.get_weights(), **asked)
+    arguments = {} if mode is None else {"merge": mode}
+    cell, params = from_keras({w.path: w.numpy() for w in layer.weights}, **arguments)
+    other, same = from_keras(layer.get_weights(), **arguments)
     assert cell == other and same_bits(params, same)
 
 

@@ -1,4 +1,4 @@
-"""Conversions live against PyTorch in float64: outputs and gradients of its weights, both ways."""
+"""Conversions against PyTorch in float64: outputs and gradients of weights, both ways."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from lstm_jax.interop import from_torch, to_torch  # noqa: E402
 
 pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64")]
 
-KINDS = {
+MODULES = {
     "lstm": (torch.nn.LSTM, {}),
     "lstm_projected": (torch.nn.LSTM, {"proj_size": 2}),
     "gru": (torch.nn.GRU, {}),
@@ -24,27 +24,27 @@ KINDS = {
 
 
 def made(kind, layers, both, bias, seed):
-    """A module with weights of its own, what from_torch asks for, and inputs."""
+    """A module with random weights, arguments of from_torch, and inputs."""
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     T, B, D, H = (int(n) for n in rng.integers((2, 1, 1, 3), (7, 4, 6, 7)))
-    theirs, options = KINDS[kind]
-    module = theirs(D, H, layers, bidirectional=both, bias=bias, dtype=torch.float64, **options)
-    asked = {"activation": options["nonlinearity"]} if "nonlinearity" in options else {}
-    return module, asked, rng.normal(size=(T, B, D))
+    module_type, options = MODULES[kind]
+    module = module_type(D, H, layers, bidirectional=both, bias=bias, dtype=torch.float64, **options)
+    arguments = {"activation": options["nonlinearity"]} if "nonlinearity" in options else {}
+    return module, arguments, rng.normal(size=(T, B, D))
 
 
 def weights_of(array):
-    """So that every number of an output matters differently."""
+    """A different weight for every number of an output."""
     return np.cos(np.arange(array.size)).reshape(array.shape)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize("both", [False, True], ids=["forward", "both"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MODULES)
 def test_values_and_gradients_from_torch(kind, both, bias):
     layers = 2 if both else 1 + bias
-    module, asked, xs = made(kind, layers, both, bias, seed=7 * layers + both)
+    module, arguments, xs = made(kind, layers, both, bias, seed=7 * layers + both)
     ys, _ = module(torch.from_numpy(xs))
     expected = ys.detach().numpy()
     (ys * torch.from_numpy(weights_of(expected))).sum().backward()
@@ -52,12 +52,12 @@ def test_values_and_gradients_from_torch(kind, both, bias):
 
     @jax.jit
     def loss(state_dict):
-        network, params = from_torch(state_dict, **asked)
+        network, params = from_torch(state_dict, **arguments)
         _, ys = lstm_jax.unroll(network, params, jnp.asarray(xs))
         return jnp.sum(ys * weights_of(expected)), ys
 
-    gradients, ours = jax.grad(loss, has_aux=True)(state_dict)
-    np.testing.assert_allclose(ours, expected, rtol=1e-10, atol=1e-12)
+    gradients, found = jax.grad(loss, has_aux=True)(state_dict)
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-12)
     named = dict(module.named_parameters())
     assert gradients.keys() == named.keys()
     for name, gradient in gradients.items():
@@ -66,20 +66,20 @@ def test_values_and_gradients_from_torch(kind, both, bias):
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
 @pytest.mark.parametrize("both", [False, True], ids=["forward", "both"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_ours_in_torch(kind, both, bias):
-    """Our own weights, loaded strictly, give our outputs; they come back to the bit."""
-    module, asked, xs = made(kind, 2, both, bias, seed=3 + both)
-    network, params = from_torch(module.state_dict(), **asked)
+@pytest.mark.parametrize("kind", MODULES)
+def test_weights_written_for_torch(kind, both, bias):
+    """A module that loads the weights has the outputs of ``unroll``, and the weights are read to the bit."""
+    module, arguments, xs = made(kind, 2, both, bias, seed=3 + both)
+    network, params = from_torch(module.state_dict(), **arguments)
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.5), params)
     _, ys = jax.jit(lambda params: lstm_jax.unroll(network, params, jnp.asarray(xs)))(params)
     state_dict = {name: torch.from_numpy(array) for name, array in to_torch(network, params).items()}
     module.load_state_dict(state_dict, strict=True)
     with torch.no_grad():
-        theirs, _ = module(torch.from_numpy(xs))
-    np.testing.assert_allclose(ys, theirs.numpy(), rtol=1e-10, atol=1e-12)
-    again, back = from_torch(module.state_dict(), **asked)
+        expected, _ = module(torch.from_numpy(xs))
+    np.testing.assert_allclose(ys, expected.numpy(), rtol=1e-10, atol=1e-12)
+    again, back = from_torch(module.state_dict(), **arguments)
     assert again == network
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(back), strict=True):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
@@ -88,13 +88,13 @@ def test_ours_in_torch(kind, both, bias):
 @pytest.mark.parametrize("kind", ["RNNCell", "LSTMCell", "GRUCell"])
 def test_cells_of_one_step(kind):
     module = getattr(torch.nn, kind)(3, 4, dtype=torch.float64)
-    asked = {"activation": "tanh"} if kind == "RNNCell" else {}
-    cell, params = from_torch(module.state_dict(), **asked)
+    arguments = {"activation": "tanh"} if kind == "RNNCell" else {}
+    cell, params = from_torch(module.state_dict(), **arguments)
     x, h, c = (np.random.default_rng(n).normal(size=(2, size)) for n, size in enumerate((3, 4, 4)))
     carry = (h, c) if kind == "LSTMCell" else h
-    theirs = module(torch.from_numpy(x), jax.tree.map(torch.from_numpy, carry))
-    ours, _ = cell.step(params, jax.tree.map(jnp.asarray, carry), jnp.asarray(x))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    expected = module(torch.from_numpy(x), jax.tree.map(torch.from_numpy, carry))
+    found, _ = cell.step(params, jax.tree.map(jnp.asarray, carry), jnp.asarray(x))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b.detach().numpy(), rtol=1e-10, atol=1e-12)
 
 
