@@ -1,8 +1,8 @@
 """Compare ``unroll`` with the plain scan and with other libraries, with equal weights and inputs.
 
-Outputs and gradients are compared with ours before timing. Each round calls all contestants, in rotating
-order, and every call waits for its results. Ours is measured twice, which shows the noise. All figures come
-from one run: tables, a JSON file and figures.
+Outputs and gradients are compared with those of lstm_jax before timing. Each round calls all contestants, in
+rotating order, and every call waits for its results. lstm_jax is measured twice, which shows the noise. The
+tables, the JSON file and the figures are of one run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUICK_MATMULS = (64,)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark. Returns 1 if a contestant failed or its results differ from ours."""
+    """Run the benchmark. Returns 1 if a contestant failed or its results differ from lstm_jax's."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # torch shares the GPU
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -142,9 +142,7 @@ def run(args: argparse.Namespace, setting: Setting) -> int:
     rounds = min(args.rounds, QUICK_ROUNDS) if args.quick else args.rounds
 
     print(reports.introduction(report, contestants))
-    print(
-        f"accepted distance from our results: {tolerance(setting):g} of the largest number; {rounds} rounds"
-    )
+    print(f"accepted difference from lstm_jax: {tolerance(setting):g} of the largest number; {rounds} rounds")
     sizes = QUICK_MATMULS if args.quick else MATMULS.get(setting.platform, MATMULS["gpu"])
     report.matmul_rates = timing.matmul_rates(setting, sizes, takes_part(TORCH, contestants, setting))
     print(f"square matrix products: {reports.rates(report.matmul_rates)}", flush=True)

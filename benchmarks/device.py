@@ -64,8 +64,8 @@ NAMES = tuple(job.name for job in JOBS)
 BUDGET_S, BUDGET_ONLY_S = 400.0, 180.0
 #: A job is skipped if less of the budget is left.
 MIN_S = 5.0
-#: Of a job, unless the user sets them. torch shares the GPU, and NumPy shares the cores with the threads
-#: that compile.
+#: Environment variables of a job, unless the user sets them. torch uses the same GPU, and NumPy uses the same
+#: cores as the threads that compile.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "OPENBLAS_NUM_THREADS": "1"}
 #: Exit code of a job that finds no accelerator.
 NO_DEVICE = 3

@@ -433,7 +433,7 @@ def squares(B: int, *sizes: int, cell: str = "LSTM") -> tuple[Case, ...]:
     return tuple(Case(B, 1024, H, H, cell=cell) for H in sizes)
 
 
-#: The sizes select the forms by the layout rules of the kernels for Hopper GPUs. Some do not fill a block.
+#: The sizes select the forms of the Hopper kernels (``hopper_plan.py``). Some do not fill a block.
 PALLAS = {
     "pallas-block": Kernels(
         (
@@ -549,7 +549,7 @@ def loop(run: Run) -> None:
 
 
 def train(run: Run) -> None:
-    """Words per second of Penn Treebank medium, ours and torch's steps interleaved."""
+    """Words per second of Penn Treebank medium; the steps of lstm_jax and torch are interleaved."""
     size = training.TINY if run.quick else training.MEDIUM
     tf32, bf16 = run.setting("float32", True), run.setting("bfloat16")
     makers = [("lstm_jax", tf32, partial(training.ours, implementation="auto"))]
@@ -613,7 +613,7 @@ assert set(JOBS) == set(NAMES)
 
 
 def interpreted(platform: str, quick: bool) -> str:
-    """The platform whose kernels a rehearsal interprets: a GPU's, if this version of JAX can do that."""
+    """The platform whose kernels ``--quick`` interprets: "gpu" if this version of JAX supports it."""
     if platform != "cpu" or not quick:
         return ""
     import lstm_jax.experimental

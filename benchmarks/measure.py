@@ -16,8 +16,8 @@ from benchmarks.cases import Case, Setting, flops, make_problem
 from benchmarks.contestants.contestant import Built, Contestant
 from benchmarks.timing import SAMPLE_S, Timed, summarize, time_rounds
 
-#: Largest accepted distance from our results, relative to the largest number in an array. With narrow types
-#: the libraries differ in what they keep in float32 (this one: weights, sums and the cell state), and the
+#: Largest accepted difference from lstm_jax, relative to the largest number in an array. With narrow dtypes,
+#: the libraries differ in what they keep in float32 (lstm_jax: weights, sums and the cell state), and the
 #: differences accumulate over time. The float32 comparison shows that all compute the same function.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.05}
 TF32_TOLERANCE = 0.02
@@ -37,7 +37,7 @@ class Row:
     q3_s: float | None = None
     count: int = 0  # samples
     ratio: float | None = None  # its median divided by that of the first contestant
-    distance: float | None = None  # from our results, relative to the largest number in an array
+    distance: float | None = None  # from lstm_jax, relative to the largest number in an array
     compile_s: float | None = None
     temporary_bytes: int | None = None
     matmul_fraction: float | None = None  # of the matrix product rate in the same run
@@ -83,7 +83,7 @@ def measure(
     threads: int = 0,
     deadline: float = FOREVER,
 ) -> Measurement:
-    """Build all contestants, compare them with the first one (ours), and time those that agree.
+    """Build all contestants, compare them with the first one, and time those whose results agree.
 
     Args:
         case: the problem.
@@ -197,7 +197,7 @@ def compare(
     except ValueError as error:
         return Row("differs", str(error)), None, {}
     if not distance <= tolerance(setting):  # also true of NaN
-        why = f"its {where} differ from ours by {distance:.2g} of the largest number"
+        why = f"its {where} differ from those of lstm_jax by {distance:.2g} of the largest number"
         return Row("differs", why, distance=distance), None, {}
     return Row("timed", distance=distance), ready, results
 
@@ -211,7 +211,7 @@ def on_device(results: dict[str, Any], valid: np.ndarray) -> dict[str, Any]:
 
 
 def tolerance(setting: Setting) -> float:
-    """The largest accepted distance from our results."""
+    """The largest accepted difference from lstm_jax."""
     if setting.dtype == "float32" and setting.platform == "gpu" and setting.tf32:
         return TF32_TOLERANCE
     return TOLERANCE[setting.dtype]
@@ -225,7 +225,7 @@ def farthest(results: dict[str, Any], reference: dict[str, Any]) -> tuple[float,
     for name in reference:
         ours, theirs = jax.tree.leaves(reference[name]), jax.tree.leaves(results[name])
         if [a.shape for a in ours] != [a.shape for a in theirs]:
-            raise ValueError(f"its {name} have other shapes than ours")
+            raise ValueError(f"its {name} have other shapes than those of lstm_jax")
         for a, b in zip(ours, theirs, strict=True):
             found.append((float(_distance(a, b)), name))
     return max(found, key=lambda pair: np.inf if np.isnan(pair[0]) else pair[0])

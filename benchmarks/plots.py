@@ -142,10 +142,10 @@ def one_panel_of_bars(ax: Any, measurements: list[Measurement], names: list[str]
             alpha=0.5,
             lw=0,
             zorder=0,
-            label="spread of two equal runs of ours",
+            label="noise: lstm_jax measured twice",
         )
     ax.axvline(1, color="#222222", lw=1, zorder=5)
-    ax.set_xlabel("faster than ours  ←  1  →  slower than ours")
+    ax.set_xlabel("faster than lstm_jax  ←  1  →  slower than lstm_jax")
     ax.grid(axis="x", color="#DDDDDD", lw=0.6, zorder=1)
 
 

@@ -171,8 +171,8 @@ def closing(report: Report) -> str:
     ]
     slower = [v for v in summary.verdicts(report.cases) if v.slower]
     lines += [
-        f"slower than {v.best} by more than the spread: "
-        f"{v.title}, {v.mode}: {v.ratio:.2f} (spread {v.spread:.2f})"
+        f"slower than {v.best} by more than the noise: "
+        f"{v.title}, {v.mode}: {v.ratio:.2f} (noise {v.spread:.2f})"
         for v in slower
     ]
     return "\n".join([*lines, *report.troubled])
@@ -197,7 +197,10 @@ def markdown(report: Report) -> str:
     for mode in MODES:
         chosen = [m for m in report.cases if m.mode == mode]
         if chosen:
-            parts += [f"**{mode}**: our median, and the others' as multiples of it", ratios(chosen)]
+            parts += [
+                f"**{mode}**: median of lstm_jax; the others as multiples of it",
+                ratios(chosen),
+            ]
     both = [m for m in report.cases if m.mode == MODES[1]]
     if both:
         parts += [
@@ -205,7 +208,7 @@ def markdown(report: Report) -> str:
             cells(both, lambda row: number(row.temporary_bytes, ".2f", 1e-6)),
             f"**{MODES[1]}**: compile time, s",
             cells(both, lambda row: number(row.compile_s, ".2f")),
-            f"**{MODES[1]}**: part of the rate of a square matrix product in the same run "
+            f"**{MODES[1]}**: fraction of the rate of a square matrix product in the same run "
             f"({rates(report.matmul_rates)})",
             cells(both, lambda row: number(row.matmul_fraction, ".1%")),
         ]
@@ -214,7 +217,7 @@ def markdown(report: Report) -> str:
     if report.long:
         parts += ["**very long sequences**", "\n".join(f"- {long_line(row)}" for row in report.long)]
     if closed := closing(report):
-        parts += ["**in short**", "\n".join(f"- {line}" for line in closed.splitlines())]
+        parts += ["**summary**", "\n".join(f"- {line}" for line in closed.splitlines())]
     notes = sorted(
         {
             f"- {name}: {row.note}"
@@ -234,7 +237,7 @@ def rates(by_library: dict[str, float]) -> str:
 
 
 def ratios(measurements: Sequence[Measurement]) -> str:
-    """Our median in milliseconds, and those of the others as multiples of it."""
+    """The median of lstm_jax in milliseconds, and those of the others as multiples of it."""
 
     def text(row: Row) -> str:
         return f"{row.ratio:.2f}" if row.ratio is not None else row.status
@@ -270,6 +273,6 @@ def cells(measurements: Sequence[Measurement], text: Any, lead: Any = None) -> s
 def introduction(report: Report, contestants: Sequence[Contestant]) -> str:
     """What will be measured, and which contestants are absent."""
     peers = [who.name for who in contestants if who not in HOUSE and who.name not in report.about["absent"]]
-    lines = [headline(report.about), f"beside ours and the plain scan: {', '.join(peers) or 'none'}"]
+    lines = [headline(report.about), f"beside lstm_jax and the plain scan: {', '.join(peers) or 'none'}"]
     lines += [f"absent: {name} ({why})" for name, why in report.about["absent"].items()]
     return "\n".join(lines)

@@ -22,13 +22,13 @@ class Mean(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Ours beside the fastest other JAX library, in one case and mode."""
+    """lstm_jax beside the fastest other JAX library, in one case and mode."""
 
     title: str
     mode: str
     best: str  # the name of that library
-    ratio: float  # our median divided by its median
-    spread: float  # ratio between the two measurements of ours, at least 1
+    ratio: float  # median of lstm_jax divided by that of the library
+    spread: float  # ratio between the two measurements of lstm_jax, at least 1
     slower: bool  # whether ratio exceeds spread
 
 
@@ -39,7 +39,7 @@ def is_plain(measurement: Measurement) -> bool:
 
 
 def spread(measurement: Measurement) -> float | None:
-    """The ratio between the two measurements of ours in the same run, at least 1."""
+    """The ratio between the two measurements of lstm_jax in the same run, at least 1."""
     a, b = (median(measurement, who.name) for who in (OURS, AGAIN))
     return None if a is None or b is None else max(a / b, b / a)
 
@@ -83,21 +83,21 @@ def means(measurements: Sequence[Measurement]) -> list[Mean]:
             found.append(Mean(what, statistics.geometric_mean(ratios), len(ratios)))
 
     for mode, chosen in modes.items():
-        add(f"time, ours / torch, {mode}", chosen, lambda m: of(m, "median_s", OURS.name, TORCH.name))
-        add(f"time, best other JAX library / ours, {mode}", chosen, best_to_ours)
-        add(f"time, ours / plain scan, {mode}", chosen, lambda m: of(m, "median_s", OURS.name, SCAN.name))
-        add(f"time, spread of ours against itself, {mode}", chosen, spread)
+        add(f"time, lstm_jax / torch, {mode}", chosen, lambda m: of(m, "median_s", OURS.name, TORCH.name))
+        add(f"time, best other JAX library / lstm_jax, {mode}", chosen, best_to_ours)
+        add(f"time, lstm_jax / plain scan, {mode}", chosen, lambda m: of(m, "median_s", OURS.name, SCAN.name))
+        add(f"time, lstm_jax / itself (the noise), {mode}", chosen, spread)
     for who in (OURS, LOW_MEMORY):
         what = f"temporary memory, {who.name} / plain scan, {both}"
         add(what, modes[both], lambda m, name=who.name: of(m, "temporary_bytes", name, SCAN.name))
     for flax in (*LINEN, *NNX):
-        what = f"compile time, ours / RNN of flax {flax.name}, {both}"
+        what = f"compile time, lstm_jax / RNN of flax {flax.name}, {both}"
         add(what, modes[both], lambda m, name=flax.name: of(m, "compile_s", OURS.name, name))
     return found
 
 
 def best_to_ours(measurement: Measurement) -> float | None:
-    """The median of the fastest other library divided by ours."""
+    """The median of the fastest other library divided by that of lstm_jax."""
     best = best_library(measurement)
     return None if best is None else best[1] / measurement.rows[OURS.name].median_s
 

@@ -1,7 +1,7 @@
 """Conversions of parameters between this library and others, one function for each layout.
 
-``from_torch`` reads a torch module. The others convert our parameters to another library's layout with JAX
-operations, so that gradients can be mapped back to our parameters. The benchmark and the tests use them.
+``from_torch`` reads a torch module. The others convert parameters of lstm_jax to another library's layout
+with JAX operations, so that gradients can be mapped back. The benchmark and the tests use them.
 """
 
 import jax.numpy as jnp
@@ -137,7 +137,7 @@ def to_haiku_lstm(params):
 
 
 def to_haiku_gru(params):
-    """Gates z r a. Its z weighs the new state and ours the old one, and sigmoid(-x) = 1 - sigmoid(x)."""
+    """Gates z r a. Haiku's z weighs the new state, lstm_jax's the old one; sigmoid(-x) = 1 - sigmoid(x)."""
 
     def reordered(array):
         r, z, n = gates(array, 3)

@@ -69,8 +69,8 @@ def make_network(period: int, hidden: int, horizon: int, dropout: float) -> lstm
 def predict(network: lstm_jax.Stack, params: Any, xs: Any, key: jax.Array | None = None) -> tuple[Any, Any]:
     """Mean and standard deviation, (n, ..., H) each. Those at t depend only on the inputs up to t."""
     _, outputs = lstm_jax.unroll(network, params, xs, key=key)
-    mean, spread = jnp.split(outputs, 2, axis=-1)
-    return mean, jax.nn.softplus(spread) + 1e-3
+    mean, raw_std = jnp.split(outputs, 2, axis=-1)
+    return mean, jax.nn.softplus(raw_std) + 1e-3
 
 
 def gaussian_nll(mean: jax.Array, std: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:

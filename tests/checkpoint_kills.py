@@ -9,6 +9,7 @@ One line of JSON per kill: ``{"saved": the last step whose save returned, "resto
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -78,9 +79,9 @@ def report(folder, saved):
 
 def before_each_change(folder):
     """The third save of a run, which deletes the first checkpoint."""
+    assert wait(in_child(lambda: save(folder / "first", [1, 2]))) == 0
     for kill_at in range(1, 100):
-        case = folder / str(kill_at)
-        assert wait(in_child(lambda case=case: save(case, [1, 2]))) == 0
+        case = shutil.copytree(folder / "first", folder / str(kill_at))
         status = wait(in_child(lambda case=case, k=kill_at: save(case, [3], kill_at=k)))
         report(case, 2 if status else 3)
         if not status:

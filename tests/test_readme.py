@@ -40,12 +40,12 @@ def tables(markdown):
 def test_the_speeds_are_those_of_the_run_that_the_readme_names():
     page = README.read_text(encoding="utf-8")
     (name,) = set(re.findall(r"benchmarks/results/cpu[\w.-]+\.md", page))
-    results = (ROOT / name).read_text(encoding="utf-8").split("**forward+backward**: our median")[1]
+    results = (ROOT / name).read_text(encoding="utf-8").split("**forward+backward**: median of lstm_jax")[1]
     measured = {row["B,T,D,H"]: row for row in next(tables(results))}
     (shown,) = [table for table in tables(page) if "B,T,D,H" in table[0]]
     assert len(shown) >= 5
     for row in shown:
         assert row == {column: measured[row["B,T,D,H"]][column] for column in row}
     for mode, other in (("forward+backward", "torch"), ("forward", "torch"), ("forward", "plain scan")):
-        mean = re.search(rf"time, ours / {other}, {re.escape(mode)}: (\S+)", results)
+        mean = re.search(rf"time, lstm_jax / {other}, {re.escape(mode)}: (\S+)", results)
         assert mean and mean[1] in page

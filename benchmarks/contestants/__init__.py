@@ -10,9 +10,9 @@ from benchmarks.contestants.ours import AGAIN, LOW_MEMORY, NAMES as NAMES, OURS,
 from benchmarks.contestants.scan import SCAN
 from benchmarks.contestants.torch_ import TORCH
 
-#: Always measured: ours, ours a second time (the noise), ours with low memory, and a scan written by hand.
+#: Always measured: lstm_jax, twice (the noise) and with low memory, and a scan written by hand.
 HOUSE = (OURS, AGAIN, LOW_MEMORY, SCAN)
-#: Other JAX libraries. The summary compares ours with the fastest of them.
+#: Other JAX libraries. The summary compares lstm_jax with the fastest of them.
 LIBRARIES = (*LINEN, *NNX, HAIKU, EQUINOX, KERAS)
 #: Names that ``--peers`` accepts.
 PEERS = {

@@ -22,7 +22,7 @@ class Built(NamedTuple):
     """A contestant that is ready to run one case in one mode."""
 
     call: Callable[[], Any]  # computes once and waits for the results
-    ours: Callable[[Any], dict[str, Any]]  # the results of ``call`` by name, in our layout
+    ours: Callable[[Any], dict[str, Any]]  # the results of ``call`` by name, in lstm_jax's layout
     compile_s: float | None = None
     temporary_bytes: int | None = None
     note: str = ""
@@ -52,7 +52,7 @@ class Form(NamedTuple):
     case, ``run(weights, x, (h, c))`` returns ``((h, c), y)``.
     """
 
-    convert: Callable[[Any], Any]  # from our weights, with JAX operations
+    convert: Callable[[Any], Any]  # from lstm_jax's weights, with JAX operations
     run: Callable[[Any, Any, Any], Any]
     time_major: bool = True
 
@@ -79,7 +79,7 @@ def build_jax(form: Callable[[Case, Setting], Form], options: dict[str, Any] | N
     """A ``build`` for a JAX program, compiled with XLA's ``options``.
 
     The timed gradients are those with respect to the library's own parameters. The comparison maps them
-    to our parameters through the vector-Jacobian product of ``convert``.
+    to lstm_jax's parameters by the vector-Jacobian product of ``convert``.
     """
 
     def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Callable[[], Built]:

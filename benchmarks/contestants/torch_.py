@@ -120,7 +120,7 @@ def synchronize(torch: Any, setting: Setting) -> None:
 
 
 def make_module(torch: Any, case: Case, layers: Any, tensor: Any) -> Any:
-    """A module with our weights."""
+    """A module with lstm_jax's weights."""
     kind = torch.nn.LSTMCell if case.streaming else getattr(torch.nn, case.cell)
     more = {} if case.streaming else {"num_layers": case.layers, "bidirectional": case.bidirectional}
     reference = tensor(0)
@@ -147,7 +147,7 @@ def numpy(tensor: Any) -> np.ndarray:
 
 
 def read_layers(case: Case, module: Any) -> Any:
-    """The gradients with respect to the weights in our layout."""
+    """The gradients with respect to the weights in lstm_jax's layout."""
     suffixes = ("", "_reverse") if case.bidirectional else ("",)
     return tuple(
         tuple(weights.from_torch(module, layer, suffix, lambda a: numpy(a.grad)) for suffix in suffixes)
@@ -156,7 +156,7 @@ def read_layers(case: Case, module: Any) -> Any:
 
 
 def about(torch: Any, case: Case, train: bool, setting: Setting) -> str:
-    """The library underneath and its options."""
+    """The library that torch calls, and its options."""
     words = [f"{case.ensemble} modules, called in turn"] if case.ensemble else []
     if setting.platform != "gpu":
         return "; ".join([*words, f"{torch.get_num_threads()} threads"])

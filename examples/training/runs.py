@@ -1,7 +1,7 @@
 """The run folder: the arguments of a run, its metrics, weights and plots.
 
-With several processes, the first one writes and the others only read. While a run lives, its first process
-holds the lock of the folder.
+With several processes, the first one writes and the others only read. The first one also locks the folder
+until the run ends.
 
 config.json         arguments, data, versions, device, number of weights, date
 metrics.jsonl       one line per group of steps: {"step": ..., "loss": ..., "seconds": ...}

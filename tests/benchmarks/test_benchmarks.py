@@ -206,7 +206,7 @@ def test_contestants_that_are_absent_decline_or_fail_are_recorded_and_the_others
     }
     assert rows["plain scan"].ratio > 0
     with pytest.raises(RuntimeError, match="no such kernel"):
-        measure(TINY, "forward", (contestant("ours is broken", build=breaks),), SETTING, 1)
+        measure(TINY, "forward", (contestant("a broken one", build=breaks),), SETTING, 1)
 
 
 def test_a_run_reports_a_peer_whose_results_differ(monkeypatch, tmp_path, capsys):
@@ -483,17 +483,17 @@ def test_geometric_means_are_over_the_plain_cases():
         made_up(Case(1, 1, 1, 1, layers=2), "forward", lstm_jax=1.0, lstm_jax_again=9, torch=1.0, haiku=9),
     ]
     found = {mean.what: mean for mean in summary.means(measured)}
-    torch = found["time, ours / torch, forward"]
+    torch = found["time, lstm_jax / torch, forward"]
     assert torch.value == pytest.approx(np.sqrt(2.0 * 0.25)) and torch.cases == 2
-    best = found["time, best other JAX library / ours, forward"]
+    best = found["time, best other JAX library / lstm_jax, forward"]
     assert best.value == pytest.approx(np.sqrt(3.0 * 2.0)) and best.cases == 2
-    scan = found["time, ours / plain scan, forward"]
+    scan = found["time, lstm_jax / plain scan, forward"]
     assert scan.value == pytest.approx(0.5) and scan.cases == 1
-    assert found["time, spread of ours against itself, forward"].value == pytest.approx(np.sqrt(1.1 * 1.25))
+    assert found["time, lstm_jax / itself (the noise), forward"].value == pytest.approx(np.sqrt(1.1 * 1.25))
     assert not any("forward+backward" in what for what in found)
 
 
-def test_slower_than_the_best_by_more_than_the_spread():
+def test_slower_than_the_best_by_more_than_the_noise():
     near = made_up(TINY, "forward", lstm_jax=1.0, lstm_jax_again=1.1, haiku=0.95, keras=3)
     far = made_up(TINY, "forward", lstm_jax=1.0, lstm_jax_again=1.1, haiku=3, keras=0.8)
     verdicts = summary.verdicts([near, far])

@@ -1,7 +1,9 @@
 """long_memory.py: its problems, the reach of the gradient, its run folder, its errors."""
 
 import dataclasses
+import json
 import math
+import shutil
 import sys
 
 import jax
@@ -160,11 +162,22 @@ class TestRun:
         monkeypatch.setattr(program, "measure", stopping)
         assert run(program, *TINY, "--out", tmp_path) == 130
         error = capsys.readouterr().err
-        assert "1 of 3 rows are saved" in error and f"python {sys.argv[0]} --resume {tmp_path}" in error
+        assert error == f"long_memory: stopped; resume with: python {sys.argv[0]} --resume {tmp_path}\n"
         assert len(rows(tmp_path)) == 1
         assert run(program, "--resume", tmp_path) == 0
         assert len(calls) == 4
         assert rows(tmp_path) == rows(finished)
+
+    @pytest.mark.slow
+    def test_a_deleted_line(self, finished, tmp_path):
+        """A resumed run measures the deleted row and those after it again."""
+        out = shutil.copytree(finished, tmp_path / "out")
+        config = read_json(out / "config.json")
+        (out / "config.json").write_text(json.dumps(config | {"finished": False}))
+        first, _, third = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (out / "metrics.jsonl").write_text(first + third)
+        assert run(program, "--resume", out) == 0
+        assert rows(out) == rows(finished)
 
     def test_infinite_loss(self, tmp_path, capsys):
         """An infinite loss ends the training, and is not plotted."""

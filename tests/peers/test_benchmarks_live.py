@@ -48,9 +48,9 @@ def test_all_peers_take_part_and_agree(tmp_path):
         )
     assert set(tree["matmul_rates"]) == {"jax", "torch"}
     assert {mean["what"] for mean in tree["geometric_means"]} >= {
-        "time, ours / torch, forward",
-        "time, ours / torch, forward+backward",
-        "time, best other JAX library / ours, forward",
+        "time, lstm_jax / torch, forward",
+        "time, lstm_jax / torch, forward+backward",
+        "time, best other JAX library / lstm_jax, forward",
     }
     assert {other.suffix for other in tmp_path.iterdir()} == {".json", ".md", ".png"}
 
