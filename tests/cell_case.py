@@ -25,8 +25,6 @@ class CellCase(NamedTuple):
     implementation: str = "fused"
     #: The case differs from another only in its equations, so the laws are not checked for it.
     variant: bool = False
-    #: One of the two directions of the comparison with the oracle is slow.
-    alternate: bool = False
     #: The shape of one input.
     event: tuple[int, ...] = (D,)
     #: Converts random arrays to a valid carry.

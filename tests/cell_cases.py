@@ -56,7 +56,7 @@ def _bidirectional_of_stack(**dtypes):
 
 
 CELL_CASES = (
-    CellCase("rnn", partial(RNN, D, H), ORACLE_RNN, alternate=True),
+    CellCase("rnn", partial(RNN, D, H), ORACLE_RNN),
     CellCase(
         "rnn_relu",
         partial(RNN, D, H, activation=jax.nn.relu),
@@ -65,7 +65,7 @@ CELL_CASES = (
     ),
     CellCase("lstm", partial(LSTM, D, H), ORACLE_LSTM),
     CellCase("lstm_no_bias", partial(LSTM, D, H, use_bias=False), ORACLE_LSTM, variant=True),
-    CellCase("lstm_learned", partial(LSTM, D, H, learn_initial_carry=True), ORACLE_LEARNED, alternate=True),
+    CellCase("lstm_learned", partial(LSTM, D, H, learn_initial_carry=True), ORACLE_LEARNED),
     CellCase("gru", partial(GRU, D, H), ORACLE_GRU),
     CellCase("gru_no_bias", partial(GRU, D, H, use_bias=False), ORACLE_GRU, variant=True),
     CellCase(
@@ -73,11 +73,8 @@ CELL_CASES = (
         partial(GRUVariant, D, H, reset_after=False),
         oracle.Cell(oracle.gru_reset_before, oracle.zeros),
         "scan",
-        alternate=True,
     ),
-    CellCase(
-        "bidirectional", partial(_bidirectional, "concat"), oracle.Bidirectional(ORACLE_LSTM), alternate=True
-    ),
+    CellCase("bidirectional", partial(_bidirectional, "concat"), oracle.Bidirectional(ORACLE_LSTM)),
     *(
         CellCase(
             f"bidirectional_{merge}",
@@ -98,7 +95,6 @@ CELL_CASES = (
         "bidirectional_two_cells",
         lambda **dtypes: Bidirectional(LSTM(D, H, **dtypes), backward=GRU(D, 4, **dtypes)),
         oracle.Bidirectional(ORACLE_LSTM, backward=ORACLE_GRU),
-        alternate=True,
     ),
     CellCase(
         "bidirectional_fused_and_scan",
@@ -109,12 +105,11 @@ CELL_CASES = (
         "fused+scan",
         variant=True,
     ),
-    CellCase("stack", _stack, oracle.Stack((ORACLE_LSTM, ORACLE_GRU)), alternate=True),
+    CellCase("stack", _stack, oracle.Stack((ORACLE_LSTM, ORACLE_GRU))),
     CellCase(
         "stack_residual_skip",
         _stack_residual_skip,
         oracle.Stack((ORACLE_RNN, ORACLE_LEARNED), residual=True, skip=True),
-        alternate=True,
     ),
     CellCase(
         "stack_of_three",

@@ -46,14 +46,13 @@ def _lstm(name, options, *, H=H, P=None, fields=None, **equations):
     )
 
 
-ALTERNATE = {"alternate": True}
 TFA, HASTE = {"norm": "carried", "epsilon": 1e-3}, {"norm": "output", "epsilon": 1e-5}
 LSTMS = (
-    _lstm("peepholes", {"peepholes": True}, fields=ALTERNATE),
-    _lstm("projected", {}, H=4, P=2, fields=ALTERNATE),
-    _lstm("coupled", {"coupled": True, "peepholes": True}, coupled=True, fields=ALTERNATE),
-    _lstm("heads", {"heads": 2}, H=4, fields=ALTERNATE),
-    _lstm("norm_tfa", {"layer_norm": "tfa"}, **TFA, fields=ALTERNATE),
+    _lstm("peepholes", {"peepholes": True}),
+    _lstm("projected", {}, H=4, P=2),
+    _lstm("coupled", {"coupled": True, "peepholes": True}, coupled=True),
+    _lstm("heads", {"heads": 2}, H=4),
+    _lstm("norm_tfa", {"layer_norm": "tfa"}, **TFA),
     _lstm("norm_haste", {"layer_norm": "haste"}, **HASTE),
     _lstm("clipped", {"clip": 0.5, "cell_clip": 0.25}, clip=0.5, cell_clip=0.25),
     *(
@@ -101,7 +100,6 @@ HEADS = (
         "full_gate_lstm",
         partial(FullGateLSTM, D, H),
         oracle.Cell(oracle_lstm.full_gate_lstm, oracle_lstm.zeros_of((H, H, 3 * H))),
-        alternate=True,
     ),
     CellCase(
         "rnn_heads",
@@ -141,7 +139,6 @@ REGULARISED = (
         "zoneout",
         _zoneout,
         oracle.Cell(oracle_lstm.zoneout(oracle_lstm.lstm, (0.25, 0.5)), oracle_lstm.zeros_of((H, H))),
-        alternate=True,
     ),
     CellCase(
         "regularised",
@@ -168,12 +165,11 @@ def _normalised(carry):
 
 
 NEWER = (
-    CellCase("indrnn", partial(IndRNN, D, H), oracle.Cell(oracle_newer.indrnn, oracle.zeros), alternate=True),
+    CellCase("indrnn", partial(IndRNN, D, H), oracle.Cell(oracle_newer.indrnn, oracle.zeros)),
     CellCase(
         "slstm",
         partial(SLSTM, D, 4, heads=2, learn_initial_carry=True),
         oracle.Cell(oracle_newer.slstm, oracle_newer.slstm_initial),
-        alternate=True,
         carry=_normalised,
     ),
     CellCase(
@@ -187,7 +183,6 @@ NEWER = (
         "mlstm",
         partial(MLSTM, D, 4, heads=2),
         oracle.Cell(oracle_newer.mlstm, partial(oracle_newer.mlstm_initial, heads=2)),
-        alternate=True,
     ),
     CellCase(
         "mlstm_exp",
@@ -198,32 +193,28 @@ NEWER = (
 )
 
 MINIMAL = (
-    CellCase("min_gru", partial(MinGRU, D, H), oracle_minimal.MIN_GRU, alternate=True),
+    CellCase("min_gru", partial(MinGRU, D, H), oracle_minimal.MIN_GRU),
     CellCase(
         "min_gru_learned",
         partial(MinGRU, D, H, use_bias=False, learn_initial_carry=True),
         oracle_minimal.MIN_GRU_LEARNED,
         variant=True,
-        alternate=True,
     ),
     CellCase(
         "min_lstm",
         partial(MinLSTM, D, H, learn_initial_carry=True),
         oracle_minimal.MIN_LSTM_LEARNED,
-        alternate=True,
     ),
     CellCase(
         "min_lstm_no_bias",
         partial(MinLSTM, D, H, use_bias=False),
         oracle_minimal.MIN_LSTM,
         variant=True,
-        alternate=True,
     ),
     CellCase(
         "min_both_ways",
         lambda **dtypes: Stack((Bidirectional(MinLSTM(D, H, **dtypes)), MinGRU(2 * H, H, **dtypes))),
         oracle.Stack((oracle.Bidirectional(oracle_minimal.MIN_LSTM), oracle_minimal.MIN_GRU)),
-        alternate=True,
     ),
 )
 
@@ -241,9 +232,7 @@ def _conv_stack(**dtypes):
 
 
 CONV = (
-    CellCase(
-        "conv_lstm", partial(ConvLSTM, (5, D), H, (3,)), _conv_oracle(5, H), alternate=True, event=(5, D)
-    ),
+    CellCase("conv_lstm", partial(ConvLSTM, (5, D), H, (3,)), _conv_oracle(5, H), event=(5, D)),
     CellCase(
         "conv_lstm_2d",
         partial(ConvLSTM, (5, 4, D), H, (2, 3), strides=(2, 1), padding="VALID", use_bias=False),
@@ -287,7 +276,6 @@ LEAKY = (
         # Random log_tau is about 0, so tau is about dt.
         partial(LeakyRNN, D, H, tau=2.0, dt=1.0, learn_tau=True, integration="exponential"),
         oracle.Cell(partial(oracle_leaky.current, dt=1.0), oracle_leaky.current_initial()),
-        alternate=True,
     ),
     CellCase(
         "leaky_rnn_euler",

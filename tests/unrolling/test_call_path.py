@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import daily
 
 import lstm_jax
 
@@ -44,7 +45,7 @@ def deepest(call):
     return most
 
 
-@pytest.mark.parametrize("which", OPTIONS)
+@pytest.mark.parametrize("which", daily(OPTIONS, "carry", "windows"))
 @pytest.mark.parametrize("derivative", [False, True], ids=["forward", "gradient"])
 def test_unroll(which, derivative):
     params = CELL.init(jax.random.key(0))
