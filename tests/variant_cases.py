@@ -36,23 +36,23 @@ from lstm_jax import (
 # --- the LSTM's options, and heads --------------------------------------------------------------
 
 
-def _lstm(name, options, *, H=H, P=None, fields=None, **equations):
+def _lstm(name, options, *, H=H, P=None, variant=True, **equations):
     """A row for an LSTM with options; ``equations`` are the options of the oracle."""
     return CellCase(
         f"lstm_{name}",
         partial(LSTMVariant, D, H, proj_size=P, **options),
         oracle.Cell(partial(oracle_lstm.lstm, **equations), oracle_lstm.zeros_of((P or H, H))),
-        **(fields or {"variant": True}),
+        variant=variant,
     )
 
 
 TFA, HASTE = {"norm": "carried", "epsilon": 1e-3}, {"norm": "output", "epsilon": 1e-5}
 LSTMS = (
-    _lstm("peepholes", {"peepholes": True}),
-    _lstm("projected", {}, H=4, P=2),
-    _lstm("coupled", {"coupled": True, "peepholes": True}, coupled=True),
-    _lstm("heads", {"heads": 2}, H=4),
-    _lstm("norm_tfa", {"layer_norm": "tfa"}, **TFA),
+    _lstm("peepholes", {"peepholes": True}, variant=False),
+    _lstm("projected", {}, H=4, P=2, variant=False),
+    _lstm("coupled", {"coupled": True, "peepholes": True}, coupled=True, variant=False),
+    _lstm("heads", {"heads": 2}, H=4, variant=False),
+    _lstm("norm_tfa", {"layer_norm": "tfa"}, variant=False, **TFA),
     _lstm("norm_haste", {"layer_norm": "haste"}, **HASTE),
     _lstm("clipped", {"clip": 0.5, "cell_clip": 0.25}, clip=0.5, cell_clip=0.25),
     *(
