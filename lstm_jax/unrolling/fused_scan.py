@@ -27,8 +27,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from lstm_jax._devices import is_single_cpu_device
 from lstm_jax._random import step_draws
 from lstm_jax._types import Array, Carry, Params, is_float
 from lstm_jax.cells._base import label
@@ -75,10 +77,20 @@ def fused_scan(
             scan, carry, xs, flags, tiling.chunk, batch=(), reverse=options.reverse, recompute=False
         )
 
+    if (
+        options.projection is None
+        and is_single_cpu_device()
+        and not options.save
+        and options.checkpoint is None
+    ):
+        ways = (partial(fused_scan, cell, options._replace(projection=p)) for p in ("before", "inside"))
+        return _ensemble_rule(*ways)(params, key, initial, carry, xs, flags)
+    inside = options.projection == "inside"
+
     def body(carry: Carry, at: Any, initial: Carry = initial) -> tuple[Carry, Any]:
         flag, (u, noise, stored) = at
         held, start = begin_step(flag, initial if stored is None else stored, carry)
-        z = cell.recur(params, start, u)
+        z = cell.preactivation(params, start, u) if inside else cell.recur(params, start, u)
         new, y = cell.emit(params, cell.update(params, start, z, noise))
         carry, y = end_step(flag, held, new, y)
         return carry, (
@@ -88,15 +100,34 @@ def fused_scan(
         )
 
     noise = step_draws(cell, key, flags.time, carry)
-    inputs = flags, (cell.project(params, xs[0]), noise, xs[1])
+    inputs = flags, (xs[0] if inside else cell.project(params, xs[0]), noise, xs[1])
     loop = partial(lax.scan, reverse=options.reverse, unroll=tiling.unroll)
     # Per-sequence noise has the rows of the whole batch, so the batch is not split.
-    splits = 1 if options.save or key is not None else tiling.batch_splits
+    splits = 1 if options.save or key is not None or inside else tiling.batch_splits
     if splits == 1:
         return loop(body, carry, inputs)
     bodies = [partial(body, initial=part) for part in batch_parts(initial, splits)]
     carries, outs = loop(split_batch(bodies), batch_parts(carry, splits), inputs)
     return join_batch(carries), outs
+
+
+def _ensemble_rule(before: Callable[..., Any], inside: Callable[..., Any]) -> Callable[..., Any]:
+    """``inside`` under a ``vmap`` over parameters, which are the first argument; otherwise ``before``.
+
+    ``before`` projects all inputs before the loop. For an ensemble, XLA copies the result twice, because the
+    axes of a batched product have another order than those that the loop reads.
+    """
+    mapped = custom_vmap(before)
+
+    @mapped.def_vmap
+    def rule(axis_size: int, batched: Any, *args: Any) -> Any:
+        axes = jax.tree.map(lambda is_batched: 0 if is_batched else None, tuple(batched))
+        many = partial(jax.vmap, in_axes=axes, axis_size=axis_size)
+        ensemble = any(jax.tree.leaves(batched[0]))
+        out = (many(inside) if ensemble else _ensemble_rule(many(before), many(inside)))(*args)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return mapped
 
 
 @fused_scan.defjvp

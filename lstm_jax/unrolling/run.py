@@ -26,7 +26,9 @@ class Options(NamedTuple):
     truncate: int | None = None
     return_carries: bool = False
     implementation: str = "auto"
-    save: bool = False  # set by the fused scan's derivative: also return residuals
+    # Set by the fused scan:
+    save: bool = False  # also return the residuals of the derivative
+    projection: str | None = None  # of the inputs: "before" the loop, or "inside"
 
 
 class Steps(NamedTuple):

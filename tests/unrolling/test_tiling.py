@@ -24,6 +24,7 @@ def is_single_cpu_device(monkeypatch):
     monkeypatch.setattr(tiling, "is_single_cpu_device", lambda: True)
     monkeypatch.setattr(_linear, "is_single_cpu_device", lambda: True)
     monkeypatch.setattr(windows, "is_single_cpu_device", lambda: True)
+    monkeypatch.setattr(fused_scan, "is_single_cpu_device", lambda: True)
     _compiled.clear_cache()
     yield
     _compiled.clear_cache()
@@ -270,3 +271,22 @@ def test_windows_of_one_row_need_no_copies(is_single_cpu_device):
 
     compiled = jax.jit(jax.value_and_grad(loss)).lower(params, xs, weights).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2.3 * (4 * T * H)
+
+
+@pytest.mark.parametrize("cell", [LSTM(16, 32), GRU(16, 32)], ids=["lstm", "gru"])
+@pytest.mark.parametrize("data_too", [False, True], ids=["one vmap", "inside a vmap over data"])
+def test_an_ensemble_stores_no_projected_inputs(is_single_cpu_device, cell, data_too):
+    """Networks mapped over by ``vmap`` project in the loop; the results are those of each network alone."""
+    params = jax.vmap(cell.init)(jax.random.split(jax.random.key(0), 3))
+    xs = jax.random.normal(jax.random.key(1), (2, 3, 40, 8, 16) if data_too else (3, 40, 8, 16))
+
+    def outputs(params, xs):
+        return lstm_jax.unroll(cell, params, xs)[1]
+
+    ensemble = jax.vmap(outputs)
+    program = jax.jit(jax.vmap(ensemble, (None, 0)) if data_too else ensemble).lower(params, xs).compile()
+    projected = xs[..., :1].size * params.w_ih.shape[-1] * 4
+    assert program.memory_analysis().temp_size_in_bytes < projected
+    for index in np.ndindex(xs.shape[:-3]):
+        alone = outputs(jax.tree.map(lambda a, last=index[-1]: a[last], params), xs[index])
+        np.testing.assert_allclose(program(params, xs)[index], alone, atol=1e-6)
