@@ -1,0 +1,6 @@
+"""Pages for exploring a trained network. They need nothing beside JAX, NumPy and a browser.
+
+.. currentmodule:: lstm_jax.plots
+"""
+
+from lstm_jax.plots.viewer import write_viewer as write_viewer
