@@ -347,7 +347,7 @@ async function sortUnits() {
   element("units").append(...order.map((unit) => unitRows[unit]));
   drawUnits();
   element("units").setAttribute("aria-busy", "false");
-  unitRows[state.unit].scrollIntoView({ block: "nearest" });
+  element("units").scrollTop = 0;
   redraw("chart");
 }
 
@@ -677,7 +677,7 @@ function unitAtPoint(event) {
 
 // The chart of one unit over time.
 const MARGIN = { left: 54, right: 8, top: 6, bottom: 20 };
-const DASHES = [[], [5, 3], [1.5, 2.5], [8, 3, 2, 3]];
+const DASHES = [[3, 2], [6, 3], [1.5, 2.5], [8, 3, 2, 3]]; // of the lines that are not chosen
 
 function chartWindow() {
   const n = Math.min(Number(element("window").value), T);
@@ -729,7 +729,7 @@ function drawChart() {
     context.strokeStyle = styleColour(`--line-${line}`);
     context.lineWidth = chosen ? 2 : 1.2;
     context.globalAlpha = chosen ? 1 : 0.75;
-    context.setLineDash(n > 1000 ? [] : DASHES[line]);
+    context.setLineDash(chosen || n > 1000 ? [] : DASHES[line]);
     context.beginPath();
     const perPixel = n / plotWidth;
     if (perPixel <= 2) {
@@ -769,11 +769,11 @@ function drawChart() {
   }
   element("chart-name").textContent = `Unit ${state.unit} over time`;
   element("chart-lines").replaceChildren(
-    ...lines.map(({ name, line }) => {
+    ...lines.map(({ name, line, chosen }) => {
       const label = document.createElement("b");
       const sample = document.createElement("i");
       sample.style.borderTopColor = `var(--line-${line})`;
-      sample.style.borderTopStyle = ["solid", "dashed", "dotted", "dashed"][line];
+      sample.style.borderTopStyle = chosen ? "solid" : ["dashed", "dashed", "dotted", "dashed"][line];
       label.append(sample, name);
       return label;
     }),
@@ -847,12 +847,13 @@ async function findUnits() {
   const run = ++finding;
   const isCurrent = () => run === finding;
   const { selection, quantity } = state;
+  element("selection").setAttribute("aria-busy", "true");
   const threshold = Number(element("threshold").value);
   const { shared } = quantities[quantity];
   const words = shared
     ? formatNumber(valueOf(quantity, 0, threshold))
     : `${formatNumber(100 * partOfRange(quantity, threshold)).replace(/\.\d+$/, "")}% of its range`;
-  element("threshold-value").value = words;
+  element("threshold-value").textContent = words;
   element("threshold").setAttribute("aria-valuetext", words);
   element("selection-hint").hidden = selection !== null;
   element("selection-body").hidden = selection === null;
@@ -891,9 +892,10 @@ async function findMatches(isCurrent) {
   const { found, quantity, selection } = state;
   const wanted = Number(element("together").value);
   element("together-label").hidden = found.length < 2;
-  element("together-value").value = `${wanted} of ${found.length}`;
+  element("together-value").textContent = `${wanted} of ${found.length}`;
+  element("together").setAttribute("aria-valuetext", `${wanted} of ${found.length}`);
   if (!found.length) return setMatches([]);
-  element("matches").setAttribute("aria-busy", "true");
+  element("selection").setAttribute("aria-busy", "true");
   const active = activity();
   const codes = values[quantity];
   const together = new Uint16Array(T);
@@ -927,7 +929,7 @@ function setMatches(runs) {
   if (!runs.length && state.found.length) {
     element("matches").append(note("None. Change the threshold or the number of units."));
   }
-  element("matches").setAttribute("aria-busy", "false");
+  element("selection").setAttribute("aria-busy", "false");
   redraw("text");
 }
 

@@ -91,7 +91,8 @@ def write_viewer(
     if not isinstance(title, str):
         raise value_error(f"{_OWNER} got title={title!r}", "a str", "Give the heading of the page.")
 
-    quantities, blocks = [], []
+    quantities: list[dict[str, Any]] = []
+    blocks: list[tuple[str, np.ndarray]] = []
     for name, array in arrays.items():
         low, high = _default_range(array)
         if name in limits:
@@ -124,7 +125,7 @@ def write_viewer(
         # In a script element, only "<" could end the element. ASCII also represents unpaired surrogates.
         "description": json.dumps(description).replace("<", "\\u003c").encode("ascii"),
         "data": b"\n".join(
-            b'<script type="text/plain" id="%s">%s</script>' % (name.encode(), b64encode(block))
+            b'<script type="text/plain" id="%s">%s</script>' % (name.encode(), b64encode(block.tobytes()))
             for name, block in blocks
         ),
     }
@@ -202,13 +203,13 @@ def _features(features: Any, length: int) -> dict[str, np.ndarray]:
                 f"shape ({length},)",
                 "Give one number for each token.",
             )
-        columns[name] = column.astype("<f4")
-        if not np.isfinite(columns[name]).all():
+        if not (np.abs(column) <= np.finfo(np.float32).max).all():
             raise value_error(
                 f"{_OWNER} got features[{name!r}] with NaN, infinity or numbers beyond float32",
                 "finite numbers",
                 "Replace them, for instance with numpy.nan_to_num.",
             )
+        columns[name] = column.astype("<f4")
     return columns
 
 
