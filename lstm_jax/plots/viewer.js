@@ -83,20 +83,22 @@ function valueOf(q, unit, code) {
   return low + ((high - low) * code) / LEVELS;
 }
 
+const rangeSize = (q, unit) => Math.max(Math.abs(quantities[q].low[unit]), Math.abs(quantities[q].high[unit]));
+
 /** The part of the range: from 0 to 1, or from -1 to 1 if the range is symmetric about 0. */
 const partOfRange = (q, code) => (isDiverging(q) ? (2 * code) / LEVELS - 1 : code / LEVELS);
 
-function formatNumber(number) {
-  const size = Math.abs(number);
-  const digits = size !== 0 && (size < 0.01 || size >= 1e5) ? number.toExponential(1) : number.toFixed(size < 100 ? 2 : 0);
-  return digits.replace(/^-(0\.00)$/, "$1").replaceAll("-", "−");
+/** A number as text, with digits that suit numbers up to `scale`. */
+function formatNumber(number, scale = Math.abs(number) || 1) {
+  const text = scale < 0.05 || scale >= 1e5 ? number.toExponential(1) : number.toFixed(scale < 100 ? 2 : 0);
+  return (Number(text) === 0 ? text.replace("-", "") : text).replaceAll("-", "−");
 }
 
 /** The value of a code as text. The ends of the range stand for values beyond it, where there are any. */
 function formatCode(q, unit, code) {
   if (code === NOT_FINITE) return "not finite";
   const sign = code === 0 && quantities[q].below ? "≤ " : code === LEVELS && quantities[q].above ? "≥ " : "";
-  return sign + formatNumber(valueOf(q, unit, code));
+  return sign + formatNumber(valueOf(q, unit, code), rangeSize(q, unit));
 }
 
 /** All quantities of a unit at a token as text. */
@@ -143,7 +145,7 @@ function makePalette(theme) {
   const rules = ["sequential", "diverging"].flatMap((kind) =>
     palette[kind].map(({ fill, ink }, code) => `.${kind} .v${code}{background:${fill};color:${ink}}`),
   );
-  rules.push(`.v255{background:repeating-linear-gradient(45deg,#0000 0 3px,#d0006f 3px 5px)}`);
+  rules.push(`.v255{background:repeating-linear-gradient(45deg,#0000 0 5px,#d0006f 5px 6.5px)}`);
   element("palette").textContent = rules.join("\n");
 }
 
@@ -367,7 +369,7 @@ function drawUnits() {
     bar.style.width = `${length}%`;
     bar.style.left = `${isSigned ? 50 - (size < 0 ? length : 0) : 0}%`;
     if (!shownStatistic) number.textContent = formatCode(q, unit, code);
-    else number.textContent = Number.isNaN(size) ? "not finite" : formatNumber(shownStatistic[unit]);
+    else number.textContent = Number.isNaN(size) ? "not finite" : formatNumber(shownStatistic[unit], sort === "variance" ? undefined : 1);
   }
 }
 
@@ -652,7 +654,7 @@ function drawGrid() {
       if (cellWidth >= 44 && code !== NOT_FINITE) {
         context.fillStyle = fills[code].ink;
         context.textAlign = "center";
-        context.fillText(formatNumber(valueOf(q, unit, code)), x + cellWidth / 2, y + size / 2 + 4);
+        context.fillText(formatCode(q, unit, code), x + cellWidth / 2, y + size / 2 + 4);
       }
     }
     outline(state.unit, q, "--accent", 2.5);
@@ -710,7 +712,7 @@ function drawChart() {
     context.lineTo(width - MARGIN.right, y(part));
     context.stroke();
     context.fillStyle = styleColour("--faint");
-    context.fillText(formatNumber(valueOf(state.quantity, state.unit, part * LEVELS)), MARGIN.left - 6, y(part) + 4);
+    context.fillText(formatCode(state.quantity, state.unit, part * LEVELS), MARGIN.left - 6, y(part) + 4);
   }
   context.textAlign = "center";
   if (plotWidth / n > letterWidth * 0.75) { // the tokens below the axis
@@ -851,8 +853,8 @@ async function findUnits() {
   const threshold = Number(element("threshold").value);
   const { shared } = quantities[quantity];
   const words = shared
-    ? formatNumber(valueOf(quantity, 0, threshold))
-    : `${formatNumber(100 * partOfRange(quantity, threshold)).replace(/\.\d+$/, "")}% of its range`;
+    ? formatNumber(valueOf(quantity, 0, threshold), rangeSize(quantity, 0))
+    : `${Math.round(100 * partOfRange(quantity, threshold))}% of its range`.replace("-", "−");
   element("threshold-value").textContent = words;
   element("threshold").setAttribute("aria-valuetext", words);
   element("selection-hint").hidden = selection !== null;
