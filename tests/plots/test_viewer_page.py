@@ -580,6 +580,7 @@ def test_the_theme(open_page):
     button.click()
     assert background() == light
     page.emulate_media(color_scheme="dark")
+    page.wait_for_function("() => document.documentElement.dataset.theme === 'dark'")
     assert background() == dark
 
 
