@@ -36,16 +36,17 @@ make_venv = py="$(2)"; [ -n "$$py" ] || py="$$($(call find_python,$(3)))"; \
 stamp = $(1)/.installed-$(shell printf %s '$(2)' | tr -c 'A-Za-z0-9.' -)
 MAIN := $(call stamp,.venv,$(PYTHON)-$(JAX))
 PEERS := $(call stamp,.venv-peers,$(PYTHON)-$(JAX)-$(TORCH))
+BROWSER := $(call stamp,.venv-browser,$(PYTHON)-$(JAX))
 LATEST := $(call stamp,.venv-latest,$(PYTHON_LATEST))
 DOCS := $(call stamp,.venv-docs,$(PYTHON)-$(JAX))
 
 PYTEST := -m pytest -n $(WORKERS)
 # What every change has to pass: the quick tests, and the examples in the docstrings. Modules that need
 # an extra are left out, and run with the peers.
-CORE := -m "not slow and not peers" --doctest-modules \
+CORE := -m "not slow and not peers and not browser" --doctest-modules \
 	$(addprefix --ignore=lstm_jax/,nnx.py linen.py) tests lstm_jax
 
-.PHONY: help demo test test-slow test-peers test-latest docs bench bench-device lint types clean
+.PHONY: help demo test test-slow test-peers test-browser test-latest docs bench bench-device lint types clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -54,13 +55,13 @@ demo: $(MAIN)  ## train a small character model into runs/demo
 	.venv/bin/python examples/char_lm.py --demo
 
 # Tests run on the CPU unless the caller says otherwise.
-test test-slow test-peers test-latest: export JAX_PLATFORMS ?= cpu
+test test-slow test-peers test-browser test-latest: export JAX_PLATFORMS ?= cpu
 
 test: $(MAIN)  ## the everyday tests and the docstrings' examples
 	.venv/bin/python $(PYTEST) $(CORE) $(PYTEST_ARGS)
 
 test-slow: $(MAIN)  ## the tests that take long
-	.venv/bin/python $(PYTEST) -m slow tests $(PYTEST_ARGS)
+	.venv/bin/python $(PYTEST) -m "slow and not browser" tests $(PYTEST_ARGS)
 
 test-peers: export KERAS_BACKEND ?= jax
 test-peers: $(PEERS)  ## live comparison with the other libraries; a skipped test is a failure
@@ -70,6 +71,9 @@ test-peers: $(PEERS)  ## live comparison with the other libraries; a skipped tes
 		skipped = [c.get("name") for c in cases for s in c.iter("skipped") if s.get("type") != "pytest.xfail"]; \
 		sys.exit("skipped, so nothing was compared: %s" % ", ".join(skipped) if skipped \
 			else None if any(len(c) == 0 for c in cases) else "no peers test passed")'
+
+test-browser: $(BROWSER)  ## pages in a headless Chromium; skipped where none is installed
+	.venv-browser/bin/python $(PYTEST) -m browser -rs tests/plots $(PYTEST_ARGS)
 
 test-latest: $(LATEST)  ## the everyday tests on the newest Python and jax
 	.venv-latest/bin/python $(PYTEST) $(CORE) $(PYTEST_ARGS)
@@ -97,7 +101,7 @@ types: $(MAIN)  ## mypy over lstm_jax
 	.venv/bin/mypy
 
 clean:  ## remove the environments, caches and build products (runs/ stays)
-	rm -rf .venv .venv-peers .venv-latest .venv-docs .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-peers .venv-browser .venv-latest .venv-docs .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 	find lstm_jax tests examples benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(MAIN): pyproject.toml
@@ -110,6 +114,11 @@ $(PEERS): pyproject.toml
 	@$(call make_venv,.venv-peers,$(PYTHON),3.11 3.12 3.13)
 	.venv-peers/bin/python -m pip install -q "$(TORCH)"
 	.venv-peers/bin/python -m pip install -q "$(JAX)" -e ".[test,bench]"
+	@touch $@
+
+$(BROWSER): pyproject.toml
+	@$(call make_venv,.venv-browser,$(PYTHON),3.11 3.12 3.13)
+	.venv-browser/bin/python -m pip install -q "$(JAX)" -e ".[test,browser]"
 	@touch $@
 
 $(LATEST): pyproject.toml

@@ -52,5 +52,6 @@ reference_modules = [
     "lstm_jax.interop",
     "lstm_jax.nnx",
     "lstm_jax.linen",
+    "lstm_jax.plots",
     "lstm_jax.experimental",
 ]

@@ -31,7 +31,7 @@ LAYERS = [
     {"sharding"},
     {""},  # lstm_jax itself
     {"_flax", "interop"},
-    {"nnx", "linen"},
+    {"nnx", "linen", "plots"},
 ]
 #: What these modules need beside jax and numpy; without it they say so when imported.
 EXTRAS = {"lstm_jax.nnx": "flax", "lstm_jax.linen": "flax"}
