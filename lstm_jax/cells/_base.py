@@ -90,10 +90,6 @@ class BaseCell:
         raw = self.update(params, carry, self.recur(params, carry, u), noise)
         return self.emit(params, raw)
 
-    def preactivation(self: Any, params: Params, carry: Carry, x: Array) -> Any:
-        """z from the input of one step; a cell may compute it by one product instead of two."""
-        return self.recur(params, carry, self.project(params, x))
-
     def emit(self, params: Params, raw: Any) -> tuple[Carry, Array]:
         """The new carry and the output from the result of ``update``; by default its result."""
         return raw

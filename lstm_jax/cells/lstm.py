@@ -228,12 +228,6 @@ class LSTM(VectorCell):
         z = u.astype(state_dtype(u.dtype)) + matmul(carry[0], params.w_hh, u.dtype)
         return add_bias(z, params.bias)
 
-    def preactivation(self, params: LSTMParams, carry: LSTMCarry, x: Array) -> Array:
-        """x W + h R + b: (..., 4H), by one product of [x, h] with the stacked weights."""
-        dtype = promote(x.dtype, params.w_ih.dtype) if self.dtype is None else self.dtype
-        xh = jnp.concatenate([x.astype(dtype), carry[0].astype(dtype)], axis=-1)
-        return add_bias(matmul(xh, jnp.concatenate([params.w_ih, params.w_hh]), dtype), params.bias)
-
     def update(
         self,
         params: LSTMParams,

@@ -90,7 +90,7 @@ def fused_scan(
     def body(carry: Carry, at: Any, initial: Carry = initial) -> tuple[Carry, Any]:
         flag, (u, noise, stored) = at
         held, start = begin_step(flag, initial if stored is None else stored, carry)
-        z = cell.preactivation(params, start, u) if inside else cell.recur(params, start, u)
+        z = cell.recur(params, start, cell.project(params, u) if inside else u)
         new, y = cell.emit(params, cell.update(params, start, z, noise))
         carry, y = end_step(flag, held, new, y)
         return carry, (
