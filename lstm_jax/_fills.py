@@ -30,7 +30,8 @@ def unfilled(tree: Any) -> Any:
 
     Arguments of the compiled program and concrete arrays are returned as they are: ordinary use pays nothing.
     """
-    if not AFFECTED or jax.default_backend() != "cpu":
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
+    if not traced or not AFFECTED or jax.default_backend() != "cpu":
         return tree
 
     def one(w: Any) -> Any:
