@@ -179,7 +179,12 @@ def _read_npz(file: str, data: bytes) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             entries = archive.infolist()
             _check_entries(file, entries, len(data))
-            return {e.filename.removesuffix(".npy"): _read_npy(file, e, archive.read(e)) for e in entries}
+            found = {}
+            for entry in entries:
+                with archive.open(entry) as stream:  # read(size) inflates no more than size
+                    data = stream.read(entry.file_size)
+                found[entry.filename.removesuffix(".npy")] = _read_npy(file, entry, data)
+            return found
     except _Refused:
         raise
     except Exception as error:  # zipfile, zlib and NumPy's header reader raise a dozen types
