@@ -22,10 +22,11 @@ from typing import Any
 import jax
 
 from lstm_jax import flatten_params, interop
+from lstm_jax.interop._writing import write_whole
 from training.data import digest
 from training.distributed import barrier, is_first, to_host
 from training.errors import UserError
-from training.runs import check_same_data, differences, named_errors, write_file
+from training.runs import check_same_data, differences
 
 KEPT = 2  # checkpoints to keep: the last one and the one before it
 
@@ -65,11 +66,10 @@ class Checkpoints:
         arrays = to_host(flatten_params(state))
         if is_first():
             path = self._state(step)
-            with named_errors(path):
-                interop.save(path, arrays)
+            interop.save(path, arrays)
             checksum = digest(path.read_bytes())
             note |= {"identity": self.identity, "shapes": _shapes(arrays), "sha256": checksum}
-            write_file(self._note(step), json.dumps(note).encode())
+            write_whole(self._note(step), json.dumps(note).encode())
             for old in self.steps[:-KEPT]:
                 self._note(old).unlink()
                 self._state(old).unlink()

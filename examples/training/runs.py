@@ -122,7 +122,7 @@ class Run:
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the run folder atomically."""
         if is_first():
-            write_file(self.folder / name, data)
+            write_whole(self.folder / name, data)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run folder atomically."""
@@ -236,12 +236,6 @@ def _version(name: str) -> str:
 
 
 # --- files -----------------------------------------------------------------------------------------
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file atomically. An OSError contains the path."""
-    with named_errors(path):
-        write_whole(path, data)
 
 
 @contextmanager

@@ -195,6 +195,8 @@ def read_array(value: Any) -> Any:
     """
     if isinstance(value, jax.core.Tracer):
         return value
+    if isinstance(value, np.ma.MaskedArray):
+        return Unreadable("with masked values", value.shape)
     try:
         array = np.asarray(_without_torch(value))
     except Exception as error:  # whatever __array__ raises

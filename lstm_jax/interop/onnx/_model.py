@@ -139,7 +139,9 @@ class Model:
             twice = [name for name, count in Counter(value.name for value in part).items() if count > 1]
             if twice:
                 raise self.error(
-                    f"{listing(map(repr, twice))} twice", "one value of each name", "Check it with onnx.checker."
+                    f"{listing(map(repr, twice))} twice",
+                    "one value of each name",
+                    "Check it with onnx.checker.",
                 )
         known = {info.name for info in self.graph.input} | {tensor.name for tensor in self.graph.initializer}
         for node in self.nodes:
