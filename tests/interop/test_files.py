@@ -302,7 +302,7 @@ def archive(path, entries, **options):
 
 
 def declaring(entry, compressed):
-    """An archive whose only entry declares the size of ``entry``, whatever the compressed bytes inflate to."""
+    """An archive whose only entry declares the size of ``entry``; ``compressed`` may inflate to more."""
     with zipfile.ZipFile(buffer := BytesIO(), "w") as file:
         file.writestr("a.npy", compressed)
     data = bytearray(buffer.getvalue())
