@@ -26,6 +26,15 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
+def change_arguments(folder, **arguments):
+    """Change arguments in ``config.json``, and its checksum."""
+    config = read_json(folder / "config.json")
+    config["arguments"] |= arguments
+    identity = {part: config[part] for part in ("arguments", "data")}
+    config["sha256"] = training.digest(json.dumps(identity))
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def rows(folder):
     """The rows of ``metrics.jsonl`` without the elapsed time."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()

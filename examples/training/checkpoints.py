@@ -3,8 +3,8 @@
 The checkpoint after step 7 is two files:
 
 7.safetensors    the state (any pytree of arrays), by the names of its leaves (``lstm_jax.flatten_params``)
-7.json           the checksum of 7.safetensors, the identity of the run, its elapsed time, and the metrics
-                 that are not yet in a row
+7.json           the identity of the run, its elapsed time, the metrics that are not yet in a row, and the
+                 checksum of all this and of 7.safetensors
 
 The second file is written last and deleted first, so a checkpoint is complete if and only if it exists. Older
 checkpoints are deleted after the new one is complete. A kill at any moment therefore leaves the newest
@@ -22,10 +22,11 @@ from typing import Any
 import jax
 
 from lstm_jax import flatten_params, interop
+from lstm_jax.interop._writing import write_whole
 from training.data import digest
 from training.distributed import barrier, is_first, to_host
 from training.errors import UserError
-from training.runs import check_same_data, differences, named_errors, write_file
+from training.runs import check_same_data, differences
 
 KEPT = 2  # checkpoints to keep: the last one and the one before it
 
@@ -65,11 +66,10 @@ class Checkpoints:
         arrays = to_host(flatten_params(state))
         if is_first():
             path = self._state(step)
-            with named_errors(path):
-                interop.save(path, arrays)
-            checksum = digest(path.read_bytes())
-            note |= {"identity": self.identity, "shapes": _shapes(arrays), "sha256": checksum}
-            write_file(self._note(step), json.dumps(note).encode())
+            interop.save(path, arrays)
+            note |= {"identity": self.identity, "shapes": _shapes(arrays)}
+            note["sha256"] = digest(path.read_bytes(), json.dumps(note))
+            write_whole(self._note(step), json.dumps(note).encode())
             for old in self.steps[:-KEPT]:
                 self._note(old).unlink()
                 self._state(old).unlink()
@@ -114,10 +114,11 @@ class Checkpoints:
         """The note of a checkpoint; None if the checkpoint is damaged."""
         try:
             note = json.loads(self._note(step).read_bytes())
-            intact = note["sha256"] == digest(self._state(step).read_bytes())
-        except (FileNotFoundError, KeyError, TypeError, ValueError):
+            checksum = note.pop("sha256")
+            intact = checksum == digest(self._state(step).read_bytes(), json.dumps(note))
+        except (FileNotFoundError, AttributeError, LookupError, TypeError, ValueError, RecursionError):
             return None
-        return dict(note) if intact else None
+        return note if intact else None
 
     def _check_same_run(self, note: Mapping[str, Any], shapes: Mapping[str, str]) -> None:
         was = note["identity"]

@@ -3,7 +3,7 @@
 With several processes, the first one writes and the others only read. The first one also locks the folder
 until the run ends.
 
-config.json         arguments, data, versions, device, number of weights, date
+config.json         arguments, data and their checksum, versions, device, number of weights, date
 metrics.jsonl       one line per group of steps: {"step": ..., "loss": ..., "seconds": ...}
 checkpoints/        only while the run is unfinished
 weights.safetensors, *.png, tensorboard/
@@ -32,6 +32,7 @@ import jax
 
 from lstm_jax.interop._writing import write_whole
 from training import start
+from training.data import digest
 from training.distributed import any_process, barrier, is_first
 from training.errors import Finished, UserError
 
@@ -106,6 +107,7 @@ class Run:
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "sha256": digest(json.dumps(self.identity)),
         }
         self.write_json("config.json", self.identity | environment)
         self.reset_rows([])
@@ -122,7 +124,7 @@ class Run:
     def write(self, name: str, data: bytes) -> None:
         """Write a file of the run folder atomically."""
         if is_first():
-            write_file(self.folder / name, data)
+            write_whole(self.folder / name, data)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write a JSON file of the run folder atomically."""
@@ -196,10 +198,12 @@ def read_config(folder: Path) -> dict[str, Any]:
             isinstance(config.get(part), dict) for part in ("arguments", "data")
         ):
             raise ValueError("expected an object with the objects 'arguments' and 'data'")
+        if config.get("sha256") != digest(json.dumps({part: config[part] for part in ("arguments", "data")})):
+            raise ValueError("the checksum of 'arguments' and 'data' does not match")
         return config
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; is this a run folder?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error}): restore it from a copy, or start a new run with another --out"
         ) from None
@@ -236,12 +240,6 @@ def _version(name: str) -> str:
 
 
 # --- files -----------------------------------------------------------------------------------------
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file atomically. An OSError contains the path."""
-    with named_errors(path):
-        write_whole(path, data)
 
 
 @contextmanager

@@ -15,9 +15,9 @@ import safetensors
 import safetensors.numpy
 
 from lstm_jax import flatten_params, unflatten_params
+from lstm_jax.interop._writing import write_whole
 from training.distributed import barrier, is_first, to_host
 from training.errors import UserError
-from training.runs import write_file
 
 FILE = "weights.safetensors"
 
@@ -32,7 +32,7 @@ def save_weights(folder: Path, format: str, model: Mapping[str, Any], params: An
     arrays = flatten_params(to_host(params))
     if is_first():
         metadata = {"format": format, "model": json.dumps(dict(model))}
-        write_file(folder / FILE, safetensors.numpy.save(arrays, metadata))
+        write_whole(folder / FILE, safetensors.numpy.save(arrays, metadata))
     barrier("weights")
 
 

@@ -116,10 +116,10 @@ class Entries:
             self.faults.add("not an array of floats", f"{self.where}{name} {array.reason}")
         elif not is_float(array.dtype) or array.dtype.itemsize > 8:
             self.faults.add("not an array of floats", f"{self.where}{name} of dtype {array.dtype}")
-        elif tuple(array.shape) == tuple(shape):
+        elif tuple(array.shape) == tuple(shape) and 0 not in shape:
             return array
         else:
-            got = f"{self.where}{name} {_shape_text(array.shape)}"
+            got = f"{self.where}{name} {tuple(array.shape)}"
             self.faults.add("wrong shape", f"{got}, expected {_shape_text(shape)}")
         return np.zeros(shape, np.float32)
 
@@ -195,6 +195,8 @@ def read_array(value: Any) -> Any:
     """
     if isinstance(value, jax.core.Tracer):
         return value
+    if isinstance(value, np.ma.MaskedArray):
+        return Unreadable("with masked values", value.shape)
     try:
         array = np.asarray(_without_torch(value))
     except Exception as error:  # whatever __array__ raises

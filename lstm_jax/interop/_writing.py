@@ -18,6 +18,9 @@ def write_whole(path: Path, data: bytes) -> None:
     Several threads and processes may write one path at once: all succeed, and the last one wins. The
     temporary file that a killed process left behind is removed by the next call for the same path.
 
+    Raises:
+        OSError: the file cannot be written. The error names ``path``, not the temporary file.
+
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_whole(Path(folder, "notes"), b"h = o * tanh(c)")
@@ -25,19 +28,22 @@ def write_whole(path: Path, data: bytes) -> None:
     'h = o * tanh(c)'
     """
     beginning = f".{path.name[:100]}."
-    _remove_abandoned(path.parent, beginning)
-    file, temporary = _open_locked(path.parent, beginning)
     try:
-        with os.fdopen(file, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-            if fcntl is not None:
+        _remove_abandoned(path.parent, beginning)
+        file, temporary = _open_locked(path.parent, beginning)
+        try:
+            with os.fdopen(file, "wb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+                if fcntl is not None:
+                    os.replace(temporary, path)
+            if fcntl is None:  # Windows renames closed files only
                 os.replace(temporary, path)
-        if fcntl is None:  # Windows renames closed files only
-            os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _open_locked(folder: Path, beginning: str) -> tuple[int, Path]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from lstm_jax._errors import listing, shorten, value_error
 from lstm_jax.cells._named import flatten_params, unflatten_params
+from lstm_jax.interop._entries import flatten_mapping
 from lstm_jax.interop._writing import write_whole
 
 _SAFE = """\
@@ -84,7 +85,11 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     suffix = _suffix("load", path)
     if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():  # reading a folder is an OSError
         raise value_error(f"load got {path.name}, which is a device or a pipe", "a regular file", "Copy it.")
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except MemoryError:
+        got = f"load got {path.name} of {path.stat().st_size:,} bytes"
+        raise value_error(got, "a file that fits into memory", "Load it on a larger machine.") from None
     found = _kind(data)
     if found != suffix:
         raise value_error(
@@ -125,10 +130,10 @@ def save(path: str | os.PathLike[str], arrays: Any) -> None:
     path = Path(path)
     suffix = _suffix("save", path)
     if isinstance(arrays, Mapping):
-        arrays = dict(arrays)
-        strange = [repr(name) for name in arrays if not isinstance(name, str)]
-        if strange:
-            raise value_error(f"save got the names {listing(strange)}", "strings", "Use str(name).")
+        arrays, names = flatten_mapping("save", arrays, "."), arrays
+        unexpected = [repr(name) for name in names if not isinstance(name, str)]
+        if unexpected:
+            raise value_error(f"save got the names {listing(unexpected)}", "strings", "Use str(name).")
         empty = [name for name, value in arrays.items() if value is None]
         if empty:
             raise value_error(f"save got None as {listing(empty)}", "an array", "Leave it out.")
@@ -179,7 +184,12 @@ def _read_npz(file: str, data: bytes) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(BytesIO(data)) as archive:
             entries = archive.infolist()
             _check_entries(file, entries, len(data))
-            return {e.filename.removesuffix(".npy"): _read_npy(file, e, archive.read(e)) for e in entries}
+            found = {}
+            for entry in entries:
+                with archive.open(entry) as stream:  # read(size) inflates no more than size
+                    data = stream.read(entry.file_size)
+                found[entry.filename.removesuffix(".npy")] = _read_npy(file, entry, data)
+            return found
     except _Refused:
         raise
     except Exception as error:  # zipfile, zlib and NumPy's header reader raise a dozen types
@@ -323,7 +333,8 @@ def _writable(name: str, value: Any, suffix: str) -> np.ndarray:
             "Rename the array.",
         )
     try:
-        array = np.asarray(value) if hasattr(value, "dtype") else None
+        is_array = hasattr(value, "dtype") and not isinstance(value, np.ma.MaskedArray)
+        array = np.asarray(value) if is_array else None
     except Exception as error:  # whatever an object's __array__ raises
         reason = shorten(f"{type(error).__name__}: {error}", 200)
         raise ValueError(f"save got {shown}, which NumPy cannot read ({reason}).") from error

@@ -18,7 +18,7 @@ import training_program as program
 from helpers import slow
 from training import UserError
 from training.checkpoints import Checkpoints
-from training_runs import EXAMPLES, outcome, read_json, rows, run
+from training_runs import EXAMPLES, change_arguments, outcome, rows, run
 
 RUN = ["--steps", 60, "--checkpoint-every", 7]
 PATHS = [str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
@@ -112,9 +112,7 @@ class TestResume:
         assert run(program, "--resume", tmp_path, "--lr", "0.5", "--hidden", "8") == 2
         assert "lr was 0.01, is 0.5" in capsys.readouterr().err
         # The checkpoint also contains the arguments, so changing config.json is not sufficient.
-        config = read_json(tmp_path / "config.json")
-        config["arguments"]["lr"] = 0.5
-        (tmp_path / "config.json").write_text(json.dumps(config))
+        change_arguments(tmp_path, lr=0.5)
         assert run(program, "--resume", tmp_path) == 2
         assert "of another run: lr was 0.01, is 0.5" in capsys.readouterr().err
 

@@ -16,7 +16,7 @@ import pytest
 import training_program as program
 from helpers import daily, slow
 from training import Run, UserError, start
-from training_runs import EXAMPLES, outcome, read_json, rows, run
+from training_runs import EXAMPLES, change_arguments, outcome, read_json, rows, run
 
 ARGUMENTS = ["--steps", 30, "--checkpoint-every", 7]
 PATHS = [str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
@@ -120,17 +120,37 @@ class TestDamagedFiles:
             assert "config.json is damaged" in error and "start a new run with another --out" in error
         assert contents(unfinished) == before
 
-    def test_an_argument_in_the_config(self, unfinished, failed):
+    @pytest.mark.parametrize("value", [None, [], True, 9])
+    def test_an_argument_in_the_config(self, unfinished, failed, value):
         config = read_json(unfinished / "config.json")
-        config["arguments"]["hidden"] = -1
+        config["arguments"]["hidden"] = value
         (unfinished / "config.json").write_text(json.dumps(config))
+        assert "config.json is damaged (the checksum" in failed(2, "--resume", unfinished)
+
+    def test_an_invalid_argument(self, unfinished, failed):
+        change_arguments(unfinished, hidden=-1)
         assert "'-1' is not an integer >= 1" in failed(2, "--resume", unfinished)
 
     def test_a_run_of_another_program(self, unfinished, failed):
-        config = read_json(unfinished / "config.json")
-        config["arguments"]["program"] = "digits"
-        (unfinished / "config.json").write_text(json.dumps(config))
+        change_arguments(unfinished, program="digits")
         assert "a run of another program, digits" in failed(2, "--resume", unfinished)
+
+    @pytest.mark.parametrize(
+        ("part", "new"),
+        [
+            ('"identity"', '"idEntity"'),
+            ('"pending"', '"pendinG"'),
+            ('"seconds": ', '"seconds": -'),
+            ("{", "[{"),
+        ],
+    )
+    def test_the_note_of_a_checkpoint(self, unfinished, whole, capsys, part, new):
+        """A checkpoint whose note is damaged is skipped, and nothing is lost."""
+        note = unfinished / "checkpoints" / "14.json"
+        note.write_text(note.read_text().replace(part, new, 1))
+        assert run(program, "--resume", unfinished) == 0
+        assert "checkpoint 14 is damaged and is skipped" in capsys.readouterr().err
+        assert outcome(unfinished) == whole
 
 
 @contextlib.contextmanager

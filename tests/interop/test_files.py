@@ -3,13 +3,19 @@
 The fuzz tests are seeded; ``make test-slow`` runs more rounds of them.
 """
 
+import errno
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zipfile
+import zlib
+from collections.abc import Mapping
+from io import BytesIO
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +72,7 @@ def test_the_whole_file_or_none_of_it(tmp_path, suffix, monkeypatch):
         save(path, {"w": np.zeros(2), "v": np.array([None])})
 
     def fail(*_):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="no space left"):
@@ -191,6 +197,23 @@ def test_parameters_of_a_network(tmp_path, suffix):
 # --- what cannot be read back equal is not written -----------------------------------------------
 
 
+def endless_mapping():
+    arrays = {}
+    arrays["a"] = arrays
+    return arrays
+
+
+class FailingMapping(Mapping):
+    def __getitem__(self, name):
+        raise LookupError(name)
+
+    def __iter__(self):
+        return iter(["a"])
+
+    def __len__(self):
+        return 1
+
+
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
 @pytest.mark.parametrize(
     "arrays",
@@ -207,6 +230,11 @@ def test_parameters_of_a_network(tmp_path, suffix):
         {"a" * 70_000: np.ones(2)},
         {"\ud800": np.ones(2)},
         {"a.b": np.ones(2), "a": {"b": np.zeros(2)}},
+        {"a": {1: np.ones(2), "1": np.zeros(2)}},
+        {"a": {"b": None}},
+        {"a": np.ma.masked_array(np.ones(2), [True, False])},
+        endless_mapping(),
+        FailingMapping(),
     ],
     ids=lambda arrays: repr(arrays)[:30],
 )
@@ -273,6 +301,16 @@ def archive(path, entries, **options):
             file.writestr(name, data)
 
 
+def declaring(entry, compressed):
+    """An archive whose only entry declares the size of ``entry``; ``compressed`` may inflate to more."""
+    with zipfile.ZipFile(buffer := BytesIO(), "w") as file:
+        file.writestr("a.npy", compressed)
+    data = bytearray(buffer.getvalue())
+    for at in (8, data.index(b"PK\x01\x02") + 10):  # the method, the time, the checksum, both sizes
+        struct.pack_into("<HIIII", data, at, 8, 0, zlib.crc32(entry), len(compressed), len(entry))
+    return bytes(data)
+
+
 HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (%s,), }\n"
 FLOATS = npy(HUGE % 2, np.ones(2).tobytes())
 
@@ -334,6 +372,19 @@ def test_crafted_archives(tmp_path):
     assert len(str(error.value)) < 1000
     archive(path, [("a.npy", FLOATS)], compression=zipfile.ZIP_DEFLATED)
     assert load(path)["a"].tolist() == [1.0, 1.0]
+
+
+def test_an_entry_inflates_to_its_declared_size_only(tmp_path):
+    deflate = zlib.compressobj(wbits=-15)
+    compressed = deflate.compress(FLOATS + bytes(2**26)) + deflate.flush()
+    (tmp_path / "w.npz").write_bytes(declaring(FLOATS, compressed))
+    tracemalloc.start()
+    try:
+        load(tmp_path / "w.npz")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
 
 
 def safetensors_file(header, data=b""):
@@ -499,6 +550,25 @@ def test_permissions_are_the_usual_ones(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "w.npz").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize("name", ["missing/w.npz", "folder.npz"])
+def test_errors_of_writing_name_the_file(tmp_path, name):
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(OSError) as error:
+        save(tmp_path / name, {"w": np.ones(2)})
+    assert error.value.filename == str(tmp_path / name)
+    assert os.listdir(tmp_path) == ["folder.npz"]
+
+
+def test_a_file_larger_than_memory(tmp_path, monkeypatch):
+    def fail(path):
+        raise MemoryError
+
+    save(tmp_path / "w.npz", {"w": np.ones(2)})
+    monkeypatch.setattr(type(tmp_path), "read_bytes", fail)
+    with pytest.raises(ValueError, match=r"w\.npz of \d+ bytes.*memory"):
+        load(tmp_path / "w.npz")
 
 
 def test_a_full_disk_changes_nothing(tmp_path, monkeypatch):

@@ -103,7 +103,8 @@ def odd_arrays(rng):
         float("nan"), np.longdouble(1), np.ones((8, 2), np.longdouble), np.ones((8, 2), complex),
         np.ones((2, 8), int), np.ones((8, 2), bool), np.array(["x"]), np.array([object()]), np.ones(()),
         np.ones((0, 2), np.float32), np.ones((2,) * 9, np.float32), np.ones((8, 2), ">f4"),
-        np.ones(3, [("a", "f4")]), np.array("2020", "datetime64"), 
+        np.ma.masked_array(np.ones((8, 2), np.float32), mask=True), np.ones(3, [("a", "f4")]),
+        np.array("2020", "datetime64"),
         jax.ShapeDtypeStruct((8, 2), jnp.float32), jax.random.key(0), deleted, jnp.ones((8, 2), jnp.bfloat16),
         np.ones(tuple(rng.integers(0, 9, rng.integers(0, 5))), np.float32), np.float32, np, iter(()),
         itself(),
@@ -206,11 +207,14 @@ def test_entries_are_named():
         (Raises(), "weight_hh_l1 of type Raises, which NumPy cannot read (KeyError"),
         (np.ones((6, 2), np.longdouble), f"weight_hh_l1 of dtype {np.dtype(np.longdouble)}"),
         ("abc", "weight_hh_l1 of dtype <U3"),
+        (np.ma.masked_array(np.ones((6, 2)), mask=True), "weight_hh_l1 with masked values"),
         (jax.ShapeDtypeStruct((6, 2), jnp.float32), "weight_hh_l1 of type ShapeDtypeStruct"),
     ):
         with pytest.raises(ValueError) as error:
             from_torch(weights | {"weight_hh_l1": value})
         assert words in str(error.value)
+    with pytest.raises(ValueError, match=r"from_haiku[^;]*\n.*linear/w \(0, 8\), expected \(\?, 8\)"):
+        from_haiku({"lstm/linear": {"w": np.ones((0, 8), np.float32), "b": np.ones(8, np.float32)}})
     with pytest.raises(ValueError, match="two entries named ii/kernel"):
         from_flax({"ii": {"kernel": np.ones((2, 2))}, "ii/kernel": np.ones((2, 2))})
     with pytest.raises(ValueError, match="nested deeper than"):

@@ -1,5 +1,6 @@
 """Networks exported to ONNX: onnxruntime and ``unroll`` agree to 1e-5 in float32."""
 
+import errno
 import itertools
 
 import hypothesis
@@ -262,7 +263,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full(*_):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="no space"):

@@ -121,6 +121,14 @@ def with_constant(k, call):
     return [*kept, *twice(k, call)]
 
 
+def twice_in(part):
+    """A model with a tensor, an input or an attribute twice."""
+    model = model_of([rnn()])
+    repeated = getattr(model.graph.node[0] if part == "attribute" else model.graph, part)
+    repeated.append(repeated[0])
+    return model
+
+
 MANY = np.array([10**5, 10**5, 10])
 HOSTILE = {
     "a loop": lambda: model_of([*graph_of("Loop"), rnn()]),
@@ -168,6 +176,9 @@ HOSTILE = {
     "a state of another dtype": lambda: model_of([rnn(h="h")], {"h": np.ones((1, 2, H))}),
     "a cycle": lambda: model_of([op("Identity", ["V"], "W"), op("Identity", ["W"], "V"), rnn()]),
     "one name twice": lambda: model_of([op("Identity", ["R"], "W"), op("Identity", ["R"], "W"), rnn()]),
+    "one tensor twice": lambda: twice_in("initializer"),
+    "one input twice": lambda: twice_in("input"),
+    "one attribute twice": lambda: twice_in("attribute"),
     "a state of another shape": lambda: model_of([rnn(h="h")], {"h": np.ones((2, 1, H), np.float32)}),
 }
 

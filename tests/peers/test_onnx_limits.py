@@ -99,6 +99,11 @@ BEYOND = [
     ("Tile", [floats(1, 1), ints(HUGE, 1)], {}),
     ("Tile", [floats(1, 1), ints(HUGE, 0)], {}),
     ("Tile", [floats(1, 1), ints(HUGE, -1)], {}),
+    # Intermediate values are large, although the result is empty or small.
+    ("Expand", [floats(1, 0), ints(HUGE, 1)], {}),
+    ("Sum", [floats(2**15, 1, 1), floats(1, 2**15, 1), floats(1, 1, 0)], {}),
+    ("ReduceSum", [floats(HUGE, 0), ints(1)], {}),
+    ("Pad", [floats(1), ints(-HUGE, HUGE, 0, 0), floats(), ints(0, 0)], {}),
 ]
 
 
@@ -127,6 +132,23 @@ def test_too_large_values_are_not_computed(name, arrays, attributes):
         tracemalloc.stop()
     assert len(str(error.value)) < 1000
     assert peak < 2 * MIB
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "attribute", "value"),
+    [
+        ("Gather", [floats(1, 100), ints(*[0] * 9)], "axis", numpy_helper.from_array(ints(0)[0])),
+        ("Pad", [floats(1)], "pads", numpy_helper.from_array(ints(HUGE, 0))),
+        ("Cast", [floats(1)], "to", float(onnx.TensorProto.STRING)),
+        ("Split", [floats(4)], "num_outputs", 1.0),
+        ("Unsqueeze", [floats(1), np.arange(100)], "unused", 0),
+    ],
+)
+def test_attributes_are_read_as_they_are_run(name, arrays, attribute, value):
+    """The bound does not read another field of an attribute than the operator does."""
+    node = helper.make_node(name, ["a"], ["output"], **{attribute: value})
+    with pytest.raises(ValueError, match=r"of another type|100 axes"):
+        OUTPUT_SIZES[name](arrays, node)
 
 
 @pytest.mark.filterwarnings("error")

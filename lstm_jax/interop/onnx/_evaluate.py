@@ -18,16 +18,27 @@ ELEMENT_TYPES = (
     "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64",
 )  # fmt: skip
 
+#: The most axes that an array of NumPy has.
+MAX_AXES = 64
+
 #: The inputs of a node; None where an optional one is absent.
 Inputs = Sequence[Any]
 
 
+def _size(shape: Sequence[int]) -> int:
+    """The number of elements, where an axis of size 0 counts as 1.
+
+    Intermediate values may lack that axis: a sum over it is as large as the other axes.
+    """
+    return math.prod(max(size, 1) for size in shape)
+
+
 def _largest(arrays: Inputs, node: Any) -> int:
-    return max((a.size for a in arrays if a is not None), default=0)
+    return max((_size(a.shape) for a in arrays if a is not None), default=0)
 
 
 def _broadcast(arrays: Inputs, node: Any) -> int:
-    return math.prod(np.broadcast_shapes(*(a.shape for a in arrays if a is not None)))
+    return _size(np.broadcast_shapes(*(a.shape for a in arrays if a is not None)))
 
 
 def _concatenated(arrays: Inputs, node: Any) -> int:
@@ -39,24 +50,37 @@ def _filled(arrays: Inputs, node: Any) -> int:
 
 
 def _expanded(arrays: Inputs, node: Any) -> int:
-    return math.prod(np.broadcast_shapes(arrays[0].shape, tuple(map(int, arrays[1]))))
+    return _size(np.broadcast_shapes(arrays[0].shape, tuple(map(int, arrays[1]))))
+
+
+def _unsqueezed(arrays: Inputs, node: Any) -> int:
+    if len(arrays) > 1 and arrays[1].size > MAX_AXES:  # NumPy compares each axis with all others
+        raise ValueError(f"{arrays[1].size:,} axes")
+    return _largest(arrays, node)
+
+
+def _has_type(attribute: Any, name: str, kind: str) -> bool:
+    """Whether an attribute has this name; of another type, it would be read from another field."""
+    if attribute.name == name and attribute.type != attribute.AttributeType.Value(kind):
+        raise ValueError(f"{name} of another type than {kind}")
+    return bool(attribute.name == name)
 
 
 def _gathered(arrays: Inputs, node: Any) -> int:
-    axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+    axis = next((a.i for a in node.attribute if _has_type(a, "axis", "INT")), 0)
     data, indices = arrays
     return indices.size * (data.size // max(data.shape[axis], 1))
 
 
 def _padded(arrays: Inputs, node: Any) -> int:
-    attribute = [list(a.ints) for a in node.attribute if a.name == "pads"]
+    attribute = [list(a.ints) for a in node.attribute if _has_type(a, "pads", "INTS")]
     pads = attribute[0] if attribute else list(map(int, arrays[1]))
     rank = arrays[0].ndim
     axes = [int(axis) % rank for axis in arrays[3]] if len(arrays) > 3 else range(rank)
     shape = list(arrays[0].shape)
     for axis, before, after in zip(axes, pads[: len(axes)], pads[len(axes) :], strict=True):
-        shape[axis] += before + after
-    return math.prod(shape)
+        shape[axis] += max(before, 0) + max(after, 0)  # of an axis given twice, only the last pads count
+    return _size(shape)
 
 
 def _counted(arrays: Inputs, node: Any) -> int:
@@ -70,7 +94,7 @@ def _tiled(arrays: Inputs, node: Any) -> int:
 
 
 def _split(arrays: Inputs, node: Any) -> int:
-    counts = [a.i for a in node.attribute if a.name == "num_outputs"]
+    counts = [a.i for a in node.attribute if _has_type(a, "num_outputs", "INT")]
     if any(count != len(node.output) for count in counts):
         raise ValueError(f"num_outputs={counts[0]} for {len(node.output)} outputs")
     return arrays[0].size
@@ -79,7 +103,8 @@ def _split(arrays: Inputs, node: Any) -> int:
 def _cast(arrays: Inputs, node: Any) -> int:
     from onnx import TensorProto
 
-    if any(a.name == "to" and TensorProto.DataType.Name(a.i) not in ELEMENT_TYPES for a in node.attribute):
+    kinds = [TensorProto.DataType.Name(a.i) for a in node.attribute if _has_type(a, "to", "INT")]
+    if not set(kinds) <= set(ELEMENT_TYPES):
         raise ValueError("a cast to a type that is not a number")
     return arrays[0].size
 
@@ -95,7 +120,7 @@ OUTPUT_SIZES: dict[str, Callable[[Inputs, Any], int]] = {
     **dict.fromkeys(
         ("Abs", "Ceil", "Flatten", "Floor", "Identity", "Neg", "Not", "ReduceMax", "ReduceMean", "ReduceMin",
          "ReduceProd", "ReduceSum", "Reshape", "Round", "Shape", "Sign", "Size", "Slice", "Squeeze",
-         "Transpose", "Unsqueeze"),
+         "Transpose"),
         _largest,
     ),
     **dict.fromkeys(
@@ -113,6 +138,7 @@ OUTPUT_SIZES: dict[str, Callable[[Inputs, Any], int]] = {
     "Range": _counted,
     "Split": _split,
     "Tile": _tiled,
+    "Unsqueeze": _unsqueezed,
 }  # fmt: skip
 
 

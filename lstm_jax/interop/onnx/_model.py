@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import stat
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -133,12 +134,22 @@ class Model:
         return versions[0]
 
     def _check_names(self) -> None:
-        """Every value has one name, nodes come after what they read, and recurrent nodes have weights."""
+        """Names are unique, nodes come after what they read, and recurrent nodes have weights."""
+        for part in (self.graph.input, self.graph.initializer):
+            twice = [name for name, count in Counter(value.name for value in part).items() if count > 1]
+            if twice:
+                raise self.error(
+                    f"{listing(map(repr, twice))} twice",
+                    "one value of each name",
+                    "Check it with onnx.checker.",
+                )
         known = {info.name for info in self.graph.input} | {tensor.name for tensor in self.graph.initializer}
         for node in self.nodes:
             outputs = [name for name in node.output if name]
             if len(set(outputs)) != len(outputs) or not known.isdisjoint(outputs):
                 fault = "computes a value of a name that is taken"
+            elif len({attribute.name for attribute in node.attribute}) < len(node.attribute):
+                fault = "has an attribute twice"
             elif not known.issuperset(filter(None, node.input)):
                 fault = "reads a value that no earlier node computes"
             elif is_recurrent(node) and "" in (list(node.input) + [""] * 3)[:3]:
