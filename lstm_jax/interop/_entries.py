@@ -94,6 +94,12 @@ class Entries:
         """The shape of an entry; () where it is missing."""
         return tuple(self._left[name].shape) if name in self._left else ()
 
+    def text(self, name: str) -> str:
+        """An entry for messages: its name and its shape, or why it is not an array."""
+        array = self._left[name]
+        found = array.reason if isinstance(array, Unreadable) else str(tuple(array.shape))
+        return f"{shorten(name, 60)} {shorten(found, 150)}"
+
     def size(self, *axes: tuple[str, int]) -> int:
         """The most frequent size among axes ``(name, axis)``; 0 where none of the entries has its axis.
 
@@ -125,13 +131,12 @@ class Entries:
 
     def done(self) -> None:
         """Report the entries that were not taken as unexpected."""
-        for name, array in self._left.items():
-            self.faults.add("unexpected", f"{self.where}{name} {tuple(array.shape)}")
+        for name in self._left:
+            self.faults.add("unexpected", f"{self.where}{self.text(name)}")
 
     def unreadable(self, expected: str) -> None:
         """Report shapes from which the sizes of a cell cannot be read."""
-        shapes = [f"{shorten(name, 60)} {self.shape(name)}" for name in self.names()[:6]]
-        got = ", ".join(shapes) or "no entries"
+        got = ", ".join(map(self.text, self.names()[:6])) or "no entries"
         self.faults.add("sizes cannot be read", f"{shorten(self.where + got, 250)}; expected {expected}")
 
 

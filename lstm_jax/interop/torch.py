@@ -21,6 +21,7 @@ from lstm_jax import (
 )
 from lstm_jax._errors import listing, value_error
 from lstm_jax._types import DType, is_float
+from lstm_jax.cells._base import short_value
 from lstm_jax.interop._entries import (
     Entries,
     Faults,
@@ -79,9 +80,10 @@ def from_torch(
 
     Two reparametrizations of a weight are read:
 
-    - weight norm along axis 0 (``torch.nn.utils.parametrizations.weight_norm``, names
+    - weight norm of a matrix, with any ``dim`` (``torch.nn.utils.parametrizations.weight_norm``, names
       ``parametrizations.weight_hh_l0.original0`` and ``original1``, and the older ``weight_norm``, names
-      ``weight_hh_l0_g`` and ``weight_hh_l0_v``): the weight is g v / ||v||, with the norm of each row;
+      ``weight_hh_l0_g`` and ``weight_hh_l0_v``): the weight is g v / ||v||, with the norm over the axes that
+      g does not have;
     - weight drop of AWD-LSTM and fastai (``weight_hh_l0_raw``): this is the weight without dropout. A
       ``weight_hh_l0`` beside it is ignored, because it may hold the values of one training step.
       :class:`lstm_jax.WeightDrop` applies the dropout here.
@@ -139,7 +141,8 @@ def _with_dot(prefix: str) -> str:
 
 def _prefixes(flat: Mapping[str, Any], prefix: str) -> list[str]:
     """Other beginnings of names at which there are recurrent weights."""
-    found = (re.search(r"weight_hh(_l\d+(_reverse)?)?$", name) for name in flat)
+    ends = r"(parametrizations\.)?weight_hh(_l\d+(_reverse)?)?(\..*|_g|_v|_raw|_orig)?$"
+    found = (re.search(rf"(^|(?<=\.)){ends}", name) for name in flat)
     return sorted({match.string[: match.start()] for match in found if match} - {prefix})
 
 
@@ -174,9 +177,10 @@ def _plain_weights(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
             below = {name: value for name, value in below.items() if name not in names.values()}
             below[weight] = computed
     if unknown:
+        found = listing(f"{prefix}{name} {read_array(below[name]).shape}" for name in unknown)
         raise value_error(
-            f"from_torch got {listing(f'{prefix}{name}' for name in unknown)}",
-            "weights as they are, or weight norm along axis 0",
+            f"from_torch got {found}",
+            "weights as they are, or weight norm of matrices",
             "Remove the reparametrization before state_dict(): torch.nn.utils.parametrize."
             "remove_parametrizations(module, name), remove_spectral_norm or prune.remove.",
         )
@@ -184,15 +188,19 @@ def _plain_weights(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _weight_norm(g: Any, v: Any) -> Any:
-    """g v / ||v|| with the norm of each row of v (Salimans & Kingma 2016); None where g is not one a row."""
+    """g v / ||v|| (Salimans & Kingma 2016), with the norm over the axes that g does not have.
+
+    None where g and v are not those of a matrix.
+    """
     if any(isinstance(a, Unreadable) or not is_float(a.dtype) for a in (g, v)):
         return None
-    if v.ndim != 2 or g.shape != (len(v), 1):
+    if v.ndim != 2 or g.shape not in ((), (len(v), 1), (1, v.shape[1])):
         return None
+    axes = (0, 1) if g.ndim == 0 else 1 if g.shape == (len(v), 1) else 0
     xp = np if isinstance(v, np.ndarray) else jnp
     wide = v.astype(np.promote_types(v.dtype, np.float32))
-    with np.errstate(invalid="ignore", divide="ignore"):  # a row of zeros gives NaN, as in PyTorch
-        norm = xp.sqrt(xp.sum(wide * wide, axis=1, keepdims=True))
+    with np.errstate(invalid="ignore", divide="ignore"):  # zeros give NaN, as in PyTorch
+        norm = xp.sqrt(xp.sum(wide * wide, axis=axes, keepdims=True))
         return (g.astype(wide.dtype) / norm * wide).astype(v.dtype)
 
 
@@ -242,7 +250,7 @@ def _sizes(entries: Entries, names: list[str], prefixes: list[str]) -> tuple[int
             return 4, shape[1], shape[0]
         if not any("weight_hr" in other for other in names) and shape[0] in [g * shape[1] for g in CELLS]:
             return shape[0] // shape[1], shape[1], None
-    got = listing(f"{name} {entries.shape(name)}" for name in names if "weight_h" in name)
+    got = ", ".join([entries.text(name) for name in names if "weight_h" in name][:6])
     others = listing((f"prefix={prefix!r}" for prefix in prefixes), limit=3)
     raise value_error(
         f"from_torch got {got or f'no entry {entries.where}weight_hh_l0'}",
@@ -336,12 +344,13 @@ def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
     layers = flatten_layers(
         "to_torch", "torch.nn", network, params, cells=(RNN, LSTM, GRU), options=options, dropout=True
     )
-    first = layers[0].directions
+    first = _hyperparameters(layers[0].directions)
     for layer in layers[1:]:
-        got, expected = (_hyperparameters(directions) for directions in (layer.directions, first))
-        if got != expected:
+        own = _hyperparameters(layer.directions)
+        different = [f"{name}={own[name]} above {first[name]}" for name in own if own[name] != first[name]]
+        if different:
             raise value_error(
-                f"to_torch got {layer.directions[0].where}{got} above a first layer of {expected}",
+                f"to_torch got {layer.directions[0].where}{', '.join(different)}",
                 "layers with the same hyperparameters, because one torch.nn module holds them",
                 "Convert each layer by itself.",
             )
@@ -355,11 +364,14 @@ def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
 
 def _hyperparameters(directions: Any) -> dict[str, Any]:
     cell = directions[0].cell
-    options: dict[str, Any] = {"cell": type(cell).__name__.removesuffix("Variant")}
-    options |= {"hidden_size": cell.hidden_size, "use_bias": cell.use_bias}
-    options |= {"proj_size": cell.proj_size} if isinstance(cell, LSTMVariant) and cell.proj_size else {}
-    options |= {"activation": cell.activation.__name__} if isinstance(cell, RNN) else {}
-    return options | {"directions": len(directions)}
+    return {
+        "cell": type(cell).__name__.removesuffix("Variant"),
+        "hidden_size": cell.hidden_size,
+        "use_bias": cell.use_bias,
+        "proj_size": cell.proj_size if isinstance(cell, LSTMVariant) else None,
+        "activation": short_value(cell.activation) if isinstance(cell, RNN) else None,
+        "directions": len(directions),
+    }
 
 
 def _write(params: Any) -> dict[str, Any]:

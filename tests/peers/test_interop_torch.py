@@ -164,12 +164,39 @@ def test_weight_norm(old):
     np.testing.assert_allclose(lstm_jax.unroll(network, params, jnp.asarray(xs))[1], ys, rtol=1e-10)
 
 
-@pytest.mark.parametrize("dim", [None, 1])
-def test_weight_norm_along_another_axis(dim):
+@pytest.mark.parametrize("dim", [None, 0, 1])
+@pytest.mark.parametrize("name", ["weight_hh_l0", "weight_ih_l0"])
+@pytest.mark.parametrize("H", [1, 4])
+def test_weight_norm_along_any_axis(dim, name, H):
+    module = torch.nn.RNN(1, H, dtype=torch.float64)
+    torch.nn.utils.parametrizations.weight_norm(module, name, dim=dim)
+    with torch.no_grad():
+        module.parametrizations[name].original0.mul_(1.5)
+    _, params = from_torch(module.state_dict(), activation="tanh")
+    weight = params.w_hh if "hh" in name else params.w_ih
+    np.testing.assert_allclose(weight.T, getattr(module, name).detach().numpy(), rtol=1e-14)
+
+
+def test_weight_norm_of_a_bias():
     module = torch.nn.LSTM(3, 4)
-    torch.nn.utils.parametrizations.weight_norm(module, "weight_hh_l0", dim=dim)
-    with pytest.raises(ValueError, match=r"weight_hh_l0\.original0.*axis 0.*remove_parametrizations"):
+    torch.nn.utils.parametrizations.weight_norm(module, "bias_hh_l0")
+    with pytest.raises(ValueError, match=r"bias_hh_l0\.original0 \(16,\).*matrices.*remove_parametrizations"):
         from_torch(module.state_dict())
+
+
+@pytest.mark.parametrize("norm", ["weight_norm", "spectral_norm"])
+def test_the_prefix_of_a_reparametrized_module(norm):
+    """Without ``prefix=``, the message gives it."""
+    whole = torch.nn.ModuleDict({"encoder": torch.nn.GRU(3, 4)})
+    getattr(torch.nn.utils.parametrizations, norm)(whole["encoder"], "weight_hh_l0")
+    with pytest.raises(ValueError, match=r"There are recurrent weights with prefix='encoder\.'"):
+        from_torch(whole.state_dict())
+
+
+def test_tensors_that_numpy_cannot_read():
+    state_dict = torch.nn.LSTM(3, 4, device="meta").state_dict()
+    with pytest.raises(ValueError, match=r"weight_hh_l0 of type Tensor, which NumPy cannot read .*no data"):
+        from_torch(state_dict)
 
 
 def test_other_reparametrizations():
