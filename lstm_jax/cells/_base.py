@@ -37,6 +37,8 @@ class BaseCell:
     #: ``recur`` and ``emit`` are affine, as :class:`SplitCell` requires. None: unknown, so the fused scan
     #: tests it while tracing.
     affine_recurrence: bool | None = True
+    #: The pre-activation that ``recur`` returns depends on the carry.
+    recur_reads_carry: bool = True
     #: The cell has ``coefficients`` (:class:`ParallelCell`).
     linear_recurrence: bool = False
     #: The cell has ``head_size`` and ``update_chunk``, which computes a chunk of steps by matrix products.
@@ -405,6 +407,18 @@ def short_value(value: Any) -> str:
     return value.name if isinstance(value, np.dtype) else repr(value)
 
 
+def _with_options(cell: Any, other: Any) -> str:
+    """The name of a cell, with the options that are neither their defaults nor those of another cell."""
+    fields = dataclasses.fields(cell) if dataclasses.is_dataclass(cell) else ()
+    shown = [
+        f"{field.name}={short_value(getattr(cell, field.name))}"
+        for field in fields
+        if field.default is not dataclasses.MISSING
+        and getattr(cell, field.name) not in (field.default, getattr(other, field.name, field.default))
+    ]
+    return label(cell) + (f" with {listing(shown)}" if shown else "")
+
+
 def differences(a: Any, b: Any) -> str:
     """The fields in which two cells differ, for messages.
 
@@ -413,9 +427,11 @@ def differences(a: Any, b: Any) -> str:
     'hidden_size=4 and 5, use_bias=True and False'
     >>> differences(lstm_jax.LSTM(3, 4), lstm_jax.GRU(3, 4))
     'LSTM and GRU'
+    >>> differences(lstm_jax.LSTM(3, 4), lstm_jax.LSTMVariant(3, 4, activation="relu"))
+    'LSTM and LSTMVariant with activation=relu'
     """
     if type(a) is not type(b) or not dataclasses.is_dataclass(a):
-        return f"{label(a)} and {label(b)}"
+        return f"{_with_options(a, b)} and {_with_options(b, a)}"
     found = []
     for field in dataclasses.fields(a):
         left, right = getattr(a, field.name), getattr(b, field.name)

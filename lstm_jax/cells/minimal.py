@@ -143,6 +143,7 @@ class _MinimalCell(VectorCell):
     """Base class of the minimal cells: one matrix, no recurrent weights, one state."""
 
     linear_recurrence = True
+    recur_reads_carry = False
     params_type: ClassVar[Any]
     parts: ClassVar[int]  # gates and candidate
 

@@ -268,6 +268,7 @@ class MLSTM(BaseCell):
 
     #: :meth:`update_chunk` computes many steps at once.
     chunks = True
+    recur_reads_carry = False
 
     @property
     def output_size(self) -> int:

@@ -84,6 +84,11 @@ class Wrapper(BaseCell):
         return self.inner.affine_recurrence
 
     @property
+    def recur_reads_carry(self) -> bool:  # type: ignore[override]
+        """That of the wrapped cell."""
+        return self.inner.recur_reads_carry
+
+    @property
     def update_reads_params(self) -> bool | None:  # type: ignore[override]
         """That of the wrapped cell."""
         return self.inner.update_reads_params

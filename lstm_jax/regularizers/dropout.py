@@ -38,7 +38,8 @@ class VariationalDropout(Wrapper):
         recurrent: rate at which units of h are dropped.
 
     Raises:
-        ValueError: a rate is not in [0, 1), or ``recurrent`` is given for a cell that does not split.
+        ValueError: a rate is not in [0, 1), or ``recurrent`` is given for a cell that does not split or has
+            no recurrent product (MinGRU, MinLSTM, MLSTM).
 
     >>> import jax, jax.numpy as jnp, lstm_jax
     >>> cell = VariationalDropout(lstm_jax.LSTM(3, 8), inputs=0.2, recurrent=0.5)
@@ -59,7 +60,14 @@ class VariationalDropout(Wrapper):
         check_wrapped("VariationalDropout", self.cell)
         for name in ("inputs", "recurrent"):
             check_rate(self, name)
-        if self.recurrent and not as_base_cell(self.cell).splits:
+        cell = as_base_cell(self.cell)
+        if self.recurrent and not cell.recur_reads_carry:
+            raise value_error(
+                f"VariationalDropout got recurrent={self.recurrent} for {cell.describe()}",
+                "a cell with a product of h and recurrent weights, which this one does not have",
+                "Use only inputs=, or lstm_jax.Zoneout.",
+            )
+        if self.recurrent and not cell.splits:
             raise value_error(
                 f"VariationalDropout got recurrent={self.recurrent} for {type(self.cell).__name__}",
                 "a cell with project, recur and update",

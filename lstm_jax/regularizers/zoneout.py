@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from lstm_jax._errors import is_number, value_error
 from lstm_jax._random import bernoulli
 from lstm_jax._types import Array, Carry, Params
+from lstm_jax.cells._base import label
 from lstm_jax.regularizers._wrapper import (
     Noise,
     Wrapper,
@@ -106,6 +107,12 @@ class Zoneout(Wrapper):
 
     def _rates(self, carry: Carry) -> tuple[float, ...]:
         count = len(jax.tree.leaves(carry))
+        if not count and self.draws_step:
+            raise value_error(
+                f"Zoneout got rates={self.rates} for {label(self.cell)}, whose carry is empty",
+                "a cell with a state",
+                "Leave Zoneout out, or use lstm_jax.VariationalDropout(cell, inputs=...).",
+            )
         if not isinstance(self.rates, tuple):
             return (self.rates,) * count
         if len(self.rates) != count:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 import lstm_jax
-from lstm_jax.cells._base import as_base_cell
+from lstm_jax.cells._base import UserCell, as_base_cell
 from lstm_jax.unrolling.fused_scan import not_affine_reason
 
 NETWORKS = {case.name: case.build(param_dtype="float32") for case in cell_cases.BY_NAME.values()} | {
@@ -73,6 +73,12 @@ def test_the_attributes_of_built_in_cells_agree_with_their_programs(which):
     reason = not_affine_reason(cell, params, carry, u)
     if cell.affine_recurrence is not None:
         assert cell.affine_recurrence == (reason is None), reason
+    recur = jax.make_jaxpr(cell.recur)(params, carry, u).jaxpr
+    first = len(jax.tree.leaves(params))
+    states = set(map(id, recur.invars[first : first + len(jax.tree.leaves(carry))]))
+    read = {id(v) for equation in recur.eqns for v in equation.invars}
+    if not isinstance(cell, UserCell):
+        assert cell.recur_reads_carry == bool(states & read)
     if cell.update_reads_params is False:
         z = jax.eval_shape(cell.recur, params, carry, u)
 

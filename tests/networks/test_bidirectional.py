@@ -7,7 +7,20 @@ import pytest
 from helpers import assert_raises, assert_same, random_arrays, random_params, zero_params
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, MinGRU, Readout, Stack, WeightDrop, unroll
+from lstm_jax import (
+    GRU,
+    LSTM,
+    RNN,
+    Bidirectional,
+    GRUVariant,
+    LSTMVariant,
+    MinGRU,
+    Readout,
+    Stack,
+    WeightDrop,
+    Zoneout,
+    unroll,
+)
 from lstm_jax._flax import swap_carry_order
 from lstm_jax.cells._base import compute_form, flatten
 from lstm_jax.interop import from_flax, to_cudnn, to_flax, to_keras, to_torch
@@ -115,6 +128,19 @@ def test_noise_in_one_direction():
     np.testing.assert_allclose(quiet[..., :H], noisy[..., :H], rtol=1e-6, atol=1e-6)
     assert network.has_noise
     assert np.abs(quiet[..., H:] - noisy[..., H:]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("backward", "words"),
+    [
+        (LSTMVariant(D, H, activation="relu"), "LSTM and LSTMVariant with activation=relu"),
+        (Zoneout(LSTM(D, H), 0.5), "LSTM and Zoneout"),
+        (LSTM(D, H, use_bias=False), "use_bias=True and False"),
+    ],
+)
+def test_the_fields_in_which_two_cells_differ(backward, words):
+    network = Bidirectional(LSTM(D, H), backward=backward)
+    assert flatten(network, False) == f"its two directions have different cells: {words}"
 
 
 def test_cudnn_gives_its_reason():

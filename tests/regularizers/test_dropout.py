@@ -9,7 +9,19 @@ from cell_case import D
 from helpers import assert_raises
 
 import lstm_jax
-from lstm_jax import GRU, LSTM, RNN, CandidateDropout, LSTMVariant, VariationalDropout, unroll
+from lstm_jax import (
+    GRU,
+    LSTM,
+    MLSTM,
+    RNN,
+    CandidateDropout,
+    LSTMVariant,
+    MinGRU,
+    MinLSTM,
+    VariationalDropout,
+    WeightDrop,
+    unroll,
+)
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
 
@@ -73,6 +85,13 @@ ERRORS = {
         lambda: VariationalDropout(user_cells.Leaky(), recurrent=0.5),
         "recurrent=0.5 for Leaky; expected a cell with project, recur and update",
     ),
+    **{
+        f"no recurrent product in {cell.__name__}": (
+            lambda cell=cell: VariationalDropout(WeightDrop(cell(3, 4), 0.5), recurrent=0.5),
+            f"recurrent=0.5 for WeightDrop({cell.__name__}(3 -> 4)); expected a cell with a product of h and",
+        )
+        for cell in (MinGRU, MinLSTM, MLSTM)
+    },
     "cell without a candidate": (
         lambda: CandidateDropout(RNN(D, H), 0.5),
         "CandidateDropout got a RNN; expected a cell whose update",

@@ -59,9 +59,7 @@ NOISY = {
     "leaky": LeakyRNN(D, H, noise=0.5, **WIDE),
     "zoneout_leaky": Zoneout(LeakyRNN(D, H, noise=0.5, form="rate", **WIDE), rates=0.5),
     "user": Zoneout(user_cells.Leaky("float64"), rates=(0.5, 0.0)),
-    "minimal": VariationalDropout(
-        WeightDrop(MinGRU(D, H, **WIDE), 0.3, weights=("w_ih",)), inputs=0.3, recurrent=0.3
-    ),
+    "minimal": VariationalDropout(WeightDrop(MinGRU(D, H, **WIDE), 0.3, weights=("w_ih",)), inputs=0.3),
     "readout": VariationalDropout(Readout(D, H, **WIDE), inputs=0.5),
 }
 EVERY = pytest.mark.parametrize("name", NOISY)

@@ -8,7 +8,7 @@ import pytest
 from cell_case import D
 from helpers import assert_raises, assert_same, random_arrays, random_params
 
-from lstm_jax import LSTM, Stack, Zoneout, unroll
+from lstm_jax import LSTM, Readout, Stack, Zoneout, unroll
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
 
@@ -72,6 +72,10 @@ ERRORS = {
     "rate of True": (lambda: Zoneout(CELL, rates=(0.1, True)), "Zoneout got rates=(0.1, True)"),
     "class": (lambda: Zoneout(LSTM, rates=0.5), "a cell: an object with init"),
     "network": (lambda: Zoneout(Stack((CELL,)), rates=0.5), "Zoneout got a Stack; expected a cell."),
+    "cell without a state": (
+        lambda: unroll(Zoneout(Readout(D, H, **WIDE), rates=0.5), *arguments(Readout(D, H, **WIDE))),
+        "Zoneout got rates=0.5 for Readout, whose carry is empty; expected a cell with a state",
+    ),
     "number of rates": (
         lambda: unroll(Zoneout(CELL, rates=(0.1, 0.2, 0.3)), *arguments(CELL)),
         "Zoneout got 3 rates for a carry of 2 states",
