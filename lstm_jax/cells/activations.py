@@ -37,6 +37,13 @@ ACTIVATIONS: dict[str, Activation] = {
     "leaky_relu": jax.nn.leaky_relu,
     "gelu": jax.nn.gelu,
     "silu": jax.nn.silu,
+    "relu6": jax.nn.relu6,
+    "celu": jax.nn.celu,
+    "mish": jax.nn.mish,
+    "hard_silu": jax.nn.hard_silu,
+    "log_sigmoid": jax.nn.log_sigmoid,
+    "squareplus": jax.nn.squareplus,
+    "exponential": jnp.exp,
 }
 #: Other functions and names that mean one of the above.
 _SAME: dict[Any, Activation] = {jax.nn.sigmoid: sigmoid, jax.nn.tanh: jnp.tanh, jax.nn.identity: identity}

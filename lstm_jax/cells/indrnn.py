@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_function, check_key
+from lstm_jax._errors import check_key
 from lstm_jax._types import Array, DType, Initializer, exportable, state_dtype
 from lstm_jax.cells import _init
 from lstm_jax.cells._base import VectorCell
 from lstm_jax.cells._checks import axis_size, check_carry, check_input, check_params, check_type, normalise
 from lstm_jax.cells._linear import add_bias, expand_rank, matmul
-from lstm_jax.cells.rnn import Activation
+from lstm_jax.cells.activations import Activation, canonical_activations
 
 
 def unit_uniform(key: Array, shape: Sequence[int], dtype: DType = jnp.float32) -> Array:
@@ -86,7 +86,8 @@ class IndRNN(VectorCell):
     Args:
         input_size: D, features of one input.
         hidden_size: H, units of h.
-        activation: f. Functions compare by identity, so pass a named function rather than a lambda.
+        activation: f, or one of the names in ``lstm_jax.cells.activations``. Functions compare by identity,
+            so pass a named function rather than a lambda.
         use_bias: whether there is a bias b.
         learn_initial_carry: keep h_0 among the parameters instead of zeros.
         w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called with shapes (D, H),
@@ -109,7 +110,7 @@ class IndRNN(VectorCell):
     input_size: int
     hidden_size: int
     _: KW_ONLY
-    activation: Activation = jax.nn.relu
+    activation: Activation | str = jax.nn.relu
     use_bias: bool = True
     learn_initial_carry: bool = False
     w_ih_init: Initializer = _init.glorot_uniform
@@ -120,7 +121,7 @@ class IndRNN(VectorCell):
 
     def __post_init__(self) -> None:
         normalise(self, "input_size", "hidden_size")
-        check_function("IndRNN", "activation", self.activation)
+        canonical_activations(self, "activation")
 
     @property
     def param_shapes(self) -> Any:
@@ -147,5 +148,5 @@ class IndRNN(VectorCell):
 
     def update(self, params: IndRNNParams, carry: Array, z: Array, noise: None = None) -> tuple[Array, Array]:
         """f of the pre-activation."""
-        h = self.activation(z).astype(carry.dtype)
+        h = self.activation(z).astype(carry.dtype)  # type: ignore[operator]
         return h, h

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_choice, check_float, check_function, is_number, value_error
+from lstm_jax._errors import check_choice, check_float, is_number, value_error
 from lstm_jax._random import normal
 from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
 from lstm_jax.cells import _init
 from lstm_jax.cells._base import VectorCell
 from lstm_jax.cells._checks import axis_size, check_carry, check_input, check_params, check_type, normalise
 from lstm_jax.cells._linear import add_bias, expand_rank, matmul
-from lstm_jax.cells.rnn import Activation
+from lstm_jax.cells.activations import Activation, canonical_activations
 
 FORMS = ("current", "rate")
 INTEGRATIONS = ("euler", "exponential")
@@ -189,7 +189,8 @@ class LeakyRNN(VectorCell):
             with :math:`\alpha = 1 - e^{-dt / \tau}`.
         form: ``"current"`` (Song et al. 2016) or ``"rate"`` (Yang et al. 2019).
         noise: :math:`\sigma`, the standard deviation of the noise; 0: no noise.
-        activation: f. Functions compare by identity, so pass a named function rather than a lambda.
+        activation: f, or one of the names in ``lstm_jax.cells.activations``. Functions compare by identity,
+            so pass a named function rather than a lambda.
         use_bias: whether there is a bias b.
         learn_initial_carry: keep v_0 (in the form "rate" r_0) among the parameters instead of zeros.
         w_ih_init, w_hh_init, bias_init: functions as in ``jax.nn.initializers``, called with shapes (D, H),
@@ -222,7 +223,7 @@ class LeakyRNN(VectorCell):
     integration: str = "euler"
     form: str = "current"
     noise: float = 0.0
-    activation: Activation = jnp.tanh
+    activation: Activation | str = jnp.tanh
     use_bias: bool = True
     learn_initial_carry: bool = False
     w_ih_init: Initializer = _init.glorot_uniform
@@ -233,7 +234,7 @@ class LeakyRNN(VectorCell):
 
     def __post_init__(self) -> None:
         normalise(self, "input_size", "hidden_size")
-        check_function("LeakyRNN", "activation", self.activation)
+        canonical_activations(self, "activation")
         _check_dynamics(
             "LeakyRNN", self.form, self.integration, self.tau, self.dt, "noise", self.noise, self.learn_tau
         )
@@ -283,7 +284,7 @@ class LeakyRNN(VectorCell):
         if self.form == "rate":
             return _init.initial_state(self, batch_shape, row, r_dtype, learned)
         v = _init.initial_state(self, batch_shape, row, v_dtype, learned)
-        return v, self.activation(v).astype(r_dtype)
+        return v, self.activation(v).astype(r_dtype)  # type: ignore[operator]
 
     def draw(self, key: Array, carry: LeakyRNNCarry) -> Array | None:
         """Per-step noise: standard normal numbers in the shape of the state; None if noise=0."""
@@ -298,7 +299,7 @@ class LeakyRNN(VectorCell):
     ) -> tuple[LeakyRNNCarry, Array]:
         """Leak, noise and f."""
         alpha = _alpha(self.integration, self.tau, self.dt, params.log_tau)
-        return _update("LeakyRNN", self.form, self.activation, alpha, self.noise, carry, z, noise)
+        return _update("LeakyRNN", self.form, self.activation, alpha, self.noise, carry, z, noise)  # type: ignore[arg-type]
 
 
 # --- validation ---------------------------------------------------------------------------------

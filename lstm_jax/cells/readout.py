@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_function, check_key
+from lstm_jax._errors import check_key
 from lstm_jax._types import Array, DType, Initializer, exportable, promote
 from lstm_jax.cells import _init
 from lstm_jax.cells._base import BaseCell
 from lstm_jax.cells._checks import check_input, check_params, normalise
 from lstm_jax.cells._linear import add_bias, matmul
-from lstm_jax.cells.activations import Activation, identity
+from lstm_jax.cells.activations import Activation, canonical_activations, identity
 
 
 @exportable
@@ -36,7 +36,7 @@ class Readout(BaseCell):
     Args:
         input_size: H, features of the hidden state.
         output_size: O, features of the output.
-        activation: g, by default the identity.
+        activation: g, or one of the names in ``lstm_jax.cells.activations``.
         use_bias: whether there is a bias b.
         w_init, bias_init: functions as in ``jax.nn.initializers``, called with (H, O) and (O,).
         param_dtype: dtype of the parameters.
@@ -54,7 +54,7 @@ class Readout(BaseCell):
     input_size: int
     output_size: int
     _: KW_ONLY
-    activation: Activation = identity
+    activation: Activation | str = identity
     use_bias: bool = True
     w_init: Initializer = _init.glorot_uniform
     bias_init: Initializer = _init.zeros
@@ -66,7 +66,7 @@ class Readout(BaseCell):
 
     def __post_init__(self) -> None:
         normalise(self, "input_size", "output_size")
-        check_function("Readout", "activation", self.activation)
+        canonical_activations(self, "activation")
 
     @property
     def param_shapes(self) -> Any:
@@ -92,7 +92,8 @@ class Readout(BaseCell):
         sizes = f"H={self.input_size}, O={self.output_size}"
         check_params("Readout", params, self.param_shapes, sizes)
         dtype = promote(h.dtype, params.w.dtype) if self.dtype is None else self.dtype
-        return self.activation(add_bias(matmul(h, params.w, dtype), params.bias).astype(dtype))
+        z = add_bias(matmul(h, params.w, dtype), params.bias).astype(dtype)
+        return self.activation(z)  # type: ignore[operator]
 
     def initial_carry(
         self, batch_shape: Sequence[int] = (), params: ReadoutParams | None = None

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from lstm_jax._errors import check_function
 from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
 from lstm_jax.cells import _init
 from lstm_jax.cells._base import VectorCell
 from lstm_jax.cells._checks import check_carry, check_head_params, check_heads, check_input, normalise
 from lstm_jax.cells._linear import add_bias, head_matmul, head_shape, matmul
-
-Activation = Callable[[Array], Array]
+from lstm_jax.cells.activations import Activation, canonical_activations
 
 
 @exportable
@@ -71,7 +68,8 @@ class RNN(VectorCell):
     Args:
         input_size: D, features of one input.
         hidden_size: H, units of h.
-        activation: f. Functions compare by identity, so pass a named function rather than a lambda.
+        activation: f, or one of the names in ``lstm_jax.cells.activations``. Functions compare by identity,
+            so pass a named function rather than a lambda.
         heads: diagonal blocks of w_hh, a divisor of H.
         use_bias: whether there is a bias b.
         learn_initial_carry: keep h_0 among the parameters instead of zeros.
@@ -93,7 +91,7 @@ class RNN(VectorCell):
     input_size: int
     hidden_size: int
     _: KW_ONLY
-    activation: Activation = jnp.tanh
+    activation: Activation | str = jnp.tanh
     heads: int = 1
     use_bias: bool = True
     learn_initial_carry: bool = False
@@ -106,7 +104,7 @@ class RNN(VectorCell):
     def __post_init__(self) -> None:
         normalise(self, "input_size", "hidden_size", "heads")
         check_heads("RNN", self.heads, {"hidden_size": self.hidden_size})
-        check_function("RNN", "activation", self.activation)
+        canonical_activations(self, "activation")
 
     @property
     def param_shapes(self) -> Any:
@@ -128,5 +126,5 @@ class RNN(VectorCell):
 
     def update(self, params: RNNParams, carry: Array, z: Array, noise: None = None) -> tuple[Array, Array]:
         """f of the pre-activation."""
-        h = self.activation(z).astype(carry.dtype)
+        h = self.activation(z).astype(carry.dtype)  # type: ignore[operator]
         return h, h

@@ -57,7 +57,8 @@ def gelu(x: Array) -> Array:
 
 
 #: Keras' activations by the names in Keras. Two of these names mean other functions in ``jax.nn``.
-KERAS_ACTIVATIONS = ACTIVATIONS | {"leaky_relu": leaky_relu, "gelu": gelu, "swish": jax.nn.silu}
+KERAS_ACTIVATIONS = ACTIVATIONS | {"leaky_relu": leaky_relu, "gelu": gelu}
+KERAS_ACTIVATIONS |= {"swish": jax.nn.silu, "hard_swish": jax.nn.hard_silu}
 #: Keras' ``merge_mode``, and its name in ``lstm_jax.Bidirectional``.
 MERGES = {"concat": "concat", "sum": "sum", "ave": "mean", "mul": "product"}
 NAMES = ("kernel", "recurrent_kernel", "bias")

@@ -138,12 +138,12 @@ ERRORS = {
     "the name of an initialiser": (
         lambda: LSTM(D, H, w_ih_init="glorot"),
         "w_ih_init='glorot'",
-        "a function",
+        "Give w_ih_init=jax.nn.initializers",
     ),
-    "the name of an activation": (lambda: RNN(D, H, activation="tanh"), "activation='tanh'", "a function"),
-    "the name of a readout's activation": (
-        lambda: Readout(D, H, activation="relu"),
-        "activation='relu'",
+    "an unknown activation": (lambda: RNN(D, H, activation="tan"), "activation='tan'", "a function"),
+    "an unknown activation of a readout": (
+        lambda: Readout(D, H, activation="softmin"),
+        "activation='softmin'",
         "a function",
     ),
     "init without a key": (lambda: LSTM_CELL.init(0), "LSTM.init got key=0", "one PRNG key"),

@@ -72,7 +72,7 @@ ERRORS = {
         lambda: IndRNN(D, H).step(IndRNN(D, H).init(KEY), jnp.ones(H), X),
         "IndRNN.step got h of shape (4,)",
     ),
-    "indrnn: activation": (lambda: IndRNN(D, H, activation="relu"), "IndRNN got activation='relu'"),
+    "indrnn: activation": (lambda: IndRNN(D, H, activation="relux"), "IndRNN got activation='relux'"),
 }
 
 

@@ -288,7 +288,7 @@ ERRORS = {
         "integration='exponential'",
     ),
     "a size of 0": (lambda: LeakyRNN(3, 0), "LeakyRNN got hidden_size=0", "1 or more"),
-    "an activation's name": (lambda: LeakyRNN(3, 2, activation="relu"), "activation='relu'", "a function"),
+    "an unknown activation": (lambda: LeakyRNN(3, 2, activation="relux"), "activation='relux'", "a function"),
     "init without a key": (lambda: CELL.init(1), "LeakyRNN.init got key=1", "one PRNG key"),
     "an initial carry of a number": (lambda: CELL.initial_carry(4), "batch_shape=4", "tuple"),
     "half a carry": (lambda: CELL.step(PARAMS, STATE, X), "LeakyRNN.step got a carry of 1 parts", "(v, r)"),

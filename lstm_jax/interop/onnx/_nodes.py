@@ -17,7 +17,7 @@ import numpy as np
 from lstm_jax._errors import value_error
 from lstm_jax._types import Array
 from lstm_jax.cells._base import short_value
-from lstm_jax.cells._linear import head_shape
+from lstm_jax.cells._linear import head_shape, sigmoid
 from lstm_jax.cells.activations import identity
 from lstm_jax.cells.gru import GRU, GRUParams
 from lstm_jax.cells.gru_variant import GRUVariant
@@ -51,7 +51,7 @@ READOUTS: list[tuple[Callable[[Array], Array], str]] = [
     (identity, ""),
     (jnp.tanh, "Tanh"),
     (jax.nn.relu, "Relu"),
-    (jax.nn.sigmoid, "Sigmoid"),
+    (sigmoid, "Sigmoid"),
     (jax.nn.softmax, "Softmax"),
     (jax.nn.log_softmax, "LogSoftmax"),
 ]
