@@ -122,10 +122,11 @@ def check_float(owner: str, name: str, value: Any) -> None:
 def check_function(owner: str, name: str, value: Any) -> None:
     """Something that can be called and hashed."""
     if not callable(value):
+        example = "jax.nn.initializers.zeros" if name.endswith("_init") else "jnp.tanh"
         raise value_error(
             f"{owner} got {name}={value!r}",
             "a function",
-            f"Give {name}=jnp.tanh, or another function of an array.",
+            f"Give {name}={example}, or another function.",
         )
 
 

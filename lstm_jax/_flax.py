@@ -88,7 +88,7 @@ def make_cell(
         hint = f"The options are {', '.join(names)}."
         if unknown[0] in UNSUPPORTED:
             hint = UNSUPPORTED[unknown[0]]
-        elif variant and {field.name for field in dataclasses.fields(variant)} & set(unknown):
+        elif variant and unknown[0] in {field.name for field in dataclasses.fields(variant)[2:]}:
             hint = f"Use {module}(lstm_jax.{variant.__name__}({unknown[0]}=...)), which has it."
         raise value_error(f"{owner} got {listing(unknown)}", f"options of lstm_jax.{kind.__name__}", hint)
     activations = {name: chosen.pop(name) for name in ACTIVATIONS if variant and name in chosen}
@@ -260,7 +260,6 @@ def unroll_module(
     time_major: bool = False,
     return_carry: bool = False,
     keep_order: bool | None = None,
-    scan_unroll: int = 1,
     seq_lengths: Any = None,
     mask: Array | None = None,
     resets: Array | None = None,
@@ -280,12 +279,6 @@ def unroll_module(
             f"{owner} got reverse=True and keep_order=False",
             "keep_order=True: outputs stay aligned with the inputs",
             "Flip the outputs (jnp.flip along the time axis) where you need them in reversed order.",
-        )
-    if scan_unroll != 1:
-        raise value_error(
-            f"{owner} got unroll={scan_unroll!r}",
-            "unroll=1: the loop computes one step in each iteration",
-            "Leave it out (results do not depend on it), or use Cell in Flax's RNN.",
         )
     steps_shape = tuple(inputs.shape[: inputs.ndim - as_base_cell(network).event_ndim])
     for name, flags in (("mask", mask), ("resets", resets)):

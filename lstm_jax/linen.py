@@ -22,7 +22,7 @@ an array; the names are those of its axes, so they do not depend on the number o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -48,6 +48,7 @@ from lstm_jax._flax import (
 from lstm_jax._types import Array, Carry, DType, Initializer, Params
 from lstm_jax.cells._base import as_base_cell, compute_form
 from lstm_jax.cells._named import flatten_params, unflatten_params
+from lstm_jax.cells.activations import Activation
 from lstm_jax.unrolling.validation import check_cell
 
 # --- parameters ----------------------------------------------------------------------------------
@@ -145,7 +146,8 @@ class _NetworkAttribute(nn.Module):
 class _CellAttributes(nn.Module):
     """Base class of modules that are named after a cell; None: the cell's default.
 
-    ``kernel_init`` and ``w_ih_init`` mean the same, and so do ``recurrent_kernel_init`` and ``w_hh_init``.
+    Two names mean the same: ``kernel_init`` and ``w_ih_init``, ``recurrent_kernel_init`` and ``w_hh_init``,
+    ``activation_fn`` and ``activation``, ``gate_fn`` and ``recurrent_activation``.
     """
 
     features: int
@@ -156,7 +158,8 @@ class _CellAttributes(nn.Module):
     w_ih_init: Initializer | None = None
     w_hh_init: Initializer | None = None
     bias_init: Initializer | None = None
-    activation_fn: Callable[[Array], Array] | None = None
+    activation_fn: Activation | str | None = None
+    activation: Activation | str | None = None
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
@@ -178,7 +181,8 @@ class _LSTMAttributes(_CellAttributes):
     kind = lstm_jax.LSTM
 
     forget_bias: float = 1.0
-    gate_fn: Callable[[Array], Array] | None = None
+    gate_fn: Activation | str | None = None
+    recurrent_activation: Activation | str | None = None
 
 
 class _GRUAttributes(_CellAttributes):
@@ -186,7 +190,8 @@ class _GRUAttributes(_CellAttributes):
 
     kind = lstm_jax.GRU
 
-    gate_fn: Callable[[Array], Array] | None = None
+    gate_fn: Activation | str | None = None
+    recurrent_activation: Activation | str | None = None
 
 
 class _RNNAttributes(_CellAttributes):
@@ -194,7 +199,6 @@ class _RNNAttributes(_CellAttributes):
 
     kind = lstm_jax.RNN
 
-    activation: Callable[[Array], Array] | None = None
     heads: int = 1
     residual: bool = False
 
@@ -277,8 +281,8 @@ class LSTMCell(_NamedCellBase, _LSTMAttributes):
         use_bias, forget_bias, learn_initial_carry, w_ih_init, w_hh_init, bias_init, param_dtype, dtype: as in
             :class:`lstm_jax.LSTM`.
         kernel_init, recurrent_kernel_init: Flax's names for ``w_ih_init`` and ``w_hh_init``.
-        activation_fn, gate_fn: the ``activation`` and ``recurrent_activation`` of
-            :class:`lstm_jax.LSTMVariant`.
+        activation, recurrent_activation: as in :class:`lstm_jax.LSTMVariant`.
+        activation_fn, gate_fn: Flax's names for ``activation`` and ``recurrent_activation``.
 
     >>> cell, x = LSTMCell(features=8, forget_bias=0.0), jnp.ones((4, 3))
     >>> carry = cell.initialize_carry(jax.random.key(0), x.shape)
@@ -300,7 +304,7 @@ class GRUCell(_NamedCellBase, _GRUAttributes):
 class SimpleCell(_NamedCellBase, _RNNAttributes):
     """:class:`lstm_jax.RNN` as a replacement for ``nn.SimpleCell``; attributes as for :class:`LSTMCell`.
 
-    ``activation_fn`` and ``activation`` mean the same.
+    There is no ``gate_fn``.
 
     >>> model = nn.RNN(SimpleCell(8, activation_fn=jax.nn.relu))
     >>> model.init_with_output(jax.random.key(0), jnp.ones((4, 10, 3)))[0].shape
@@ -380,7 +384,6 @@ class _SequenceBase(nn.Module):
             return_carry=self.return_carry if return_carry is None else return_carry,
             reverse=self.reverse if reverse is None else reverse,
             keep_order=self.keep_order if keep_order is None else keep_order,
-            scan_unroll=self.unroll,
             seq_lengths=seq_lengths,
             mask=mask,
             resets=resets,
@@ -427,7 +430,8 @@ class Recurrent(_SequenceBase, _NetworkAttribute):
         reverse: run from the last valid step to the first.
         keep_order: outputs of a reverse run stay aligned with the inputs. False, Flax's default, is an error
             with ``reverse``.
-        unroll: 1; Flax's other values do not change results.
+        unroll: accepted as in Flax's RNN, where it changes the compiled loop and not the results; it has no
+            effect.
         deterministic: no noise, as with ``nn.Dropout``.
 
     >>> network = lstm_jax.Stack((lstm_jax.MinGRU(3, 8), lstm_jax.LSTM(8, 8)), dropout=0.5)

@@ -275,7 +275,8 @@ class Recurrent(Parameters):
         reverse: run from the last valid step to the first.
         keep_order: outputs of a reverse run stay aligned with the inputs. False, Flax's default, is an error
             with ``reverse``.
-        unroll: 1; Flax's other values do not change results.
+        unroll: accepted as in Flax's RNN, where it changes the compiled loop and not the results; it has no
+            effect.
         deterministic: no noise, as with ``nnx.Dropout``.
         rngs: the streams ``params`` and ``dropout``.
 
@@ -305,7 +306,7 @@ class Recurrent(Parameters):
     ) -> None:
         super().__init__(network, params=params, rngs=rngs)
         self.time_major, self.return_carry, self.reverse = time_major, return_carry, reverse
-        self.keep_order, self.unroll, self.deterministic = keep_order, unroll, deterministic
+        self.keep_order, self.deterministic = keep_order, deterministic
         draws = self._has_noise and rngs is not None and _has_stream(rngs, "dropout")
         self.rngs = rngs.dropout.fork() if draws else nnx.data(None)
 
@@ -374,7 +375,6 @@ class Recurrent(Parameters):
             return_carry=self.return_carry if return_carry is None else return_carry,
             reverse=self.reverse if reverse is None else reverse,
             keep_order=self.keep_order if keep_order is None else keep_order,
-            scan_unroll=self.unroll,
             seq_lengths=seq_lengths,
             mask=mask,
             resets=resets,

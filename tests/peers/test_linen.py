@@ -552,6 +552,21 @@ def test_modules_are_values():
     assert "num_layers = 2" in repr(model)
 
 
+def test_unroll_is_accepted():
+    variables = init(modules.GRU(H, num_layers=2))
+    model = modules.GRU(H, num_layers=2, unroll=4)
+    assert_close(model.apply(variables, XS), modules.GRU(H, num_layers=2).apply(variables, XS))
+
+
+@pytest.mark.parametrize("cell", [modules.LSTM, modules.LSTMCell, modules.GRU, modules.GRUCell])
+def test_activations_by_flax_s_names_and_by_the_library_s(cell):
+    by_field = cell(H, activation="relu", recurrent_activation=jax.nn.hard_sigmoid)
+    by_flax = cell(H, activation_fn=jax.nn.relu, gate_fn=jax.nn.hard_sigmoid)
+    network = by_field._network((B, D))
+    assert network == by_flax._network((B, D))
+    assert (network.activation, network.recurrent_activation) == (jax.nn.relu, jax.nn.hard_sigmoid)
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
@@ -600,7 +615,6 @@ ERRORS = {
         "kernel_init and w_ih_init",
     ),
     "residual": (lambda: init(modules.RNN(H, residual=True)), "Add the identity"),
-    "unroll": (lambda: init(modules.LSTM(H, unroll=4)), "unroll=4"),
     "keep_order": (lambda: init(modules.LSTM(H, reverse=True, keep_order=False)), "keep_order"),
 }
 

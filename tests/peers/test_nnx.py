@@ -593,6 +593,11 @@ def test_weights_in_and_out():
     assert cell.params.bias_hn is None and nnx.RNN(cell)(XS).shape == (B, T, H)
 
 
+def test_unroll_is_accepted():
+    model = modules.GRU(D, H, num_layers=2, unroll=4, rngs=nnx.Rngs(0))
+    assert_close(model(XS), modules.GRU(D, H, num_layers=2, rngs=nnx.Rngs(0))(XS))
+
+
 # --- errors -------------------------------------------------------------------------------------
 
 
@@ -645,7 +650,11 @@ ERRORS = {
         lambda: modules.LSTMCell(D, H, keep_rngs=True, rngs=nnx.Rngs(params=0)),
         "no stream to keep",
     ),
-    "unroll": (lambda: lstm(unroll=4)(XS), "unroll=4"),
+    "a size by another name": (
+        lambda: modules.LSTMCell(D, H, hidden_size=H, rngs=nnx.Rngs(0)),
+        "got hidden_size; expected options of lstm_jax.LSTM. The options are activation, ",
+    ),
+    "an option of the variant": (lambda: lstm(heads=5), r"Use Recurrent\(lstm_jax.LSTMVariant\(heads="),
     "keep_order of the module": (lambda: lstm(reverse=True, keep_order=False)(XS), "keep_order"),
     "promote_dtype": (
         lambda: modules.LSTMCell(D, H, promote_dtype=jnp.asarray, rngs=nnx.Rngs(0)),
