@@ -227,7 +227,7 @@ class Sharded(Network):
         """Apply the activation of a readout, which may need all outputs of a row, outside ``shard_map``."""
         if not isinstance(self.cell, Readout) or self.cell.activation is identity:
             return y
-        y = self.cell.activation(y)
+        y = self.cell.activation(y)  # type: ignore[operator]
         return y if valid is None else mask_out(valid, y)
 
     # --- shardings ---
