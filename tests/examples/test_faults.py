@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 import training_program as program
@@ -300,7 +301,7 @@ class TestLock:
 
 
 @pytest.mark.parametrize("name", daily(["char_lm", "digits"]))
-@pytest.mark.parametrize("seconds", daily([0.1, 0.5, 1, 2, 3, 4, 6], 0.1, 1))
+@pytest.mark.parametrize("seconds", daily([0.3, 0.5, 1, 2, 3, 4, 6], 0.3, 1))
 def test_early_ctrl_c(name, seconds, tmp_path):
     """During the imports, reading, compiling, and the first steps."""
     # A shell's background jobs ignore SIGINT, and so would the program.
@@ -313,7 +314,11 @@ def test_early_ctrl_c(name, seconds, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(0.1 + seconds)
+    for _ in range(600):  # until the second Python runs
+        if f"{name}.py" in Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[1]:
+            break
+        time.sleep(0.1)
+    time.sleep(seconds)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
