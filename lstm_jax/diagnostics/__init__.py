@@ -1,0 +1,18 @@
+"""What happens inside a network: gates, memory, gradients, dynamics.
+
+Every function takes a cell or a network, its parameters and a sequence, and returns arrays. For a cell the
+result is one NamedTuple, for a network an ``OrderedDict`` from names of layers to NamedTuples. The network
+does not change.
+"""
+
+from lstm_jax.cells.minimal import MinGRUGates as MinGRUGates, MinLSTMGates as MinLSTMGates
+from lstm_jax.cells.mlstm import MLSTMGates as MLSTMGates
+from lstm_jax.cells.slstm import SLSTMGates as SLSTMGates
+from lstm_jax.diagnostics._gates import (
+    Activity as Activity,
+    Gates as Gates,
+    Saturation as Saturation,
+    activity as activity,
+    gates as gates,
+    saturation as saturation,
+)
