@@ -367,11 +367,13 @@ class UserCell(BaseCell):
 
     def gates(self, params: Params, carry: Carry, x: Array) -> Any:
         """The cell's ``gates``, if it has them."""
-        return (self.cell if self.has_gates else super()).gates(params, carry, x)
+        return self.cell.gates(params, carry, x) if self.has_gates else super().gates(params, carry, x)
 
     def preactivations(self, params: Params, carry: Carry, x: Array) -> Any:
         """The cell's ``preactivations``, if it has them."""
-        return (self.cell if self.has_gates else super()).preactivations(params, carry, x)
+        if not self.has_gates:
+            return super().preactivations(params, carry, x)
+        return self.cell.preactivations(params, carry, x)
 
     def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
         """The cell's ``coefficients``."""

@@ -349,8 +349,8 @@ class MLSTM(BaseCell):
     def preactivations(self, params: MLSTMParams, carry: MLSTMCarry, x: Array) -> MLSTMGates:
         """The pre-activations of :meth:`gates`."""
         z = self.project(params, x)
-        *_, o = jnp.split(z.qkvo, 4, axis=-1)
-        return MLSTMGates(*jnp.split(z.gates, 2, axis=-1), o)
+        i, f = jnp.split(z.gates, 2, axis=-1)
+        return MLSTMGates(i, f, jnp.split(z.qkvo, 4, axis=-1)[-1])
 
     def update_chunk(
         self,

@@ -41,17 +41,17 @@ class Saturation(NamedTuple):
 
     low: Any  # the cell's NamedTuple of gates, each (H,): share of steps below ``low``; candidates are None
     high: Any  # likewise, above ``high``
-    count: Array  # () int, the number of valid steps of all rows
+    steps: Array  # () int, the number of valid steps of all rows
 
 
 class Activity(NamedTuple):
-    """The outputs of the units of a layer over the valid steps of all rows; the result of :func:`activity`."""
+    """The outputs of a layer's units over the valid steps of all rows; the result of :func:`activity`."""
 
     mean: Array  # (H,)
     std: Array  # (H,)
     saturated: Array  # (H,) share of steps with an absolute output above ``high``
     dead: Array  # (H,) bool: the output is the same at all steps
-    count: Array  # () int, the number of valid steps of all rows
+    steps: Array  # () int, the number of valid steps of all rows
 
 
 def gates(
@@ -97,8 +97,8 @@ def gates(
 def layer_gates(layer: Layer) -> Gates:
     """The :class:`Gates` of one layer."""
     arguments = layer.params, layer.before, layer.xs
-    values = layer.cell.gates(*arguments), layer.cell.preactivations(*arguments)
-    return Gates(*mask_out((layer.valid,) * 2, values), layer.valid)
+    values, z = layer.cell.gates(*arguments), layer.cell.preactivations(*arguments)
+    return Gates(mask_out(layer.valid, values), mask_out(layer.valid, z), layer.valid)
 
 
 def _has_gates(cell: Any) -> bool:

@@ -55,6 +55,7 @@ class Layer(NamedTuple):
 
 def visit_cells(
     visit: Callable[..., Unrolled],
+    name: str,
     network: Any,
     options: Options,
     params: Params,
@@ -62,9 +63,8 @@ def visit_cells(
     carry: Carry | None,
     reset_to: Carry | None,
     steps: Steps,
-    name: str = "",
 ) -> Unrolled:
-    """Run a network, with ``visit(name, cell, options, ...)`` in place of ``run`` for each cell.
+    """Run the network ``name``, with ``visit(name, cell, options, ...)`` in place of ``run`` for each cell.
 
     Names are the prefixes of the parameters' names in ``flatten_params``, for instance ``1.forward``.
     """
@@ -75,7 +75,7 @@ def visit_cells(
     names: Iterator[Any] = iter(("forward", "backward")) if both else itertools.count()
 
     def run_layer(layer: Any, *arguments: Any) -> Unrolled:
-        return visit_cells(visit, layer, *arguments, name=f"{name}.{next(names)}".lstrip("."))
+        return visit_cells(visit, f"{name}.{next(names)}".lstrip("."), layer, *arguments)
 
     run_layers = cell.run_separately if isinstance(cell, Bidirectional) else cell.run_layers
     return run_layers(run_layer, options, params, xs, carry, reset_to, steps)
@@ -83,29 +83,29 @@ def visit_cells(
 
 def start(
     network: Any, params: Params, sequence: Sequence, reverse: bool
-) -> tuple[Options, Array, Carry | None, Carry | None, Steps]:
-    """The checked arguments of ``unroll`` in the form that ``visit_cells`` takes them."""
+) -> tuple[Options, Params, Array, Carry | None, Carry | None, Steps]:
+    """The checked arguments of ``unroll`` after the network, as ``visit_cells`` and ``run`` take them."""
     xs, carry, lengths, mask, resets, reset_to = sequence
     xs, steps = prepare(network, xs, lengths, mask, resets, None, 0)
     carry, reset_to = validation.check_carries(network, params, xs, carry, reset_to, resets)
-    return Options(reverse=reverse, return_carries=True), xs, carry, reset_to, steps
+    return Options(reverse=reverse, return_carries=True), params, xs, carry, reset_to, steps
 
 
 def layers(network: Any, params: Params, sequence: Sequence, reverse: bool) -> OrderedDict[str, Layer]:
     """The cells of a network by name, in the order in which they run."""
     found: OrderedDict[str, Layer] = OrderedDict()
 
-    def visit(name: str, cell: Any, options: Options, params: Params, xs: Array, *rest: Any) -> Unrolled:
-        out = run(cell, options, params, xs, *rest)
-        found[name] = _layer(cell, options, params, xs, *rest, out)
+    def visit(name: str, *arguments: Any) -> Unrolled:
+        out = run(*arguments)
+        found[name] = _layer(out, *arguments)
         return out
 
-    options, xs, *rest = start(network, params, sequence, reverse)
-    visit_cells(visit, network, options, params, xs, *rest)
+    visit_cells(visit, "", network, *start(network, params, sequence, reverse))
     return found
 
 
 def _layer(
+    out: Unrolled,
     cell: Any,
     options: Options,
     params: Params,
@@ -113,7 +113,6 @@ def _layer(
     carry: Carry | None,
     reset_to: Carry | None,
     steps: Steps,
-    out: Unrolled,
 ) -> Layer:
     T, batch = xs.shape[0], tuple(xs.shape[1 : xs.ndim - cell.event_ndim])
     flags, stored = step_flags(T, options, steps, reset_to)

@@ -36,7 +36,7 @@ def test_all_gated_cells_are_tested():
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("which", daily(NAMES, "lstm", "slstm"))
 def test_gates_are_those_of_single_steps(which, reverse):
-    given = problem(NAMES[which], T=5)
+    given = problem(NAMES[which], T=8)
     cell, params = given.network, given.params
     found = diagnostics.gates(cell, params, given.xs, given.carry, reverse=reverse, **given.flags)
     assert np.array_equal(found.valid, given.valid)
@@ -177,7 +177,7 @@ def test_saturation_counts_valid_steps():
     arguments = given.network, given.params, given.xs, given.carry
     found = diagnostics.saturation(*arguments, low=0.3, high=0.6, **given.flags)
     gates = diagnostics.gates(*arguments, **given.flags).gates
-    assert found.low.g is None and found.high.g is None and found.count == np.sum(given.valid)
+    assert found.low.g is None and found.high.g is None and found.steps == np.sum(given.valid)
     for name in "ifo":
         values = np.asarray(getattr(gates, name))[given.valid]
         np.testing.assert_allclose(getattr(found.low, name), np.mean(values < 0.3, axis=0))
@@ -185,22 +185,23 @@ def test_saturation_counts_valid_steps():
     assert 0 < np.mean(found.low.i) < 1 and 0 < np.mean(found.high.f) < 1
 
 
-@pytest.mark.parametrize(
-    "which", daily(["gru", "slstm", "mlstm", "min_gru", "min_lstm", "lstm_no_input_gate"])
-)
+#: The gates with values in [0, 1].
+SATURATING = {
+    "gru": "rz",
+    "slstm": "fo",
+    "mlstm": "fo",
+    "min_gru": "z",
+    "min_lstm": "fi",
+    "lstm_no_input_gate": "ifo",
+}
+
+
+@pytest.mark.parametrize("which", daily(SATURATING))
 def test_saturation_of_other_cells(which):
     """Shares are in [0, 1] and only of gates in [0, 1]."""
     given = problem(NAMES[which], T=4)
     found = diagnostics.saturation(given.network, given.params, given.xs, given.carry, **given.flags)
-    fields = {
-        "gru": "rz",
-        "slstm": "fo",
-        "mlstm": "fo",
-        "min_gru": "z",
-        "min_lstm": "fi",
-        "lstm_no_input_gate": "ifo",
-    }
-    assert {n for n, a in found.low._asdict().items() if a is not None} == set(fields[which])
+    assert {n for n, a in found.low._asdict().items() if a is not None} == set(SATURATING[which])
     assert all(np.all((a >= 0) & (a <= 1)) for a in jax.tree.leaves(found[:2]))
 
 
@@ -214,7 +215,7 @@ def test_activity():
     np.testing.assert_allclose(found.std, ys.std(0))
     np.testing.assert_allclose(found.saturated, np.mean(np.abs(ys) > 0.4, axis=0))
     assert 0 < np.mean(found.saturated) < 1
-    assert not np.any(found.dead) and found.count == len(ys)
+    assert not np.any(found.dead) and found.steps == len(ys)
 
 
 def test_dead_units():
@@ -243,7 +244,7 @@ def test_short_sequences(T):
     found = diagnostics.gates(cell, random_params(cell), jnp.ones((T, 4, 3)))
     assert found.gates.f.shape == (T, 4, 2)
     shares = diagnostics.saturation(cell, random_params(cell), jnp.ones((2, 4, 3)), lengths=jnp.zeros(4, int))
-    assert shares.count == 0 and np.all(shares.low.f == 0)
+    assert shares.steps == 0 and np.all(shares.low.f == 0)
 
 
 def test_a_users_cell():
