@@ -16,3 +16,9 @@ from lstm_jax.diagnostics._gates import (
     gates as gates,
     saturation as saturation,
 )
+from lstm_jax.diagnostics._memory import (
+    Memory as Memory,
+    TimeConstants as TimeConstants,
+    memory as memory,
+    time_constants as time_constants,
+)
