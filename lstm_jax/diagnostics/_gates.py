@@ -144,9 +144,8 @@ def saturation(
     """
     sequence = Sequence(xs, carry, lengths, mask, resets, reset_to)
     thresholds = {"low": float(low), "high": float(high)}
-    return per_layer(
-        "saturation", _saturation, _has_gates, WITH_GATES, cell, params, sequence, reverse, **thresholds
-    )
+    arguments = cell, params, sequence, reverse
+    return per_layer("saturation", _saturation, _has_gates, WITH_GATES, *arguments, options=thresholds)
 
 
 def _saturation(layer: Layer, low: float, high: float) -> Saturation:
@@ -201,7 +200,8 @@ def activity(
     sequence = Sequence(xs, carry, lengths, mask, resets, reset_to)
     options = {"high": float(high), "tolerance": float(tolerance)}
     expected = "a cell with a state, or a network with one"
-    return per_layer("activity", _activity, has_state, expected, cell, params, sequence, reverse, **options)
+    arguments = cell, params, sequence, reverse
+    return per_layer("activity", _activity, has_state, expected, *arguments, options=options)
 
 
 def _activity(layer: Layer, high: float, tolerance: float) -> Activity:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 
 from lstm_jax._errors import value_error
 from lstm_jax._types import Array, Carry, Params
-from lstm_jax.cells._base import Network, UserCell, as_base_cell, compute_form, label
+from lstm_jax.cells._base import Network, UserCell, as_base_cell, compute_form
 from lstm_jax.cells._named import leaf_name
 from lstm_jax.networks.bidirectional import Bidirectional
 from lstm_jax.regularizers._wrapper import Wrapper
@@ -51,6 +52,11 @@ class Layer(NamedTuple):
     def scan(self, body: Callable[[Any, Any], tuple[Any, Any]], init: Any, xs: Any) -> tuple[Any, Any]:
         """``lax.scan`` over the steps in the order of the layer's loop."""
         return jax.lax.scan(body, init, xs, reverse=self.reverse)
+
+    def count_valid(self, *, after: bool) -> Array:
+        """The number of valid steps that the loop runs before, or after, each step: (T, *batch) int32."""
+        valid = self.valid.astype(jnp.int32)
+        return jax.lax.cumsum(valid, axis=0, reverse=self.reverse != after) - valid
 
 
 def visit_cells(
@@ -143,15 +149,18 @@ def per_layer(
     params: Params,
     sequence: Sequence,
     reverse: bool = False,
-    **options: Any,
+    arrays: tuple[Array, ...] = (),
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Any:
-    """``compute(layer, **options)`` for a cell, or for each cell of a network that ``supports`` accepts.
+    """``compute(layer, *arrays, **options)`` for a cell, or for the cells of a network that have a result.
 
+    ``supports(cell)`` says whether a cell has one, and ``expected`` describes such cells in errors.
     Returns the result for a cell, and an ``OrderedDict`` from names to results for a network.
     """
     lengths = validation.check_static(owner, network, Options(), sequence.xs, sequence.lengths, 0)
     static = (owner, compute, supports, expected, compute_form(network), bool(reverse))
-    return _per_layer(*static, tuple(sorted(options.items())), params, sequence._replace(lengths=lengths))
+    sequence = sequence._replace(lengths=lengths)
+    return _per_layer(*static, tuple(sorted(options.items())), params, sequence, arrays)
 
 
 @partial(jax.jit, static_argnums=tuple(range(7)))
@@ -165,19 +174,26 @@ def _per_layer(
     options: tuple[tuple[str, Any], ...],
     params: Params,
     sequence: Sequence,
+    arrays: tuple[Array, ...],
 ) -> Any:
     found = layers(network, params, sequence, reverse)
     results = OrderedDict(
-        (name, compute(layer, **dict(options))) for name, layer in found.items() if supports(layer.cell)
+        (name, compute(layer, *arrays, **dict(options)))
+        for name, layer in found.items()
+        if supports(layer.cell)
     )
+    return result_of(owner, network, results, expected)
+
+
+def result_of(owner: str, network: Any, results: OrderedDict[str, Any], expected: str) -> Any:
+    """The result for a cell, or the results for a network; raises an error if there are none."""
     if not results:
-        cells = ", ".join(dict.fromkeys(label(layer.cell) for layer in found.values()))
         raise value_error(
-            f"{owner} got {label(network)}" + (f" of {cells}" if isinstance(network, Network) else ""),
+            f"{owner} got {network!r}",
             expected,
             "Use another network, or another function of lstm_jax.diagnostics.",
         )
-    return results if isinstance(network, Network) and not isinstance(network, Sharded) else results[""]
+    return results[""] if "" in results else results
 
 
 # --- properties of cells ------------------------------------------------------------------------

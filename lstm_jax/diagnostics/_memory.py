@@ -164,9 +164,9 @@ def memory(
     True
     """
     sequence = Sequence(xs, carry, lengths, mask, resets, reset_to)
-    return per_layer(
-        "memory", _memory, has_memory, WITH_MEMORY, cell, params, sequence, reverse, average=bool(average)
-    )
+    arguments = cell, params, sequence, reverse
+    options = {"average": bool(average)}
+    return per_layer("memory", _memory, has_memory, WITH_MEMORY, *arguments, options=options)
 
 
 def has_memory(cell: Any) -> bool:
@@ -196,7 +196,7 @@ def scan_terms(layer: Layer, emit: Any) -> tuple[tuple[Array, Array], Any]:
     """
     keep, add, before = _linear_form(layer)
     restart = layer.restart & layer.valid
-    first = before[-1] if layer.reverse else before[0]
+    first = before[-1 if layer.reverse else 0] if len(before) else jnp.zeros(before.shape[1:], before.dtype)
 
     def body(carry: tuple[Array, Array], at: Any) -> tuple[tuple[Array, Array], Any]:
         terms, initial = carry

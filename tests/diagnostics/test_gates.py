@@ -270,7 +270,7 @@ def test_errors():
     network = Stack((RNN(3, 2), Readout(2, 1)))
     params = random_params(network)
     xs = jnp.ones((4, 3))
-    assert_raises(lambda: diagnostics.gates(network, params, xs), "gates got Stack of RNN, Readout")
+    assert_raises(lambda: diagnostics.gates(network, params, xs), "gates got Stack(layers=(RNN(")
     assert_raises(lambda: diagnostics.saturation(RNN(3, 2), params[0], xs), "saturation got RNN")
     assert_raises(lambda: diagnostics.activity(Readout(3, 2), random_params(Readout(3, 2)), xs), "Readout")
     assert_raises(lambda: diagnostics.gates(LSTM, None, xs), "gates got the class LSTM")
