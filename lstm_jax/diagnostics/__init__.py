@@ -39,3 +39,4 @@ from lstm_jax.diagnostics._memory import (
     memory as memory,
     time_constants as time_constants,
 )
+from lstm_jax.diagnostics._nonfinite import NonFinite as NonFinite, first_nonfinite as first_nonfinite
