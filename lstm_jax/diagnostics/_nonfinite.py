@@ -131,7 +131,7 @@ def _layer_codes(layer: Layer) -> Codes:
 
     order = jnp.arange(len(layer.xs))
     quantities = jax.tree.map(codes, (layer.xs, before, z, gates, after, layer.ys))
-    return Codes(*quantities, jnp.flip(order) if layer.reverse else order)
+    return Codes._make((*quantities, jnp.flip(order) if layer.reverse else order))
 
 
 def _first(codes: Codes) -> tuple[tuple[str, str], int, tuple[int, ...], int] | None:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import trajectories
-from helpers import assert_raises, assert_same, daily, problem, random_arrays, random_params
+from helpers import assert_raises, assert_same, daily, problem, random_arrays, random_params, slow
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, RNNParams, Stack, diagnostics
@@ -25,7 +25,7 @@ def linear(matrix):
 # --- Jacobians ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [False, slow(True)])
 @pytest.mark.parametrize("which", daily(["lstm", "gru", "slstm", "mlstm", "leaky", "zoneout", "indrnn"]))
 def test_jacobians_by_finite_differences(which, reverse):
     given = problem(cell_cases.BY_NAME[which], T=6)
@@ -167,13 +167,13 @@ def test_a_slow_point():
     assert not found.fixed.any()
 
 
-@pytest.mark.parametrize("x64_params", ["float64", "float32"])
-def test_fixed_points_of_a_network(x64_params):
+@pytest.mark.parametrize("dtype", ["float32", slow("float64")])
+def test_fixed_points_of_a_network(dtype):
     """All states of a stack together; the candidates are visited states."""
-    dtypes = {"param_dtype": x64_params}
+    dtypes = {"param_dtype": dtype}
     network = Stack((LSTM(3, 4, **dtypes), GRU(4, 2, **dtypes), Readout(2, 1, **dtypes)))
-    params = jax.tree.map(lambda a: a.astype(x64_params), random_params(network))
-    xs = random_arrays((6, 2, 3), dtype=x64_params)[0]
+    params = jax.tree.map(lambda a: a.astype(dtype), random_params(network))
+    xs = random_arrays((6, 2, 3), dtype=dtype)[0]
     _, (_, carries) = lstm_jax.unroll(network, params, xs, return_carries=True)
     candidates = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), carries)
     found = diagnostics.fixed_points(network, params, xs[0, 0], candidates)
@@ -187,6 +187,7 @@ def test_fixed_points_of_a_network(x64_params):
 # --- transformations and errors -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_layers_jit_and_vmap():
     network = Stack((Bidirectional(LSTM(3, 2)), RNN(4, 3), Readout(3, 1)))
     params, (xs,) = random_params(network), random_arrays((4, 3, 3))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import trajectories
-from helpers import assert_raises, assert_same, daily, finite, problem, random_arrays, random_params
+from helpers import assert_raises, assert_same, daily, finite, problem, random_arrays, random_params, slow
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, SLSTM, Bidirectional, LSTMVariant, Readout, Stack, Zoneout, diagnostics
@@ -104,7 +104,7 @@ def test_gates_follow_the_equations(which):
     np.testing.assert_allclose(state(gates, given.carry), new if index is None else new[index], rtol=1e-12)
 
 
-@pytest.mark.parametrize("forget_gate", ["sigmoid", "exp"])
+@pytest.mark.parametrize("forget_gate", ["sigmoid", slow("exp")])
 @pytest.mark.parametrize("kind", [SLSTM, partial(lstm_jax.MLSTM, heads=2)], ids=["slstm", "mlstm"])
 def test_exponential_gates_are_those_of_the_definition(kind, forget_gate):
     """From c = n = 0 without a stabiliser: n = f n + i (times k), which the cell stores times exp(-m)."""
@@ -135,7 +135,7 @@ def test_gates_without_weights_have_no_preactivation():
 NETWORK = Stack((LSTM(3, 4), RNN(4, 4), Bidirectional(GRU(4, 2)), Readout(4, 2)))
 
 
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", [False, slow(True)])
 def test_layers_of_a_network(reverse):
     """Each layer reads the outputs of the layer below; layers without gates are left out."""
     params, (xs,) = random_params(NETWORK), random_arrays((6, 2, 3))

@@ -105,6 +105,7 @@ def test_the_gradient_of_a_linear_network_decays_by_its_weight():
     np.testing.assert_allclose(flow.norms["h"], 0.5 ** np.arange(6)[::-1])
 
 
+@pytest.mark.slow
 def test_layers_of_a_network():
     """The gradient with respect to the carry after a step is that of the suffix's initial carry."""
     network = Stack((LSTM(3, 2, param_dtype="float64"), VariationalDropout(GRU(2, 2, param_dtype="float64"))))
@@ -177,6 +178,7 @@ def test_integrated_gradients_of_a_linear_network_are_gradient_times_input():
     assert_same(diagnostics.integrated_gradients(last, cell, params, xs, nodes=1), exact)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_against_a_fine_sum():
     cell = LSTM(3, 2, param_dtype="float64")
     params, (xs,) = random_params(cell), random_arrays((4, 3), dtype=np.float64)
@@ -216,6 +218,7 @@ def test_parts_by_a_loop():
     np.testing.assert_allclose(diagnostics.decomposition(cell, params, xs).parts, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_logits_of_a_readout():
     network = Stack((Bidirectional(LSTM(3, 2)), LSTM(4, 5), Readout(5, 3)))
     params, (xs,) = random_params(network), random_arrays((6, 2, 3))
@@ -230,6 +233,7 @@ def test_logits_of_a_readout():
 # --- transformations and errors -----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_jit_and_vmap():
     cell = LSTM(3, 2, param_dtype="float64")
     params, (xs,) = random_params(cell), random_arrays((4, 3, 3), dtype=np.float64)

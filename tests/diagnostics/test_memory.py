@@ -135,6 +135,7 @@ def test_gates_that_keep_everything_or_nothing():
     assert np.all(diagnostics.time_constants(cell, params, jnp.ones((3, 3))).tau == 0)
 
 
+@pytest.mark.slow
 def test_layers_jit_and_vmap():
     network = Stack((Bidirectional(LSTM(3, 2)), RNN(4, 3), Zoneout(GRU(3, 2), 0.1), Readout(2, 1)))
     params, (xs,) = random_params(network), random_arrays((4, 5, 3))

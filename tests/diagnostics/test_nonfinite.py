@@ -67,7 +67,8 @@ def test_a_state_and_a_gate():
     params.w_ih[0], params.w_ih[1] = 2, -2
     xs[2, 1, :2] = 3e38
     found = diagnostics.first_nonfinite(GRU(3, 2), params, xs)
-    assert str(found) == "preactivation r is nan (step 2, row 1)"
+    assert found.kind == "preactivation" and found.name in ("r", "z", "n")
+    assert (found.layer, found.step, found.row) == ("", 2, (1,)) and np.isnan(found.value)
 
 
 def test_a_gate_that_overflows_without_effect_is_not_reported():
