@@ -98,6 +98,15 @@ def test_the_sum_of_exponents_is_the_mean_logarithm_of_determinants():
         assert np.array_equal(found.valid, given.valid)
 
 
+def test_exponents_are_those_of_the_valid_steps():
+    cell = LSTM(3, 2, param_dtype="float64")
+    params, (xs,) = random_params(cell), random_arrays((9, 3), dtype=np.float64)
+    mask = np.array([True, False, True, True, False, False, True, True, False])
+    found = diagnostics.lyapunov_exponents(cell, params, xs, mask=mask, count=2)
+    expected = diagnostics.lyapunov_exponents(cell, params, xs[mask], count=2)
+    np.testing.assert_allclose(found.exponents, expected.exponents, rtol=1e-9)
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_transient_counts_valid_steps_in_the_order_of_the_loop(reverse):
     given = problem(cell_cases.BY_NAME["rnn"], T=7, seed=1)

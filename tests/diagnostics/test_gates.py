@@ -117,6 +117,9 @@ def test_exponential_gates_are_those_of_the_definition(kind, forget_gate):
         if kind is not SLSTM:
             key = np.split(x @ params.w_ih + params.bias, 4)[1].reshape(2, 2) / np.sqrt(2)
             added = np.asarray(g.i)[:, None] * key
+        if kind is not SLSTM:
+            output = np.split(x @ params.w_ih + params.bias, 4)[3]
+            np.testing.assert_allclose(g.o, sigmoid(output), rtol=1e-12)
         definition = (g.f if kind is SLSTM else np.asarray(g.f)[:, None]) * definition + added
         carry, _ = cell.step(params, carry, x)
         n, m = carry[-2], np.asarray(carry[-1])

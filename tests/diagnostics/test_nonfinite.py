@@ -33,6 +33,13 @@ def test_invalid_steps_are_not_searched(which):
     assert find(*arguments)[:2] == ("input", "")
 
 
+def test_a_row_without_valid_steps_is_not_searched():
+    params, (xs, h) = random_params(GRU(3, 2)), random_arrays((5, 4, 3), (4, 2))
+    h[2] = np.nan
+    assert find(GRU(3, 2), params, xs, h, lengths=jnp.array([5, 1, 0, 2])) is None
+    assert find(GRU(3, 2), params, xs, h)[:2] == ("carry", "h")
+
+
 def test_a_parameter():
     params = random_params(NETWORK)
     params[1].backward.bias[1] = -np.inf
