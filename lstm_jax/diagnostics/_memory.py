@@ -203,7 +203,7 @@ def scan_terms(layer: Layer, emit: Any) -> tuple[tuple[Array, Array], Any]:
         t, keep, add, restart, start = at
         terms = select(restart[None], jnp.zeros_like(terms), terms) * keep[None]
         initial = select(restart, start, initial) * keep
-        terms = terms.at[t].set(add)
+        terms = select(times == t, jnp.broadcast_to(add[None], terms.shape), terms)
         return (terms, initial), emit(terms, initial)
 
     times = jnp.arange(add.shape[0])

@@ -241,11 +241,31 @@ def test_jit_and_vmap():
     assert_same(jax.jit(jax.vmap(of_row, (1, 0), 1))(xs, lengths), expected)
 
 
-@pytest.mark.parametrize("T", [0, 1])
-def test_short_sequences(T):
+#: All functions that take a sequence, as functions of cell, parameters and inputs.
+FUNCTIONS = {name: getattr(diagnostics, name) for name in ("gates", "saturation", "activity", "memory")} | {
+    "time_constants": diagnostics.time_constants,
+    "gradient_flow": partial(diagnostics.gradient_flow, jnp.sum),
+    "gradient_times_input": partial(diagnostics.gradient_times_input, jnp.sum),
+    "integrated_gradients": partial(diagnostics.integrated_gradients, jnp.sum),
+    "decomposition": diagnostics.decomposition,
+    "jacobians": diagnostics.jacobians,
+    "lyapunov_exponents": diagnostics.lyapunov_exponents,
+}
+
+
+@pytest.mark.parametrize("shape", [(0, 4), slow((3, 0))], ids=str)
+@pytest.mark.parametrize("which", daily(FUNCTIONS, "gates", "memory", "decomposition", "jacobians"))
+def test_empty_sequences_and_batches(which, shape):
     cell = LSTM(3, 2)
-    found = diagnostics.gates(cell, random_params(cell), jnp.ones((T, 4, 3)))
-    assert found.gates.f.shape == (T, 4, 2)
+    found = FUNCTIONS[which](cell, random_params(cell), jnp.ones((*shape, 3)))
+    if hasattr(found, "valid"):
+        assert found.valid.shape == shape
+    else:
+        assert found.steps == 0
+
+
+def test_shares_without_valid_steps():
+    cell = LSTM(3, 2)
     shares = diagnostics.saturation(cell, random_params(cell), jnp.ones((2, 4, 3)), lengths=jnp.zeros(4, int))
     assert shares.steps == 0 and np.all(shares.low.f == 0)
 
