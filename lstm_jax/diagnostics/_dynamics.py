@@ -177,7 +177,7 @@ def lyapunov_exponents(
     Args:
         cell: a cell or a network.
         count: k, the number of exponents, the largest ones; None: all S. Few of them suffice for large H.
-        transient: the number of valid steps at the start of each row that turn Q but are not averaged.
+        transient: the number of valid steps at the start of each row that update Q but are not averaged.
         key: PRNG key of the first directions; None: ``jax.random.key(0)``.
         params, xs, carry, lengths, mask, reverse: as in :func:`lstm_jax.unroll`.
 
@@ -271,7 +271,7 @@ def fixed_points(
     ``lstm_jax.unroll(..., return_carries=True)``, reshaped to one batch axis.
 
     Args:
-        cell: a cell, or a network with ``step``, which a :class:`lstm_jax.Bidirectional` has not.
+        cell: a cell, or a network without :class:`lstm_jax.Bidirectional`, which has no ``step``.
         params: its parameters.
         x: the constant input, (D,).
         candidates: a carry with one batch axis (N,).
