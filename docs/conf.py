@@ -49,6 +49,7 @@ html_theme_options = {"navigation_with_keys": True}
 #: Modules whose public names the reference must contain.
 reference_modules = [
     "lstm_jax",
+    "lstm_jax.diagnostics",
     "lstm_jax.interop",
     "lstm_jax.nnx",
     "lstm_jax.linen",

@@ -30,7 +30,7 @@ LAYERS = [
     {"regularizers", "networks", "experimental"},
     {"sharding"},
     {""},  # lstm_jax itself
-    {"_flax", "interop"},
+    {"_flax", "interop", "diagnostics"},
     {"nnx", "linen", "plots"},
 ]
 #: What these modules need beside jax and numpy; without it they say so when imported.

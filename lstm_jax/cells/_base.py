@@ -49,6 +49,8 @@ class BaseCell:
     emits: bool = False
     #: The carry contains arrays.
     has_state: bool = True
+    #: The cell has ``gates`` and ``preactivations``.
+    has_gates: bool = False
     #: ``update`` takes ``candidate_scale``, a factor for the candidate.
     scales_candidate: bool = False
     #: ``perturb`` draws per-sequence noise, ``draw`` per-step noise.
@@ -102,8 +104,18 @@ class BaseCell:
         Raises:
             ValueError: the cell has no gates.
         """
+        raise value_error(f"gates was called for {label(self)}", "a cell with gates", "Use an LSTM or a GRU.")
+
+    def preactivations(self, params: Params, carry: Carry, x: Array) -> Any:
+        """The arguments of the activation functions of :meth:`gates`, in the same NamedTuple.
+
+        A gate without weights is None.
+
+        Raises:
+            ValueError: the cell has no gates.
+        """
         raise value_error(
-            f"gates was called for {type(self).__name__}", "a cell with gates", "Use an LSTM or a GRU."
+            f"preactivations was called for {label(self)}", "a cell with gates", "Use an LSTM or a GRU."
         )
 
     # --- noise ---
@@ -298,6 +310,11 @@ class UserCell(BaseCell):
         return self._has("draw")
 
     @property
+    def has_gates(self) -> bool:  # type: ignore[override]
+        """Whether the cell has ``gates`` and ``preactivations``."""
+        return self._has("gates", "preactivations")
+
+    @property
     def input_size(self) -> Any:
         """The cell's ``input_size``, or None."""
         return getattr(self.cell, "input_size", None)
@@ -349,6 +366,16 @@ class UserCell(BaseCell):
     def emit(self, params: Params, raw: Any) -> tuple[Carry, Array]:
         """The cell's ``emit``, if it has one."""
         return self.cell.emit(params, raw) if self.emits else raw
+
+    def gates(self, params: Params, carry: Carry, x: Array) -> Any:
+        """The cell's ``gates``, if it has them."""
+        return self.cell.gates(params, carry, x) if self.has_gates else super().gates(params, carry, x)
+
+    def preactivations(self, params: Params, carry: Carry, x: Array) -> Any:
+        """The cell's ``preactivations``, if it has them."""
+        if not self.has_gates:
+            return super().preactivations(params, carry, x)
+        return self.cell.preactivations(params, carry, x)
 
     def coefficients(self, params: Params, x: Array) -> tuple[Array, Array]:
         """The cell's ``coefficients``."""

@@ -17,7 +17,7 @@ from lstm_jax.cells import _init
 from lstm_jax.cells._base import BaseCell
 from lstm_jax.cells._checks import axis_size, check_carry, check_params, check_type, normalise
 from lstm_jax.cells._linear import add_bias
-from lstm_jax.cells.lstm import LSTMCarry, lstm_update
+from lstm_jax.cells.lstm import LSTMCarry, LSTMGates, activate, lstm_update
 
 PADDINGS = ("SAME", "VALID")
 
@@ -217,6 +217,8 @@ class ConvLSTM(BaseCell):
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
+    has_gates = True
+
     def __post_init__(self) -> None:
         normalise(self, "features")
         shape = _each_axis("ConvLSTM", "input_shape", self.input_shape, None)
@@ -330,6 +332,14 @@ class ConvLSTM(BaseCell):
     ) -> tuple[LSTMCarry, Array]:
         """Gates, cell state, hidden state."""
         return _update(carry, z)
+
+    def gates(self, params: ConvLSTMParams, carry: LSTMCarry, x: Array) -> LSTMGates:
+        """The gates of one step, (..., *space, F); carry and x may have any leading axes, time included."""
+        return activate(self.recur(params, carry, self.project(params, x)))
+
+    def preactivations(self, params: ConvLSTMParams, carry: LSTMCarry, x: Array) -> LSTMGates:
+        """The pre-activations of :meth:`gates`."""
+        return LSTMGates(*jnp.split(self.recur(params, carry, self.project(params, x)), 4, axis=-1))
 
 
 # --- validation ---------------------------------------------------------------------------------

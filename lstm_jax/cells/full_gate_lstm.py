@@ -16,8 +16,8 @@ from lstm_jax.cells import _init
 from lstm_jax.cells._base import VectorCell
 from lstm_jax.cells._checks import axis_size, check_carry, check_input, check_params, check_type, normalise
 from lstm_jax.cells._linear import add_bias, matmul
-from lstm_jax.cells.lstm import LSTM
-from lstm_jax.cells.lstm_variant import LSTMVariant, variant_update
+from lstm_jax.cells.lstm import LSTM, LSTMGates
+from lstm_jax.cells.lstm_variant import LSTMVariant, VariantStep, variant_update
 
 _VARIANTS: dict[str, dict[str, Any]] = {
     "V": {"peepholes": True},
@@ -129,7 +129,7 @@ def _recur(params: FullGateLSTMParams, carry: FullGateCarry, u: Array, dtype: DT
 
 def _update(params: FullGateLSTMParams, carry: FullGateCarry, z: Array) -> tuple[FullGateCarry, Array]:
     h, c, old_gates = carry
-    h_t, c_t, gates = variant_update(_WITH_PEEPHOLES, params, *same_dtype(c, z))
+    h_t, c_t, gates, _ = variant_update(_WITH_PEEPHOLES, params, *same_dtype(c, z))
     h_t = h_t.astype(h.dtype)
     new_gates = jnp.concatenate([gates.i, gates.f, gates.o], axis=-1).astype(old_gates.dtype)
     return (h_t, c_t.astype(c.dtype), new_gates), h_t
@@ -170,6 +170,7 @@ class FullGateLSTM(VectorCell):
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
+    has_gates = True
     optional_params = ("peepholes",)
     update_reads_params = True
 
@@ -217,3 +218,15 @@ class FullGateLSTM(VectorCell):
     ) -> tuple[FullGateCarry, Array]:
         """Gates, cell state, hidden state."""
         return _update(params, carry, z)
+
+    def gates(self, params: FullGateLSTMParams, carry: FullGateCarry, x: Array) -> LSTMGates:
+        """The gates of one step; carry and x may have any leading axes, time included."""
+        return self._variant_step(params, carry, x).gates
+
+    def preactivations(self, params: FullGateLSTMParams, carry: FullGateCarry, x: Array) -> LSTMGates:
+        """The pre-activations of :meth:`gates`, peepholes included."""
+        return self._variant_step(params, carry, x).preactivations
+
+    def _variant_step(self, params: FullGateLSTMParams, carry: FullGateCarry, x: Array) -> VariantStep:
+        z = self.recur(params, carry, self.project(params, x))
+        return variant_update(_WITH_PEEPHOLES, params, *same_dtype(carry[1], z))

@@ -145,6 +145,7 @@ class GRU(VectorCell):
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
+    has_gates = True
     scales_candidate = True
     optional_params = ("bias_hn",)
 
@@ -185,3 +186,9 @@ class GRU(VectorCell):
     def gates(self, params: GRUParams, carry: Array, x: Array) -> GRUGates:
         """The gates of one step; carry and x may have any leading axes, time included."""
         return activate(self.recur(params, carry, self.project(params, x)))
+
+    def preactivations(self, params: GRUParams, carry: Array, x: Array) -> GRUGates:
+        """The pre-activations of :meth:`gates`; that of n includes the reset gate."""
+        sums = self.recur(params, carry, self.project(params, x))
+        r, z = jnp.split(sums.rz, 2, axis=-1)
+        return GRUGates(r, z, sums.n_x + activate(sums).r * sums.n_h)

@@ -95,6 +95,7 @@ class GRUVariant(VectorCell):
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
+    has_gates = True
     scales_candidate = True
     optional_params = ("bias_hn",)
 
@@ -168,7 +169,17 @@ class GRUVariant(VectorCell):
         """The gates of one step; carry and x may have any leading axes, time included."""
         return self._activate(self.recur(params, carry, self.project(params, x)))
 
+    def preactivations(self, params: GRUVariantParams, carry: Array, x: Array) -> GRUGates:
+        """The pre-activations of :meth:`gates`; that of n includes the reset gate."""
+        sums = self.recur(params, carry, self.project(params, x))
+        r, z = jnp.split(sums.rz, 2, axis=-1)
+        return GRUGates(r, z, _candidate(sums, self._activate(sums).r))
+
     def _activate(self, sums: GRUPreactivation | ResetPreactivation) -> GRUGates:
         r, z = jnp.split(self.recurrent_activation(sums.rz), 2, axis=-1)  # type: ignore[operator]
-        candidate = sums.n if isinstance(sums, ResetPreactivation) else sums.n_x + r * sums.n_h
-        return GRUGates(r, z, self.activation(candidate))  # type: ignore[operator]
+        return GRUGates(r, z, self.activation(_candidate(sums, r)))  # type: ignore[operator]
+
+
+def _candidate(sums: GRUPreactivation | ResetPreactivation, r: Array) -> Array:
+    """The pre-activation of the candidate."""
+    return sums.n if isinstance(sums, ResetPreactivation) else sums.n_x + r * sums.n_h

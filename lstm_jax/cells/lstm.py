@@ -184,6 +184,7 @@ class LSTM(VectorCell):
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
+    has_gates = True
     scales_candidate = True
 
     def __post_init__(self) -> None:
@@ -252,3 +253,7 @@ class LSTM(VectorCell):
     def gates(self, params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMGates:
         """:func:`lstm_gates` in the cell's ``dtype``."""
         return activate(self.recur(params, carry, self.project(params, x)))
+
+    def preactivations(self, params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMGates:
+        """The pre-activations of :meth:`gates`."""
+        return LSTMGates(*jnp.split(self.recur(params, carry, self.project(params, x)), 4, axis=-1))

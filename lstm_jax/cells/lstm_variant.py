@@ -71,6 +71,7 @@ class VariantStep(NamedTuple):
     h: Array
     c: Array
     gates: LSTMGates
+    preactivations: LSTMGates  # None for gates without weights
 
 
 def variant_update(
@@ -83,29 +84,34 @@ def variant_update(
         weights = jnp.split(params.peepholes.astype(z.dtype), len(cell.peephole_gates))
         peepholes = {gate: expand_rank(w, z) for gate, w in zip(cell.peephole_gates, weights, strict=True)}
 
-    def gate(name: str, state: Array) -> Array:
+    def preactivation(name: str, state: Array) -> Array | None:
         if name not in pre:
-            return jnp.ones_like(c)
-        total = pre[name] + (peepholes[name] * state if peepholes else 0)
-        return cell.recurrent_activation(clipped(total, cell.clip))  # type: ignore[operator]
+            return None
+        return clipped(pre[name] + (peepholes[name] * state if peepholes else 0), cell.clip)
+
+    def gate(z: Array | None) -> Array:
+        return jnp.ones_like(c) if z is None else cell.recurrent_activation(z)  # type: ignore[operator]
 
     def phi(a: Array) -> Array:
         return cell.activation(a)  # type: ignore[operator]
 
-    i = gate("i", c)
-    f = 1 - i if cell.coupled else gate("f", c)
-    g = clipped(pre["g"], cell.clip)
-    g = g if cell.ablation == "no_input_activation" else phi(g)
+    z_i, z_f = preactivation("i", c), preactivation("f", c)
+    i = gate(z_i)
+    f = 1 - i if cell.coupled else gate(z_f)
+    z_g = clipped(pre["g"], cell.clip)
+    g = z_g if cell.ablation == "no_input_activation" else phi(z_g)
     if candidate_scale is not None:
         g = g * candidate_scale.astype(g.dtype)
     c_t = f * c + i * g
     if cell.layer_norm == "tfa":
         c_t = _normalised(cell, params.norm, c_t)
     c_t = clipped(c_t, cell.cell_clip)
-    o = gate("o", c_t)
+    z_o = preactivation("o", c_t)
+    o = gate(z_o)
     visible = _normalised(cell, params.norm, c_t) if cell.layer_norm == "haste" else c_t
     visible = visible if cell.ablation == "no_output_activation" else phi(visible)
-    return VariantStep(o * visible, c_t, LSTMGates(i, f, g, o))
+    preactivations = LSTMGates(z_i, z_f, z_g, z_o)  # type: ignore[arg-type]
+    return VariantStep(o * visible, c_t, LSTMGates(i, f, g, o), preactivations)
 
 
 def _normalised(cell: LSTMVariant, norm: LSTMNorm, c: Array) -> Array:
@@ -198,6 +204,7 @@ class LSTMVariant(VectorCell):
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
+    has_gates = True
     scales_candidate = True
 
     def __post_init__(self) -> None:
@@ -363,7 +370,7 @@ class LSTMVariant(VectorCell):
         if self.has_plain_update and candidate_scale is None:
             h_t, c_t = lstm_update(c_in, z)
         else:
-            h_t, c_t, _ = variant_update(self, params, c_in, z, candidate_scale)
+            h_t, c_t, *_ = variant_update(self, params, c_in, z, candidate_scale)
         h_t = h_t.astype(h.dtype)
         return (h_t, c_t.astype(c.dtype)), h_t
 
@@ -376,5 +383,12 @@ class LSTMVariant(VectorCell):
 
     def gates(self, params: LSTMVariantParams, carry: LSTMCarry, x: Array) -> LSTMGates:
         """The gates of one step; carry and x may have any leading axes, time included."""
+        return self._variant_step(params, carry, x).gates
+
+    def preactivations(self, params: LSTMVariantParams, carry: LSTMCarry, x: Array) -> LSTMGates:
+        """The pre-activations of :meth:`gates`, peepholes included; None for gates without weights."""
+        return self._variant_step(params, carry, x).preactivations
+
+    def _variant_step(self, params: LSTMVariantParams, carry: LSTMCarry, x: Array) -> VariantStep:
         z = self._preactivation(params, self.recur(params, carry, self.project(params, x)))
-        return variant_update(self, params, *same_dtype(carry[1], z)).gates
+        return variant_update(self, params, *same_dtype(carry[1], z))

@@ -34,6 +34,23 @@ class MinLSTMParams(NamedTuple):
     initial: Array | None = None  # learned h_0, (H,)
 
 
+@exportable
+class MinGRUGates(NamedTuple):
+    """The gate and the candidate of one step of a :class:`lstm_jax.MinGRU`."""
+
+    z: Array  # (*batch, H) how much of the candidate replaces the old state, in (0, 1)
+    h: Array  # (*batch, H) candidate, above 0
+
+
+@exportable
+class MinLSTMGates(NamedTuple):
+    """The gates and the candidate of one step of a :class:`lstm_jax.MinLSTM`."""
+
+    f: Array  # (*batch, H) forget gate, in (0, 1); the old state is kept by f / (f + i)
+    i: Array  # (*batch, H) input gate, in (0, 1)
+    h: Array  # (*batch, H) candidate, above 0
+
+
 def min_gru_step(params: MinGRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
     r"""One step of the minimal GRU (Feng et al. 2024, arXiv:2410.01201).
 
@@ -144,6 +161,7 @@ class _MinimalCell(VectorCell):
 
     linear_recurrence = True
     recur_reads_carry = False
+    has_gates = True
     params_type: ClassVar[Any]
     parts: ClassVar[int]  # gates and candidate
 
@@ -219,6 +237,15 @@ class MinGRU(_MinimalCell):
         """Gate, candidate, hidden state."""
         return _blend(carry, *_min_gru_parts(z))
 
+    def gates(self, params: MinGRUParams, carry: Array, x: Array) -> MinGRUGates:
+        """The gates of one step; x may have any leading axes, time included."""
+        z, h = self.preactivations(params, carry, x)
+        return MinGRUGates(sigmoid(z), _positive(h))
+
+    def preactivations(self, params: MinGRUParams, carry: Array, x: Array) -> MinGRUGates:
+        """The pre-activations of :meth:`gates`."""
+        return MinGRUGates(*jnp.split(self.recur(params, carry, self.project(params, x)), 2, axis=-1))
+
     def coefficients(self, params: MinGRUParams, x: Array) -> tuple[Array, Array]:
         """``(log(1 - z_t), z_t g_t)``, each (..., H)."""
         z = self.recur(params, x, self.project(params, x))
@@ -280,6 +307,15 @@ class MinLSTM(_MinimalCell):
     ) -> tuple[Array, Array]:
         """Gates, candidate, hidden state."""
         return _blend(carry, *_min_lstm_parts(z))
+
+    def gates(self, params: MinLSTMParams, carry: Array, x: Array) -> MinLSTMGates:
+        """The gates of one step; x may have any leading axes, time included."""
+        f, i, h = self.preactivations(params, carry, x)
+        return MinLSTMGates(sigmoid(f), sigmoid(i), _positive(h))
+
+    def preactivations(self, params: MinLSTMParams, carry: Array, x: Array) -> MinLSTMGates:
+        """The pre-activations of :meth:`gates`."""
+        return MinLSTMGates(*jnp.split(self.recur(params, carry, self.project(params, x)), 3, axis=-1))
 
     def coefficients(self, params: MinLSTMParams, x: Array) -> tuple[Array, Array]:
         """``(log(f_t / (f_t + i_t)), i_t / (f_t + i_t) g_t)``, each (..., H)."""

@@ -40,6 +40,19 @@ class MLSTMParams(NamedTuple):
     bias_gates: Array | None = None  # (2 heads,)
 
 
+@exportable
+class MLSTMGates(NamedTuple):
+    """The gates of one step of an :class:`lstm_jax.MLSTM`, without the stabiliser.
+
+    i is exp of its pre-activation, which may overflow; the states do not, because the cell stores them times
+    exp(-m).
+    """
+
+    i: Array  # (*batch, heads) input gate, above 0
+    f: Array  # (*batch, heads) forget gate, in (0, 1) or, with forget_gate="exp", above 0
+    o: Array  # (*batch, H) output gate, in (0, 1)
+
+
 class MLSTMPreactivation(NamedTuple):
     """The matrix products of one step."""
 
@@ -261,6 +274,8 @@ class MLSTM(BaseCell):
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
+    has_gates = True
+
     def __post_init__(self) -> None:
         normalise(self, "input_size", "hidden_size", "heads")
         check_heads("MLSTM", self.heads, {"hidden_size": self.hidden_size})
@@ -326,6 +341,17 @@ class MLSTM(BaseCell):
     ) -> tuple[MLSTMCarry, Array]:
         """Gates, stabiliser, matrix memory and normaliser, output."""
         return _update(self.forget_gate, carry, z)
+
+    def gates(self, params: MLSTMParams, carry: MLSTMCarry, x: Array) -> MLSTMGates:
+        """The gates of one step; carry and x may have any leading axes, time included."""
+        i, f, o = self.preactivations(params, carry, x)
+        return MLSTMGates(jnp.exp(i), sigmoid(f) if self.forget_gate == "sigmoid" else jnp.exp(f), sigmoid(o))
+
+    def preactivations(self, params: MLSTMParams, carry: MLSTMCarry, x: Array) -> MLSTMGates:
+        """The pre-activations of :meth:`gates`."""
+        z = self.project(params, x)
+        i, f = jnp.split(z.gates, 2, axis=-1)
+        return MLSTMGates(i, f, jnp.split(z.qkvo, 4, axis=-1)[-1])
 
     def update_chunk(
         self,

@@ -27,6 +27,20 @@ class SLSTMParams(NamedTuple):
     initial: Array | None = None  # learned h_0, (H,)
 
 
+@exportable
+class SLSTMGates(NamedTuple):
+    """The gates of one step of an :class:`lstm_jax.SLSTM`, without the stabiliser.
+
+    i is exp of its pre-activation, which may overflow; the states do not, because the cell stores them times
+    exp(-m).
+    """
+
+    i: Array  # (*batch, H) input gate, above 0
+    f: Array  # (*batch, H) forget gate, in (0, 1) or, with forget_gate="exp", above 0
+    z: Array  # (*batch, H) candidate, in (-1, 1)
+    o: Array  # (*batch, H) output gate, in (0, 1)
+
+
 SLSTMCarry: TypeAlias = tuple[Array, Array, Array, Array]
 
 
@@ -143,6 +157,8 @@ class SLSTM(VectorCell):
     param_dtype: DType = jnp.float32
     dtype: DType | None = None
 
+    has_gates = True
+
     def __post_init__(self) -> None:
         normalise(self, "input_size", "hidden_size", "heads")
         check_heads("SLSTM", self.heads, {"hidden_size": self.hidden_size})
@@ -186,3 +202,13 @@ class SLSTM(VectorCell):
     ) -> tuple[SLSTMCarry, Array]:
         """Gates, stabiliser, cell state and normaliser, hidden state."""
         return _update(self.forget_gate, carry, z)
+
+    def gates(self, params: SLSTMParams, carry: SLSTMCarry, x: Array) -> SLSTMGates:
+        """The gates of one step; carry and x may have any leading axes, time included."""
+        i, f, z, o = self.preactivations(params, carry, x)
+        f = sigmoid(f) if self.forget_gate == "sigmoid" else jnp.exp(f)
+        return SLSTMGates(jnp.exp(i), f, jnp.tanh(z), sigmoid(o))
+
+    def preactivations(self, params: SLSTMParams, carry: SLSTMCarry, x: Array) -> SLSTMGates:
+        """The pre-activations of :meth:`gates`."""
+        return SLSTMGates(*jnp.split(self.recur(params, carry, self.project(params, x)), 4, axis=-1))

@@ -185,24 +185,44 @@ class Bidirectional(Network):
         """Both directions, in one loop where both cells split."""
         check_tuple("Bidirectional", params, 2)
         noisy = steps.key is not None and self.has_noise  # each direction draws its own noise
-        reverses = (options.reverse, not options.reverse)
         # A kernel has one direction.
-        if self._share_a_loop() and not noisy and options.implementation != "pallas":
-            pair = Pair(tuple(map(as_base_cell, self.cells)))
-            forward, backward = _in_one_loop(pair, run, options, reverses, params, xs, carry, reset_to, steps)
-        else:
-            forward, backward = (
-                run(
-                    cell,
-                    options._replace(reverse=reverse),
-                    params[index],
-                    xs,
-                    None if carry is None else carry[index],
-                    None if reset_to is None else reset_to[index],
-                    steps.for_layer(index),
-                )
-                for index, (cell, reverse) in enumerate(zip(self.cells, reverses, strict=True))
+        if not self._share_a_loop() or noisy or options.implementation == "pallas":
+            return self.run_separately(run, options, params, xs, carry, reset_to, steps)
+        pair = Pair(tuple(map(as_base_cell, self.cells)))
+        reverses = (options.reverse, not options.reverse)
+        return self._merged(
+            options, *_in_one_loop(pair, run, options, reverses, params, xs, carry, reset_to, steps)
+        )
+
+    def run_separately(
+        self,
+        run: Any,
+        options: Options,
+        params: Any,
+        xs: Array,
+        carry: Any,
+        reset_to: Any,
+        steps: Steps,
+    ) -> Unrolled:
+        """Both directions, each in its own loop."""
+        check_tuple("Bidirectional", params, 2)
+        forward, backward = (
+            run(
+                cell,
+                options._replace(reverse=reverse),
+                params[index],
+                xs,
+                None if carry is None else carry[index],
+                None if reset_to is None else reset_to[index],
+                steps.for_layer(index),
             )
+            for index, (cell, reverse) in enumerate(
+                zip(self.cells, (options.reverse, not options.reverse), strict=True)
+            )
+        )
+        return self._merged(options, forward, backward)
+
+    def _merged(self, options: Options, forward: Unrolled, backward: Unrolled) -> Unrolled:
         ys = MERGES[self.merge](forward.ys, backward.ys)
         carries = (forward.carries, backward.carries) if options.return_carries else None
         return Unrolled((forward.carry, backward.carry), ys, carries)

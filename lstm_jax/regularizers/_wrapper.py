@@ -99,6 +99,11 @@ class Wrapper(BaseCell):
         return self.inner.emits
 
     @property
+    def has_gates(self) -> bool:  # type: ignore[override]
+        """Whether the wrapped cell has gates."""
+        return self.inner.has_gates
+
+    @property
     def scales_candidate(self) -> bool:  # type: ignore[override]
         """Whether ``update`` takes a factor for its candidate."""
         return self.inner.scales_candidate
@@ -197,6 +202,10 @@ class Wrapper(BaseCell):
     def gates(self, params: Params, carry: Carry, x: Array) -> Any:
         """The gates of the wrapped cell."""
         return self.inner.gates(split_masks(params)[0], carry, x)
+
+    def preactivations(self, params: Params, carry: Carry, x: Array) -> Any:
+        """The pre-activations of the wrapped cell's gates."""
+        return self.inner.preactivations(split_masks(params)[0], carry, x)
 
     def step_by_parts(self, params: Params, carry: Carry, x: Array, noise: Any) -> tuple[Carry, Array]:
         """``step`` as the composition of ``project``, ``recur``, ``update`` and ``emit``."""

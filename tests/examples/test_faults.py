@@ -315,7 +315,7 @@ def test_early_ctrl_c(name, seconds, tmp_path):
         text=True,
     )
     for _ in range(600):  # until the second Python runs
-        if f"{name}.py" in Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[1]:
+        if Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")[1:2] == [str(program[1])]:
             break
         time.sleep(0.1)
     time.sleep(seconds)
