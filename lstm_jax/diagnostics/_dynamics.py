@@ -44,7 +44,7 @@ class FixedPoints(NamedTuple):
     """Fixed and slow points; the result of :func:`fixed_points`. N is the number of candidates."""
 
     carry: Carry  # the points, a carry with the batch axis (N,)
-    speed: Array  # (N,) q = |F(s) - s|^2 / 2 at the point
+    speed: Array  # (N,) half the squared norm of F(s) - s at the point
     fixed: Array  # (N,) bool: the speed is below the tolerance; the others are slow points
     eigenvalues: Array  # (N, S) complex, of the Jacobian of F at the point
     stable: Array  # (N,) bool: all eigenvalues are inside the unit circle
