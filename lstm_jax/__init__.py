@@ -100,4 +100,4 @@ from lstm_jax.unrolling.registry import (
     implementations as implementations,
 )
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
