@@ -20,7 +20,7 @@ import jax
 
 from benchmarks import files, memory, report as reports, timing
 from benchmarks.cases import CURVES, MODES, NAMED, QUICK, QUICK_CURVES, Case, Setting, precision
-from benchmarks.contestants import HOUSE, NAMES, NNX, OURS, PEERS, SCAN, TORCH, named
+from benchmarks.contestants import ALWAYS_MEASURED, LSTM_JAX, NAMES, NNX, PEERS, SCAN, TORCH, named
 from benchmarks.contestants.contestant import Contestant
 from benchmarks.measure import Measurement, measure, tolerance
 from benchmarks.report import Report
@@ -129,8 +129,8 @@ def parse_cases(word: str) -> tuple[Case, ...]:
 
 def run(args: argparse.Namespace, setting: Setting) -> int:
     """Run all requested parts."""
-    contestants = (*HOUSE, *map(named, args.implementations), *chosen_peers(args.peers))
-    contestants = tuple(who for who in contestants if who is OURS or who.name not in args.without)
+    contestants = (*ALWAYS_MEASURED, *map(named, args.implementations), *chosen_peers(args.peers))
+    contestants = tuple(c for c in contestants if c is LSTM_JAX or c.name not in args.without)
     parts = args.parts or (PARTS[:1] if args.cases else PARTS)
     options = {
         name: str(value) for name, value in vars(args).items() if value is not None and name != "redraw"
@@ -151,9 +151,9 @@ def run(args: argparse.Namespace, setting: Setting) -> int:
     shared |= {"sample_s": 0.0} if args.quick else {}
     path = args.out / f"{reports.stem(report.about)}.json"
     jobs = [*plan(report, args.quick, parts, cases, contestants, setting, shared)]
-    with progress(len(jobs)) as (say, step):
+    with progress(len(jobs)) as (show, step):
         for job in jobs:
-            print_above(job(say))
+            print_above(job(show))
             write(report, path)  # after each job, so that an interrupted run keeps its results
             step()
     finish(report, path, pictures=not args.no_pictures)
@@ -174,17 +174,17 @@ def plan(
 ) -> Iterator[Job]:
     """The jobs of the run, one for each step of the progress bar."""
 
-    def case_job(into: list[Measurement], case: Case, mode: str, who: Sequence[Contestant]) -> Job:
-        def job(say: Callable[[str], Any]) -> str:
-            on_stage = lambda stage: say(f"{case}, {mode}: {stage}")  # noqa: E731
-            into.append(measure(case, mode, who, setting, on_stage=on_stage, **shared))
+    def case_job(into: list[Measurement], case: Case, mode: str, contestants: Sequence[Contestant]) -> Job:
+        def job(show: Callable[[str], Any]) -> str:
+            on_stage = lambda stage: show(f"{case}, {mode}: {stage}")  # noqa: E731
+            into.append(measure(case, mode, contestants, setting, on_stage=on_stage, **shared))
             return reports.block(into[-1])
 
         return job
 
     def long_job(case: Case, checkpoint: str | None, loss: str) -> Job:
-        def job(say: Callable[[str], Any]) -> str:
-            say(f"{case}, checkpoint={checkpoint!r}")
+        def job(show: Callable[[str], Any]) -> str:
+            show(f"{case}, checkpoint={checkpoint!r}")
             row = memory.long_sequence(case, checkpoint, loss, setting, run=checkpoint is not None)
             report.long.append(row)
             return reports.long_line(row)
@@ -194,7 +194,7 @@ def plan(
     if "cases" in parts:
         yield from (case_job(report.cases, case, mode, contestants) for case in cases for mode in case.modes)
     if "curves" in parts:
-        some = [who for who in (OURS, SCAN, NNX[-1], TORCH) if who in contestants]
+        some = [c for c in (LSTM_JAX, SCAN, NNX[-1], TORCH) if c in contestants]
         for curve in QUICK_CURVES if quick else CURVES:
             into = report.curves.setdefault(curve.letter, [])
             modes = MODES[1:] if quick else MODES
@@ -210,12 +210,14 @@ def plan(
 def chosen_peers(words: Sequence[str]) -> tuple[Contestant, ...]:
     """The chosen peers in the order of the table."""
     names = () if "none" in words else PEERS if "all" in words else words
-    return tuple(who for name in PEERS if name in names for who in PEERS[name])
+    return tuple(contestant for name in PEERS if name in names for contestant in PEERS[name])
 
 
-def takes_part(who: Contestant, contestants: Sequence[Contestant], setting: Setting) -> bool:
+def takes_part(contestant: Contestant, contestants: Sequence[Contestant], setting: Setting) -> bool:
     """Whether a contestant is chosen and can run on this machine."""
-    return who in contestants and not (who.absent() or who.declines(QUICK[0], MODES[0], setting))
+    return contestant in contestants and not (
+        contestant.absent() or contestant.declines(QUICK[0], MODES[0], setting)
+    )
 
 
 @contextlib.contextmanager

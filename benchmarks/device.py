@@ -184,8 +184,8 @@ def run(job: Job, words: Sequence[str], results: Results, left_s: float) -> Outc
         if outcome.code and outcome.code != NO_DEVICE:
             outcome = outcome._replace(text=outcome.text + reader.during())
         errors.seek(0)
-        said = errors.read()[-STDERR_CHARACTERS:]
-    results.finish(job.name, outcome, time.monotonic() - began, said if outcome.code != 0 else "")
+        stderr = errors.read()[-STDERR_CHARACTERS:]
+    results.finish(job.name, outcome, time.monotonic() - began, stderr if outcome.code != 0 else "")
     return outcome
 
 
@@ -221,7 +221,7 @@ class Reader(threading.Thread):
                 continue
             self.current = message.get("begin", "")
             if "machine" in message:
-                self.results.meet(self.job, message["machine"])
+                self.results.add_machine(self.job, message["machine"])
             if "row" in message:
                 self.results.add(self.job, message["row"])
 
@@ -248,7 +248,7 @@ class Results:
     rows: list[dict[str, Any]] = field(default_factory=list)
     excluded: dict[str, str] = field(default_factory=dict)  # jobs on another device than the first
 
-    def meet(self, job: str, machine: dict[str, Any]) -> None:
+    def add_machine(self, job: str, machine: dict[str, Any]) -> None:
         """Record the machine that a job runs on. Rows from another device are not recorded."""
         self.machine = self.machine or machine
         if machine["device"] != self.machine["device"]:
@@ -260,12 +260,12 @@ class Results:
             self.rows.append({"job": job} | row)
             self.write()
 
-    def finish(self, job: str, outcome: Outcome, seconds: float, said: str) -> None:
+    def finish(self, job: str, outcome: Outcome, seconds: float, stderr: str) -> None:
         text = outcome.text
         if job in self.excluded:
             text += f"; ran on another device ({self.excluded[job]}), results dropped"
         entry = {"name": job, "outcome": text, "seconds": round(seconds, 1)}
-        self.jobs.append(entry | ({"stderr": said} if said else {}))
+        self.jobs.append(entry | ({"stderr": stderr} if stderr else {}))
         self.write()
 
     @property

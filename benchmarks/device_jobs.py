@@ -2,7 +2,7 @@
 
 A job prints one line of JSON before and after each measurement, so that everything measured before a crash
 or a time limit is kept, and the measurement that it ended in is known. Of the library, only public names are
-used, except in ``contestants.ours.steps_per_body``.
+used, except in ``contestants.lstm_jax_.steps_per_body``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.cases import MODES, Case, Setting, precision
 from benchmarks.contestants import SCAN, TORCH, named
 from benchmarks.contestants.contestant import Contestant
 from benchmarks.contestants.layouts import LAYOUTS
-from benchmarks.contestants.ours import unsupported_reason, with_steps_per_body
+from benchmarks.contestants.lstm_jax_ import unsupported_reason, with_steps_per_body
 from benchmarks.device import NAMES, NO_DEVICE
 from benchmarks.measure import error_line, measure
 from benchmarks.timing import SAMPLE_S, Timed, matmul_rates, sample, summarize, time_rounds
@@ -199,7 +199,7 @@ def compare_all(run: Run, todo: Sequence[tuple[Check, str]], repeats: int = 1) -
     """Compile all checks in several threads, and run them in order. Returns whether all are right."""
     right = True
     with ThreadPoolExecutor(THREADS) as pool:
-        futures = [pool.submit(prepare, run, *pair) for pair in todo]
+        futures = [pool.submit(prepare, run, *group) for group in todo]
         for (check, name), future in zip(todo, futures, strict=True):
             about = {"case": str(check), "what": f"check of {name}", "dtype": check.dtype}
             begin(*about.values())
@@ -272,7 +272,7 @@ def judge(prepared: Prepared, check: Check, repeats: int, about: dict[str, str])
     for k, name in enumerate(("h", "c")[: len(solution.carry)]):
         returned[f"last {name}"] = last[k], solution.carry[k]
         returned[f"gradient of {name}"] = jax.tree.leaves(d_carry)[k], solution.d_carry[k]
-    errors = {name: distance(*pair) for name, pair in returned.items()}
+    errors = {name: distance(*group) for name, group in returned.items()}
     worst = max(errors, key=lambda name: math.inf if math.isnan(errors[name]) else errors[name])
     same = all(same_bits(found[0], again) for again in found[1:])
     right = errors[worst] <= ACCEPTED[check.dtype] and same
@@ -369,13 +369,13 @@ def contestants(run: Run) -> list[Contestant]:
     found += [(with_steps_per_body(fused, n), bf16) for n in steps]
     found += [(with_steps_per_body(fused, steps[-1]), setting) for setting in (tf32, fp16)]
     found += [(SCAN, tf32), (named("cudnn"), exact)]
-    return [own(who, setting) for who, setting in dict.fromkeys(found)]
+    return [with_setting(contestant, setting) for contestant, setting in dict.fromkeys(found)]
 
 
-def own(who: Contestant, setting: Setting) -> Contestant:
+def with_setting(contestant: Contestant, setting: Setting) -> Contestant:
     """A contestant with a setting of its own, which becomes part of its name."""
-    spins = who.spins and setting.platform == "cpu"  # a GPU is not slowed down by idle threads
-    return who._replace(name=f"{who.name} | {setting}", setting=setting, spins=spins)
+    spins = contestant.spins and setting.platform == "cpu"  # a GPU is not slowed down by idle threads
+    return contestant._replace(name=f"{contestant.name} | {setting}", setting=setting, spins=spins)
 
 
 def cases(run: Run, name: str) -> None:
@@ -386,7 +386,7 @@ def cases(run: Run, name: str) -> None:
         compete(run, case, contestants(run), until=time.monotonic() + share)
 
 
-def compete(run: Run, case: Case, who: Sequence[Contestant], until: float) -> None:
+def compete(run: Run, case: Case, contestants: Sequence[Contestant], until: float) -> None:
     """Compare and time the contestants in both modes, and report a row for each."""
     for position, mode in enumerate(MODES):
         now = time.monotonic()
@@ -403,8 +403,8 @@ def compete(run: Run, case: Case, who: Sequence[Contestant], until: float) -> No
                 found = measure(
                     case,
                     mode,
-                    who,
-                    who[0].setting or run.setting("float32"),
+                    contestants,
+                    contestants[0].setting or run.setting("float32"),
                     QUICK_ROUNDS if run.quick else ROUNDS,
                     on_stage=on_stage,
                     sample_s=0.0 if run.quick else SAMPLE_S,
@@ -412,7 +412,13 @@ def compete(run: Run, case: Case, who: Sequence[Contestant], until: float) -> No
                     deadline=min(deadline, run.deadline),
                 )
         except Exception as error:
-            row("fails", error_line(error), case=str(case), what=who[0].name.split(" | ")[0], mode=mode)
+            row(
+                "fails",
+                error_line(error),
+                case=str(case),
+                what=contestants[0].name.split(" | ")[0],
+                mode=mode,
+            )
             continue
         for name, result in found.rows.items():
             what, dtype = name.split(" | ")
@@ -493,10 +499,13 @@ def pallas(run: Run, name: str) -> None:
     for position, case in enumerate(timed):
         share = (run.deadline - time.monotonic()) / (len(timed) - position)
         dtypes = ("bfloat16",) if run.quick else ("bfloat16", "float16")
-        who = [own(named("fused"), run.setting("bfloat16"))]
+        group = [with_setting(named("fused"), run.setting("bfloat16"))]
         for dtype in dtypes:
-            who += [own(named("pallas"), run.setting(dtype)), own(TORCH, run.setting(dtype))]
-        compete(run, case, who, until=time.monotonic() + share)
+            group += [
+                with_setting(named("pallas"), run.setting(dtype)),
+                with_setting(TORCH, run.setting(dtype)),
+            ]
+        compete(run, case, group, until=time.monotonic() + share)
 
 
 # --- XLA's loop -----------------------------------------------------------------------------------
@@ -532,17 +541,18 @@ def loop(run: Run) -> None:
         found = []
         for count in bodies:
             for name, chosen in options.items():
-                who = named("fused", chosen)._replace(name=f"fused, {name}")
-                found.append(with_steps_per_body(who, count) if count > 1 else who)
+                contestant = named("fused", chosen)._replace(name=f"fused, {name}")
+                found.append(with_steps_per_body(contestant, count) if count > 1 else contestant)
         return found
 
     first = [named("fused"), with_steps_per_body(named("fused"), steps)]
     groups = [(0.4, [*first, *(variants(OPTIONS, (1,)) if gpu else []), *LAYOUTS[:1]])]
     groups += [(0.5, [first[0], *LAYOUTS[1:], *(variants(dict([next(iter(OPTIONS.items()))]), (steps,)))])]
     groups += [(1.0, [first[0], *variants(RISKY, (1, steps))])] if gpu else []
-    for share, who in groups:
+    for share, group in groups:
         left = run.deadline - time.monotonic()
-        compete(run, case, [own(one, setting) for one in who], until=time.monotonic() + share * left)
+        group = [with_setting(contestant, setting) for contestant in group]
+        compete(run, case, group, until=time.monotonic() + share * left)
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -552,10 +562,10 @@ def train(run: Run) -> None:
     """Words per second of Penn Treebank medium; the steps of lstm_jax and torch are interleaved."""
     size = training.TINY if run.quick else training.MEDIUM
     tf32, bf16 = run.setting("float32", True), run.setting("bfloat16")
-    makers = [("lstm_jax", tf32, partial(training.ours, implementation="auto"))]
-    makers += [("lstm_jax", bf16, partial(training.ours, implementation="auto"))]
+    makers = [("lstm_jax", tf32, partial(training.lstm_jax_trainer, implementation="auto"))]
+    makers += [("lstm_jax", bf16, partial(training.lstm_jax_trainer, implementation="auto"))]
     makers += [("torch", tf32, training.torch_trainer), ("torch", bf16, training.torch_trainer)]
-    makers += [("lstm_jax scan", bf16, partial(training.ours, implementation="scan"))]
+    makers += [("lstm_jax scan", bf16, partial(training.lstm_jax_trainer, implementation="scan"))]
     case = f"{size.B},{size.T},{size.H},{size.H} 2 layers, {size.words} words"
     trainers: dict[tuple[str, str], training.Trainer] = {}
     for what, setting, make in makers:

@@ -106,26 +106,26 @@ def measure(
     reference: dict[str, Any] = {}
     pool = ThreadPoolExecutor(threads) if threads else None
     try:
-        pending = {who.name: enter(who, case, mode, setting, pool, on_stage) for who in contestants if pool}
+        pending = {c.name: enter(c, case, mode, setting, pool, on_stage) for c in contestants if pool}
         on_stage("compiling")
-        for who in contestants:
-            found = pending.get(who.name) or enter(who, case, mode, setting, pool, on_stage)
+        for contestant in contestants:
+            found = pending.get(contestant.name) or enter(contestant, case, mode, setting, pool, on_stage)
             if isinstance(found, Row):
-                rows[who.name] = found
+                rows[contestant.name] = found
                 continue
-            on_stage(f"first call of {who.name}")
-            valid = make_problem(case, who.setting or setting).valid
-            rows[who.name], ready, results = compare(
-                found, valid, who.setting or setting, reference, deadline
+            on_stage(f"first call of {contestant.name}")
+            valid = make_problem(case, contestant.setting or setting).valid
+            rows[contestant.name], ready, results = compare(
+                found, valid, contestant.setting or setting, reference, deadline
             )
             if ready is not None:
-                built[who.name] = ready
+                built[contestant.name] = ready
                 reference = reference or results
     finally:
         if pool is not None:
             pool.shutdown(wait=False, cancel_futures=True)
 
-    spins = {who.name: who.spins for who in contestants}
+    spins = {contestant.name: contestant.spins for contestant in contestants}
     timed = {name: Timed(ready.call, spins[name]) for name, ready in built.items()}
     on_stage("rounds")
     samples, repeats = time_rounds(timed, rounds, sample_s, deadline)
@@ -150,7 +150,7 @@ Compiling = Future[Built]
 
 
 def enter(
-    who: Contestant,
+    contestant: Contestant,
     case: Case,
     mode: str,
     setting: Setting,
@@ -158,15 +158,15 @@ def enter(
     on_stage: Callable[[str], Any],
 ) -> Row | Compiling:
     """The contestant's program, being compiled by ``pool`` or compiled, or the reason why it has none."""
-    setting = who.setting or setting
-    if why := who.absent():
+    setting = contestant.setting or setting
+    if why := contestant.absent():
         return Row("absent", why)
-    if why := who.declines(case, mode, setting):
+    if why := contestant.declines(case, mode, setting):
         return Row("declines", why)
-    on_stage(who.name)
+    on_stage(contestant.name)
     future: Compiling = Future()
     try:
-        finish = who.build(case, make_problem(case, setting), mode, setting)
+        finish = contestant.build(case, make_problem(case, setting), mode, setting)
         if pool is not None:
             return pool.submit(finish)
         future.set_result(finish())
@@ -185,7 +185,7 @@ def compare(
     try:
         left = None if deadline == FOREVER or not reference else max(0.0, deadline - time.monotonic())
         ready = future.result(left)
-        results = on_device(ready.ours(ready.call()), valid)
+        results = on_device(ready.named_results(ready.call()), valid)
     except TimeoutError:
         return Row("skipped", "not compiled in time"), None, {}
     except Exception as error:  # of another library: recorded, and the others continue
@@ -221,14 +221,14 @@ def farthest(results: dict[str, Any], reference: dict[str, Any]) -> tuple[float,
     """The largest distance between two arrays relative to the largest number in them, and its name."""
     if results.keys() != reference.keys():
         raise ValueError(f"gives {', '.join(results)} instead of {', '.join(reference)}")
-    found = [(0.0, "results")]
+    distances = [(0.0, "results")]
     for name in reference:
-        ours, theirs = jax.tree.leaves(reference[name]), jax.tree.leaves(results[name])
-        if [a.shape for a in ours] != [a.shape for a in theirs]:
+        expected, found = jax.tree.leaves(reference[name]), jax.tree.leaves(results[name])
+        if [a.shape for a in expected] != [a.shape for a in found]:
             raise ValueError(f"its {name} have other shapes than those of lstm_jax")
-        for a, b in zip(ours, theirs, strict=True):
-            found.append((float(_distance(a, b)), name))
-    return max(found, key=lambda pair: np.inf if np.isnan(pair[0]) else pair[0])
+        for a, b in zip(expected, found, strict=True):
+            distances.append((float(_distance(a, b)), name))
+    return max(distances, key=lambda pair: np.inf if np.isnan(pair[0]) else pair[0])
 
 
 @jax.jit

@@ -13,7 +13,7 @@ import lstm_jax
 from benchmarks.cases import Case, Setting, make_network
 from benchmarks.contestants import SCAN
 from benchmarks.contestants.contestant import Contestant, lower, temporary_bytes
-from benchmarks.contestants.ours import ours
+from benchmarks.contestants.lstm_jax_ import with_checkpoint
 
 POLICY_CASES = (Case(8, 1000, 64, 64), Case(32, 1000, 128, 128))
 POLICIES = (None, "sqrt", 10, 100, 250)
@@ -27,7 +27,7 @@ LOSSES = ("of all outputs", "of the last state")
 
 def contestants(policies: Sequence[str | int | None]) -> tuple[Contestant, ...]:
     """One contestant for each policy, and the plain scan."""
-    return (*(ours(f"checkpoint={policy!r}", policy) for policy in policies), SCAN)
+    return (*(with_checkpoint(f"checkpoint={policy!r}", policy) for policy in policies), SCAN)
 
 
 class Long(NamedTuple):

@@ -9,12 +9,12 @@ from typing import Any
 
 from benchmarks import summary
 from benchmarks.cases import MODES
-from benchmarks.contestants import AGAIN, HOUSE, OURS, SCAN
+from benchmarks.contestants import AGAIN, ALWAYS_MEASURED, LSTM_JAX, SCAN
 from benchmarks.measure import Measurement
 from benchmarks.report import Report
 
 # Okabe and Ito's palette, which is distinguishable with all kinds of colour vision.
-OURS_COLOUR, SCAN_COLOUR = "#0072B2", "#8C8C8C"
+LSTM_JAX_COLOUR, SCAN_COLOUR = "#0072B2", "#8C8C8C"
 OTHERS = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LETTERS = {"T": "steps T", "B": "rows B", "H": "units H (as many features)"}
 
@@ -80,7 +80,9 @@ def bars(plt: Any, report: Report) -> Any:
     """A bar for each contestant, the geometric mean over the plain cases, and a dot for each case."""
     modes = [mode for mode in MODES if any(m.mode == mode for m in report.cases)]
     timed = {name for m in report.cases for name, row in m.rows.items() if row.status == "timed"}
-    names = [n for m in report.cases[:1] for n in m.rows if n in timed and n not in (OURS.name, AGAIN.name)]
+    names = [
+        n for m in report.cases[:1] for n in m.rows if n in timed and n not in (LSTM_JAX.name, AGAIN.name)
+    ]
     figure, axes = plt.subplots(
         1,
         len(modes),
@@ -106,12 +108,12 @@ def bars(plt: Any, report: Report) -> Any:
 def one_panel_of_bars(ax: Any, measurements: list[Measurement], names: list[str]) -> None:
     plain = [m for m in measurements if summary.is_plain(m)]
     others = [m for m in measurements if not summary.is_plain(m)]
-    house = {who.name for who in HOUSE}
+    always = {c.name for c in ALWAYS_MEASURED}
     for y, name in enumerate(names):
         dots = ratios_of(plain, name)
         if dots:
             mean = statistics.geometric_mean(dots)
-            colour = SCAN_COLOUR if name == SCAN.name else OURS_COLOUR if name in house else OTHERS[4]
+            colour = SCAN_COLOUR if name == SCAN.name else LSTM_JAX_COLOUR if name in always else OTHERS[4]
             ax.barh(y, mean - 1, left=1, height=0.66, color=colour, zorder=2)
             ax.annotate(
                 f"{mean:.2f}", (1, y), xycoords=ax.get_yaxis_transform(), fontsize=8, ha="left", va="center"
@@ -133,11 +135,11 @@ def one_panel_of_bars(ax: Any, measurements: list[Measurement], names: list[str]
         )
     ax.set_xscale("log")
     plain_log(ax.xaxis, (1, 1.5, 2, 3, 5, 7))
-    apart = [s for m in measurements if (s := summary.spread(m)) is not None]
-    if apart:
+    noises = [s for m in measurements if (s := summary.noise(m)) is not None]
+    if noises:
         ax.axvspan(
-            1 / max(apart),
-            max(apart),
+            1 / max(noises),
+            max(noises),
             color="#F0E442",
             alpha=0.5,
             lw=0,
@@ -169,9 +171,9 @@ def curves(plt: Any, report: Report) -> Any:
         layout="constrained",
     )
     names = list(dict.fromkeys(n for c in report.curves.values() for m in c for n in m.rows))
-    others = [name for name in names if name not in (OURS.name, SCAN.name)]
+    others = [name for name in names if name not in (LSTM_JAX.name, SCAN.name)]
     look = {name: (OTHERS[i % 5], "svD^P"[i % 5]) for i, name in enumerate(others)}
-    look |= {OURS.name: (OURS_COLOUR, "o"), SCAN.name: (SCAN_COLOUR, "x")}
+    look |= {LSTM_JAX.name: (LSTM_JAX_COLOUR, "o"), SCAN.name: (SCAN_COLOUR, "x")}
     for row, mode in zip(axes, modes, strict=True):
         for ax, (letter, measurements) in zip(row, report.curves.items(), strict=True):
             chosen = [m for m in measurements if m.mode == mode]
@@ -183,7 +185,7 @@ def curves(plt: Any, report: Report) -> Any:
                 ]
                 colour, marker = look[name]
                 if points:
-                    front = 4 if name == OURS.name else 3
+                    front = 4 if name == LSTM_JAX.name else 3
                     ax.plot(
                         *zip(*points, strict=True),
                         color=colour,
@@ -231,7 +233,7 @@ def memory(plt: Any, report: Report) -> Any:
         for index, (name, row) in enumerate(measurement.rows.items()):
             if row.median_s is None or not row.temporary_bytes:
                 continue
-            colour, marker = ((OURS_COLOUR, *OTHERS)[index % 6], "osv^DP"[index % 6])
+            colour, marker = ((LSTM_JAX_COLOUR, *OTHERS)[index % 6], "osv^DP"[index % 6])
             if name == SCAN.name:
                 colour, marker = SCAN_COLOUR, "X"
             at = row.temporary_bytes / 1e6, 1e3 * row.median_s

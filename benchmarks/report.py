@@ -17,7 +17,7 @@ import jax
 import lstm_jax
 from benchmarks import files, summary
 from benchmarks.cases import MODES, Case, Setting
-from benchmarks.contestants import HOUSE, OURS
+from benchmarks.contestants import ALWAYS_MEASURED, LSTM_JAX
 from benchmarks.contestants.contestant import Contestant
 from benchmarks.contestants.torch_ import cores
 from benchmarks.files import number
@@ -78,12 +78,12 @@ class Report:
 
 def machine(setting: Setting, contestants: Sequence[Contestant], options: dict[str, Any]) -> dict[str, Any]:
     """The machine, versions, time and options of a run."""
-    return where(setting.platform, ("jax", "jaxlib", "numpy", *(who.package for who in contestants))) | {
+    return where(setting.platform, ("jax", "jaxlib", "numpy", *(c.package for c in contestants))) | {
         "dtype": setting.dtype,
         "tf32": setting.tf32,
         "options": options,
-        "contestants": {who.name: who.how for who in contestants},
-        "absent": {who.name: why for who in contestants if (why := who.absent())},
+        "contestants": {c.name: c.how for c in contestants},
+        "absent": {c.name: why for c in contestants if (why := c.absent())},
     }
 
 
@@ -172,7 +172,7 @@ def closing(report: Report) -> str:
     slower = [v for v in summary.verdicts(report.cases) if v.slower]
     lines += [
         f"slower than {v.best} by more than the noise: "
-        f"{v.title}, {v.mode}: {v.ratio:.2f} (noise {v.spread:.2f})"
+        f"{v.title}, {v.mode}: {v.ratio:.2f} (noise {v.noise:.2f})"
         for v in slower
     ]
     return "\n".join([*lines, *report.troubled])
@@ -242,7 +242,7 @@ def ratios(measurements: Sequence[Measurement]) -> str:
     def text(row: Row) -> str:
         return f"{row.ratio:.2f}" if row.ratio is not None else row.status
 
-    return cells(measurements, text, lead=lambda m: f"{m.rows[OURS.name].median_s * 1e3:.3f} ms")
+    return cells(measurements, text, lead=lambda m: f"{m.rows[LSTM_JAX.name].median_s * 1e3:.3f} ms")
 
 
 def policies(measurements: Sequence[Measurement]) -> str:
@@ -265,14 +265,17 @@ def cells(measurements: Sequence[Measurement], text: Any, lead: Any = None) -> s
     for m in measurements:
         words = [text(m.rows[n]) if n in m.rows else "" for n in present]
         if lead is not None:
-            words[present.index(OURS.name)] = lead(m)
+            words[present.index(LSTM_JAX.name)] = lead(m)
         lines.append([m.case, *words])
     return files.table(["B,T,D,H", *present], lines)
 
 
 def introduction(report: Report, contestants: Sequence[Contestant]) -> str:
     """What will be measured, and which contestants are absent."""
-    peers = [who.name for who in contestants if who not in HOUSE and who.name not in report.about["absent"]]
-    lines = [headline(report.about), f"beside lstm_jax and the plain scan: {', '.join(peers) or 'none'}"]
+    peers = [c.name for c in contestants if c not in ALWAYS_MEASURED and c.name not in report.about["absent"]]
+    lines = [
+        headline(report.about),
+        f"compared with lstm_jax and the plain scan: {', '.join(peers) or 'none'}",
+    ]
     lines += [f"absent: {name} ({why})" for name, why in report.about["absent"].items()]
     return "\n".join(lines)

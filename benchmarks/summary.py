@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from benchmarks.cases import MODES
-from benchmarks.contestants import AGAIN, LIBRARIES, LINEN, LOW_MEMORY, NNX, OURS, SCAN, TORCH
+from benchmarks.contestants import AGAIN, LIBRARIES, LINEN, LOW_MEMORY, LSTM_JAX, NNX, SCAN, TORCH
 from benchmarks.measure import Measurement, Row
 
-LIBRARY_NAMES = tuple(who.name for who in LIBRARIES)
+LIBRARY_NAMES = tuple(contestant.name for contestant in LIBRARIES)
 
 
 class Mean(NamedTuple):
@@ -22,14 +22,14 @@ class Mean(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """lstm_jax beside the fastest other JAX library, in one case and mode."""
+    """lstm_jax compared with the fastest other JAX library, in one case and mode."""
 
     title: str
     mode: str
     best: str  # the name of that library
     ratio: float  # median of lstm_jax divided by that of the library
-    spread: float  # ratio between the two measurements of lstm_jax, at least 1
-    slower: bool  # whether ratio exceeds spread
+    noise: float  # ratio between the two measurements of lstm_jax, at least 1
+    slower: bool  # whether ratio exceeds noise
 
 
 def is_plain(measurement: Measurement) -> bool:
@@ -38,9 +38,9 @@ def is_plain(measurement: Measurement) -> bool:
     return case == type(case)(case.B, case.T, case.D, case.H)
 
 
-def spread(measurement: Measurement) -> float | None:
+def noise(measurement: Measurement) -> float | None:
     """The ratio between the two measurements of lstm_jax in the same run, at least 1."""
-    a, b = (median(measurement, who.name) for who in (OURS, AGAIN))
+    a, b = (median(measurement, contestant.name) for contestant in (LSTM_JAX, AGAIN))
     return None if a is None or b is None else max(a / b, b / a)
 
 
@@ -61,11 +61,13 @@ def verdicts(measurements: Sequence[Measurement]) -> list[Verdict]:
     """A verdict for every case in which another JAX library was timed."""
     found = []
     for measurement in measurements:
-        best, apart = best_library(measurement), spread(measurement)
-        if best is not None and apart is not None:
-            ratio = measurement.rows[OURS.name].median_s / best[1]
+        best, noise_ratio = best_library(measurement), noise(measurement)
+        if best is not None and noise_ratio is not None:
+            ratio = measurement.rows[LSTM_JAX.name].median_s / best[1]
             found.append(
-                Verdict(str(measurement.case), measurement.mode, best[0], ratio, apart, ratio > apart)
+                Verdict(
+                    str(measurement.case), measurement.mode, best[0], ratio, noise_ratio, ratio > noise_ratio
+                )
             )
     return found
 
@@ -83,23 +85,27 @@ def means(measurements: Sequence[Measurement]) -> list[Mean]:
             found.append(Mean(what, statistics.geometric_mean(ratios), len(ratios)))
 
     for mode, chosen in modes.items():
-        add(f"time, lstm_jax / torch, {mode}", chosen, lambda m: of(m, "median_s", OURS.name, TORCH.name))
-        add(f"time, best other JAX library / lstm_jax, {mode}", chosen, best_to_ours)
-        add(f"time, lstm_jax / plain scan, {mode}", chosen, lambda m: of(m, "median_s", OURS.name, SCAN.name))
-        add(f"time, lstm_jax / itself (the noise), {mode}", chosen, spread)
-    for who in (OURS, LOW_MEMORY):
-        what = f"temporary memory, {who.name} / plain scan, {both}"
-        add(what, modes[both], lambda m, name=who.name: of(m, "temporary_bytes", name, SCAN.name))
+        add(f"time, lstm_jax / torch, {mode}", chosen, lambda m: of(m, "median_s", LSTM_JAX.name, TORCH.name))
+        add(f"time, best other JAX library / lstm_jax, {mode}", chosen, best_to_lstm_jax)
+        add(
+            f"time, lstm_jax / plain scan, {mode}",
+            chosen,
+            lambda m: of(m, "median_s", LSTM_JAX.name, SCAN.name),
+        )
+        add(f"time, lstm_jax / itself (the noise), {mode}", chosen, noise)
+    for contestant in (LSTM_JAX, LOW_MEMORY):
+        what = f"temporary memory, {contestant.name} / plain scan, {both}"
+        add(what, modes[both], lambda m, name=contestant.name: of(m, "temporary_bytes", name, SCAN.name))
     for flax in (*LINEN, *NNX):
         what = f"compile time, lstm_jax / RNN of flax {flax.name}, {both}"
-        add(what, modes[both], lambda m, name=flax.name: of(m, "compile_s", OURS.name, name))
+        add(what, modes[both], lambda m, name=flax.name: of(m, "compile_s", LSTM_JAX.name, name))
     return found
 
 
-def best_to_ours(measurement: Measurement) -> float | None:
+def best_to_lstm_jax(measurement: Measurement) -> float | None:
     """The median of the fastest other library divided by that of lstm_jax."""
     best = best_library(measurement)
-    return None if best is None else best[1] / measurement.rows[OURS.name].median_s
+    return None if best is None else best[1] / measurement.rows[LSTM_JAX.name].median_s
 
 
 def of(measurement: Measurement, field: str, above: str, below: str) -> float | None:

@@ -63,7 +63,7 @@ def schedule(contestants: Mapping[str, Timed], turn: int, spun: bool = False) ->
 
 def repeats(contestants: Mapping[str, Timed], sample_s: float = SAMPLE_S) -> int:
     """Calls in each sample, the same for all contestants, computed from the fastest of them."""
-    fastest = min(sample(who.call, 1) for who in contestants.values() for _ in range(2))
+    fastest = min(sample(contestant.call, 1) for contestant in contestants.values() for _ in range(2))
     return max(1, min(MAX_REPEATS, round(sample_s / max(fastest, 1e-9))))
 
 

@@ -47,7 +47,7 @@ def batch(size: Size) -> np.ndarray:
     return np.random.default_rng(0).integers(0, size.words, (size.T + 1, size.B), np.int32)
 
 
-def ours(size: Size, setting: Setting, implementation: str) -> Trainer:
+def lstm_jax_trainer(size: Size, setting: Setting, implementation: str) -> Trainer:
     """Training with ``unroll``."""
     dtype = setting.dtype
     network = lstm_jax.Stack(

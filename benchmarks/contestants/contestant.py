@@ -22,7 +22,7 @@ class Built(NamedTuple):
     """A contestant that is ready to run one case in one mode."""
 
     call: Callable[[], Any]  # computes once and waits for the results
-    ours: Callable[[Any], dict[str, Any]]  # the results of ``call`` by name, in lstm_jax's layout
+    named_results: Callable[[Any], dict[str, Any]]  # the results of ``call`` by name, in lstm_jax's layout
     compile_s: float | None = None
     temporary_bytes: int | None = None
     note: str = ""
@@ -93,7 +93,7 @@ def build_jax(form: Callable[[Case, Setting], Form], options: dict[str, Any] | N
         def loss(weights: Any, xs: Any, more: Any, loss_weights: Any) -> jax.Array:
             return jnp.sum(run(weights, xs, more) * loss_weights, dtype=jnp.float32)
 
-        def ours(results: Any) -> dict[str, Any]:
+        def named_results(results: Any) -> dict[str, Any]:
             if case.streaming:
                 (h, c), y = results
                 return {"h": h, "c": c, "outputs": y}
@@ -113,7 +113,10 @@ def build_jax(form: Callable[[Case, Setting], Form], options: dict[str, Any] | N
         def finish() -> Built:
             compiled, compile_s = compiling()
             return Built(
-                lambda: jax.block_until_ready(compiled(*args)), ours, compile_s, temporary_bytes(compiled)
+                lambda: jax.block_until_ready(compiled(*args)),
+                named_results,
+                compile_s,
+                temporary_bytes(compiled),
             )
 
         return finish

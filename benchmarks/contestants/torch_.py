@@ -89,7 +89,7 @@ def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Callable
     def joined(trees: list[Any]) -> Any:
         return jax.tree.map(lambda *a: np.stack(a), *trees) if case.ensemble else trees[0]
 
-    def ours(results: Any) -> dict[str, Any]:
+    def named_results(results: Any) -> dict[str, Any]:
         if case.streaming:
             h, c = (numpy(a) for a in results[0])
             return {"h": h, "c": c, "outputs": h}
@@ -101,7 +101,7 @@ def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Callable
             "gradients for inputs": joined([numpy(x.grad) for x in xs]),
         }
 
-    return lambda: Built(call, ours, note=about(torch, case, train, setting))
+    return lambda: Built(call, named_results, note=about(torch, case, train, setting))
 
 
 def prepare(torch: Any, setting: Setting) -> None:

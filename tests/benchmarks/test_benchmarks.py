@@ -16,9 +16,9 @@ import pytest
 
 from benchmarks import __main__ as benchmark, cases, contestants, files, report, summary, timing
 from benchmarks.cases import MODES, QUICK, Case, Setting
-from benchmarks.contestants import HOUSE, OURS, SCAN, keras_, layouts, ours, torch_
+from benchmarks.contestants import ALWAYS_MEASURED, LSTM_JAX, SCAN, keras_, layouts, lstm_jax_, torch_
 from benchmarks.contestants.contestant import Built, Contestant, Form, build_jax, never
-from benchmarks.contestants.ours import form as ours_form
+from benchmarks.contestants.lstm_jax_ import form as lstm_jax_form
 from benchmarks.measure import Measurement, Row, farthest, measure
 from lstm_jax.unrolling import tiling
 
@@ -31,7 +31,7 @@ def small_programs(quick_compiles):
     """No test here depends on a speed."""
 
 
-def contestant(name="somebody", form=ours_form, **changes):
+def contestant(name="somebody", form=lstm_jax_form, **changes):
     made = Contestant(name, "does the work", "jax", never, never, build_jax(form))
     return made._replace(**changes)
 
@@ -73,7 +73,7 @@ def test_every_case_has_every_contestant_and_all_statistics(quick):
             assert 0 < row["min_s"] <= row["q1_s"] <= row["median_s"] <= row["q3_s"]
             assert row["compile_s"] > 0 and row["temporary_bytes"] > 0 and row["matmul_fraction"] > 0
     for m in tree["cases"]:
-        assert list(m["rows"]) == [who.name for who in HOUSE]
+        assert list(m["rows"]) == [contestant.name for contestant in ALWAYS_MEASURED]
         first = m["rows"]["lstm_jax"]
         assert first["ratio"] == 1
         assert m["rows"]["plain scan"]["ratio"] == m["rows"]["plain scan"]["median_s"] / first["median_s"]
@@ -143,11 +143,11 @@ def test_a_contestant_that_computes_something_else_is_not_timed():
     calls = []
 
     def shifted(case, setting):
-        made = ours_form(case, setting)
+        made = lstm_jax_form(case, setting)
         wrong = lambda params, xs, more: made.run(params._replace(bias=params.bias + 0.01), xs, more)  # noqa: E731
         return made._replace(run=lambda *args: calls.append(1) or wrong(*args))
 
-    found = measure(TINY, "forward", (OURS, contestant("wrong", shifted), SCAN), SETTING, 2)
+    found = measure(TINY, "forward", (LSTM_JAX, contestant("wrong", shifted), SCAN), SETTING, 2)
     row = found.rows["wrong"]
     assert row.status == "differs" and "outputs differ" in row.note and row.distance > 1e-4
     assert row.count == 0 and row.median_s is None
@@ -157,15 +157,15 @@ def test_a_contestant_that_computes_something_else_is_not_timed():
 
 def test_wrong_gradients_are_found():
     def without(case, setting):
-        made = ours_form(case, setting)
+        made = lstm_jax_form(case, setting)
 
         def run(params, xs, more):
             return made.run(params._replace(bias=jax.lax.stop_gradient(params.bias)), xs, more)
 
         return made._replace(run=run)
 
-    who = (OURS, contestant("half", without))
-    row = measure(TINY, "forward+backward", who, SETTING, 1).rows["half"]
+    contestants = (LSTM_JAX, contestant("half", without))
+    row = measure(TINY, "forward+backward", contestants, SETTING, 1).rows["half"]
     assert row.status == "differs" and "gradients for weights differ" in row.note
 
 
@@ -178,27 +178,29 @@ def test_gradients_are_compared_in_our_layout():
 
         def run(tree, xs, more):
             params = ((cases.lstm_jax.LSTMParams(tree["w"].T / 2, tree["r"], tree["b"]),),)
-            ys = ours_form(case, setting).run(cases.as_network(case, params), jnp.swapaxes(xs, 0, 1), more)
+            ys = lstm_jax_form(case, setting).run(
+                cases.as_network(case, params), jnp.swapaxes(xs, 0, 1), more
+            )
             return jnp.swapaxes(ys, 0, 1)
 
         return Form(convert, run, time_major=False)
 
-    who = (OURS, contestant("other", other))
-    assert measure(TINY, "forward+backward", who, SETTING, 1).rows["other"].ratio
+    contestants = (LSTM_JAX, contestant("other", other))
+    assert measure(TINY, "forward+backward", contestants, SETTING, 1).rows["other"].ratio
 
 
 def test_contestants_that_are_absent_decline_or_fail_are_recorded_and_the_others_are_timed():
     def breaks(*_):
         raise RuntimeError("no such kernel\nmore")
 
-    who = (
-        OURS,
+    contestants = (
+        LSTM_JAX,
         contestant("absent", absent=lambda: "No module named 'absent'", build=breaks),
         contestant("declining", declines=lambda case, mode, setting: f"not in {setting.dtype}", build=breaks),
         contestant("broken", build=breaks),
         SCAN,
     )
-    rows = measure(TINY, "forward", who, SETTING, 1).rows
+    rows = measure(TINY, "forward", contestants, SETTING, 1).rows
     assert {name: (row.status, row.note) for name, row in rows.items() if row.status != "timed"} == {
         "absent": ("absent", "No module named 'absent'"),
         "declining": ("declines", "not in float32"),
@@ -211,12 +213,12 @@ def test_contestants_that_are_absent_decline_or_fail_are_recorded_and_the_others
 
 def test_a_run_reports_a_peer_whose_results_differ(monkeypatch, tmp_path, capsys):
     def zeros(case, setting):
-        made = ours_form(case, setting)
+        made = lstm_jax_form(case, setting)
         return made._replace(run=lambda *args: 0 * made.run(*args))
 
     liar, ghost = contestant("liar", zeros), contestant("ghost", absent=lambda: "not installed")
     monkeypatch.setattr(benchmark, "PEERS", {"liar": (liar, ghost)})
-    monkeypatch.setattr(benchmark, "HOUSE", (OURS,))
+    monkeypatch.setattr(benchmark, "ALWAYS_MEASURED", (LSTM_JAX,))
     words = ["--cases", "2,3,2,3", "--rounds", "1", "--quick", "--out", str(tmp_path)]
     assert benchmark.main(words) == 1
     (path,) = tmp_path.glob("*.json")
@@ -243,10 +245,10 @@ def test_nan_and_other_shapes_differ():
 
 def test_nan_differs():
     def nan(case, setting):
-        made = ours_form(case, setting)
+        made = lstm_jax_form(case, setting)
         return made._replace(run=lambda *args: made.run(*args) * jnp.nan)
 
-    found = measure(TINY, "forward", (OURS, contestant("nan", nan)), SETTING, 1)
+    found = measure(TINY, "forward", (LSTM_JAX, contestant("nan", nan)), SETTING, 1)
     assert found.rows["nan"].status == "differs"
 
 
@@ -307,21 +309,21 @@ def test_the_first_call_after_a_spinning_contestant_is_discarded():
     assert sum(not counts for _, counts in order) == 2  # no call follows the last round
 
 
-def schedule_of(who, rounds):
+def schedule_of(contestants, rounds):
     """All rounds, each with the state that the previous one left."""
     order, spun = [], False
     for turn in range(rounds):
-        order += timing.schedule(who, turn, spun)
-        spun = who[order[-1][0]].spins
+        order += timing.schedule(contestants, turn, spun)
+        spun = contestants[order[-1][0]].spins
     return order
 
 
 def test_contestants_are_called_in_the_order_of_the_schedule(monkeypatch):
     monkeypatch.setattr(timing, "repeats", lambda contestants, sample_s: 4)
     log = []
-    who = fakes(log, *"atb", spins="t")
-    seconds, times = timing.time_rounds(who, 3)
-    assert log == [name for name, _ in schedule_of(who, 3) for _ in range(4)]
+    contestants = fakes(log, *"atb", spins="t")
+    seconds, times = timing.time_rounds(contestants, 3)
+    assert log == [name for name, _ in schedule_of(contestants, 3) for _ in range(4)]
     assert times == 4
     assert {name: len(rounds) for name, rounds in seconds.items()} == dict.fromkeys("atb", 3)
 
@@ -336,8 +338,8 @@ def test_a_sample_is_the_mean_of_its_calls():
 def test_all_contestants_have_as_many_calls_per_sample(monkeypatch, fastest, times):
     seconds = {"a": fastest, "b": 7.0}
     monkeypatch.setattr(timing, "sample", lambda call, _: seconds[call()])
-    who = {name: timing.Timed(lambda name=name: name) for name in seconds}
-    assert timing.repeats(who) == times
+    contestants = {name: timing.Timed(lambda name=name: name) for name in seconds}
+    assert timing.repeats(contestants) == times
 
 
 def test_no_round_begins_after_the_deadline():
@@ -358,9 +360,9 @@ def test_statistics_are_those_of_numpy(count):
 
 
 def test_contestants_with_settings_of_their_own_are_compared_with_the_first():
-    narrow = ours.named("fused")._replace(name="narrow", setting=Setting("cpu", "bfloat16"))
-    who = (OURS, narrow, ours.with_steps_per_body(ours.named("fused"), 2))
-    found = measure(TINY, "forward", who, SETTING, 1, threads=2)
+    narrow = lstm_jax_.named("fused")._replace(name="narrow", setting=Setting("cpu", "bfloat16"))
+    contestants = (LSTM_JAX, narrow, lstm_jax_.with_steps_per_body(lstm_jax_.named("fused"), 2))
+    found = measure(TINY, "forward", contestants, SETTING, 1, threads=2)
     assert [row.status for row in found.rows.values()] == ["timed"] * 3
     assert 1e-4 < found.rows["narrow"].distance < 0.1 and found.rows["narrow"].ratio > 0
 
@@ -370,11 +372,14 @@ def test_the_steps_per_body_are_set_while_tracing_only():
     before, seen = tiling.UNROLL, []
 
     def traced(case, setting):
-        made = ours_form(case, setting)
+        made = lstm_jax_form(case, setting)
         return made._replace(run=lambda *args: seen.append(tiling.UNROLL) or made.run(*args))
 
-    who = ours.with_steps_per_body(contestant(form=traced), 3)
-    assert measure(TINY, "forward", (OURS, who), SETTING, 1).rows[who.name].status == "timed"
+    traced_thrice = lstm_jax_.with_steps_per_body(contestant(form=traced), 3)
+    assert (
+        measure(TINY, "forward", (LSTM_JAX, traced_thrice), SETTING, 1).rows[traced_thrice.name].status
+        == "timed"
+    )
     assert seen == [3] and tiling.UNROLL == before
 
 
@@ -384,9 +389,11 @@ def test_a_program_that_is_not_compiled_in_time_is_skipped():
     def slow(*_):
         return lambda: release.wait(30) and None
 
-    who = (OURS, contestant("slow", build=slow), SCAN)
+    contestants = (LSTM_JAX, contestant("slow", build=slow), SCAN)
     try:
-        rows = measure(TINY, "forward", who, SETTING, 9, threads=2, deadline=time.monotonic() + 0.2).rows
+        rows = measure(
+            TINY, "forward", contestants, SETTING, 9, threads=2, deadline=time.monotonic() + 0.2
+        ).rows
     finally:
         release.set()
     assert rows["slow"].status == "skipped" and rows["slow"].note == "not compiled in time"
@@ -405,7 +412,7 @@ def test_a_program_that_is_not_compiled_in_time_is_skipped():
 def test_the_scan_by_hand_agrees_for_grus_and_resets(case):
     problem = cases.make_problem(case, SETTING)
     assert (problem.more is not None) == bool(case.resets)
-    found = measure(case, "forward", (OURS, SCAN), SETTING, 1).rows["plain scan"]
+    found = measure(case, "forward", (LSTM_JAX, SCAN), SETTING, 1).rows["plain scan"]
     assert found.status == "timed", found
 
 
@@ -413,17 +420,17 @@ def test_the_scan_by_hand_agrees_for_grus_and_resets(case):
 @pytest.mark.parametrize("mode", MODES)
 def test_loops_by_hand_compute_the_librarys_results(mode):
     with jax.numpy_rank_promotion("allow"):
-        found = measure(Case(2, 4, 3, 4), mode, (OURS, *layouts.LAYOUTS), SETTING, 1, threads=2)
+        found = measure(Case(2, 4, 3, 4), mode, (LSTM_JAX, *layouts.LAYOUTS), SETTING, 1, threads=2)
     assert {row.status for row in found.rows.values()} == {"timed"}, found.rows
 
 
 def test_implementations_run_or_decline_with_a_reason():
     case = Case(2, 3, 2, 3)
-    assert ours.named("fused").declines(case, MODES[0], SETTING) is None
-    assert "NVIDIA GPU" in ours.named("cudnn").declines(case, MODES[0], SETTING)
-    assert ours.named("cudnn").declines(case, MODES[0], Setting(dtype="bfloat16"))
-    assert "vmap" in ours.named("cudnn").declines(case._replace(ensemble=2), MODES[0], SETTING)
-    assert ours.named("scan").declines(case._replace(T=1, streaming=True), MODES[0], SETTING)
+    assert lstm_jax_.named("fused").declines(case, MODES[0], SETTING) is None
+    assert "NVIDIA GPU" in lstm_jax_.named("cudnn").declines(case, MODES[0], SETTING)
+    assert lstm_jax_.named("cudnn").declines(case, MODES[0], Setting(dtype="bfloat16"))
+    assert "vmap" in lstm_jax_.named("cudnn").declines(case._replace(ensemble=2), MODES[0], SETTING)
+    assert lstm_jax_.named("scan").declines(case._replace(T=1, streaming=True), MODES[0], SETTING)
 
 
 # --- problems and summaries --------------------------------------------------------------------------
@@ -498,7 +505,7 @@ def test_slower_than_the_best_by_more_than_the_noise():
     far = made_up(TINY, "forward", lstm_jax=1.0, lstm_jax_again=1.1, haiku=3, keras=0.8)
     verdicts = summary.verdicts([near, far])
     assert [(v.best, v.slower) for v in verdicts] == [("haiku", False), ("keras", True)]
-    assert verdicts[1].ratio == pytest.approx(1.25) and verdicts[1].spread == pytest.approx(1.1)
+    assert verdicts[1].ratio == pytest.approx(1.25) and verdicts[1].noise == pytest.approx(1.1)
 
 
 # --- files and arguments ------------------------------------------------------------------------
@@ -551,11 +558,11 @@ def test_names_of_cases_and_peers():
 def test_built_is_what_measure_calls():
     """A contestant need not be a JAX program."""
     problem = cases.make_problem(TINY, SETTING)
-    ys = np.asarray(OURS.build(TINY, problem, "forward", SETTING)().call())
+    ys = np.asarray(LSTM_JAX.build(TINY, problem, "forward", SETTING)().call())
     other = contestant(
         "plain Python", build=lambda *_: lambda: Built(lambda: ys, lambda found: {"outputs": found})
     )
-    row = measure(TINY, "forward", (OURS, other), SETTING, 1).rows["plain Python"]
+    row = measure(TINY, "forward", (LSTM_JAX, other), SETTING, 1).rows["plain Python"]
     assert row.status == "timed" and row.compile_s is None and row.temporary_bytes is None
 
 

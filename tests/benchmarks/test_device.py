@@ -105,7 +105,7 @@ device.run(device.JOBS[0], words, device.Results(Path({str(tmp_path / "device.js
 
 
 @pytest.mark.parametrize(
-    ("text", "outcome", "said"),
+    ("text", "outcome", "stderr"),
     [
         ("", "completed", None),
         ("print('a message', file=sys.stderr); sys.exit(4)", "failed with exit code 4", "a message\n"),
@@ -117,10 +117,10 @@ device.run(device.JOBS[0], words, device.Results(Path({str(tmp_path / "device.js
     ],
     ids=["completed", "failed", "died"],
 )
-def test_the_end_of_a_process_is_recorded(results, text, outcome, said):
+def test_the_end_of_a_process_is_recorded(results, text, outcome, stderr):
     assert device.run(job(), script(text), results, 100.0).text == outcome
     (entry,) = json.loads(results.path.read_text())["jobs"]
-    assert entry["outcome"] == outcome and (entry.get("stderr") or None) == (said or None)
+    assert entry["outcome"] == outcome and (entry.get("stderr") or None) == (stderr or None)
     assert f"| loop | {outcome} (" in results.path.with_suffix(".md").read_text()
     assert results.good == (outcome == "completed")
 
@@ -375,7 +375,7 @@ def test_the_compilers_options_are_known_to_this_jax():
 
 @pytest.mark.slow
 def test_training_reduces_the_loss():
-    trainer = training.ours(training.TINY, Setting(), "auto")
+    trainer = training.lstm_jax_trainer(training.TINY, Setting(), "auto")
     assert np.isclose(trainer.first_loss, np.log(training.TINY.words), rtol=0.1)
     assert 0 < trainer.steps(20) < trainer.first_loss  # the same words at every step
 

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import __main__ as benchmark
 from benchmarks.cases import QUICK, Setting
-from benchmarks.contestants import CUDNN, HOUSE, OURS, PEERS
+from benchmarks.contestants import ALWAYS_MEASURED, CUDNN, LSTM_JAX, PEERS
 from benchmarks.contestants.contestant import never
 from benchmarks.measure import measure
 
@@ -25,9 +25,9 @@ def the_peers_own_manners(quick_compiles):
 
 
 def test_all_peers_take_part_and_agree(tmp_path):
-    everybody = [who for group in PEERS.values() for who in group]
-    for who in everybody:
-        assert who.absent() is None, f"{who.name} is not installed: nothing is compared with it"
+    peers = [contestant for group in PEERS.values() for contestant in group]
+    for contestant in peers:
+        assert contestant.absent() is None, f"{contestant.name} is not installed: nothing is compared with it"
     assert benchmark.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
 
     (path,) = tmp_path.glob("*.json")
@@ -35,13 +35,15 @@ def test_all_peers_take_part_and_agree(tmp_path):
     assert len(tree["cases"]) == sum(len(case.modes) for case in QUICK)
     for measured, case in zip(tree["cases"], (c for c in QUICK for _ in c.modes), strict=True):
         rows = measured["rows"]
-        assert list(rows) == [who.name for who in (*HOUSE, *everybody)]
-        for who in everybody:
-            declined = who.declines(case, measured["mode"], Setting("cpu"))
-            assert rows[who.name]["status"] == ("declines" if declined else "timed"), rows[who.name]
-            assert rows[who.name].get("count", 0) == (0 if declined else 3)
+        assert list(rows) == [contestant.name for contestant in (*ALWAYS_MEASURED, *peers)]
+        for contestant in peers:
+            declined = contestant.declines(case, measured["mode"], Setting("cpu"))
+            assert rows[contestant.name]["status"] == ("declines" if declined else "timed"), rows[
+                contestant.name
+            ]
+            assert rows[contestant.name].get("count", 0) == (0 if declined else 3)
     timed = {name for m in tree["cases"] for name, row in m["rows"].items() if row["status"] == "timed"}
-    assert timed == {who.name for who in (*HOUSE, *everybody)} - {"jax.experimental.rnn"}
+    assert timed == {contestant.name for contestant in (*ALWAYS_MEASURED, *peers)} - {"jax.experimental.rnn"}
     for curve in tree["curves"].values():
         assert all(
             {"lstm_jax", "plain scan", "nnx OptimizedLSTMCell", "torch"} == set(m["rows"]) for m in curve
@@ -56,7 +58,9 @@ def test_all_peers_take_part_and_agree(tmp_path):
 
 
 def test_torchs_idle_threads_are_known_to_spin():
-    assert {who.name for group in PEERS.values() for who in group if who.spins} == {"torch"}
+    assert {contestant.name for group in PEERS.values() for contestant in group if contestant.spins} == {
+        "torch"
+    }
 
 
 @pytest.mark.parametrize("case", [case for case in QUICK if not (case.ensemble or case.streaming)], ids=str)
@@ -73,5 +77,5 @@ def test_what_jax_experimental_rnn_is_given(monkeypatch, case):
     assert CUDNN.declines(case, "forward", Setting("gpu")) is None
     assert "float32" in CUDNN.declines(case, "forward", Setting("gpu", "bfloat16"))
     for mode in case.modes:
-        found = measure(case, mode, (OURS, CUDNN._replace(declines=never)), Setting("cpu"), 1)
+        found = measure(case, mode, (LSTM_JAX, CUDNN._replace(declines=never)), Setting("cpu"), 1)
         assert found.rows[CUDNN.name].status == "timed", found.rows[CUDNN.name]

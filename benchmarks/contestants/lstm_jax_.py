@@ -34,8 +34,8 @@ def form(
     return Form(partial(as_network, case), step if case.streaming else run)
 
 
-def ours(name: str, checkpoint: str | int | None = None) -> Contestant:
-    """A contestant that calls ``unroll`` with this memory policy."""
+def with_checkpoint(name: str, checkpoint: str | int | None = None) -> Contestant:
+    """A contestant that calls ``unroll`` with this ``checkpoint``."""
 
     def declines(case: Case, mode: str, setting: Setting) -> str | None:
         if checkpoint is not None and mode == MODES[0]:
@@ -94,17 +94,17 @@ def steps_per_body(steps: int) -> Iterator[None]:
         tiling.UNROLL = before
 
 
-def with_steps_per_body(who: Contestant, steps: int) -> Contestant:
+def with_steps_per_body(contestant: Contestant, steps: int) -> Contestant:
     """The contestant, traced with this many steps per loop body."""
-    build: Build = who.build
+    build: Build = contestant.build
 
     def traced(case: Case, problem: Problem, mode: str, setting: Setting) -> Callable[[], Built]:
         with steps_per_body(steps):
             return build(case, problem, mode, setting)
 
-    return who._replace(name=f"{who.name}, {steps} per body", build=traced)
+    return contestant._replace(name=f"{contestant.name}, {steps} per body", build=traced)
 
 
-OURS = ours("lstm_jax")
-AGAIN = ours("lstm_jax again")
-LOW_MEMORY = ours("lstm_jax low memory", "sqrt")
+LSTM_JAX = with_checkpoint("lstm_jax")
+AGAIN = with_checkpoint("lstm_jax again")
+LOW_MEMORY = with_checkpoint("lstm_jax low memory", "sqrt")
