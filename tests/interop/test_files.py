@@ -1,4 +1,4 @@
-"""Files of arrays: written whole, read without running anything, refused by name and by content.
+"""Files of arrays: atomic writes, reads that execute nothing, errors for wrong names and damaged content.
 
 The fuzz tests are seeded; ``make test-slow`` runs more rounds of them.
 """
@@ -81,23 +81,23 @@ def test_the_whole_file_or_none_of_it(tmp_path, suffix, monkeypatch):
     np.testing.assert_array_equal(load(path)["w"], np.ones(2))
 
 
-class Shout:
-    """What a pickle runs when it is read."""
+class MakesFolder:
+    """An object that makes a folder when its pickle is read."""
 
     def __reduce__(self):
-        return os.mkdir, (os.environ["HEARD"],)
+        return os.mkdir, (os.environ["FOLDER"],)
 
 
 @pytest.fixture
-def heard(tmp_path, monkeypatch):
-    monkeypatch.setenv("HEARD", str(tmp_path / "heard"))
+def nothing_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOLDER", str(tmp_path / "made"))
     yield
-    assert not (tmp_path / "heard").exists()
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin", "w.ckpt", "w.PT"])
-def test_files_of_torch_are_refused_with_two_lines(tmp_path, name, heard):
-    (tmp_path / name).write_bytes(pickle.dumps(Shout()))
+def test_pytorch_files_raise_with_the_lines_that_convert_them(tmp_path, name, nothing_runs):
+    (tmp_path / name).write_bytes(pickle.dumps(MakesFolder()))
     with pytest.raises(ValueError, match="programs") as error:
         load(tmp_path / name)
     assert "weights_only=True" in str(error.value) and "w.safetensors" in str(error.value)
@@ -113,7 +113,7 @@ def test_files_of_torch_are_refused_with_two_lines(tmp_path, name, heard):
         ("w", "ends in"),
     ],
 )
-def test_other_names_are_refused(tmp_path, name, words):
+def test_other_suffixes_raise(tmp_path, name, words):
     (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match=words):
         load(tmp_path / name)
@@ -121,13 +121,13 @@ def test_other_names_are_refused(tmp_path, name, words):
         save(tmp_path / name, {})
 
 
-def test_content_that_is_not_what_its_name_says(tmp_path, heard):
+def test_content_that_is_not_what_its_name_says(tmp_path, nothing_runs):
     save(tmp_path / "a.npz", ARRAYS)
     save(tmp_path / "b.safetensors", ARRAYS)
     contents = {
         "is no .safetensors file but .npz": ("c.safetensors", (tmp_path / "a.npz").read_bytes()),
         "is no .npz file but .safetensors": ("c.npz", (tmp_path / "b.safetensors").read_bytes()),
-        "a pickle": ("d.npz", pickle.dumps(Shout())),
+        "a pickle": ("d.npz", pickle.dumps(MakesFolder())),
         "HDF5": ("e.npz", b"\x89HDF\r\n\x1a\n" + bytes(99)),
         "is no .npz file;": ("f.npz", b""),
         "is no .safetensors file;": ("g.safetensors", b"hello, world"),
@@ -138,12 +138,12 @@ def test_content_that_is_not_what_its_name_says(tmp_path, heard):
             load(tmp_path / name)
 
 
-def test_objects_within_an_archive_are_never_read(tmp_path, heard):
-    np.savez(tmp_path / "w.npz", w=np.array([Shout()], dtype=object))
+def test_objects_within_an_archive_are_never_read(tmp_path, nothing_runs):
+    np.savez(tmp_path / "w.npz", w=np.array([MakesFolder()], dtype=object))
     with pytest.raises(ValueError, match="objects inside"):
         load(tmp_path / "w.npz")
     with zipfile.ZipFile(tmp_path / "v.npz", "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(Shout()))
+        archive.writestr("archive/data.pkl", pickle.dumps(MakesFolder()))
     with pytest.raises(ValueError, match=r"data\.pkl inside"):
         load(tmp_path / "v.npz")
 
@@ -465,7 +465,7 @@ def sources(tmp_path):
 def test_mutated_files_load_or_raise_one_error(tmp_path, rounds):
     rng = np.random.default_rng(rounds)
     files = sources(tmp_path)
-    refused = 0
+    raised = 0
     for index in range(rounds):
         suffix, data = files[index % len(files)]
         path = tmp_path / f"mutated{suffix}"
@@ -473,11 +473,11 @@ def test_mutated_files_load_or_raise_one_error(tmp_path, rounds):
         try:
             found = load(path)
         except ValueError as error:  # and nothing else
-            refused += 1
+            raised += 1
             assert path.name in str(error) and len(str(error)) < 1000
         else:
             assert sum(array.nbytes for array in found.values()) < 2**20
-    assert refused > rounds // 2
+    assert raised > rounds // 2
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -527,7 +527,7 @@ def test_what_a_kill_leaves_behind_is_removed(tmp_path):
     leftover = tmp_path / f".w.npz.{'0' * 16}.tmp"  # in any case one
     leftover.write_bytes(b"half")
     other = tmp_path / ".w.npz.keep"
-    other.write_bytes(b"not ours")
+    other.write_bytes(b"kept")
     save(path, ARRAYS)
     assert sorted(os.listdir(tmp_path)) == [other.name, path.name]
     assert load(path).keys() == ARRAYS.keys()

@@ -1,4 +1,4 @@
-"""Live against the recurrent cells of flax (linen and nnx), haiku, equinox and keras, on the same weights."""
+"""Comparison with the recurrent cells of Flax (linen and nnx), Haiku, Equinox and Keras on equal weights."""
 
 import os
 from functools import partial
@@ -20,8 +20,8 @@ T, B, D, H = 6, 3, 4, 5
 
 
 @pytest.fixture(autouse=True)
-def in_float64_and_the_peers_own_manners():
-    """The other libraries lean on promotion, which the tests of this one forbid."""
+def float64_and_promotion():
+    """The other libraries rely on implicit promotion, which this library's tests forbid."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -39,12 +39,12 @@ def problem(cell, seed=0):
 
 
 def swapped(carry):
-    """(h, c) as flax's (c, h), and back; one state alone stays."""
+    """Convert (h, c) to Flax's (c, h) or back. A single state is returned as it is."""
     return carry[::-1] if isinstance(carry, tuple) else carry
 
 
-def compare(cell, theirs, *, change=lambda params: params, tolerance=1e-10, **options):
-    """``theirs(params, xs, carry) -> (carry, ys)`` on our weights: values, and all gradients."""
+def compare(cell, peer, *, change=lambda params: params, tolerance=1e-10, **options):
+    """Compare values and gradients with those of ``peer(params, xs, carry) -> (carry, ys)``."""
     params, xs, carry = problem(cell)
     params = change(params)
 
@@ -55,15 +55,15 @@ def compare(cell, theirs, *, change=lambda params: params, tolerance=1e-10, **op
 
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))(params, xs, carry)
 
-    ours = gradients(lambda params, xs, carry: lstm_jax.unroll(cell, params, xs, carry, **options))
-    expected = gradients(theirs)
-    assert jax.tree.structure(ours) == jax.tree.structure(expected)
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+    found = gradients(lambda params, xs, carry: lstm_jax.unroll(cell, params, xs, carry, **options))
+    expected = gradients(peer)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=10 * tolerance, atol=tolerance)
 
 
-def cell_of(kind, param_dtype="float64", **options):
-    return kind(D, H, param_dtype=param_dtype, **options)
+def cell_of(cell_class, param_dtype="float64", **options):
+    return cell_class(D, H, param_dtype=param_dtype, **options)
 
 
 def without_bias_hn(params):
@@ -74,7 +74,7 @@ def without_bias_hn(params):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "convert"),
+    ("cell_class", "name", "convert"),
     [
         (LSTM, "LSTMCell", weights.to_linen_lstm),
         (LSTM, "OptimizedLSTMCell", weights.to_linen_lstm),
@@ -82,21 +82,21 @@ def without_bias_hn(params):
         (RNN, "SimpleCell", weights.to_linen_rnn),
     ],
 )
-def test_flax_linen(kind, name, convert):
+def test_flax_linen(cell_class, name, convert):
     required("flax")
     from flax import linen
 
     flax = getattr(linen, name)(H, param_dtype=jnp.float64)
 
-    def theirs(params, xs, carry):
+    def peer(params, xs, carry):
         carry, ys = jax.lax.scan(partial(flax.apply, {"params": convert(params)}), swapped(carry), xs)
         return swapped(carry), ys
 
-    compare(cell_of(kind), theirs)
+    compare(cell_of(cell_class), peer)
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "convert"),
+    ("cell_class", "name", "convert"),
     [
         (LSTM, "LSTMCell", weights.to_nnx_lstm),
         (LSTM, "OptimizedLSTMCell", weights.to_nnx_optimized_lstm),
@@ -104,24 +104,24 @@ def test_flax_linen(kind, name, convert):
         (RNN, "SimpleCell", weights.to_nnx_rnn),
     ],
 )
-def test_flax_nnx(kind, name, convert):
+def test_flax_nnx(cell_class, name, convert):
     required("flax")
     from flax import nnx
 
     options = {"dtype": jnp.float64, "param_dtype": jnp.float64}
     graph, state = nnx.split(getattr(nnx, name)(D, H, rngs=nnx.Rngs(0), **options))
 
-    def theirs(params, xs, carry):
+    def peer(params, xs, carry):
         filled = jax.tree.map(lambda a: a, state)
         nnx.replace_by_pure_dict(filled, convert(params))
         carry, ys = jax.lax.scan(lambda c, x: nnx.merge(graph, filled)(c, x), swapped(carry), xs)
         return swapped(carry), ys
 
-    compare(cell_of(kind), theirs, change=without_bias_hn)
+    compare(cell_of(cell_class), peer, change=without_bias_hn)
 
 
-def test_flax_walks_reversed_rows_of_several_lengths_alike():
-    """Outputs at valid steps, and the carry; what flax leaves at the padding is its own."""
+def test_flax_reverse_with_lengths():
+    """The carry and the outputs at valid steps are equal. Flax's outputs at the padding are arbitrary."""
     required("flax")
     from flax import linen
 
@@ -133,9 +133,9 @@ def test_flax_walks_reversed_rows_of_several_lengths_alike():
     )
     variables = {"params": {"cell": weights.to_linen_lstm(params)}}
     carry, ys = network.apply(variables, xs, seq_lengths=lengths, return_carry=True)
-    (h, c), ours = lstm_jax.unroll(cell, params, xs, lengths=lengths, reverse=True)
+    (h, c), found = lstm_jax.unroll(cell, params, xs, lengths=lengths, reverse=True)
     valid = np.arange(T)[:, None] < np.asarray(lengths)
-    np.testing.assert_allclose(ours[valid], ys[valid], rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found[valid], ys[valid], rtol=1e-10, atol=1e-12)
     np.testing.assert_allclose((c, h), carry, rtol=1e-10, atol=1e-12)
 
 
@@ -143,18 +143,18 @@ def test_flax_walks_reversed_rows_of_several_lengths_alike():
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "name", "convert"),
+    ("cell_class", "options", "name", "convert"),
     [
         (LSTM, {}, "LSTM", weights.to_haiku_lstm),
         (GRUVariant, {"reset_after": False}, "GRU", weights.to_haiku_gru),
         (RNN, {"activation": jax.nn.relu}, "VanillaRNN", weights.to_haiku_rnn),
     ],
 )
-def test_haiku(kind, options, name, convert):
+def test_haiku(cell_class, options, name, convert):
     hk = required("haiku")
     step = hk.without_apply_rng(hk.transform(lambda x, state: getattr(hk, name)(H)(x, state)))
 
-    def theirs(params, xs, carry):
+    def peer(params, xs, carry):
         state = hk.LSTMState(*carry) if name == "LSTM" else carry
 
         def body(state, x):
@@ -164,28 +164,28 @@ def test_haiku(kind, options, name, convert):
         state, ys = jax.lax.scan(body, state, xs)
         return (tuple(state) if name == "LSTM" else state), ys
 
-    compare(cell_of(kind, **options), theirs)
+    compare(cell_of(cell_class, **options), peer)
 
 
 # --- equinox ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "name"), [(LSTM, "LSTMCell"), (GRU, "GRUCell")])
-def test_equinox(kind, name):
+@pytest.mark.parametrize(("cell_class", "name"), [(LSTM, "LSTMCell"), (GRU, "GRUCell")])
+def test_equinox(cell_class, name):
     eqx = required("equinox")
     empty = getattr(eqx.nn, name)(D, H, key=jax.random.key(0))
 
-    def theirs(params, xs, carry):
+    def peer(params, xs, carry):
         fields = weights.to_equinox(params)
         cell = eqx.tree_at(lambda c: [getattr(c, field) for field in fields], empty, list(fields.values()))
 
         def body(carry, x):
             carry = jax.vmap(cell)(x, carry)
-            return carry, carry[0] if kind is LSTM else carry
+            return carry, carry[0] if cell_class is LSTM else carry
 
         return jax.lax.scan(body, carry, xs)
 
-    compare(cell_of(kind), theirs)
+    compare(cell_of(cell_class), peer)
 
 
 # --- keras --------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ KERAS = {
 
 @pytest.fixture
 def keras():
-    """In float32, since within Keras not everything follows another dtype."""
+    """Keras in float32, because parts of it ignore other dtypes."""
     keras = required("keras")
     if keras.backend.backend() != "jax":
         pytest.skip("keras runs on another backend: set KERAS_BACKEND=jax")
@@ -217,7 +217,7 @@ def keras_layer(keras, name, **more):
 
 
 def run_keras(layer, params, xs, carry, **flags):
-    """Keras puts the batch first."""
+    """Call a Keras layer, whose inputs and outputs are batch-major."""
     first = list(carry) if isinstance(carry, tuple) else [carry]
     frozen = [variable.value for variable in layer.non_trainable_variables]
     (ys, *last), _ = layer.stateless_call(
@@ -228,15 +228,15 @@ def run_keras(layer, params, xs, carry, **flags):
 
 @pytest.mark.parametrize("name", KERAS)
 def test_keras(keras, name):
-    kind, _, options = KERAS[name]
-    theirs = partial(run_keras, keras_layer(keras, name))
-    compare(cell_of(kind, "float32", **options), theirs, tolerance=2e-5)
+    cell_class, _, options = KERAS[name]
+    peer = partial(run_keras, keras_layer(keras, name))
+    compare(cell_of(cell_class, "float32", **options), peer, tolerance=2e-5)
 
 
 @pytest.mark.parametrize("name", ["lstm", "gru"])
-def test_keras_skips_masked_steps_anywhere_alike(keras, name):
-    kind, _, options = KERAS[name]
+def test_keras_mask(keras, name):
+    cell_class, _, options = KERAS[name]
     mask = np.random.default_rng(1).random((T, B)) < 0.7
     layer = keras_layer(keras, name, zero_output_for_mask=True)
-    theirs = partial(run_keras, layer, mask=jnp.asarray(mask.T))
-    compare(cell_of(kind, "float32", **options), theirs, mask=jnp.asarray(mask), tolerance=2e-5)
+    peer = partial(run_keras, layer, mask=jnp.asarray(mask.T))
+    compare(cell_of(cell_class, "float32", **options), peer, mask=jnp.asarray(mask), tolerance=2e-5)

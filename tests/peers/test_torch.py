@@ -1,4 +1,4 @@
-"""Live against PyTorch in float64: values and gradients, several layers, both directions, ragged lengths."""
+"""Comparison with PyTorch in float64: values, gradients, stacked layers, both directions, ragged lengths."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from lstm_jax import GRU, LSTM, RNN, Bidirectional, LSTMVariant, Stack  # noqa: 
 
 pytestmark = pytest.mark.peers
 
-KINDS = {
+CASES = {
     "lstm": (torch.nn.LSTM, {}, LSTM, {}),
     "lstm_projected": (torch.nn.LSTM, {"proj_size": 2}, LSTMVariant, {"proj_size": 2}),
     "gru": (torch.nn.GRU, {}, GRU, {}),
@@ -28,14 +28,14 @@ def x64():
         yield
 
 
-def networks(kind, D, H, layers, both):
-    """The same network twice, torch's with its own random weights (biases too)."""
-    theirs, their_options, ours, our_options = KINDS[kind]
-    module = theirs(D, H, num_layers=layers, bidirectional=both, dtype=torch.float64, **their_options)
+def networks(name, D, H, layers, both):
+    """A PyTorch module with random weights and biases, and the equal network of this library."""
+    module_class, module_options, cell_class, cell_options = CASES[name]
+    module = module_class(D, H, num_layers=layers, bidirectional=both, dtype=torch.float64, **module_options)
     cells = []
     for layer in range(layers):
         size = D if layer == 0 else cells[-1].output_size
-        cell = ours(size, H, param_dtype="float64", **our_options)
+        cell = cell_class(size, H, param_dtype="float64", **cell_options)
         cells.append(Bidirectional(cell) if both else cell)
     return module, Stack(tuple(cells))
 
@@ -50,7 +50,7 @@ def parameters(module, read):
 
 
 def as_carry(module, states):
-    """Torch's (layers * directions, B, H), one array or two, as our nesting of tuples."""
+    """The carry of nested tuples for one or two PyTorch arrays of shape (layers * directions, B, H)."""
     rows = list(zip(*states, strict=True)) if len(states) == 2 else list(states[0])
     if not module.bidirectional:
         return tuple(rows)
@@ -58,7 +58,7 @@ def as_carry(module, states):
 
 
 def weighted(arrays):
-    """A loss in which every number has a weight of its own; the same for torch and jax arrays."""
+    """A weighted sum of all numbers, each with a different weight, of PyTorch or JAX arrays."""
     total = 0.0
     for array in arrays:
         count = int(np.prod(array.shape))
@@ -69,36 +69,36 @@ def weighted(arrays):
     return total
 
 
-def assert_close(ours, theirs):
-    ours, theirs = jax.tree.leaves(ours), jax.tree.leaves(theirs)
-    assert len(ours) == len(theirs) > 0
-    for a, b in zip(ours, theirs, strict=True):
+def assert_close(found, expected):
+    found, expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    assert len(found) == len(expected) > 0
+    for a, b in zip(found, expected, strict=True):
         assert a.dtype == np.float64
         np.testing.assert_allclose(a, np.asarray(b), rtol=1e-9, atol=1e-11)
 
 
-def compare(kind, seed, *, layers, both, ragged, implementation="auto"):
+def compare(name, seed, *, layers, both, ragged, implementation="auto"):
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
     T, B, D, H = (int(n) for n in rng.integers((2, 1, 1, 3), (8, 5, 6, 7)))
-    module, network = networks(kind, D, H, layers, both)
+    module, network = networks(name, D, H, layers, both)
     xs = rng.normal(size=(T, B, D))
     lengths = rng.integers(1, T + 1, B) if ragged else None
-    count = 2 if kind.startswith("lstm") else 1
+    count = 2 if name.startswith("lstm") else 1
     sizes = [module.proj_size or H, H][:count]
     first = [rng.normal(size=(layers * (1 + both), B, size)) for size in sizes]
 
-    their_xs = torch.tensor(xs, requires_grad=True)
-    their_first = [torch.tensor(a, requires_grad=True) for a in first]
-    given = their_xs
+    torch_xs = torch.tensor(xs, requires_grad=True)
+    torch_first = [torch.tensor(a, requires_grad=True) for a in first]
+    given = torch_xs
     if ragged:
         pack = torch.nn.utils.rnn.pack_padded_sequence
-        given = pack(their_xs, torch.from_numpy(lengths), enforce_sorted=False)
-    their_ys, last = module(given, tuple(their_first) if count == 2 else their_first[0])
+        given = pack(torch_xs, torch.from_numpy(lengths), enforce_sorted=False)
+    torch_ys, last = module(given, tuple(torch_first) if count == 2 else torch_first[0])
     if ragged:
-        their_ys, _ = torch.nn.utils.rnn.pad_packed_sequence(their_ys, total_length=T)
-    their_last = list(last) if count == 2 else [last]
-    weighted([their_ys, *their_last]).backward()
+        torch_ys, _ = torch.nn.utils.rnn.pad_packed_sequence(torch_ys, total_length=T)
+    torch_last = list(last) if count == 2 else [last]
+    weighted([torch_ys, *torch_last]).backward()
 
     @jax.jit
     def run(params, xs, carry):
@@ -114,25 +114,25 @@ def compare(kind, seed, *, layers, both, ragged, implementation="auto"):
 
     carry = as_carry(module, [jnp.asarray(a) for a in first])
     params = parameters(module, weights.value_of)
-    (_, (our_last, our_ys)), (dparams, dxs, dcarry) = run(params, jnp.asarray(xs), carry)
-    assert_close(our_ys, their_ys.detach())
-    assert_close(our_last, as_carry(module, [a.detach().numpy() for a in their_last]))
+    (_, (jax_last, jax_ys)), (dparams, dxs, dcarry) = run(params, jnp.asarray(xs), carry)
+    assert_close(jax_ys, torch_ys.detach())
+    assert_close(jax_last, as_carry(module, [a.detach().numpy() for a in torch_last]))
     assert_close(dparams, parameters(module, weights.gradient_of))
-    assert_close(dxs, their_xs.grad)
-    assert_close(dcarry, as_carry(module, [a.grad.numpy() for a in their_first]))
+    assert_close(dxs, torch_xs.grad)
+    assert_close(dcarry, as_carry(module, [a.grad.numpy() for a in torch_first]))
 
 
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
 @pytest.mark.parametrize("both", [False, True], ids=["forward", "both"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_values_and_gradients(kind, both, ragged, seed):
-    compare(kind, 10 * seed + 5 * both + 2 * ragged, layers=1 + seed, both=both, ragged=ragged)
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients(name, both, ragged, seed):
+    compare(name, 10 * seed + 5 * both + 2 * ragged, layers=1 + seed, both=both, ragged=ragged)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_the_plain_scan(kind):
-    compare(kind, 31, layers=1, both=False, ragged=True, implementation="scan")
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+def test_the_plain_scan(name):
+    compare(name, 31, layers=1, both=False, ragged=True, implementation="scan")
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["forward", "both"])
@@ -140,13 +140,13 @@ def test_three_layers(both):
     compare("lstm", 77, layers=3, both=both, ragged=True)
 
 
-def test_torch_init_draws_from_torchs_distribution():
-    """The same bounds, and the same spread, for every weight; PyTorch's two biases summed."""
+def test_torch_init_has_the_distribution_of_torch():
+    """Sorted weights are close, so the distributions are equal. PyTorch's two biases are summed."""
     H = 256
     module = torch.nn.LSTM(20, H)
-    theirs = weights.from_torch(module, 0, "", weights.value_of)
+    expected = weights.from_torch(module, 0, "", weights.value_of)
     cell = LSTM(20, H, w_hh_init=jax.nn.initializers.zeros)
-    ours = lstm_jax.torch_init(cell, jax.random.key(0))
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+    found = lstm_jax.torch_init(cell, jax.random.key(0))
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         a, b = np.sort(np.ravel(a)), np.sort(np.ravel(b))
         assert np.max(np.abs(a - b)) < 0.2 * H**-0.5
