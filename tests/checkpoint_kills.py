@@ -44,7 +44,7 @@ def wait(child):
 
 
 def save(folder, steps, saved=None, kill_at=None):
-    """Save checkpoints; note each in the file ``saved``; die before the ``kill_at``-th change of a file."""
+    """Save checkpoints; note each in the file ``saved``; exit before the ``kill_at``-th change of a file."""
     checkpoints, changes = Checkpoints(folder, IDENTITY), 0
 
     def hook(event, arguments):

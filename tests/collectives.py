@@ -24,7 +24,7 @@ class Collective(NamedTuple):
 
 
 def collectives(compiled):
-    """Of ``jax.jit(f).lower(...).compile()``, in the order of the text."""
+    """The collective operations of ``jax.jit(f).lower(...).compile()``, in textual order."""
     computations = {}
     for line in compiled.as_text().splitlines():
         if re.match(r"(ENTRY )?%[\w.\-]+ .*\{$", line):
@@ -79,7 +79,7 @@ def itemsize(name):
 
 
 def group(line):
-    """How many devices take part together: {{0,1},{2,3}}, or [groups,devices]<=[all]."""
+    """The size of a group of devices, from {{0,1},{2,3}} or [groups,devices]<=[all]."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
         return listed[1].count(",") + 1
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
@@ -88,5 +88,5 @@ def group(line):
 
 
 def counted(found, *, in_loop):
-    """How many there are of each kind, inside of loops or outside."""
+    """The number of operations of each type, inside loops or outside."""
     return dict(Counter(one.kind for one in found if one.in_loop == in_loop))

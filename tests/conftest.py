@@ -44,7 +44,7 @@ TESTS = itertools.count(1)
 
 
 def pytest_runtest_teardown():
-    """Delete the compiled programs before there are too many. Counting is slow, so not after each test."""
+    """Delete the compiled programs before there are too many. Counting is slow, so not every test does it."""
     if next(TESTS) % 5 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MAX_MAPS:
         jax.clear_caches()
         gc.collect()
@@ -58,7 +58,7 @@ def x64():
 
 
 @contextlib.contextmanager
-def hardly_optimized():
+def fast_compilation():
     """Context for tests of small programs, whose compilation takes most of the time."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
@@ -70,8 +70,8 @@ def hardly_optimized():
 
 @pytest.fixture
 def quick_compiles():
-    """:func:`hardly_optimized` for one test."""
-    with hardly_optimized():
+    """:func:`fast_compilation` for one test."""
+    with fast_compilation():
         yield
 
 

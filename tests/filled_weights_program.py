@@ -27,7 +27,7 @@ def outputs(cell, reduce):
 
 
 def step_outputs(cell, reduce):
-    """The same of a single step."""
+    """The same reduction of the output of a single step."""
     return lambda xs: reduce(stepped(cell, cell.init(KEY), xs))
 
 

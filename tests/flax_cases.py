@@ -1,4 +1,4 @@
-"""Inputs, options and readers of Flax's weights that the tests of both Flax modules share."""
+"""Inputs, options and conversions of Flax's weights for the tests of both Flax modules."""
 
 import doctest
 import inspect
@@ -38,7 +38,7 @@ CALLS = {
 
 
 def fill(tree, seed=0):
-    """Random numbers in the shapes of a tree."""
+    """A tree of random numbers in the shapes of ``tree``."""
     return jax.tree.map(jnp.asarray, random_like(np.random.default_rng(seed), tree))
 
 
@@ -48,19 +48,19 @@ def parameters(network, seed=0):
 
 
 def time_first(a):
-    """(B, T, ...) as (T, B, ...), and back."""
+    """Exchange the first two axes."""
     return jnp.swapaxes(a, 0, 1)
 
 
 def assert_close(actual, expected, tolerance=1e-10):
-    """Two trees of one structure with values that differ by rounding at most."""
+    """Check that two trees have the same structure, and values equal up to rounding."""
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=10 * tolerance, atol=tolerance)
 
 
 def valid(lengths=LENGTHS):
-    """Which steps of which rows are valid, (B, T)."""
+    """Whether each step is valid, (B, T)."""
     return np.arange(T) < np.asarray(lengths)[:, None]
 
 
@@ -89,7 +89,7 @@ def read_rnn(flax):
 
 
 def check_documentation(module, names):
-    """Every public name has an example, and the examples give the output that is written."""
+    """Check that every public name has an example, and that the examples print what they show."""
     public = [getattr(module, name) for name in names]
     assert all(">>> " in inspect.getdoc(value) for value in public)
     results = doctest.testmod(module, optionflags=doctest.ELLIPSIS)

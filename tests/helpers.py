@@ -82,7 +82,7 @@ def finite(given, **flags):
 
 
 def over_events(flags, xs):
-    """Flags of steps with axes of length 1 for the features of the inputs."""
+    """Flags of steps, with axes of length 1 for the features of the inputs."""
     return flags.reshape(*flags.shape, *(1,) * (xs.ndim - flags.ndim))
 
 
@@ -226,7 +226,7 @@ def assert_raises(attempt, *words):
 
 
 def assert_x64_changes_nothing(f):
-    """``f()`` returns the same dtypes, and but for rounding the same values, with and without 64 bits.
+    """Check that ``f()`` has the same dtypes, and the same values up to rounding, with and without x64.
 
     The programs are compiled twice and may round differently; other random numbers differ by far more.
     """

@@ -1,6 +1,6 @@
-"""The recurrent cells of Flax, Haiku and Equinox, each as weights and a function of them.
+"""The recurrent cells of Flax, Haiku and Equinox, each as weights and a pure function.
 
-A library is imported where one of its cases is built, so the names can be read without it.
+A library is imported when one of its cases is built, so the names are available without it.
 """
 
 import functools
@@ -44,7 +44,7 @@ class Case:
 
 
 def nested(name, tensors):
-    """Weights nested as in the library, from tensors by their full names."""
+    """The library's nested weights, from tensors by full name."""
     tree = {}
     for path, tensor in tensors.items():
         *outer, leaf = path.rsplit("/", 1) if name.startswith("haiku") else path.split("/")
@@ -56,7 +56,7 @@ def nested(name, tensors):
 
 
 def flat(tree, prefix=""):
-    """Tensors and their full names."""
+    """The tensors of nested weights by full name."""
     pairs = enumerate(tree) if isinstance(tree, list) else tree.items()
     for key, value in pairs:
         if isinstance(value, (dict, list)):
@@ -66,7 +66,7 @@ def flat(tree, prefix=""):
 
 
 def filled(shapes, seed=0, dtype="float32"):
-    """Every entry random, biases too."""
+    """Weights of the given shapes with random entries, biases included."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda a: (rng.normal(size=a.shape) * 0.6).astype(dtype), shapes)
 
@@ -135,7 +135,7 @@ def _nnx(network, inner=None):
 
 
 def haiku(make, images=0):
-    """``make(hk, D, H)`` is a core."""
+    """``make(hk, D, H)`` returns a Haiku core."""
 
     def peer(D, H, dtype="float32"):
         import haiku as hk
@@ -245,7 +245,7 @@ def tanh(D, H):
     return RNN(D, H, activation=jnp.tanh)
 
 
-#: Flax's arguments, and those of from_flax with the same functions.
+#: Arguments of Flax's cells, and arguments of from_flax for the same activations.
 FUNCTIONS = {"activation_fn": jax.nn.softplus, "gate_fn": jax.nn.hard_sigmoid}
 NAMED = {"activation": "softplus", "recurrent_activation": "hard_sigmoid"}
 
@@ -301,7 +301,7 @@ CASES = {
     ),
 }  # fmt: skip
 
-#: Without files of their own in goldens: the weights are those of the cells with tanh and sigmoid.
+#: Without files in tests/goldens: the weights have the layout of the cells with tanh and sigmoid.
 WITH_FUNCTIONS = {
     "linen.LSTMCell with functions": Case(
         variant(LSTMVariant), linen("LSTMCell", **FUNCTIONS), with_functions, to_linen
@@ -319,7 +319,7 @@ WITH_FUNCTIONS = {
 }  # fmt: skip
 
 #: Cases that are only read: to_flax and to_haiku write the same function with other weights.
-READ_ALONE = {
+READ_ONLY = {
     "linen.ConvLSTMCell without bias": Case(
         conv1, linen("ConvLSTMCell", (4,), use_bias=False),
         lambda weights, D: from_flax(weights, input_shape=(SPACE[0], D)), to_linen, images=1,

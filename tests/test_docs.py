@@ -1,4 +1,4 @@
-"""The table of cells in docs/cells.md is complete and correct, and links between pages lead somewhere."""
+"""The table of cells in docs/cells.md is complete and correct, and links between pages work."""
 
 import inspect
 import re
@@ -11,7 +11,7 @@ import lstm_jax
 from lstm_jax.cells._base import BaseCell
 
 CELLS = (ROOT / "docs" / "cells.md").read_text(encoding="utf-8")
-#: Sizes of which no two formulas agree by chance; n divides H.
+#: Sizes for which no two formulas have equal values; n divides H.
 SIZES = {"D": 5, "H": 12, "P": 7, "n": 3, "C": 4, "F": 6, "k": 15, "K": 11}
 
 
@@ -24,7 +24,7 @@ def rows():
 
 
 def value(formula):
-    """A formula in the usual notation: letters beside each other are multiplied."""
+    """The value of a formula in which adjacent letters are multiplied."""
     spelled = formula.replace("²", "**2").replace(" ", "")
     spelled = re.sub(r"(?<=[\w)])(?=[A-Za-z(])(?<!\*\*)", "*", spelled)
     return eval(spelled, {}, SIZES)
@@ -59,7 +59,7 @@ def test_every_cell_and_regulariser_is_listed(page):
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md"])
-def test_links_to_files_lead_somewhere(page):
+def test_links_to_files_have_a_target(page):
     """The build of the documentation checks the links between its own pages."""
     text = (ROOT / page).read_text(encoding="utf-8")
     links = {link for link in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in link}

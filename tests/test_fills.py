@@ -1,4 +1,4 @@
-"""Weights that are filled with one value inside the compiled program: right in spite of jaxlib's fault."""
+"""Programs that fill weights with one value give correct results in spite of an error in jaxlib."""
 
 import os
 import subprocess
@@ -43,8 +43,8 @@ def test_the_workaround_is_still_needed():
     assert wrong, "this jaxlib computes right results: end AFFECTED in lstm_jax/_fills.py before its version"
 
 
-def test_arguments_of_the_program_are_left_alone(monkeypatch):
-    """The workaround costs nothing where weights are arguments: the programs are the same."""
+def test_arguments_of_the_program_are_unchanged(monkeypatch):
+    """If weights are arguments, the workaround does not change the program."""
     cell = lstm_jax.LSTM(3, 4)
     params, xs = cell.init(jax.random.key(0)), jnp.ones((5, 2, 3))
 

@@ -1,4 +1,4 @@
-"""The shape of the house: imports in one direction, few dependencies, everything public explained."""
+"""The package: import order, dependencies, public names and their documentation."""
 
 import ast
 import inspect
@@ -20,8 +20,7 @@ import lstm_jax
 PACKAGE = Path(lstm_jax.__file__).parent
 ROOT = PACKAGE.parent
 
-#: A module imports modules of its own row or of rows above it, never of rows below. A package stands for all
-#: its modules.
+#: A module imports modules of its own row or of rows above it. A package includes all its modules.
 LAYERS = [
     {"_types"},
     {"_errors", "_devices", "_random", "_fills"},
@@ -33,7 +32,7 @@ LAYERS = [
     {"_flax", "interop", "diagnostics"},
     {"nnx", "linen", "plots"},
 ]
-#: What these modules need beside jax and numpy; without it they say so when imported.
+#: Optional dependencies of modules. Without it, importing the module raises an error that names it.
 EXTRAS = {"lstm_jax.nnx": "flax", "lstm_jax.linen": "flax"}
 MODULES = sorted(
     path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", ".") for path in PACKAGE.rglob("*.py")
@@ -41,7 +40,7 @@ MODULES = sorted(
 
 
 def layer(module):
-    """The row of ``cells.lstm``, say."""
+    """The index of a module's row in ``LAYERS``."""
     package = "" if module == "__init__" else module.split(".")[0]
     found = [index for index, names in enumerate(LAYERS) if package in names]
     assert found, f"lstm_jax/{package} is in no row of LAYERS"
@@ -49,7 +48,7 @@ def layer(module):
 
 
 def imports(module):
-    """Modules of the library that ``module`` imports, wherever in it the import stands."""
+    """Modules of the library that ``module`` imports, at its top level or inside functions."""
     path = PACKAGE / (module.replace(".", "/") + ".py")
     here = ("lstm_jax." + module).split(".")
     known = {"lstm_jax." + name.removesuffix(".__init__") for name in MODULES}
@@ -78,13 +77,13 @@ def test_imports_go_in_one_direction(module):
     assert not wrong, f"{module} imports {wrong}, which are built upon it"
 
 
-def test_the_walk_over_imports_sees_some():
+def test_imports_are_found():
     assert {"_types", "unrolling.steps", "unrolling.validation"} <= set(imports("unrolling.run"))
     assert {"_types", "cells._base"} <= set(imports("cells.lstm"))
     assert layer("cells.lstm") < layer("unrolling.run") < layer("networks.stack") < layer("__init__")
 
 
-def test_no_circles():
+def test_no_import_cycles():
     """Any module can be imported first."""
     graph = {module: set(imports(module)) - {module} for module in MODULES if module != "__init__"}
     while graph:
@@ -94,7 +93,7 @@ def test_no_circles():
             del graph[module]
 
 
-def test_importing_the_library_loads_jax_and_numpy_alone():
+def test_importing_the_library_loads_only_jax_and_numpy():
     script = """
 import sys
 import jax, jax.numpy
@@ -109,7 +108,7 @@ print(*sorted({name.split(".")[0] for name in sys.modules} - before))
 
 @pytest.mark.parametrize(("module", "extra"), EXTRAS.items())
 def test_modules_that_need_an_extra_name_it(module, extra):
-    """Where it is installed too: None in sys.modules is what is not there."""
+    """Also where it is installed: None in sys.modules makes an import fail."""
     script = f"""
 import sys
 sys.modules[{extra!r}] = None
@@ -124,7 +123,7 @@ except ImportError as error:
 
 
 def test_importing_the_library_computes_nothing():
-    """No device is looked for, so that XLA_FLAGS and jax.config can still be set."""
+    """JAX's backends are not initialised, so XLA_FLAGS and jax.config can still be set."""
     script = """
 import lstm_jax, jax
 jax.config.update("jax_num_cpu_devices", 2)
@@ -149,7 +148,7 @@ PUBLIC = {
 
 
 def test_what_is_public():
-    """The whole set: an accidental export fails as a missing one does."""
+    """The exact set, so accidental and missing exports are errors."""
     expected = """
         RNN RNNParams rnn_step LSTM LSTMParams LSTMGates lstm_step lstm_gates GRU GRUParams gru_step
         Readout ReadoutParams Stack Bidirectional BidirectionalParams unroll explain reset_carry Plan
@@ -170,10 +169,10 @@ def test_what_is_public():
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_names_are_explained_by_example(name):
-    """Functions, cells and networks show a call; records and protocols say what they are."""
+    """Functions, cells and networks have an example; records and protocols have a docstring."""
     value = PUBLIC[name]
     doc = inspect.getdoc(value)
-    assert doc and not doc.startswith(f"{name}(")  # what Python writes by itself for a record
+    assert doc and not doc.startswith(f"{name}(")  # the default docstring of a record
     runs = inspect.isfunction(value) or hasattr(value, "init")
     protocol = getattr(value, "_is_protocol", False)
     if runs and not protocol:
@@ -211,7 +210,7 @@ def test_everything_without_an_underscore_has_a_docstring():
 
 
 def test_networks_share_signatures():
-    """Every cell and network is made, started and stepped in the same way."""
+    """``init``, ``initial_carry`` and ``step`` have the same signatures in every cell and network."""
     kinds = [value for value in PUBLIC.values() if inspect.isclass(value) and hasattr(value, "init")]
     assert len(kinds) >= 6
     for method in ("init", "initial_carry", "step"):

@@ -45,7 +45,7 @@ def test_noise(name):
 
 
 def test_draws():
-    """Long enough that float64 draws would differ from float32 ones in some entry of every mask."""
+    """So many entries that float64 draws would differ from float32 draws in every mask."""
     like = jax.ShapeDtypeStruct((1000,), jnp.float32)
     assert_x64_changes_nothing(lambda: _random.bernoulli(jax.random.key(0), 0.3, like))
     assert_x64_changes_nothing(lambda: _random.normal(jax.random.key(0), like))

@@ -1,4 +1,4 @@
-"""The programs of the README run and print what it shows; its table is that of the benchmark."""
+"""The programs of the README print the output that it shows, and its table has the benchmark's results."""
 
 import re
 import runpy

@@ -51,7 +51,7 @@ def test_parameters_that_a_cell_may_lack():
         fewer = {name: a for name, a in arrays.items() if not name.endswith("bias_hn")}
         assert len(fewer) == len(arrays) - 2
         assert list(flatten_params(unflatten_params(network, fewer))) == list(fewer)
-    with pytest.raises(ValueError, match=r"missing: bias_hn \(4,\)"):  # parameters say exactly what there is
+    with pytest.raises(ValueError, match=r"missing: bias_hn \(4,\)"):  # the parameters have bias_hn
         unflatten_params(cell.init(jax.random.key(0)), flatten_params(without))
 
 

@@ -85,7 +85,7 @@ class TestResume:
 
     def test_after_ctrl_c(self, whole, tmp_path, monkeypatch, capsys):
         interrupt(monkeypatch, 24, lambda: os.kill(os.getpid(), signal.SIGINT))
-        before = signal.getsignal(signal.SIGINT)  # background jobs of a shell ignore it
+        before = signal.getsignal(signal.SIGINT)  # the background jobs of a shell ignore SIGINT
         assert run(program, *RUN, "--out", tmp_path) == 130
         error = capsys.readouterr().err
         assert "which is saved" in error and f"--resume {tmp_path}" in error

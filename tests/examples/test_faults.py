@@ -251,7 +251,7 @@ def rows_of(folder):
 
 
 class TestLock:
-    def test_a_run_that_lives(self, tmp_path, failed, monkeypatch, whole):
+    def test_a_run_in_progress(self, tmp_path, failed, monkeypatch, whole):
         errors = []
 
         def start_others():

@@ -59,7 +59,7 @@ class TestRun:
         for row in rows:
             assert row["low_95"] < row["low_80"] < row["median"] < row["high_80"] < row["high_95"]
 
-    def test_members_are_different_networks(self, finished):
+    def test_networks_of_the_ensemble_differ(self, finished):
         init, keys = program.make_network(4, 3, 3, 0.4).init, jax.random.split(jax.random.key(0), 2)
         shapes = jax.eval_shape(jax.vmap(init), keys)
         _, params = load_weights(finished, "lstm_jax/forecast/1", lambda model: shapes)
@@ -71,7 +71,7 @@ class TestProblem:
     def test_seasonal_naive(self):
         naive = seasonal_naive(np.arange(10.0), horizon=7, period=3)
         assert naive[5].tolist() == [3, 4, 5, 3, 4, 5, 3]
-        assert naive[0].tolist() == [0] * 7  # no value is known before the first
+        assert naive[0].tolist() == [0] * 7  # there is no value before the first one
 
     @pytest.mark.parametrize("difference", [True, False])
     @pytest.mark.parametrize("root", [True, False])

@@ -7,7 +7,7 @@ from training_runs import run
 
 @pytest.fixture
 def without(monkeypatch):
-    """``without(names)`` makes packages count as not installed."""
+    """``without(names)`` hides packages, as if they were not installed."""
     missing = set()
     installed = program.installed
     monkeypatch.setattr(program, "installed", lambda name: name not in missing and installed(name))

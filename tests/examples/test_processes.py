@@ -16,7 +16,7 @@ from training_runs import rows
 PROGRAM = Path(__file__).parents[1] / "distributed_program.py"
 ROOT = PROGRAM.parents[1]
 WORD_LM = ROOT / "examples" / "word_lm.py"
-HEARTBEAT = 30  # seconds, the programs' value
+HEARTBEAT = 30  # seconds, as in the programs
 
 pytestmark = pytest.mark.slow
 

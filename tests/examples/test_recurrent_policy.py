@@ -70,7 +70,7 @@ class TestMaze:
         )
 
         def succeeds(policy):
-            """The probability of success from the start. policy[observation] are those of the actions."""
+            """The probability of success from the start, given the probabilities policy[observation]."""
             later = np.zeros((2, places))
             for age in reversed(range(ages)):
                 continues = np.take_along_axis(later, next_place[:, :, age].reshape(2, -1), 1).reshape(

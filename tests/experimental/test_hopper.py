@@ -231,7 +231,7 @@ def test_results_are_deterministic():
 @pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("form", FORMS)
 def test_missing_synchronization_is_detected(form):
-    """The interpreter finds the errors that these tests rely on it to find."""
+    """The interpreter detects the errors that the other tests look for."""
     plan, *exchanges = FORMS[form]
     inputs, _ = problem(LSTM_FORMULA, 3, 2, plan.padded_H, "bfloat16")
     expected, interpreter = reference_forward(LSTM_FORMULA, inputs).states[0], hopper_interpreter()

@@ -53,7 +53,7 @@ def test_bfloat16(tmp_path):
     np.testing.assert_array_equal(found, values)
     with pytest.raises(ValueError, match=r"bfloat16.*\.safetensors"):
         save(tmp_path / "w.npz", {"w": values})
-    np.savez(tmp_path / "w.npz", w=values)  # which is NumPy's two nameless bytes
+    np.savez(tmp_path / "w.npz", w=values)  # NumPy reads it as two bytes without a type
     with pytest.raises(ValueError, match="safetensors"):
         load(tmp_path / "w.npz")
 
@@ -65,7 +65,7 @@ def test_numpy_reads_what_was_written(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
-def test_the_whole_file_or_none_of_it(tmp_path, suffix, monkeypatch):
+def test_writes_are_atomic(tmp_path, suffix, monkeypatch):
     path = tmp_path / f"w{suffix}"
     save(path, {"w": np.ones(2)})
     with pytest.raises(ValueError, match="array of numbers"):
@@ -157,7 +157,7 @@ def test_damaged_files(tmp_path, suffix):
         path.write_bytes(whole[:cut])
         with pytest.raises(ValueError, match=r"damaged|is no"):
             load(path)
-    if suffix == ".npz":  # a flipped bit, which the archive's checksum sees
+    if suffix == ".npz":  # the archive's checksum detects a flipped bit
         at = whole.index(np.float64(2.5).tobytes())
         path.write_bytes(whole[:at] + b"\xff" + whole[at + 1 :])
         with pytest.raises(ValueError, match="damaged"):
@@ -283,7 +283,7 @@ def test_equal_arrays_make_equal_bytes(tmp_path, suffix, monkeypatch):
 
 
 def npy(header, data=b"", version=(1, 0)):
-    """An array's entry with any header."""
+    """An entry of an array with the given header."""
     text = header.encode()
     return (
         b"\x93NUMPY"
@@ -295,7 +295,7 @@ def npy(header, data=b"", version=(1, 0)):
 
 
 def archive(path, entries, **options):
-    """An archive of (name, bytes)."""
+    """An archive with the given (name, bytes)."""
     with zipfile.ZipFile(path, "w", **options) as file:
         for name, data in entries:
             file.writestr(name, data)
@@ -361,7 +361,7 @@ def test_crafted_archives(tmp_path):
         load(path)
     archive(path, [("a.npy", FLOATS)])
     whole = bytearray(path.read_bytes())
-    for at in (6, whole.index(b"PK\x01\x02") + 8):  # says that it is encrypted
+    for at in (6, whole.index(b"PK\x01\x02") + 8):  # the flag of an encrypted entry
         whole[at] |= 1
     path.write_bytes(whole)
     with pytest.raises(ValueError, match="encrypted"):
@@ -388,7 +388,7 @@ def test_an_entry_inflates_to_its_declared_size_only(tmp_path):
 
 
 def safetensors_file(header, data=b""):
-    """A file of safetensors with any header."""
+    """A safetensors file with the given header."""
     text = header if isinstance(header, bytes) else header.encode()
     return len(text).to_bytes(8, "little") + text + data
 
@@ -436,7 +436,7 @@ def test_only_regular_files_are_read(tmp_path):
 
 
 def mutated(data, rng):
-    """Some bytes changed, cut out, doubled, or put elsewhere."""
+    """Data with some bytes changed, removed, doubled or moved."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         at, kind = int(rng.integers(len(data))), rng.integers(4)
@@ -453,7 +453,7 @@ def mutated(data, rng):
 
 
 def sources(tmp_path):
-    """Small whole files of both kinds, compressed ones too."""
+    """Small valid files in both formats, with and without compression."""
     arrays = {"w": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.zeros(3)}
     save(tmp_path / "a.npz", arrays)
     np.savez_compressed(tmp_path / "b.npz", **arrays)
@@ -472,7 +472,7 @@ def test_mutated_files_load_or_raise_one_error(tmp_path, rounds):
         path.write_bytes(mutated(data, rng))
         try:
             found = load(path)
-        except ValueError as error:  # and nothing else
+        except ValueError as error:  # no other exception
             raised += 1
             assert path.name in str(error) and len(str(error)) < 1000
         else:
@@ -514,7 +514,7 @@ while True:
 """
 
 
-def test_what_a_kill_leaves_behind_is_removed(tmp_path):
+def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     path = tmp_path / "w.npz"
     for wait in (0.05, 0.06, 0.07, 0.08):
         child = subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE)
@@ -524,7 +524,7 @@ def test_what_a_kill_leaves_behind_is_removed(tmp_path):
         child.wait()
         child.stdout.close()
         assert len(os.listdir(tmp_path)) <= 2
-    leftover = tmp_path / f".w.npz.{'0' * 16}.tmp"  # in any case one
+    leftover = tmp_path / f".w.npz.{'0' * 16}.tmp"  # at least one leftover
     leftover.write_bytes(b"half")
     other = tmp_path / ".w.npz.keep"
     other.write_bytes(b"kept")
@@ -533,7 +533,7 @@ def test_what_a_kill_leaves_behind_is_removed(tmp_path):
     assert load(path).keys() == ARRAYS.keys()
 
 
-def test_files_of_others_that_are_being_written_stay(tmp_path):
+def test_temporary_files_of_running_processes_remain(tmp_path):
     import fcntl
 
     living = tmp_path / f".w.npz.{'a' * 16}.tmp"

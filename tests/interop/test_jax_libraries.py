@@ -1,4 +1,4 @@
-"""Weights of Flax, Haiku and Equinox, in and out; outputs of these libraries are in tests/goldens."""
+"""Conversions from and to Flax, Haiku and Equinox. tests/goldens has outputs of these libraries."""
 
 import ast
 import sys
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_peers import CASES, READ_ALONE, conv, filled, flat, nested, to_linen, without_bias_hn
+from jax_peers import CASES, READ_ONLY, conv, filled, flat, nested, to_linen, without_bias_hn
 
 import lstm_jax
 from lstm_jax import (
@@ -52,17 +52,17 @@ def identical(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("name", [*CASES, *READ_ALONE])
+@pytest.mark.parametrize("name", [*CASES, *READ_ONLY])
 def test_outputs_equal_those_of_the_library(name):
     weights, xs, ys = golden(name)
-    network, params = (CASES | READ_ALONE)[name].read(weights, D)
+    network, params = (CASES | READ_ONLY)[name].read(weights, D)
     np.testing.assert_allclose(lstm_jax.unroll(network, params, xs)[1], ys, rtol=1e-5, atol=2e-6)
     assert jax.tree.all(jax.tree.map(lambda a: isinstance(a, jax.Array), params))
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_written_and_read_again(name):
-    """Parameters are the same to the bit, Haiku's forget bias within its rounding."""
+    """Parameters are equal bit for bit, except for the rounding of Haiku's forget bias."""
     case = CASES[name]
     network = case.network(D, H)
     params = case.change(random_params(network))
@@ -82,7 +82,7 @@ def test_written_and_read_again(name):
 
 @pytest.mark.parametrize("name", [name for name in CASES if "Conv" not in name])
 def test_read_and_written_again(name):
-    """Weights of the other library are the same, where not two of its biases become one."""
+    """The library's weights are equal, unless two of its biases were summed."""
     case, (weights, _, _) = CASES[name], golden(name)
     written = case.write(*case.read(weights, D))
     for path, expected in flat(weights):
@@ -109,7 +109,7 @@ def test_haikus_forget_bias_is_exact_where_floats_allow_it():
         else:
             assert np.all(np.abs(b_haiku - true) <= np.spacing(np.abs(b_haiku)) / 2)
             assert np.all(np.abs(back - b) <= np.spacing(np.abs(b_haiku)) / 2)
-            assert np.any(back != b)  # no float b_haiku gives it
+            assert np.any(back != b)  # no b_haiku rounds to it
 
 
 def test_the_second_bias_of_convolutions_subtracts_the_added_one():
@@ -306,7 +306,7 @@ def test_faults(read, weights, breaks, words):
 
 
 def test_one_error_lists_the_faults_of_all_layers():
-    """Of a stack's layers and of both directions."""
+    """The layers of a stack, and both directions."""
     good, bad = linen(), linen()
     del bad["ho"]["bias"]
     both = {"forward_rnn": bad, "backward_rnn": bad}

@@ -122,7 +122,7 @@ def test_haste():
 
 @pytest.mark.usefixtures("x64")
 def test_zoneout_of_haste_without_noise():
-    """Haste zones out h alone, outside of training with the expectation."""
+    """Haste applies zoneout to h only, and uses its expectation outside of training."""
     weights, rate = haste_weights(), 0.3
 
     def step(weights, h, c, x):

@@ -39,7 +39,7 @@ def haste():
 
 CONV = ConvLSTM((4, 3), 2, (3,))
 RESET_BEFORE = GRUVariant(3, 2, reset_after=False)
-#: Functions, good weights for them, and arguments that they may be given.
+#: Conversion functions, valid weights for them, and their arguments.
 GOOD = {
     "torch": (from_torch, written(to_torch, Stack((GRU(3, 2), GRU(2, 2)))), {}),
     "torch rnn": (from_torch, written(to_torch, Bidirectional(RNN(3, 2))), {"activation": "tanh"}),

@@ -1,4 +1,4 @@
-"""Weights of torch, Keras and jax.experimental.rnn: values in tests/goldens, round trips, errors."""
+"""Conversions from and to PyTorch, Keras and jax.experimental.rnn: stored outputs, round trips, errors."""
 
 import json
 import re
@@ -73,7 +73,7 @@ def same_bits(one, other):
 
 
 def random_params(network, seed=0, tiny=1e-45):
-    """Random parameters, with both zeros and, of float32, the smallest number among them."""
+    """Random parameters that include 0, -0 and the smallest positive float32."""
     rng = np.random.default_rng(seed)
 
     def draw(leaf):
@@ -186,7 +186,7 @@ def test_cudnn(layers, both):
 
 
 def test_conversions_are_traced():
-    """Under jit, and with gradients that reach both of torch's biases."""
+    """Conversions under jit, and gradients for both of PyTorch's biases."""
     network = Stack((Bidirectional(GRU(3, 2)), Bidirectional(GRU(4, 2))))
     params = random_params(network, tiny=1.0)  # XLA's sums flush the smallest numbers to zero
     there = jax.jit(partial(to_torch, network))(params)

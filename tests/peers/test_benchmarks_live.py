@@ -1,4 +1,4 @@
-"""The benchmark with every other library there is: all take part, all agree, and the files are written."""
+"""The benchmark with all other libraries: each is measured and agrees, and the files are written."""
 
 import json
 import os
@@ -18,14 +18,14 @@ pytestmark = pytest.mark.peers
 
 
 @pytest.fixture(autouse=True)
-def the_peers_own_manners(quick_compiles):
-    """The other libraries lean on promotion, which the tests of this one forbid."""
+def default_promotion(quick_compiles):
+    """The other libraries rely on implicit promotion, which this library's tests forbid."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
-def test_all_peers_take_part_and_agree(tmp_path):
-    peers = [contestant for group in PEERS.values() for contestant in group]
+def test_all_peers_are_timed_and_agree(tmp_path):
+    peers = [c for group in PEERS.values() for c in group]
     for contestant in peers:
         assert contestant.absent() is None, f"{contestant.name} is not installed: nothing is compared with it"
     assert benchmark.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
@@ -35,15 +35,14 @@ def test_all_peers_take_part_and_agree(tmp_path):
     assert len(tree["cases"]) == sum(len(case.modes) for case in QUICK)
     for measured, case in zip(tree["cases"], (c for c in QUICK for _ in c.modes), strict=True):
         rows = measured["rows"]
-        assert list(rows) == [contestant.name for contestant in (*ALWAYS_MEASURED, *peers)]
+        assert list(rows) == [c.name for c in (*ALWAYS_MEASURED, *peers)]
         for contestant in peers:
             declined = contestant.declines(case, measured["mode"], Setting("cpu"))
-            assert rows[contestant.name]["status"] == ("declines" if declined else "timed"), rows[
-                contestant.name
-            ]
-            assert rows[contestant.name].get("count", 0) == (0 if declined else 3)
+            row = rows[contestant.name]
+            assert row["status"] == ("declines" if declined else "timed"), row
+            assert row.get("count", 0) == (0 if declined else 3)
     timed = {name for m in tree["cases"] for name, row in m["rows"].items() if row["status"] == "timed"}
-    assert timed == {contestant.name for contestant in (*ALWAYS_MEASURED, *peers)} - {"jax.experimental.rnn"}
+    assert timed == {c.name for c in (*ALWAYS_MEASURED, *peers)} - {"jax.experimental.rnn"}
     for curve in tree["curves"].values():
         assert all(
             {"lstm_jax", "plain scan", "nnx OptimizedLSTMCell", "torch"} == set(m["rows"]) for m in curve
@@ -57,15 +56,15 @@ def test_all_peers_take_part_and_agree(tmp_path):
     assert {other.suffix for other in tmp_path.iterdir()} == {".json", ".md", ".png"}
 
 
-def test_torchs_idle_threads_are_known_to_spin():
+def test_torch_is_marked_as_spinning():
     assert {contestant.name for group in PEERS.values() for contestant in group if contestant.spins} == {
         "torch"
     }
 
 
 @pytest.mark.parametrize("case", [case for case in QUICK if not (case.ensemble or case.streaming)], ids=str)
-def test_what_jax_experimental_rnn_is_given(monkeypatch, case):
-    """Without a GPU: its own reference, for the weights and lengths that cuDNN would get."""
+def test_arguments_of_jax_experimental_rnn(monkeypatch, case):
+    """Without a GPU, ``lstm_ref`` computes with the weights and lengths that cuDNN would get."""
     from jax.experimental import rnn
 
     def reference(x, h, c, flat, lengths, D, H, layers, dropout, bidirectional, precision):

@@ -24,7 +24,7 @@ SPACE = (7, 6, 5)
 
 @pytest.fixture(autouse=True)
 def float64_with_promotion():
-    """The other libraries need implicit promotion, which the tests of this one forbid."""
+    """The other libraries rely on implicit promotion, which this library's tests forbid."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -38,7 +38,7 @@ def cell_of(kernel, dtype="float64", **options):
 
 
 def compare(cell, peer, *, tolerance=1e-10):
-    """``peer(params, xs, carry) -> (carry, ys)`` with the same parameters: values, and all gradients."""
+    """Compare values and gradients with those of ``peer(params, xs, carry) -> (carry, ys)``."""
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(cell.init, jax.random.key(0))
     carry = jax.eval_shape(lambda: cell.initial_carry((B,)))
@@ -127,7 +127,7 @@ def test_haiku(kernel):
 
 @pytest.fixture
 def keras():
-    """In float32, because parts of Keras ignore another dtype."""
+    """Keras in float32, because parts of it ignore other dtypes."""
     keras = required("keras")
     if keras.backend.backend() != "jax":
         pytest.skip("keras runs on another backend: set KERAS_BACKEND=jax")

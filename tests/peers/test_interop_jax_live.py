@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax_peers import CASES, READ_ALONE, WITH_FUNCTIONS, filled
+from jax_peers import CASES, READ_ONLY, WITH_FUNCTIONS, filled
 
 import lstm_jax
 import lstm_jax.interop
@@ -14,13 +14,13 @@ pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compiles")]
 
 @pytest.fixture(autouse=True)
 def float64_with_promotion():
-    """The other libraries need implicit promotion, which the tests of this one forbid."""
+    """The other libraries rely on implicit promotion, which this library's tests forbid."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def sizes(name):
-    """Other sizes for each case, the same at every run: T, batch, D, H."""
+    """The sizes T, batch, D and H of a case: they differ between cases, and are the same in every run."""
     rng = np.random.default_rng(sum(map(ord, name)))
     return [int(n) for n in rng.integers((1, 1, 1, 1), (6, 4, 6, 6))]
 
@@ -28,14 +28,14 @@ def sizes(name):
 def built(name):
     peer = name.split(".")[0].split()[0]
     pytest.importorskip({"linen": "flax", "nnx": "flax"}.get(peer, peer), reason=f"compares with {peer}")
-    case = (CASES | READ_ALONE | WITH_FUNCTIONS)[name]
+    case = (CASES | READ_ONLY | WITH_FUNCTIONS)[name]
     T, batch, D, H = sizes(name)
     shapes, run = case.peer(D, H, "float64")
     return case, D, H, jnp.asarray(case.xs(D, T, batch, dtype="float64")), shapes, run
 
 
 def assert_equal(here, peer, *given):
-    """Values, and gradients by all that is given."""
+    """Compare values, and gradients with respect to all arguments."""
 
     def with_gradients(run):
         def loss(*given):
@@ -51,8 +51,8 @@ def assert_equal(here, peer, *given):
         np.testing.assert_allclose(x, y, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", [*CASES, *READ_ALONE, *WITH_FUNCTIONS])
-def test_weights_of_the_library_here(name):
+@pytest.mark.parametrize("name", [*CASES, *READ_ONLY, *WITH_FUNCTIONS])
+def test_weights_read_from_the_library(name):
     case, D, _, xs, shapes, peer = built(name)
     weights = jax.tree.map(jnp.asarray, filled(shapes, dtype="float64"))
 
@@ -139,7 +139,7 @@ def test_a_haiku_module_calls_unroll():
     hk = pytest.importorskip("haiku", reason="compares with haiku")
 
     class Recurrent(hk.Module):
-        """Any cell or network of lstm_jax, its parameters among those of Haiku."""
+        """A Haiku module that contains a cell or network of lstm_jax."""
 
         def __init__(self, network, name=None):
             super().__init__(name=name)
@@ -174,7 +174,7 @@ def test_an_equinox_module_calls_unroll():
     eqx = pytest.importorskip("equinox", reason="compares with equinox")
 
     class Recurrent(eqx.Module):
-        """Any cell or network of lstm_jax, its parameters among the leaves."""
+        """An Equinox module that contains a cell or network of lstm_jax."""
 
         network: lstm_jax.LSTM = eqx.field(static=True)
         params: lstm_jax.LSTMParams

@@ -23,7 +23,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def keras_on_jax():
-    """Keras needs implicit promotion, which the tests of this library forbid."""
+    """Keras relies on implicit promotion, which this library's tests forbid."""
     if keras.backend.backend() != "jax":
         pytest.skip("keras runs on another backend: set KERAS_BACKEND=jax")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -88,7 +88,7 @@ CASES = {
 
 
 def built(make, shape, seed=0):
-    """The layers with random weights, biases too, and inputs (T, B, ...)."""
+    """Layers with random weights and biases, and inputs (T, B, ...)."""
     rng = np.random.default_rng(seed)
     layers = make()
     layers = layers if isinstance(layers, list) else [layers]
@@ -139,7 +139,7 @@ def same_bits(one, other):
 
 @pytest.mark.parametrize("name", CASES)
 def test_weights_written_for_keras(name):
-    """A layer with the written weights has the outputs of ``unroll``, and the weights are read to the bit."""
+    """A layer with the written weights agrees with ``unroll``. Reading them returns equal parameters."""
     make, shape, arguments = CASES[name]
     (layer,), xs = built(make, shape)
     network, params = from_keras(layer.get_weights(), **arguments)

@@ -35,7 +35,7 @@ def made(kind, layers, both, bias, seed):
 
 
 def weights_of(array):
-    """A different weight for every number of an output."""
+    """Weights for a loss, different for every entry of an output."""
     return np.cos(np.arange(array.size)).reshape(array.shape)
 
 
@@ -68,7 +68,7 @@ def test_values_and_gradients_from_torch(kind, both, bias):
 @pytest.mark.parametrize("both", [False, True], ids=["forward", "both"])
 @pytest.mark.parametrize("kind", MODULES)
 def test_weights_written_for_torch(kind, both, bias):
-    """A module that loads the weights has the outputs of ``unroll``, and the weights are read to the bit."""
+    """A module with the written weights agrees with ``unroll``. Reading them returns equal parameters."""
     module, arguments, xs = made(kind, 2, both, bias, seed=3 + both)
     network, params = from_torch(module.state_dict(), **arguments)
     rng = np.random.default_rng(1)
@@ -99,7 +99,7 @@ def test_cells_of_one_step(kind):
 
 
 def test_a_part_of_a_larger_module():
-    """By its prefix; the parameters do not change with the module afterwards."""
+    """A prefix selects the part. Later changes of the module do not change the parameters."""
     module = torch.nn.ModuleDict({"encoder": torch.nn.GRU(3, 4), "head": torch.nn.Linear(4, 2)})
     cell, params = from_torch(module.state_dict(), prefix="encoder")
     before = jax.tree.map(np.array, params)
@@ -116,7 +116,7 @@ def test_a_part_of_a_larger_module():
 
 
 def test_bfloat16_there_and_back():
-    """By the line of the docstring: to the bit, and the module computes what the cell does."""
+    """The code of the docstring: equal bits, and the module has the outputs of the cell."""
     module = torch.nn.LSTM(2, 3, dtype=torch.bfloat16)
     network, params = from_torch(module.state_dict())
     assert network.param_dtype == jnp.bfloat16
@@ -213,7 +213,7 @@ def test_other_reparametrizations():
 
 
 class WeightDrop(torch.nn.Module):
-    """As in AWD-LSTM: the inner module has the raw weight, and the dropped one after a call."""
+    """As in AWD-LSTM: the inner module has the raw weight and, after a call, the dropped one."""
 
     def __init__(self, module):
         super().__init__()
@@ -245,7 +245,7 @@ class WeightDropout(WeightDrop):
 @pytest.mark.parametrize("wrapper", [WeightDrop, WeightDropout])
 @pytest.mark.parametrize("prefix", ["", "rnns.0", "rnns.0.module."])
 def test_weight_drop(wrapper, prefix):
-    """Before and after steps of training, when the dropped weight is in the state dict too."""
+    """Before a call, and after one, when the state dict also contains the dropped weight."""
     xs = torch.from_numpy(np.random.default_rng(0).normal(size=(5, 2, 3)))
     module = wrapper(torch.nn.LSTM(3, 4, dtype=torch.float64))
     whole = torch.nn.ModuleDict({"rnns": torch.nn.ModuleList([module])}) if prefix else module

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.peers
 
 @pytest.fixture(autouse=True)
 def float64_with_promotion(quick_compiles):
-    """Flax relies on implicit promotion, which the tests of the library forbid."""
+    """Flax relies on implicit promotion, which this library's tests forbid."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -340,7 +340,7 @@ NETWORK = lstm_jax.Stack(
 
 @pytest.mark.parametrize("separator", [".", "/"])
 def test_flattened_variables_come_back(separator, tmp_path):
-    """By Flax's own functions and through a file of weights."""
+    """With Flax's functions, and through a weight file."""
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     model = modules.Recurrent(NETWORK)
@@ -371,7 +371,7 @@ def test_nested_variables_are_saved_as_safetensors(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, read, made)
 
 
-def test_a_parameter_that_a_cell_can_do_without():
+def test_an_optional_parameter():
     params = parameters(lstm_jax.GRU(D, H, **F64))._replace(bias_hn=None)
     ys = modules.GRU(H, **F64).apply(variables(params), XS)
     assert_close(ys, time_first(lstm_jax.unroll(lstm_jax.GRU(D, H, **F64), params, time_first(XS))[1]))
@@ -463,7 +463,7 @@ def test_types():
 # --- noise --------------------------------------------------------------------------------------
 
 
-def test_noise_is_drawn_in_training_alone_and_depends_on_the_key():
+def test_noise_is_drawn_only_in_training_and_depends_on_the_key():
     model = modules.LSTM(H, num_layers=2, dropout=0.5, **F64)
     network = lstm_jax.Stack((lstm_jax.LSTM(D, H, **F64), lstm_jax.LSTM(H, H, **F64)), dropout=0.5)
     params = parameters(network)

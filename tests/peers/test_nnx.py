@@ -36,7 +36,7 @@ pytestmark = pytest.mark.peers
 
 @pytest.fixture(autouse=True)
 def float64_with_promotion(quick_compiles):
-    """Flax relies on implicit promotion, which the tests of the library forbid."""
+    """Flax relies on implicit promotion, which this library's tests forbid."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
@@ -177,7 +177,7 @@ def test_a_learned_initial_carry_is_learned_in_nnx_rnn():
 
 @pytest.mark.parametrize("name", ["LSTMCell", "GRUCell", "SimpleCell"])
 def test_drawn_carries_are_those_of_flax(name):
-    """``carry_init`` of the call, of the module, and with a stream that ``keep_rngs`` keeps."""
+    """``carry_init`` of the call or of the module, with and without ``keep_rngs``."""
     draw = nnx.initializers.normal()
     with pytest.warns(UserWarning):
         flax = getattr(nnx, name)(D, H, carry_init=draw, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
@@ -229,7 +229,7 @@ def test_sizes_of_a_cell():
     ],
 )
 def test_flax_s_constructor_makes_flax_s_cell(name, options):
-    """The same call on both classes, weights that initialisers without randomness set: equal outputs."""
+    """The same call on both classes; initialisers without randomness give both the same weights."""
 
     def ramp(scale):
         return lambda key, shape, dtype: (
@@ -255,7 +255,7 @@ def test_flax_s_constructor_makes_flax_s_cell(name, options):
 
 
 def test_initialisers_with_axis_names():
-    """Values of the plain initialiser; names on the parameters; the shards that the names ask for."""
+    """Values are those of the plain initialiser. Parameters have the axis names, and are sharded by them."""
     mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
     plain = {"kernel_init": nnx.initializers.lecun_normal(), "bias_init": nnx.initializers.normal()}
     names = {"kernel_init": (None, "model"), "bias_init": ("model",)}
@@ -283,7 +283,7 @@ def test_initialisers_with_axis_names():
 
 
 def test_metadata_of_parameters():
-    """``kernel_metadata`` and its like, alone and with an annotated initialiser, drawn or given."""
+    """``kernel_metadata`` etc., with and without an annotated initialiser, for new and for given weights."""
     kernel = nnx.with_metadata(nnx.initializers.normal(), note="kernel")
     cell = modules.GRUCell(
         D,
@@ -304,7 +304,7 @@ def test_metadata_of_parameters():
     assert given.params.w_ih.get_metadata()["note"] == "kernel"
 
 
-def test_what_matters_to_init_alone_is_not_part_of_a_module():
+def test_options_of_init_are_not_part_of_a_module():
     """Equal graph definitions, so one compiled program."""
     traces = []
 
@@ -459,7 +459,7 @@ def noisy(**options):
     return modules.Recurrent(network, rngs=nnx.Rngs(0, dropout=1), **options)
 
 
-def test_noise_is_drawn_in_training_alone_and_depends_on_the_seed():
+def test_noise_is_drawn_only_in_training_and_depends_on_the_seed():
     model, again = noisy(), noisy()
     first, second = model(XS), model(XS)
     assert bool(jnp.any(first != second))

@@ -38,7 +38,7 @@ LENGTHS = np.array([0, T, 2, 5], np.int32)
 
 
 def drawn(network, seed=0):
-    """Parameters none of which is zero."""
+    """Random parameters, none of which is zero."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     return jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape) * 0.7, jnp.float32), shapes)
@@ -64,7 +64,7 @@ def compare(network, params, run, steps, rows, lengths=None, *, carry=False, rev
         start = jax.tree.unflatten(structure, [jnp.asarray(state) for state in states])
     if lengths is not None:
         feeds["lengths"] = np.asarray(lengths, np.int32)
-        lengths = jnp.asarray(lengths, jnp.int32)  # of JAX, so that it is clipped
+        lengths = jnp.asarray(lengths, jnp.int32)  # a JAX array is clipped
     expected = run.run(None, feeds)
     after, ys = unroll(network, params, jnp.asarray(xs), start, lengths=lengths, reverse=reverse)
     found = [ys, *jax.tree.leaves(after)]
@@ -110,7 +110,7 @@ NETWORKS = CELLS | {
         (VariationalDropout(WeightDrop(LSTM(D, H), 0.5), inputs=0.5), CandidateDropout(GRU(H, H), 0.5))
     ),
 }
-#: Each value of one meets each of the other two.
+#: All pairs of values of two options occur.
 CONDITIONS = [(False, False, False), (True, True, False), (True, False, True), (False, True, True)]
 
 
@@ -287,8 +287,8 @@ def test_no_layer_reads_what_is_invalid(name):
 
 
 @pytest.mark.parametrize(("steps", "rows"), [(T, B), (0, 2), (3, 0)])
-def test_nodes_see_one_step_and_one_row_at_least(steps, rows):
-    """They see no row of length 0 either: the specification leaves the result open."""
+def test_nodes_get_at_least_one_step_and_one_row(steps, rows):
+    """They get no row of length 0 either, because the specification does not define the result."""
     cell = CELLS["gru"]
     model = to_onnx(cell, drawn(cell), lengths=True)
     (node,) = (node for node in model.graph.node if node.op_type == "GRU")

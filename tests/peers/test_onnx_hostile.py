@@ -23,7 +23,7 @@ FLOAT = onnx.TensorProto.FLOAT
 
 
 def model_of(nodes, tensors=None, inputs=(("X", FLOAT, ("T", "B", D)),), outputs=("Y",), **options):
-    """A model of these nodes with one RNN, whose weights are W and R unless nodes compute them."""
+    """A model of the given nodes and one RNN. Its weights W and R are inputs unless a node computes them."""
     arrays = {"W": np.ones((1, H, D), np.float32), "R": np.ones((1, H, H), np.float32)} | (tensors or {})
     made = {name for node in nodes for name in node.output}
     graph = helper.make_graph(
@@ -116,7 +116,7 @@ def twice(k, call):
 
 
 def with_constant(k, call):
-    """Calls of the last function have a constant of 1 MB each."""
+    """Each call of the last function has a constant of 1 MB."""
     kept = [] if k < 9 else [constant("kept", np.zeros(250_000, np.float32))]
     return [*kept, *twice(k, call)]
 
@@ -211,8 +211,8 @@ BEHIND = {
 
 
 @pytest.mark.parametrize("name", BEHIND)
-def test_what_is_behind_the_last_node(name):
-    """Only ONNX's own operators are read-outs."""
+def test_nodes_after_the_last_layer(name):
+    """Only operators of ONNX's domain can be a readout."""
     nodes, domains, outputs, expected = BEHIND[name]
     tensors = {"V": np.ones((H, 2), np.float32), "one": np.array([1])}
     squeeze = helper.make_node("Squeeze", ["Y", "one"], ["X2"])
@@ -224,7 +224,7 @@ def test_what_is_behind_the_last_node(name):
 @pytest.mark.parametrize("count", [1000, slow(10_000)])
 @pytest.mark.parametrize("start", ["Y", "Y_h"])
 def test_time_grows_with_the_size_of_a_model(count, start):
-    """Each of many values is an output; those behind ``Y_h`` cannot be computed."""
+    """A model with many outputs; those that depend on ``Y_h`` cannot be computed."""
     node = helper.make_node("RNN", ["X", "W", "R"], ["Y", "Y_h"], hidden_size=H)
     chain = [op("Identity", [f"v{i - 1}" if i else start], f"v{i}") for i in range(count)]
     model = model_of([node, *chain], outputs=[f"v{i}" for i in range(count)])
@@ -266,7 +266,7 @@ def test_files(tmp_path):
 
 
 def mutated(data, rng):
-    """A few bytes changed, removed, doubled, or moved."""
+    """Data with a few bytes changed, removed, doubled or moved."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 4)):
         at, length = int(rng.integers(len(data))), int(rng.integers(1, 12))
@@ -301,7 +301,7 @@ def test_mutated_models_load_or_raise_one_error(tmp_path, rounds):
         path.write_bytes(mutated(models[index % 2], rng))
         try:
             (from_onnx if index % 3 else from_onnx_node)(path)
-        except ValueError as error:  # and nothing else
+        except ValueError as error:  # no other exception
             raised += 1
             assert "mutated.onnx" in str(error) and len(str(error)) < 1100, str(error)
     assert raised > rounds // 10

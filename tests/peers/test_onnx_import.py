@@ -26,7 +26,7 @@ FLOAT, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32
 
 
 def scanned(found, xs, lengths=None, carry=None):
-    """Final states (directions, B, H), one entry a state, and outputs (T, directions, B, H)."""
+    """Final states, each (directions, B, H), and outputs (T, directions, B, H)."""
     carry = found.carry if carry is None else carry
     after, ys = unroll(found.network, found.params, xs, carry, lengths=lengths, reverse=found.reverse)
     both = isinstance(found.network, Bidirectional)
@@ -51,7 +51,7 @@ def cases():
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other operators' cases
+        warnings.simplefilter("ignore")  # cases of other operators
         every = collect_testcases(None)
     return {
         case.name: case
@@ -135,7 +135,7 @@ def bits(params):
 @pytest.mark.parametrize("lengths", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_there_and_back(name, lengths):
-    """Equal hyperparameters, and parameters equal to the bit."""
+    """Hyperparameters are equal, and parameters are equal bit for bit."""
     network, params = NETWORKS[name], drawn(NETWORKS[name])
     found = from_onnx(to_onnx(network, params, lengths=lengths))
     assert found.network == network
@@ -151,8 +151,8 @@ def test_there_and_back_in_reverse(name):
     assert bits(found.params) == bits(params)
 
 
-def test_merges_that_are_the_same_both_ways_come_back_forward():
-    """The two models differ in the order of the parameters only."""
+def test_symmetric_merges_are_read_as_forward_first():
+    """The two models differ only in the order of the parameters."""
     network = Bidirectional(LSTM(D, H), merge="sum")
     params = drawn(network)
     found = from_onnx(to_onnx(network, params, reverse=True))
@@ -172,7 +172,7 @@ def test_negative_zeros_and_files(tmp_path):
 
 
 def model(nodes, weights, inputs, outputs):
-    """``inputs``: names to shapes; weights as initializers."""
+    """A model; ``inputs`` maps names to shapes, and weights are initializers."""
     graph = helper.make_graph(
         nodes,
         "model",
@@ -194,7 +194,7 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 def one_node(op, rng, direction="forward", bias=True, peepholes=False, scale=0.7, **attributes):
-    """A model of one node with its weights as constants of every kind."""
+    """A model of one node. Its weights come from all types of constants."""
     G, dirs, states = GATES[op], 1 + (direction == "bidirectional"), 1 + (op == "LSTM")
     values = {"R": (dirs, G * H, H), "W_there": (dirs, G * H, D)}
     values |= {"B": (dirs, 2 * G * H)} if bias else {}
@@ -218,7 +218,7 @@ def one_node(op, rng, direction="forward", bias=True, peepholes=False, scale=0.7
     return model(nodes, values, inputs, outputs), dirs
 
 
-#: Activations of ONNX with their numbers alpha and beta.
+#: ONNX activations with their parameters alpha and beta.
 ACTIVATIONS = [
     ("Sigmoid",),
     ("Tanh",),
@@ -235,7 +235,7 @@ ACTIVATIONS = [
 
 
 def activation_attributes(activations):
-    """The attributes of a node: names, and the numbers of those functions that have them."""
+    """Attributes of a node: names of activations, and alpha and beta of those that have them."""
     attributes = {
         "activations": [name for name, *_ in activations],
         "activation_alpha": [numbers[0] for _, *numbers in activations if numbers],
@@ -265,7 +265,7 @@ def nodes(draw):
 
 
 def activated(op, *activations):
-    """A node of both directions with activations that all differ."""
+    """A bidirectional node whose activations all differ."""
     return op, {"direction": "bidirectional", "scale": 0.4} | activation_attributes(activations), 0
 
 
@@ -371,8 +371,8 @@ def test_constant_initial_states_with_the_batch_first():
     np.testing.assert_allclose(h_T, expected[1].swapaxes(0, 1), rtol=1e-5, atol=1e-6)
 
 
-def test_what_comes_before_the_first_node_is_the_callers():
-    """An embedding comes first; the initial state is zeros of the batch's size."""
+def test_nodes_before_the_first_layer_are_not_part_of_the_network():
+    """The model begins with an embedding. The initial state is zeros for each row."""
     weights = weights_of("RNN", D, H) | {"table": np.ones((7, D))}
     zero = numpy_helper.from_array(np.zeros(1, np.float32))
     parts = [
@@ -404,7 +404,7 @@ def test_initial_states_that_are_computed_from_the_inputs():
         from_onnx(made)
 
 
-def test_what_comes_after_the_last_layer_is_the_callers():
+def test_nodes_after_the_last_layer_are_not_part_of_the_network():
     """The MatMul reads only the last step."""
     weights = weights_of("GRU", D, H) | {"V": np.ones((H, 2))}
     parts = [
@@ -444,7 +444,7 @@ def test_errors_name_the_operators_between_two_layers():
     assert from_onnx_node(chain_of("Relu"), "Y").network.input_size == D
 
 
-def test_transposed_features_are_no_chain():
+def test_transposed_features_raise():
     """The sizes fit, but time and batch are exchanged."""
     weights = weights_of("RNN", D, H) | weights_of("RNN", H, H, name=2)
     parts = [
@@ -485,7 +485,7 @@ def test_errors_of_models(make, message):
         from_onnx(make())
 
 
-def test_names_that_are_not_there():
+def test_missing_names():
     with pytest.raises(ValueError, match=r"name='other'.*GRU below -> Y, GRU above -> Z"):
         from_onnx_node(chain_of(), "other")
     with pytest.raises(ValueError, match="name=None"):
@@ -529,7 +529,7 @@ def test_exports_of_torch(kind, options, dynamic):
     file = io.BytesIO()
     axes = {"x": {0: "first", 1: "second"}} if dynamic else None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of this exporter's future
+        warnings.simplefilter("ignore")  # a FutureWarning of the exporter
         torch.onnx.export(network, (x,), file, dynamo=False, input_names=["x"], dynamic_axes=axes)
     found = from_onnx(onnx.load_from_string(file.getvalue()))
     assert found.carry is None and not found.reverse

@@ -1,4 +1,4 @@
-"""Live: what one operator may compute while an ONNX model is read. Sizes are checked before it runs."""
+"""Limits of the operators that run while an ONNX model is read. Sizes are checked before they run."""
 
 import tracemalloc
 
@@ -27,7 +27,7 @@ def floats(*shape):
 
 
 ROW, COLUMN, SQUARE = floats(1, 400), floats(500, 1), floats(400, 500)
-#: Inputs and attributes of every operator that may run. The results are large, or intermediate values are.
+#: Inputs and attributes of every operator that may run. Results or intermediate values are large.
 LARGE = [
     *((name, [SQUARE], {}) for name in ("Abs", "Ceil", "Flatten", "Floor", "Identity", "Neg", "Round")),
     *((name, [SQUARE], {}) for name in ("Shape", "Sign", "Size", "Transpose", "Squeeze")),
@@ -68,7 +68,7 @@ def test_every_operator_has_a_case():
 
 @pytest.mark.parametrize(("name", "arrays", "attributes"), LARGE, ids=[case[0] for case in LARGE])
 def test_the_bound_covers_what_is_computed(name, arrays, attributes):
-    """The elements of the outputs, and with a factor of a few numbers each the memory that is used."""
+    """The bound on elements holds for the outputs and, up to a small factor, for the memory used."""
     names = [f"input_{index}" for index in range(len(arrays))]
     node = helper.make_node(name, names, ["output"], **attributes)
     bound = OUTPUT_SIZES[name](arrays, node)
@@ -83,7 +83,7 @@ def test_the_bound_covers_what_is_computed(name, arrays, attributes):
 
 
 HUGE = 10**11
-#: The same operators with results, or intermediate values, that are beyond all limits.
+#: The same operators with results or intermediate values that exceed every limit.
 BEYOND = [
     ("Add", [floats(2**15, 1), floats(1, 2**15)], {}),
     ("Where", [floats(2**15, 1) > 0, floats(1, 2**15), floats(1)], {}),

@@ -1,4 +1,4 @@
-"""Live: initial states that hand-built ONNX graphs compute from constants, inputs, sizes and the sequence."""
+"""Initial states that ONNX graphs compute from constants, inputs, sizes and the sequence."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ FLOAT = onnx.TensorProto.FLOAT
 
 
 def model_of(kind, between, *, states, inputs=(), tensors=None, dirs=1, batch_major=False, rows="B"):
-    """A model of one node with the initial states ``states``, which the nodes ``between`` compute."""
+    """A model of one recurrent node. The nodes ``between`` compute its initial states ``states``."""
     rng = np.random.default_rng(0)
     arrays = {
         "W": rng.normal(size=(dirs, GATES[kind] * H, D)).astype(np.float32),
@@ -86,7 +86,7 @@ def test_constants_expanded_to_the_batch_are_learned(kind, dirs):
 @pytest.mark.parametrize("kind", list(GATES))
 @pytest.mark.parametrize("batch_major", [False, True])
 def test_states_computed_from_an_input_that_is_not_the_sequence(kind, batch_major):
-    """Whatever is computed from it, also where the state's value does not depend on it."""
+    """Also if the value of the state does not depend on the input."""
     count = 2 if kind == "LSTM" else 1
     shape = ("B", 2, H) if batch_major else (2, "B", H)
     for between in (

@@ -1,4 +1,4 @@
-"""Live: initial states, activations and directions of ONNX models, compared with PyTorch and onnxruntime."""
+"""Initial states, activations and directions of ONNX models, compared with PyTorch and onnxruntime."""
 
 import io
 import warnings
@@ -24,7 +24,7 @@ GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 
 
 def exported(kind, layers, both, dynamic, rows, state=None):
-    """A torch module that takes its initial states, and the model that torch writes for it."""
+    """A PyTorch module whose initial states are inputs, and its ONNX export."""
     torch = pytest.importorskip("torch", reason="writes models")
 
     class Network(torch.nn.Module):
@@ -45,7 +45,7 @@ def exported(kind, layers, both, dynamic, rows, state=None):
     axes = {"x": {0: "T", 1: "B"}, **{name: {1: "B"} for name in names[1:]}} if dynamic else None
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of this exporter's future
+        warnings.simplefilter("ignore")  # a FutureWarning of the exporter
         torch.onnx.export(
             network, (x, *states), file, dynamo=False, input_names=names, dynamic_axes=axes,
             export_params=True,
@@ -54,7 +54,7 @@ def exported(kind, layers, both, dynamic, rows, state=None):
 
 
 def carry_of(network, states):
-    """The states of torch, (layers * directions, B, H) each, as the network's carry."""
+    """The network's carry for PyTorch's states, each (layers * directions, B, H)."""
     rows = [tuple(np.asarray(s[at]) for s in states) for at in range(len(states[0]))]
     carries = [row if len(row) == 2 else row[0] for row in rows]
     layers = network.layers if isinstance(network, Stack) else (network,)
@@ -72,7 +72,7 @@ def carry_of(network, states):
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
 @pytest.mark.parametrize("rows", daily([2, 1, 5]))
 def test_states_that_are_inputs_are_not_weights(kind, layers, both, dynamic, rows):
-    """One input ``h0`` of all layers, which torch slices for each of them."""
+    """One input ``h0`` contains the states of all layers."""
     import torch
 
     module, model = exported(kind, layers, both, dynamic, rows)
@@ -91,7 +91,7 @@ def test_states_that_are_inputs_are_not_weights(kind, layers, both, dynamic, row
 
 
 @pytest.mark.parametrize("kind", daily(list(GATES), "LSTM"))
-def test_single_nodes_leave_input_states_to_the_caller(kind):
+def test_single_nodes_with_states_that_are_inputs(kind):
     _, model = exported(kind, 2, False, True, 2)
     for node in (node for node in model.graph.node if node.op_type in GATES):
         found = from_onnx_node(model, node.output[0])
@@ -111,7 +111,7 @@ def test_states_computed_from_the_sequence_are_an_error(kind, dynamic):
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_states_computed_from_other_inputs_are_the_callers(dynamic):
+def test_states_computed_from_other_inputs_are_passed_by_the_caller(dynamic):
     _, model = exported("GRU", 1, False, dynamic, 2, lambda x, states: [s * 2 for s in states])
     assert from_onnx(model).carry is None and not from_onnx(model).network.learn_initial_carry
 
@@ -131,7 +131,7 @@ def test_parameters_expanded_to_the_batch_are_learned(dynamic):
 
 
 def lstm_model(states, initializers, B):
-    """One LSTM node whose states are inputs of the model or tensors in it."""
+    """A model of one LSTM node. Its states are inputs or constants."""
     rng = np.random.default_rng(0)
     tensors = {"W": rng.normal(size=(1, 4 * H, D)), "R": rng.normal(size=(1, 4 * H, H))} | initializers
     node = helper.make_node("LSTM", ["X", "W", "R", "", "", *states], ["Y"], hidden_size=H)
@@ -152,7 +152,7 @@ def lstm_model(states, initializers, B):
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("known", ["h", "c"])
 def test_one_state_is_an_input_and_the_other_a_constant(known, rows):
-    """The carry has the constant, and zeros that the caller replaces; one row is no reason to learn it."""
+    """The carry contains the constant, and zeros for the caller to replace. It is not learned."""
     rng = np.random.default_rng(1)
     states = {name: rng.normal(size=(1, rows, H)).astype(np.float32) for name in "hc"}
     model = lstm_model(["h", "c"], {known: states[known]}, rows)
@@ -200,7 +200,7 @@ def test_activations_there_and_back(name, reverse):
     xs = np.random.default_rng(2).normal(size=(T, B, D)).astype(np.float32)
     (ys, *_) = runtime.InferenceSession(model.SerializeToString()).run(None, {"xs": xs})
     np.testing.assert_allclose(ys, unroll(network, params, xs, reverse=reverse)[1], rtol=1e-4, atol=1e-5)
-    if name == "unlike":  # two nodes, which are no layers of a Stack
+    if name == "unlike":  # two nodes that are not layers of a Stack
         return
     back = from_onnx(model)
     if not reverse:

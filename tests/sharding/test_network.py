@@ -52,8 +52,8 @@ EXCHANGING = {
 }
 
 
-def dear(names, everyday):
-    """Values for ``pytest.mark.parametrize`` of which only ``everyday`` are not slow."""
+def slow_except(names, everyday):
+    """Values for ``pytest.mark.parametrize``; those not in ``everyday`` are slow."""
     return [name if name in everyday else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
@@ -113,7 +113,7 @@ def assert_close(found, expected, tolerance=2e-5):
 # --- values ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", dear(NETWORKS, {"lstm"}))
+@pytest.mark.parametrize("name", slow_except(NETWORKS, {"lstm"}))
 def test_values_and_gradients_equal_those_of_one_device(name):
     network = NETWORKS[name]
     (params, xs), flags = problem(network), flags_of()
@@ -128,7 +128,7 @@ def test_values_and_gradients_equal_those_of_one_device(name):
         assert gradient.sharding.is_equivalent_to(param.sharding, param.ndim)
 
 
-@pytest.mark.parametrize("name", dear(["lstm", "stack"], {"lstm"}))
+@pytest.mark.parametrize("name", slow_except(["lstm", "stack"], {"lstm"}))
 def test_under_an_explicit_mesh(name):
     network = NETWORKS[name]
     (params, xs), flags = problem(network), flags_of()
@@ -146,7 +146,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("options", dear(OPTIONS, set()))
+@pytest.mark.parametrize("options", slow_except(OPTIONS, set()))
 def test_options_with_a_given_carry(options):
     cell, options = NETWORKS["lstm"], OPTIONS[options]
     (params, xs), flags = problem(cell), flags_of()
@@ -174,7 +174,7 @@ def test_other_batches(batch):
     assert_close(gradients_of(Sharded(cell, mesh, data=None))(params, xs, {}), expected)
 
 
-@pytest.mark.parametrize("name", dear(["lstm", "stack"], {"lstm"}))
+@pytest.mark.parametrize("name", slow_except(["lstm", "stack"], {"lstm"}))
 def test_one_step(name):
     network = NETWORKS[name]
     params, xs = problem(network)
@@ -227,7 +227,7 @@ def test_sharding_the_last_axis_directly_needs_more_collective_operations():
     assert sum(counted(found, in_loop=True).values()) >= 5
 
 
-@pytest.mark.parametrize("name", dear(NETWORKS, {"lstm", "gru"}))
+@pytest.mark.parametrize("name", slow_except(NETWORKS, {"lstm", "gru"}))
 def test_a_loop_has_one_collective_operation_for_h_in_each_direction(name):
     found, expected = compiled_gradient(NETWORKS[name], mesh_of())
     count = EXCHANGING.get(name, 0)
@@ -245,7 +245,7 @@ def test_a_loop_has_one_collective_operation_for_h_in_each_direction(name):
 MESHES = {"data": (4, 1), "both": (2, 2), "model": (1, 4)}
 
 
-@pytest.mark.parametrize("mesh", dear(MESHES, {"both"}))
+@pytest.mark.parametrize("mesh", slow_except(MESHES, {"both"}))
 def test_gradients_are_summed_over_rows_once_after_the_loop(mesh):
     data, model = MESHES[mesh]
     found, expected = compiled_gradient(

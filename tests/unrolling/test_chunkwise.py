@@ -1,4 +1,4 @@
-"""MLSTM in chunks of time: what the plain scan gives, by matrix products."""
+"""MLSTM in chunks of time: results equal those of the plain scan."""
 
 import itertools
 from functools import partial
@@ -165,7 +165,7 @@ def test_low_precision_and_float32(dtype):
     )
 
 
-def test_auto_takes_chunks_where_they_pay():
+def test_auto_chooses_chunks_where_they_are_faster():
     def chosen(heads, T, **options):
         cell = lstm_jax.MLSTM(8, 32, heads=heads)
         params = jax.eval_shape(cell.init, jax.random.key(0))

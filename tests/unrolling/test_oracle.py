@@ -288,7 +288,7 @@ def test_low_precision_with_float64_parameters():
     ]
 
 
-@pytest.mark.parametrize("which", [which for which in STEPS if which != "mlstm"])  # its carry holds no h
+@pytest.mark.parametrize("which", [which for which in STEPS if which != "mlstm"])  # its carry has no h
 @pytest.mark.parametrize("given", ["float16", "bfloat16", "float32"])
 def test_step_returns_the_dtypes_of_the_given_carry(which, given):
     x = jnp.ones((2, 3))

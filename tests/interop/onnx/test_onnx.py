@@ -1,4 +1,4 @@
-"""ONNX without the package onnx: layouts of one node, activations, errors."""
+"""ONNX conversions without the onnx package: layouts of one node, activations, errors."""
 
 import sys
 
@@ -89,7 +89,7 @@ CELLS = {
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_there_and_back_to_the_bit(name):
+def test_round_trip_is_exact(name):
     cell = CELLS[name]
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(cell.init, jax.random.key(0))
@@ -102,7 +102,7 @@ def test_there_and_back_to_the_bit(name):
         assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def test_two_biases_are_summed_but_for_the_candidates():
+def test_two_biases_are_summed_except_for_the_candidate():
     rng = np.random.default_rng(0)
     W, R, B = (rng.normal(size=shape).astype(np.float32) for shape in ((6, D), (6, H), (12,)))
     z, r, h, z_2, r_2, h_2 = np.split(B, 6)
