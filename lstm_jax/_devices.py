@@ -1,4 +1,4 @@
-"""Questions about devices, meshes and where an array lies."""
+"""Queries about devices, meshes and the sharding of arrays."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax
 
 
 def is_single_cpu_device() -> bool:
-    """Whether there is one CPU device and no other: then no array can be spread over devices."""
+    """Whether the only device is one CPU, so that no array can be distributed over devices."""
     return jax.device_count() == 1 and jax.default_backend() == "cpu"
 
 
@@ -19,6 +19,6 @@ def varying_axes(aval: Any) -> frozenset[Any]:
 
 
 def is_explicit(aval: Any) -> bool:
-    """Whether a type says how an array lies on an explicit mesh."""
+    """Whether a type contains a sharding over an explicit mesh."""
     mesh = getattr(aval.sharding, "mesh", None)
     return mesh is not None and jax.sharding.AxisType.Explicit in getattr(mesh, "axis_types", ())

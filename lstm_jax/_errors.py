@@ -21,7 +21,7 @@ def value_error(got: str, expected: str, hint: str) -> ValueError:
 
 
 def shorten(text: str, limit: int) -> str:
-    """The text, or its beginning and its end where it is longer than ``limit``.
+    """The text; if it is longer than ``limit``, its beginning and its end.
 
     >>> shorten("0123456789", 8), shorten("0123", 8)
     ('01 ... 9', '0123')
@@ -33,7 +33,7 @@ def shorten(text: str, limit: int) -> str:
 
 
 def listing(items: Iterable[Any], limit: int = 6) -> str:
-    """The items separated by commas; of many, the first ``limit`` and how many more there are.
+    """The first ``limit`` items separated by commas, and the number of the others.
 
     >>> listing("abcdef", limit=2)
     'a, b and 4 more'
@@ -44,7 +44,7 @@ def listing(items: Iterable[Any], limit: int = 6) -> str:
 
 
 def check_size(owner: str, name: str, value: Any, *, least: int = 1) -> None:
-    """A whole number, ``least`` or more."""
+    """Check that a value is a whole number, ``least`` or more."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
         raise value_error(
             f"{owner} got {name}={value!r}",
@@ -54,12 +54,12 @@ def check_size(owner: str, name: str, value: Any, *, least: int = 1) -> None:
 
 
 def is_number(value: Any) -> bool:
-    """A Python or NumPy number; True is none."""
+    """Whether a value is a Python or NumPy number; a bool is not."""
     return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def check_choice(owner: str, name: str, value: Any, choices: Sequence[Any]) -> None:
-    """One of a few names."""
+    """Check that a value is one of the given names."""
     if value not in choices:
         raise value_error(
             f"{owner} got {name}={value!r}", f"one of {', '.join(map(repr, choices))}", "Choose one of these."
@@ -86,7 +86,7 @@ def canonical_dtype(owner: str, name: str, value: Any) -> np.dtype:
 
 
 def check_key(owner: str, key: Any) -> None:
-    """One PRNG key: a typed scalar key, or an old-style ``uint32`` one."""
+    """Check that a value is one PRNG key: a typed scalar key, or an old-style ``uint32`` key."""
     dtype = getattr(key, "dtype", None)
     if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key):
         if key.shape == ():
@@ -101,7 +101,7 @@ def check_key(owner: str, key: Any) -> None:
 
 
 def float_error(owner: str, name: str, value: Any, hint: str = "") -> ValueError:
-    """The error for a value that is not an array of floats; by default the hint is one for inputs."""
+    """The error for a value that is not an array of floats. The default hint is for inputs."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         got, expected = f"type {type(value).__name__}", "an array"
         hint = hint or f"Use jnp.asarray({name})."
@@ -114,13 +114,13 @@ def float_error(owner: str, name: str, value: Any, hint: str = "") -> ValueError
 
 
 def check_float(owner: str, name: str, value: Any) -> None:
-    """``value`` is an array of floats."""
+    """Check that ``value`` is an array of floats."""
     if not hasattr(value, "dtype") or not hasattr(value, "shape") or not is_float(value.dtype):
         raise float_error(owner, name, value)
 
 
 def check_function(owner: str, name: str, value: Any) -> None:
-    """Something that can be called and hashed."""
+    """Check that a value is callable and hashable."""
     if not callable(value):
         example = "jax.nn.initializers.zeros" if name.endswith("_init") else "jnp.tanh"
         raise value_error(
@@ -131,7 +131,7 @@ def check_function(owner: str, name: str, value: Any) -> None:
 
 
 def check_cell_methods(owner: str, cell: Any) -> None:
-    """An object with the three methods of a cell."""
+    """Check that an object has the three methods of a cell."""
     needed = ("init", "initial_carry", "step")
     missing = [name for name in needed if not callable(getattr(cell, name, None))]
     if missing or isinstance(cell, type):
@@ -143,7 +143,7 @@ def check_cell_methods(owner: str, cell: Any) -> None:
 
 
 def check_tuple(owner: str, params: Any, count: int, what: str = "parameters") -> None:
-    """A tuple with one entry for each layer or direction of a network."""
+    """Check for a tuple with one entry for each layer or direction of a network."""
     if not isinstance(params, (tuple, list)) or len(params) != count:
         got = (
             f"{len(params)} entries" if isinstance(params, (tuple, list)) else f"type {type(params).__name__}"
@@ -152,7 +152,7 @@ def check_tuple(owner: str, params: Any, count: int, what: str = "parameters") -
 
 
 def tree_text(tree: Any) -> str:
-    """A tree of arrays by nesting, dtypes and shapes.
+    """The nesting, dtypes and shapes of a tree of arrays, as text.
 
     >>> tree_text((np.zeros((4, 2), np.float32), [np.zeros(3, np.int32)]))
     '(float32[4,2], [int32[3]])'
@@ -169,7 +169,7 @@ def tree_text(tree: Any) -> str:
 
 
 def check_structure(owner: str, carry: Any, like: Any, expected: str, hint: str) -> None:
-    """Two carries are trees of one structure."""
+    """Check that two carries have the same tree structure."""
     if jax.tree.structure(carry) != jax.tree.structure(like):  # type: ignore[operator]
         raise value_error(
             f"{owner} got or returned a carry {tree_text(carry)}", f"{expected}, {tree_text(like)}", hint

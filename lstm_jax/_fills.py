@@ -1,9 +1,9 @@
-"""A workaround for wrong products of jaxlib on CPUs, where a matrix is filled with one value.
+"""A workaround for wrong products on CPUs (an error in jaxlib) if a matrix is filled with one value.
 
 Since jaxlib 0.10.2, XLA for CPUs fuses a matrix product with a reduction of its result. If the right operand
 is a scalar that is broadcast inside the compiled program, such as ``jnp.zeros((60, 60))`` under ``jax.jit``,
-the fused code reads memory that it should not, and the results are arbitrary: the maximum of
-``x @ jnp.zeros((60, 60))`` may be 1e36. Arguments of the program are safe. A fault of the same fusion is
+the fused code reads outside of its arrays, and the results are arbitrary: the maximum of
+``x @ jnp.zeros((60, 60))`` may be 1e36. Arguments of the program are not affected. An error of the same fusion is
 described in https://github.com/jax-ml/jax/issues/39103.
 
 :func:`unfilled` multiplies weights that are computed inside the program by a row of ones that XLA does not
@@ -21,14 +21,14 @@ import jaxlib.version
 from lstm_jax._devices import is_explicit
 from lstm_jax._types import Array
 
-#: Whether this jaxlib has the fault; no release is known that does not have it any more.
+#: Whether this jaxlib has the error; all known releases have it.
 AFFECTED = tuple(map(int, jaxlib.version.__version__.split(".")[:3])) >= (0, 10, 2)
 
 
 def unfilled(tree: Any) -> Any:
-    """The weights, and their tangents, such that XLA does not know them to be filled with one value.
+    """The weights and their tangents, so that XLA does not treat them as filled with one value.
 
-    Arguments of the compiled program and concrete arrays are returned as they are: ordinary use pays nothing.
+    Arguments of the compiled program and concrete arrays are returned as they are.
     """
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree))
     if not traced or not AFFECTED or jax.default_backend() != "cpu":
@@ -51,7 +51,7 @@ def _unfilled_tangent_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
 
 
 def times_ones(w: Array) -> Array:
-    """``w``, times ones if an operation of the program being traced makes it; linear in ``w``.
+    """``w``, multiplied by ones if the traced program computes it; linear in ``w``.
 
     It relies on an attribute of JAX's tracers; without it ``w`` is returned as it is, and a test fails.
     """
@@ -60,7 +60,7 @@ def times_ones(w: Array) -> Array:
         equation = getattr(made, "parent", None)
         if equation is None:
             made = getattr(made, "primal", None) if hasattr(made, "primal") else getattr(made, "val", None)
-        elif equation.primitive.name == "convert_element_type":  # as of weights in another precision
+        elif equation.primitive.name == "convert_element_type":  # e.g. weights in another precision
             (made,) = equation.in_tracers
         elif jnp.issubdtype(w.dtype, jnp.floating) and not is_explicit(w.aval):
             shape = (1,) * (w.ndim - 1) + w.shape[-1:]

@@ -1,4 +1,4 @@
-"""What the modules for Flax need beside :func:`lstm_jax.unroll`: Flax's layout, carry order and option names.
+"""Shared code of the modules for Flax: Flax's layout, carry order and option names.
 
 Shared by :mod:`lstm_jax.nnx` and :mod:`lstm_jax.linen`; this module does not import Flax.
 """
@@ -37,7 +37,7 @@ FIELD_OF = {
     "activation_fn": "activation",
     "gate_fn": "recurrent_activation",
 }
-#: Options of Flax without an equal here; None, False and Flax's default are accepted.
+#: Options of Flax without a counterpart here; None, False and Flax's default are accepted.
 UNSUPPORTED = {
     "residual": "Add the identity to the recurrent weights, in recurrent_kernel_init; that is equal.",
     "promote_dtype": "Choose the dtype of the products with dtype=.",
@@ -161,7 +161,7 @@ def _initializer_of(name: str) -> str:
 def _with_plain_initializers(
     network: Any, prefixes: tuple[str, ...], unbox: Callable[[Any], tuple[Array, Any]], boxes: dict[str, Any]
 ) -> Any:
-    """The network with initialisers that return bare arrays and note the boxes, by dotted name."""
+    """The network with initialisers that return bare arrays and record the boxes by dotted name."""
     if isinstance(network, Stack):
         layers = (
             _with_plain_initializers(layer, tuple(f"{p}{index}." for p in prefixes), unbox, boxes)
@@ -193,7 +193,7 @@ def _with_plain_initializers(
 
 
 def swap_carry_order(network: Any, carry: Carry) -> Carry:
-    """``(h, c)`` as ``(c, h)`` and back: the carries of LSTM and ConvLSTM, anywhere in a network.
+    """Exchange h and c in the carries of all LSTMs and ConvLSTMs of a network.
 
     Every other carry stays as it is, also that of :class:`lstm_jax.FullGateLSTM` and
     :class:`lstm_jax.SLSTM`, which have more states than Flax's cells.
@@ -241,7 +241,7 @@ def _carry_shapes(network: Any, params: Params, batch: tuple[int, ...]) -> Carry
 
 
 def check_without_noise(owner: str, network: Any) -> None:
-    """A single step has neither a time index nor a key to draw noise from."""
+    """Check that the network has no noise: a single step has neither a time index nor a key."""
     if as_base_cell(network).has_noise:
         raise value_error(
             f"{owner} got a {type(network).__name__} with noise",

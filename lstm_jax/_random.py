@@ -1,4 +1,4 @@
-"""Noise by one rule: an explicit key, the absolute time index, the same values in every implementation.
+"""Noise from an explicit key and the absolute time index; it is equal in every implementation.
 
 ``jax_enable_x64`` does not change the noise: every draw has an explicit dtype. A layer draws the noise
 of step t from ``fold_in(key, t)``, and noise that is drawn once per sequence from ``fold_in(key, ONCE)``.

@@ -1,4 +1,4 @@
-"""Array types and dtypes that the whole library uses."""
+"""Array types and dtypes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from jax import export
 Array: TypeAlias = jax.Array
 
 
-#: Any pytree of arrays. A cell's own ``NamedTuple`` in practice.
+#: Any pytree of arrays; for the library's cells a ``NamedTuple``.
 Params: TypeAlias = Any
 
 
@@ -25,7 +25,7 @@ Carry: TypeAlias = Any
 Initializer: TypeAlias = Callable[..., Array]
 
 
-#: Anything ``np.dtype`` understands.
+#: Anything that ``np.dtype`` accepts.
 DType: TypeAlias = Any
 
 
@@ -48,7 +48,7 @@ def promote(*dtypes: DType) -> np.dtype:
     for dtype in dtypes[1:]:
         try:
             result = np.promote_types(result, np.dtype(dtype))
-        except TypeError:  # bfloat16 and float16: neither holds the other
+        except TypeError:  # neither of bfloat16 and float16 contains the other
             result = np.dtype(np.float32)
     return result
 

@@ -55,7 +55,7 @@ from lstm_jax.unrolling.validation import check_cell
 
 
 def to_variables(params: Params) -> dict[str, Any]:
-    """Parameters as the collection ``params`` of a module here.
+    """Convert parameters to the collection ``params`` of a module of this file.
 
     >>> params = lstm_jax.LSTM(3, 8).init(jax.random.key(0))
     >>> ys = LSTM(8).apply({"params": to_variables(params)}, jnp.ones((4, 10, 3)))
@@ -64,7 +64,7 @@ def to_variables(params: Params) -> dict[str, Any]:
 
 
 def from_variables(network: Any, variables: Mapping[str, Any]) -> Params:
-    """The collection ``params`` of a module here as parameters that :func:`lstm_jax.unroll` takes.
+    """Convert the collection ``params`` of a module of this file to parameters for :func:`lstm_jax.unroll`.
 
     Args:
         network: the cell or network of the module.
@@ -94,7 +94,7 @@ def _nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _params(module: nn.Module, network: Any) -> Params:
-    """The module's parameters, drawn where they do not exist yet."""
+    """The module's parameters; created if they do not exist yet."""
     variables = _variables(module, network)
     if variables or not module.is_mutable_collection("params"):
         return from_variables(network, variables)
@@ -122,7 +122,7 @@ def _entries(network: Any) -> tuple[str, ...]:
 
 
 def _unbox(value: Any) -> tuple[Array, Any]:
-    """An initialiser's array and its box; the array is not sharded yet, because it is that of one gate."""
+    """An initialiser's array and its box. The array is not sharded, because it is that of one gate."""
     if not isinstance(value, nn.meta.AxisMetadata):
         return value, None
     (array,) = jax.tree.leaves(value)
@@ -171,7 +171,7 @@ class _CellAttributes(nn.Module):
 
 
 def _features(shape: tuple[int, ...]) -> int:
-    """The size of the last axis; the shape () raises its error where the inputs are checked."""
+    """The size of the last axis; 1 for the shape (), for which the check of the inputs raises."""
     return shape[-1] if shape else 1
 
 

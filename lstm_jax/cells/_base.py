@@ -236,7 +236,7 @@ class Network(BaseCell):
         raise NotImplementedError
 
     def flat_layers(self, noisy: bool) -> FlatLayers | str:
-        """The network as a chain of cells, or the reason why it is none."""
+        """The network as a chain of cells, or the reason why it is not one."""
         return f"{type(self).__name__} is not a chain of cells"
 
 
@@ -258,7 +258,7 @@ class FlatLayers(NamedTuple):
 
 
 def flatten(network: Any, noisy: bool) -> FlatLayers | str:
-    """The network as a chain of cells, or the reason why it is none; a cell is a chain of one."""
+    """The network as a chain of cells, or the reason why it is not one. A cell is a chain of length one."""
     return network.flat_layers(noisy) if isinstance(network, Network) else FlatLayers((network,), 1)
 
 
@@ -418,7 +418,7 @@ def short_repr(cell: Any) -> str:
 
 
 def changed_fields(cell: Any) -> dict[str, Any]:
-    """The fields of a dataclass that have no default, or another value than it."""
+    """The fields of a dataclass without a default, or with a value that differs from it."""
     values = {field.name: (getattr(cell, field.name), field.default) for field in dataclasses.fields(cell)}
     return {
         name: value

@@ -35,7 +35,7 @@ zeros: Initializer = jax.nn.initializers.zeros
 def init_gates(
     initializer: Initializer, key: Array, shape: tuple[int, ...], gates: int, dtype: DType
 ) -> Array:
-    """One array for each gate, drawn from separate keys, side by side on the last axis."""
+    """Draw one array per gate, each from its own key, and concatenate them along the last axis."""
     return jnp.concatenate([initializer(k, shape, dtype) for k in jax.random.split(key, gates)], axis=-1)
 
 

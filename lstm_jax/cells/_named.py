@@ -1,4 +1,4 @@
-"""Parameters as a flat dict of names, for files and for tools that know no NamedTuples."""
+"""Parameters as a flat dict of names, for files and for tools without support for NamedTuples."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def leaf_name(path: Any) -> str:
 
 
 def unflatten_params(like: Any, arrays: Mapping[str, Any]) -> Params:
-    """The parameters whose arrays :func:`flatten_params` named.
+    """The inverse of :func:`flatten_params`.
 
     Args:
         like: the cell or network, or parameters (or ``jax.ShapeDtypeStruct``) of the same structure.

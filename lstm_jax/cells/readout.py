@@ -104,5 +104,5 @@ class Readout(BaseCell):
     def step(
         self, params: ReadoutParams, carry: tuple[()], x: Array, noise: None = None
     ) -> tuple[tuple[()], Array]:
-        """The readout as a cell without state."""
+        """Apply the readout as a cell without state."""
         return carry, self(params, x)

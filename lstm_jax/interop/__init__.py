@@ -1,4 +1,4 @@
-"""Weights of other libraries, in and out: pure functions over mappings of arrays."""
+"""Conversion of weights from and to other libraries: pure functions of mappings of arrays."""
 
 from lstm_jax.interop.cudnn import from_cudnn as from_cudnn, to_cudnn as to_cudnn
 from lstm_jax.interop.equinox import from_equinox as from_equinox, to_equinox as to_equinox

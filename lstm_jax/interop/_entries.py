@@ -1,4 +1,4 @@
-"""Named arrays of another library: read, checked, and taken one by one."""
+"""Named arrays of another library: reading and checking."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import numpy as np
 from lstm_jax._errors import canonical_dtype, shorten, value_error
 from lstm_jax._types import DType, is_float, promote
 
-#: Mappings nested deeper than this, a mapping that contains itself for instance, are an error.
+#: The deepest nesting of a mapping. A mapping that contains itself exceeds it.
 MAX_DEPTH = 16
 
 
 class Faults:
-    """Everything wrong with the weights given to one function, collected for one error."""
+    """All errors in the weights given to one function, raised together."""
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
         self._found: dict[str, list[str]] = {}
 
     def add(self, fault: str, entry: str) -> None:
-        """Note one faulty entry."""
+        """Record one faulty entry."""
         self._found.setdefault(fault, []).append(shorten(entry, 120))
 
     def check(self, hint: str) -> None:
@@ -49,7 +49,7 @@ class Unreadable(NamedTuple):
 
 
 class Entries:
-    """The arrays of a (nested) mapping by their full names, each of which is taken once.
+    """The arrays of a (nested) mapping by full name. Each is taken once.
 
     Entries that are missing, of another shape or not arrays of floats become faults. So do, by
     :meth:`done`, entries that were never taken.
@@ -101,7 +101,7 @@ class Entries:
         return f"{shorten(name, 60)} {shorten(found, 150)}"
 
     def size(self, *axes: tuple[str, int]) -> int:
-        """The most frequent size among axes ``(name, axis)``; 0 where none of the entries has its axis.
+        """The most frequent size among the axes ``(name, axis)``; 0 if no entry has its axis.
 
         With several axes of one size, an entry of the wrong shape is reported itself.
         """
@@ -110,7 +110,7 @@ class Entries:
         return sizes.most_common(1)[0][0] if sizes else 0
 
     def take(self, name: str, shape: tuple[int, ...]) -> Any:
-        """The array with this name; zeros, and a fault, where there is none of this shape.
+        """The array with this name. If it is missing or has another shape, record that and return zeros.
 
         A size of 0 is an unknown one, for which no entry was found.
         """
@@ -171,7 +171,7 @@ def flatten_mapping(owner: str, weights: Any, separator: str = "/") -> dict[str,
             )
         try:
             items = [(str(name), value) for name, value in mapping.items()]
-        except Exception as error:  # whatever the mapping or its keys raise
+        except Exception as error:  # the mapping or its keys may raise anything
             raise value_error(
                 f"{owner} got a {type(mapping).__name__} whose entries cannot be read ({error!r})",
                 "a mapping of names to arrays",
@@ -194,7 +194,7 @@ def flatten_mapping(owner: str, weights: Any, separator: str = "/") -> dict[str,
 
 
 def read_array(value: Any) -> Any:
-    """A NumPy array of a value, or the traced array itself; :class:`Unreadable` where it is no array.
+    """The value as a NumPy array, or the traced array itself; :class:`Unreadable` if it is not an array.
 
     NumPy keeps subnormal numbers, which XLA flushes to zero, and has nothing to compile.
     """
@@ -204,7 +204,7 @@ def read_array(value: Any) -> Any:
         return Unreadable("with masked values", value.shape)
     try:
         array = np.asarray(_without_torch(value))
-    except Exception as error:  # whatever __array__ raises
+    except Exception as error:  # __array__ may raise anything
         return Unreadable(f"of type {type(value).__name__}, which NumPy cannot read ({error!r})")
     if array.dtype == object:
         return Unreadable(f"of type {type(value).__name__}")
@@ -212,7 +212,7 @@ def read_array(value: Any) -> Any:
 
 
 def _without_torch(value: Any) -> Any:
-    """A tensor of PyTorch as NumPy reads it: detached, on the CPU, bfloat16 by way of float32."""
+    """A PyTorch tensor in a form that NumPy reads: detached, on the CPU, bfloat16 as float32."""
     if type(value).__module__.split(".")[0] != "torch":
         return value
     value = value.detach().cpu()
@@ -231,7 +231,7 @@ class UnbuiltLayer(NamedTuple):
 def build_layers(
     owner: str, layers: Iterable[UnbuiltLayer], dtype: DType | None, input_shape: Any = None
 ) -> tuple[list[Any], list[Any]]:
-    """The networks and parameters of layers, all arrays in one dtype before any two of them are added.
+    """The networks and parameters of layers. All arrays are converted to one dtype first.
 
     Args:
         owner: the function to name in messages.
@@ -254,7 +254,7 @@ def build_layers(
 
 
 def common_dtype(owner: str, arrays: Iterable[Any], dtype: DType | None) -> np.dtype:
-    """``dtype``, or what the arrays promote to."""
+    """``dtype``, or the promoted dtype of the arrays."""
     found = promote(*(a.dtype for a in arrays)) if dtype is None else canonical_dtype(owner, "dtype", dtype)
     if found == np.float64 and not jax.config.read("jax_enable_x64"):
         raise value_error(

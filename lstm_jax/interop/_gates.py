@@ -1,4 +1,4 @@
-"""Gates side by side on the last axis: split, joined and reordered, for NumPy, JAX and traced arrays."""
+"""Split, join and reorder gates along the last axis of NumPy, JAX or traced arrays."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def reorder_gates(array: Any, given: Sequence[str], wanted: Sequence[str]) -> An
 
 
 def add_to_gate(array: Any, names: Sequence[str], gate: str, number: float) -> Any:
-    """The array with a number added to one of its gates, in the array's own dtype.
+    """Add a number to one of the gates, in the array's dtype.
 
     >>> add_to_gate(np.zeros(4), "ifgo", "f", 1)
     array([0., 1., 0., 0.])
@@ -56,7 +56,7 @@ def add_to_gate(array: Any, names: Sequence[str], gate: str, number: float) -> A
 
 
 def zeros(shape: tuple[int, ...], like: Any) -> Any:
-    """Zeros with the dtype of another array, NumPy's or JAX's as that one is."""
+    """Zeros with the dtype of another array, as a NumPy or JAX array like that one."""
     return _numpy_of(like).zeros(shape, like.dtype)
 
 
@@ -66,10 +66,7 @@ def stack_rows(*arrays: Any) -> Any:
 
 
 def negative_zeros(bias: Any) -> Any:
-    """The second of two biases that have one bias as their sum.
-
-    Adding -0.0 leaves every number as it is, to the bit; -0.0 + 0.0 would be 0.0.
-    """
+    """The second of two biases that are summed: -0.0, because x + 0.0 would turn x = -0.0 into 0.0."""
     return _numpy_of(bias).full_like(bias, -0.0)
 
 

@@ -37,7 +37,7 @@ FREE |= {"w_ih_init", "w_hh_init", "bias_init"}
 
 #: Cells by the number of gates side by side in their matrices.
 CELLS: dict[int, Any] = {1: RNN, 3: GRU, 4: LSTM}
-#: The cells with options beside the plain ones.
+#: The variants of the plain cells.
 VARIANTS: dict[type, tuple[Any, Any]] = {
     LSTM: (LSTMVariant, LSTMVariantParams),
     GRU: (GRUVariant, GRUVariantParams),
@@ -45,7 +45,7 @@ VARIANTS: dict[type, tuple[Any, Any]] = {
 
 
 def make_cell(kind: Any, input_size: int, hidden_size: int, **options: Any) -> Any:
-    """A plain cell, or its variant where an option differs from its default.
+    """A plain cell, or its variant if an option differs from its default.
 
     >>> make_cell(LSTM, 3, 2, clip=None, use_bias=False)
     LSTM(input_size=3, hidden_size=2, use_bias=False)
@@ -62,7 +62,7 @@ def make_cell(kind: Any, input_size: int, hidden_size: int, **options: Any) -> A
 
 
 def params_for(cell: Any, params: Any) -> Any:
-    """Parameters of a plain cell as those of ``cell``, which may be a variant."""
+    """Convert parameters of a plain cell to those of ``cell``, which may be a variant."""
     for variant, record in VARIANTS.values():
         if type(cell) is variant:
             return record(**params._asdict())
@@ -70,14 +70,14 @@ def params_for(cell: Any, params: Any) -> Any:
 
 
 def stacked(networks: Sequence[Any], params: Sequence[Any]) -> tuple[Any, Any]:
-    """One layer by itself, several as a ``Stack``."""
+    """A ``Stack`` of the layers; a single layer is returned as it is."""
     if len(networks) == 1:
         return networks[0], params[0]
     return Stack(tuple(networks)), tuple(params)
 
 
 def join_directions(directions: Sequence[UnbuiltLayer | None], merge: str = "concat") -> UnbuiltLayer | None:
-    """The layer of one direction, or a ``Bidirectional`` of two; None where one could not be read."""
+    """The cell of one direction, or a ``Bidirectional`` of two; None if one could not be read."""
     if len(directions) == 1:
         return directions[0]
     forward, backward = directions
@@ -97,7 +97,7 @@ def join_directions(directions: Sequence[UnbuiltLayer | None], merge: str = "con
 
 
 class Options:
-    """Arguments for what weights do not hold. Each is given where a layer needs it, and only there.
+    """Arguments for options that weights do not determine. Each is required where a layer needs it.
 
     Methods collect errors for :meth:`check`, so that those of the weights themselves come first.
     """
@@ -120,16 +120,16 @@ class Options:
             self.missing(name, cell, example)
 
     def missing(self, name: str, cell: str, example: str) -> None:
-        """Note the error for an argument that a cell needs."""
+        """Record the error for a missing argument."""
         got = f"{self.owner} got the weights of {cell}, which do not hold its {name}"
         self.error(got, f"{name} as an argument", f"Pass {name}={example}.")
 
     def error(self, got: str, expected: str, hint: str) -> None:
-        """Note an error."""
+        """Record an error."""
         self._errors.append(value_error(got, expected, hint))
 
     def activations(self, kind: type, cell: str, layer: int = 0) -> dict[str, Any]:
-        """The cell's options ``activation`` and ``recurrent_activation``, as far as they are given.
+        """The cell's options ``activation`` and ``recurrent_activation``, if they are given.
 
         Args:
             kind: the cell they are for, RNN, LSTM, GRU or ConvLSTM.
@@ -224,7 +224,7 @@ def flatten_layers(
     dropout: bool = False,
     two_cells: bool = False,
 ) -> list[Layer]:
-    """The layers of a network, once ``target`` is known to represent all of it.
+    """The layers of a network; raises if ``target`` cannot represent all of it.
 
     A stack inside a stack gives its layers one by one.
 
@@ -316,7 +316,7 @@ def _counts(params: Any, count: int, where: str, what: str, faults: list[str]) -
 def _unrepresented(
     cell: Any, cells: Collection[type], names: Collection[str], allowed: Mapping[Any, Any]
 ) -> list[str]:
-    """What the target lacks: the cell itself, or each field that is not its default and not allowed."""
+    """What the target cannot represent: the cell, or each field that is neither default nor allowed."""
     if type(cell) not in cells:
         inner = " (pass its .cell, with the same parameters)" if isinstance(cell, Wrapper) else ""
         return [f"{type(cell).__name__}, expected one of {', '.join(names)}{inner}"]
@@ -329,7 +329,7 @@ def _unrepresented(
 
 
 def _unfit(direction: Direction) -> list[str]:
-    """The parameters that are not those of the cell."""
+    """The parameters that do not fit the cell."""
     expected, params = direction.cell.param_shapes, direction.params
     if type(params) is not type(expected):
         return [f"parameters of type {type(params).__name__}, expected {type(expected).__name__}"]
@@ -348,5 +348,5 @@ def _unfit(direction: Direction) -> list[str]:
 
 
 def fields_of(direction: Direction) -> dict[str, Any]:
-    """The arrays of a direction's parameters by their fields."""
+    """The arrays of a direction's parameters by field."""
     return {name: value for name, value in direction.params._asdict().items() if value is not None}

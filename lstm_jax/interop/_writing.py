@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes of files."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 try:
     import fcntl
-except ImportError:  # Windows, where what a killed process leaves behind stays
+except ImportError:  # Windows: temporary files of killed processes remain
     fcntl = None  # type: ignore[assignment]
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write the whole file or none of it: beside its place, and then renamed.
+    """Write a file atomically: write a temporary file in its folder, and rename it.
 
     Several threads and processes may write one path at once: all succeed, and the last one wins. The
     temporary file that a killed process left behind is removed by the next call for the same path.
@@ -47,7 +47,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def _open_locked(folder: Path, beginning: str) -> tuple[int, Path]:
-    """A new file, locked for as long as it is open: it belongs to a process that is alive."""
+    """Open a new file and lock it while it is open, which shows that its process is running."""
     while True:
         temporary = folder / f"{beginning}{secrets.token_hex(8)}.tmp"
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
@@ -67,7 +67,7 @@ def _remove_abandoned(folder: Path, beginning: str) -> None:
         try:
             file = os.open(temporary, os.O_WRONLY)
         except OSError:
-            continue  # it is gone, or not ours
+            continue  # it is gone, or belongs to another user
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             temporary.unlink(missing_ok=True)
@@ -78,5 +78,5 @@ def _remove_abandoned(folder: Path, beginning: str) -> None:
 
 
 def _literal(text: str) -> str:
-    """The text with the characters that a pattern reads in brackets."""
+    """The text with the special characters of a glob pattern in brackets."""
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in text)

@@ -1,4 +1,4 @@
-"""The flat vector of weights that ``jax.experimental.rnn`` passes to cuDNN, in and out."""
+"""Conversion from and to the flat vector of weights of ``jax.experimental.rnn`` (cuDNN)."""
 
 from __future__ import annotations
 

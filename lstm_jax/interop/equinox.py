@@ -1,4 +1,4 @@
-"""Weights of Equinox's recurrent cells, in and out."""
+"""Conversion of weights from and to Equinox's recurrent cells."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ HINT = "Give vars(cell) of one eqx.nn.LSTMCell or eqx.nn.GRUCell, or a list of t
 def from_equinox(
     fields: Mapping[str, Any] | Sequence[Mapping[str, Any]], *, dtype: DType | None = None
 ) -> tuple[Any, Any]:
-    """A cell, and its parameters, from the fields of a cell of Equinox, ``vars(cell)``.
+    """A cell and its parameters from the fields of an Equinox cell, ``vars(cell)``.
 
     =============  ==========================================================  ==========
     Equinox        its fields                                                  lstm_jax
@@ -92,7 +92,7 @@ def _read(faults: Faults, fields: Any, where: str) -> UnbuiltLayer | None:
 
 
 def to_equinox(network: Any, params: Any) -> Any:
-    """The arrays of a cell of Equinox; the opposite of :func:`from_equinox`, which has the table.
+    """The arrays of an Equinox cell; the inverse of :func:`from_equinox`, which has the table.
 
     Exact to the bit. The arrays go into a cell that was made with the same sizes and ``use_bias``::
 

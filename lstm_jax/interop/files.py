@@ -1,4 +1,4 @@
-"""Files of named arrays: safetensors and NumPy archives, read without running anything in them."""
+"""Files of named arrays: safetensors and NumPy archives. Reading them executes nothing."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _DTYPES = {
 _DTYPES_TEXT = "bool, integers, float16, float32, float64, and bfloat16 in .safetensors"
 #: The longest name of an array, in bytes of UTF-8.
 MAX_NAME = 4096
-#: How many times the size of the file the arrays of a compressed archive may have, beside 16 MiB.
+#: The arrays of a compressed archive may take this many times the size of the file, plus 16 MiB.
 MAX_INFLATION = 64
 
 
@@ -192,12 +192,12 @@ def _read_npz(file: str, data: bytes) -> dict[str, np.ndarray]:
             return found
     except _Refused:
         raise
-    except Exception as error:  # zipfile, zlib and NumPy's header reader raise a dozen types
+    except Exception as error:  # zipfile, zlib and NumPy's header reader raise many types
         raise _damaged(file, error) from error
 
 
 class _Refused(ValueError):
-    """An error whose text is complete."""
+    """An error with a complete message, which :func:`load` raises as it is."""
 
 
 def _damaged(file: str, error: Exception) -> ValueError:
@@ -238,7 +238,7 @@ def _refused(got: str, expected: str, hint: str) -> _Refused:
 
 
 def _read_npy(file: str, entry: zipfile.ZipInfo, data: bytes) -> np.ndarray:
-    """One array, once its header agrees with the bytes behind it."""
+    """One array, after checking that its header agrees with the number of bytes."""
     name = shorten(entry.filename.removesuffix(".npy"), 60)
     stream = BytesIO(data)
     version = np.lib.format.read_magic(stream)
@@ -270,7 +270,9 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
-            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))  # the same bytes at any time
+            entry = zipfile.ZipInfo(
+                f"{name}.npy", (1980, 1, 1, 0, 0, 0)
+            )  # a fixed time, so that equal arrays give equal bytes
             entry.create_system = 3
             with archive.open(entry, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
@@ -300,7 +302,7 @@ def _read_safetensors(file: str, data: bytes) -> dict[str, np.ndarray]:
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON whose keys are all different."""
+    """A JSON object; raises if a key occurs twice."""
     pairs = list(pairs)
     if len(dict(pairs)) < len(pairs):
         raise ValueError("a name that stands twice in the header")
@@ -318,7 +320,7 @@ def _safetensors(owner: str) -> Any:
 
 
 def _writable(name: str, value: Any, suffix: str) -> np.ndarray:
-    """The array with contiguous rows and native bytes, once it is sure that it can be read back."""
+    """The array, contiguous and in native byte order; raises if it could not be read back equal."""
     shown = shorten(repr(name), 60)
     try:
         size = len(name.encode())
@@ -335,7 +337,7 @@ def _writable(name: str, value: Any, suffix: str) -> np.ndarray:
     try:
         is_array = hasattr(value, "dtype") and not isinstance(value, np.ma.MaskedArray)
         array = np.asarray(value) if is_array else None
-    except Exception as error:  # whatever an object's __array__ raises
+    except Exception as error:  # __array__ may raise anything
         reason = shorten(f"{type(error).__name__}: {error}", 200)
         raise ValueError(f"save got {shown}, which NumPy cannot read ({reason}).") from error
     if array is None:

@@ -1,4 +1,4 @@
-"""Weights of Flax's cells, linen's and nnx's, in and out."""
+"""Conversion of weights from and to Flax's cells (linen and nnx)."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def from_flax(
     input_shape: tuple[int, ...] | None = None,
     dtype: DType | None = None,
 ) -> tuple[Any, Any]:
-    r"""A cell, and its parameters, from those of a cell of Flax.
+    r"""A cell and its parameters from the parameters of a Flax cell.
 
     The names identify the type of cell:
 
@@ -150,7 +150,7 @@ def _read(faults: Faults, params: Any, options: Options, layer: int, where: str)
 
 
 def _read_cell(entries: Entries, options: Options, layer: int) -> UnbuiltLayer | None:
-    """One cell, whose type is the one with names most like those of the entries."""
+    """One cell. Its type is the one whose names are most similar to those of the entries."""
     found = {name.split("/")[0] for name in entries.names()}
 
     def likeness(cell: str) -> float:
@@ -178,7 +178,7 @@ def _hidden_size(entries: Entries, gates: str) -> int:
 def _layer(
     kind: Any, arrays: dict[str, Any], D: int, H: int, gates: str, cell_options: Mapping[str, Any]
 ) -> UnbuiltLayer:
-    """A layer of vectors, from arrays named by parameters, some with one array for each gate."""
+    """A layer of vectors, from arrays by parameter name; some have one array for each gate."""
 
     def build(arrays: dict[str, Any], dtype: np.dtype, input_shape: None) -> tuple[Any, Any]:
         fields = {n: join_gates(a, gates) if isinstance(a, dict) else a for n, a in arrays.items()}
@@ -275,7 +275,7 @@ _READERS: dict[str, Callable[[Entries, Options, int], UnbuiltLayer | None]] = {
 
 
 def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> Any:
-    """The parameters of a cell of Flax; the opposite of :func:`from_flax`, which has the table.
+    """The parameters of a Flax cell; the inverse of :func:`from_flax`, which has the table.
 
     The weights do not hold activations. Pass the cell's ``activation`` to Flax's cell as its activation_fn,
     and ``recurrent_activation`` as its gate_fn. Zeros are written where Flax's cell has a bias and the

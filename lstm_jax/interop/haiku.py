@@ -1,4 +1,4 @@
-"""Weights of Haiku's recurrent cores, in and out."""
+"""Conversion of weights from and to Haiku's recurrent cores."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def from_haiku(
     input_shape: tuple[int, ...] | None = None,
     dtype: DType | None = None,
 ) -> tuple[Any, Any]:
-    r"""A cell, and its parameters, from those of a recurrent core of Haiku.
+    r"""A cell and its parameters from the parameters of a recurrent Haiku core.
 
     ============================  ====================================  ===================================
     Haiku                         its modules and arrays                lstm_jax
@@ -190,7 +190,7 @@ def _read_gru(entries: Entries) -> UnbuiltLayer:
 
 
 def _convert_gru(array: Any, given: str, wanted: str) -> Any:
-    """Gates of one order in the other, with z as weight of the old value: sigmoid(-z) = 1 - sigmoid(z)."""
+    """Reorder the gates, and negate z, which weights the new value in Haiku: sigmoid(-z) = 1 - sigmoid(z)."""
     gates = split_gates(array, given)
     return join_gates(gates | {"z": -gates["z"]}, wanted)
 
@@ -217,7 +217,7 @@ def _read_rnn(entries: Entries) -> UnbuiltLayer:
 
 
 def to_haiku(network: Any, params: Any, *, scope: str = "") -> dict[str, dict[str, Any]]:
-    """The parameters of a core of Haiku; the opposite of :func:`from_haiku`, which has the table.
+    """The parameters of a Haiku core; the inverse of :func:`from_haiku`, which has the table.
 
     Haiku has one GRU, which resets h before the product, and one simple network, whose activation is
     ``jax.nn.relu``. Its gated cores have tanh and sigmoid only.

@@ -1,4 +1,4 @@
-"""Weights of Haste's layer-normalised LSTM."""
+"""Conversion of weights from Haste's layer-normalised LSTM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights of Keras' recurrent layers, in and out."""
+"""Conversion of weights from and to Keras' recurrent layers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def gelu(x: Array) -> Array:
     return jax.nn.gelu(x, approximate=False)
 
 
-#: Keras' activations by the names in Keras. Two of these names mean other functions in ``jax.nn``.
+#: Keras' activations by name. Two of these names mean other functions in ``jax.nn``.
 KERAS_ACTIVATIONS = ACTIVATIONS | {"leaky_relu": leaky_relu, "gelu": gelu}
 KERAS_ACTIVATIONS |= {"swish": jax.nn.silu, "hard_swish": jax.nn.hard_silu}
 #: Keras' ``merge_mode``, and its name in ``lstm_jax.Bidirectional``.
@@ -66,7 +66,7 @@ NAMES = ("kernel", "recurrent_kernel", "bias")
 NORMS = tuple(
     f"{norm}_norm/{name}" for norm in ("kernel", "recurrent", "state") for name in ("gamma", "beta")
 )
-#: The variables of one direction by their number.
+#: The variables of one direction, by how many there are.
 BY_COUNT = {2: NAMES[:2], 3: NAMES, 8: (*NAMES[:2], *NORMS), 9: (*NAMES, *NORMS)}
 HINT = "Pass what get_weights() of one recurrent layer returns, or a list with one entry for each layer."
 
@@ -240,7 +240,7 @@ def _is_recurrent(shape: tuple[int, ...]) -> bool:
 
 
 def _read_direction(entries: Entries, bias_ndim: int, options: Options, index: int) -> UnbuiltLayer | None:
-    """One direction of one layer. ``bias_ndim`` is that of the bias of either direction, 0 without one."""
+    """One direction of one layer. ``bias_ndim`` is the rank of the bias, 0 without a bias."""
     recurrent = entries.shape("recurrent_kernel")
     if not _is_recurrent(recurrent):
         entries.unreadable(

@@ -1,4 +1,4 @@
-"""Weights of ``torch.nn.RNN``, ``LSTM`` and ``GRU``, in and out."""
+"""Conversion of weights from and to ``torch.nn.RNN``, ``LSTM`` and ``GRU``."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _with_dot(prefix: str) -> str:
 
 
 def _prefixes(flat: Mapping[str, Any], prefix: str) -> list[str]:
-    """Other beginnings of names at which there are recurrent weights."""
+    """Other prefixes with recurrent weights, for messages."""
     ends = r"(parametrizations\.)?weight_hh(_l\d+(_reverse)?)?(\..*|_g|_v|_raw|_orig)?$"
     found = (re.search(rf"(^|(?<=\.)){ends}", name) for name in flat)
     return sorted({match.string[: match.start()] for match in found if match} - {prefix})
@@ -190,7 +190,7 @@ def _plain_weights(flat: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 def _weight_norm(g: Any, v: Any) -> Any:
     """g v / ||v|| (Salimans & Kingma 2016), with the norm over the axes that g does not have.
 
-    None where g and v are not those of a matrix.
+    None if g and v are not those of a matrix.
     """
     if any(isinstance(a, Unreadable) or not is_float(a.dtype) for a in (g, v)):
         return None
@@ -218,7 +218,7 @@ class _Names(NamedTuple):
     numbered: bool
 
     def suffixes(self, layer: int) -> list[str]:
-        """The ends of the names, one for each direction."""
+        """The suffixes of the names, one for each direction."""
         if not self.numbered:
             return [""]
         return [f"_l{layer}", f"_l{layer}_reverse"] if self.both else [f"_l{layer}"]
@@ -231,7 +231,7 @@ def _read_names(entries: Entries, prefixes: list[str]) -> _Names:
     both = any(match[3] for match in found.values())
     first = ["weight_ih_l0", "weight_ih_l0_reverse"] if numbered else ["weight_ih"]
     D = entries.size(*((name, 1) for name in first))
-    # No more layers than entries, whatever number a name holds.
+    # A name may contain any number, so the number of entries bounds that of layers.
     indices = [int(match[2]) for match in found.values() if match[2] and len(match[2]) < 9]
     count = 1 + max((index for index in indices if index < len(found)), default=0)
     above = (P or H) * (2 if both else 1)

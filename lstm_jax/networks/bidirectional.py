@@ -83,7 +83,7 @@ class Bidirectional(Network):
             self._check_equal("output_shape")
 
     def _check_equal(self, *names: str) -> None:
-        """Attributes of the two cells are equal, where both cells have them."""
+        """Check that attributes of the two cells are equal, if both cells have them."""
         for name in names:
             forward, backward = (getattr(cell, name, None) for cell in self.cells)
             if forward != backward and None not in (forward, backward):
@@ -295,13 +295,13 @@ class Pair(BaseCell):
 
     @property
     def affine_recurrence(self) -> bool | None:  # type: ignore[override]
-        """Whether it is known of both cells; None: it is probed for both."""
+        """Whether it is True of both cells; None (probe both) if it is unknown for one and False for neither."""
         facts = [cell.affine_recurrence for cell in self.cells]
         return False if False in facts else None if None in facts else True
 
     @property
     def update_reads_params(self) -> bool | None:  # type: ignore[override]
-        """Whether it is known of either cell; None: it is probed for both."""
+        """Whether it is True of one cell; None (probe both) if it is unknown for one and True for neither."""
         facts = [cell.update_reads_params for cell in self.cells]
         return True if True in facts else None if None in facts else False
 

@@ -199,7 +199,7 @@ class Stack(Network):
         return tuple(carries), y
 
     def flat_layers(self, noisy: bool) -> FlatLayers | str:
-        """All layers as one chain of cells, or the reason why they are none."""
+        """All layers as one chain of cells, or the reason why they are not one."""
         if len(self.layers) > 1:
             if self.residual or self.skip:
                 option = "residual" if self.residual else "skip"

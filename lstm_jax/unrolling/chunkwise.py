@@ -24,7 +24,7 @@ MIN_STEPS, MIN_HEAD = 16, 8
 
 
 def chunk_length(head_size: int, T: int) -> int:
-    """Steps in a chunk: about as many as a head has units, so that both kinds of products cost the same.
+    """Steps in a chunk: about the units of a head, so that products within and between chunks cost the same.
 
     >>> [chunk_length(d, 1000) for d in (8, 64, 256)], chunk_length(64, 5)
     ([16, 32, 64], 5)
@@ -42,7 +42,7 @@ def chunkwise_scan(
     xs: Any,
     flags: Flags,
 ) -> tuple[Carry, Any]:
-    """Compute one chunk of time after the other; ``xs`` is ``(xs, reset_to)``, ``key`` is unused."""
+    """Compute one chunk of time at a time; ``xs`` is ``(xs, reset_to)``, ``key`` is unused."""
     xs, stored = xs
     z = cell.project(params, xs)
 

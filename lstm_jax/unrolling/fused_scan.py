@@ -287,12 +287,12 @@ def not_affine_reason(cell: Any, params: Params, carry: Carry, u: Any) -> str | 
     return None
 
 
-def _is_affine(f: Callable[..., Any], params: Params, beside: Any, at: Any) -> bool:
-    """Whether d f(params, beside, at) / d at depends neither on ``at`` nor on ``beside``."""
+def _is_affine(f: Callable[..., Any], params: Params, other: Any, at: Any) -> bool:
+    """Whether d f(params, other, at) / d at depends neither on ``at`` nor on ``other``."""
 
     def derivative(where: tuple[Any, Any], along: Any, params: Params) -> Any:
-        beside, at = where
-        return jax.jvp(lambda at: f(params, beside, at), (at,), (along,))[1]
+        other, at = where
+        return jax.jvp(lambda at: f(params, other, at), (at,), (along,))[1]
 
-    closed = jax.make_jaxpr(derivative)((beside, at), at, params)
-    return not any(_dependence(closed, len(jax.tree.leaves((beside, at)))))
+    closed = jax.make_jaxpr(derivative)((other, at), at, params)
+    return not any(_dependence(closed, len(jax.tree.leaves((other, at)))))

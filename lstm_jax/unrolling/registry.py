@@ -1,4 +1,4 @@
-"""The implementations of ``unroll``: what each can do, and the choice among them."""
+"""The implementations of ``unroll``: what each supports, and the choice among them."""
 
 from __future__ import annotations
 

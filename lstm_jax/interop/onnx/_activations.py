@@ -1,4 +1,4 @@
-"""Activation functions of ONNX's recurrent operators and their counterparts in JAX; needs no onnx."""
+"""Activation functions of ONNX's recurrent operators and their counterparts in JAX, without onnx."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Formula(NamedTuple):
     """An activation function, with the defaults of alpha and beta where it has them."""
 
     function: Callable[..., Array]
-    defaults: tuple[float | None, ...] = ()  # None: the number has no default
+    defaults: tuple[float | None, ...] = ()  # None: it has no default
 
 
 #: ONNX's activations by name.
@@ -42,7 +42,7 @@ FORMULAS: dict[str, Formula] = {
 
 @dataclass(frozen=True)
 class OnnxActivation:
-    """An activation function of ONNX by its name and its numbers alpha and beta.
+    """An ONNX activation function: its name, alpha and beta.
 
     Use it as the ``activation`` of a cell where JAX has no such function. ONNX stores the numbers in
     float32, so they are rounded to that. A number that is None takes ONNX's default.
@@ -91,7 +91,7 @@ def float32_value(number: float) -> float:
     return float(str(np.float32(number)))
 
 
-#: Functions of JAX that ONNX has too.
+#: JAX functions that are also ONNX activations.
 JAX_ACTIVATIONS: list[tuple[Activation, OnnxActivation]] = [
     (jnp.tanh, OnnxActivation("Tanh")),
     (jax.nn.relu, OnnxActivation("Relu")),
@@ -110,7 +110,7 @@ JAX_ACTIVATIONS: list[tuple[Activation, OnnxActivation]] = [
 
 
 def to_onnx_activation(function: Any, where: str) -> OnnxActivation:
-    """ONNX's activation that computes the same as a function of JAX; ``where`` begins the message.
+    """The ONNX activation equal to a JAX function; ``where`` begins the message.
 
     Raises:
         ValueError: ONNX has no such function.
@@ -128,7 +128,7 @@ def to_onnx_activation(function: Any, where: str) -> OnnxActivation:
 
 
 def from_onnx_activation(activation: OnnxActivation) -> Activation:
-    """The function of JAX where there is one, else the activation itself."""
+    """The JAX function equal to the activation, else the activation itself."""
     for known, other in JAX_ACTIVATIONS:
         if other == activation:
             return known

@@ -1,4 +1,4 @@
-"""How the recurrent nodes of a model feed one another, found by running random numbers through the model."""
+"""Find how the recurrent nodes of a model are connected, by running the model on random numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Layer:
 
 
 class Chain(NamedTuple):
-    """Layers that feed one another."""
+    """Connected layers."""
 
     layers: list[Layer]
     residual: bool
@@ -42,7 +42,7 @@ class Chain(NamedTuple):
 
 
 def find_chain(model: Model, layers: list[Layer]) -> Chain:
-    """The recurrent layers with their merges, the read-outs among them, and how they are wired.
+    """The recurrent layers with their merges, the readouts among them, and their connections.
 
     Raises:
         ValueError: the layers do not feed one another as those of a ``Stack`` do.
@@ -108,7 +108,7 @@ def _match(model: Model, candidates: list[Layer], chain: Chain, probe: Probe) ->
                 for batch_major in layouts:
                     if found is None and _equal(read, _swapped(expected, batch_major)):
                         found = merge, ys, batch_major
-            if found is None and at > last:  # a product that is no layer of this network
+            if found is None and at > last:  # a product that is not a layer of this network
                 break
             if found is None:
                 return chain._replace(layers=layers, failed=layer)
@@ -171,7 +171,7 @@ def _draw_outputs(
     rng: np.random.Generator,
     reverse: bool,
 ) -> list[tuple[str, np.ndarray]]:
-    """Random outputs (T, B, H) of a layer, which become known; one entry for each merge."""
+    """Draw random outputs (T, B, H) of a layer and add them to the known values; one for each merge."""
     ys = [rng.normal(size=(*size, cell.output_size)).astype(np.float32) for cell in layer.cells]
     if not layer.direction:
         known[layer.y] = _swapped(ys[0], layer.batch_major)
@@ -185,7 +185,7 @@ def _draw_outputs(
 
 
 def _swapped(a: np.ndarray, batch_major: bool) -> np.ndarray:
-    """Time-major as batch-major, and back, where ``batch_major``."""
+    """Exchange the first two axes if ``batch_major``."""
     return np.swapaxes(a, 0, 1) if batch_major else a
 
 
@@ -197,7 +197,7 @@ def _equal(a: Any, b: np.ndarray) -> bool:
 
 
 def _with_readouts(model: Model, layers: list[Layer]) -> list[Layer]:
-    """The recurrent nodes and the read-outs behind the first of them, in the order of the graph."""
+    """The recurrent nodes, and the readouts after the first of them, in the order of the graph."""
     recurrent = {id(layer.node): layer for layer in layers}
     dependent: set[str] = set()  # on outputs of a recurrent node
     found: list[Layer] = []
@@ -214,7 +214,7 @@ def _with_readouts(model: Model, layers: list[Layer]) -> list[Layer]:
 
 
 def _readout(model: Model, node: Any) -> Layer | None:
-    """A MatMul by a constant matrix, with the Add and the activation behind it."""
+    """A MatMul by a constant matrix, with the Add and the activation after it."""
     w = _constant(model, node.input[1])
     if w is None or w.ndim != 2 or 0 in w.shape or w.dtype.kind != "f":
         return None
@@ -246,5 +246,5 @@ def _is_step(node: Any, name: str) -> bool:
 def _constant(model: Model, name: str) -> np.ndarray | None:
     try:
         return model.constant(name)
-    except ValueError:  # constant, but computed by operators that may not run: no read-out
+    except ValueError:  # constant, but computed by operators that may not run: not a readout
         return None

@@ -154,6 +154,6 @@ def run_node(onnx: Any, node: Any, arrays: dict[str, np.ndarray], opset: int) ->
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
     graph = helper.make_graph([node], "node", infos, outputs)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-    with np.errstate(all="ignore"):  # a division by zero is the model's, as in any runtime
+    with np.errstate(all="ignore"):  # a model may divide by zero
         found = ReferenceEvaluator(model).run(None, arrays)
     return [np.asarray(value) for value in found]

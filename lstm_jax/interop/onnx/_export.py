@@ -1,4 +1,4 @@
-"""Export of a network as ONNX's recurrent nodes: first a plan, which needs no onnx, then the graph."""
+"""Export of a network as ONNX's recurrent nodes: first a plan, without onnx, then the graph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lstm_jax.networks.stack import Stack
 
 
 class Dense(NamedTuple):
-    """A read-out."""
+    """A readout."""
 
     w: np.ndarray
     bias: np.ndarray | None
@@ -51,7 +51,7 @@ def to_onnx(
     reverse: bool = False,
     name: str = "lstm_jax",
 ) -> Any:
-    """The network as a model that computes what ``unroll(network, params, xs)`` does.
+    """An ONNX model with the results of ``unroll(network, params, xs)``.
 
     Cells become nodes of ONNX's operators RNN, LSTM and GRU (https://onnx.ai/onnx/operators/). A
     :class:`lstm_jax.Bidirectional` becomes one node where both directions fit into one, else two. T and B are
@@ -183,7 +183,7 @@ def _plan_readout(readout: Readout, params: Any, path: str) -> Dense:
 def _write(
     graph: Graph, planned: Any, x: Value, path: str, carry: bool, reverse: bool
 ) -> tuple[Value, list[Final]]:
-    """Write one layer or network: its outputs, zero at invalid steps, and its final carries."""
+    """Write one layer or network; returns its outputs, zero at invalid steps, and its final carries."""
     if isinstance(planned, Chain):
         return _write_chain(graph, planned, x, path, carry, reverse)
     if isinstance(planned, Both):
@@ -231,7 +231,7 @@ def _write_both(
 
 
 def _fit_one_node(forward: Any, backward: Any) -> bool:
-    """Whether two layers can be the directions of one node, which share all attributes but activations."""
+    """Whether two layers can be the directions of one node: all attributes but activations are equal."""
     if not (isinstance(forward, Node) and isinstance(backward, Node)):
         return False
 
@@ -260,7 +260,7 @@ def _write_node(
     direction: str,
     swap: bool = False,
 ) -> tuple[list[Value], list[Final]]:
-    """One recurrent node for one or both directions; with ``swap``, the second is ONNX's forward one."""
+    """Write a recurrent node for one or both directions; ``swap``: the second is ONNX's forward direction."""
     nodes = [node for node, _ in ways]
     order = [1, 0] if swap else list(range(len(ways)))
     first, H = nodes[0], nodes[0].hidden_size

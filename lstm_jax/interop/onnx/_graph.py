@@ -1,4 +1,4 @@
-"""An ONNX graph under construction, and the values that all its layers share."""
+"""An ONNX graph under construction, and the values used by all its layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from lstm_jax import __version__
 
-#: The first opset whose recurrent nodes have all attributes of today, and the IR version it came with.
+#: The first opset whose recurrent nodes have all attributes used here, and its IR version.
 OPSET, IR_VERSION = 14, 7
 
 
@@ -42,7 +42,7 @@ class Final(NamedTuple):
 
 
 class Graph:
-    """The nodes written so far, and the values that all layers share."""
+    """The nodes written so far, and the values used by all layers."""
 
     def __init__(self, onnx: Any) -> None:
         self.onnx = onnx
@@ -57,11 +57,11 @@ class Graph:
         self.absent = ""  # (B, 1), or (1,) without lengths: the row has no step
 
     def op(self, kind: str, *inputs: str, out: str = "", **attributes: Any) -> str:
-        """One node of one output."""
+        """Write a node with one output."""
         return self.ops(kind, inputs, [out or f"{kind}_{len(self.nodes)}"], **attributes)[0]
 
     def ops(self, kind: str, inputs: Sequence[str], outputs: list[str], **attributes: Any) -> list[str]:
-        """One node of several outputs."""
+        """Write a node with several outputs."""
         name = f"{kind}_node_{len(self.nodes)}"
         self.nodes.append(self.onnx.helper.make_node(kind, inputs, outputs, name=name, **attributes))
         return outputs

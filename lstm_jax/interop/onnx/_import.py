@@ -20,7 +20,7 @@ from lstm_jax.networks.stack import Stack
 
 
 class Imported(NamedTuple):
-    """A network, and how a model runs it: ``unroll(network, params, xs, carry, reverse=reverse)``."""
+    """A network and the arguments with which a model runs it."""
 
     network: Any  # a cell, a Bidirectional, or a Stack
     params: Any
@@ -29,7 +29,7 @@ class Imported(NamedTuple):
 
 
 def from_onnx(model: Any, *, inputs: Mapping[str, Any] | None = None) -> Imported:
-    """The recurrent network in a model: one node, or a chain in which each node reads the one below.
+    """The recurrent network in a model: one node, or a chain in which each node reads the previous one.
 
     The network is made of the nodes RNN, LSTM and GRU (https://onnx.ai/onnx/operators/), in both layouts
     and all directions, with ONNX's activations, and of read-outs behind the first of them: a MatMul with a
@@ -95,7 +95,7 @@ def from_onnx(model: Any, *, inputs: Mapping[str, Any] | None = None) -> Importe
 def from_onnx_node(
     model: Any, name: str | None = None, *, inputs: Mapping[str, Any] | None = None
 ) -> Imported:
-    """One recurrent node of a model, whatever else the model computes.
+    """One recurrent node of a model, which may contain other computations.
 
     A node of both directions becomes a :class:`lstm_jax.Bidirectional` that concatenates. Initial states and
     limits are those of :func:`from_onnx`.
@@ -398,7 +398,7 @@ _CUT = "Cut the model before the state with onnx.utils.extract_model, and pass i
 
 
 def _values_read(node: Any) -> tuple[str, ...] | None:
-    """The inputs of a node whose values it reads; those of which it reads the shape are left out."""
+    """The inputs of a node whose values it reads, without those of which it reads only the shape."""
     return () if is_operator(node, "Shape", "Size") else None
 
 
@@ -408,7 +408,7 @@ def _sequence_read(node: Any) -> Any:
 
 
 def _outputs_of(model: Model, name: str, probe: Probe) -> dict[str, np.ndarray]:
-    """Zeros for the outputs of the recurrent nodes behind a value, which may read their shape."""
+    """Zeros for the outputs of recurrent nodes of which a value may read the shape."""
     found: dict[str, np.ndarray] = {}
     for node in filter(is_recurrent, model.dependencies([name]).nodes):
         batch_major = bool(_attributes(model, node).get("layout", 0))

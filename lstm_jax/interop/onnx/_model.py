@@ -1,4 +1,4 @@
-"""A model that is read: its constants, what a value depends on, and values computed within limits."""
+"""A model that is read: its constants, the dependencies of a value, and evaluation within limits."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from lstm_jax._errors import listing, shorten, value_error
 from lstm_jax.interop.onnx._evaluate import ELEMENT_TYPES, OUTPUT_SIZES, run_node
 from lstm_jax.interop.onnx._nodes import GATES
 
-#: Bytes that may be computed while one model is read, beside eight times the bytes of its tensors.
+#: Bytes that may be computed while one model is read, plus eight times the bytes of its tensors.
 COMPUTED_BYTES = 1 << 27
-#: Bytes that a node counts at least when it runs and when it is traced, which limits the time.
+#: The least number of bytes counted for a node when it runs or is traced, which limits the time.
 NODE_BYTES, TRACED_BYTES = 1 << 12, 1 << 5
-#: Elements of one input of the model where random numbers stand for it.
+#: The largest number of random elements for one input of the model.
 PROBE_ELEMENTS = 1 << 18
 #: Bytes that one node counts at least where a model has functions. The functions, once expanded, may have as
 #: many bytes as may be computed, beside those of the nodes in the file.
 FUNCTION_NODE_BYTES = 1 << 10
-#: Calls of functions inside one another.
+#: The deepest nesting of function calls.
 FUNCTION_DEPTH = 100
 #: Bytes of a file; protobuf has no larger messages.
 FILE_BYTES = (1 << 31) - 1
 
 
 class Probe(NamedTuple):
-    """How random numbers are drawn for the inputs of a model."""
+    """Options of the random numbers for the inputs of a model."""
 
     size: int | None  # of every axis that is not of features; None: the declared size, or 2 where it is free
     seed: int = 0
@@ -47,7 +47,7 @@ class Dependencies(NamedTuple):
 
 
 def read_proto(owner: str, onnx: Any, model: Any) -> tuple[str, Any]:
-    """The name of the model for messages, and the model itself, read from a file where it is a path.
+    """The name of the model for messages, and the model; a path is read.
 
     Raises:
         ValueError: the file is not a regular file or not a model.
@@ -69,7 +69,7 @@ def read_proto(owner: str, onnx: Any, model: Any) -> tuple[str, Any]:
     proto = onnx.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())
-    except Exception as error:  # protobuf's DecodeError, which is no ValueError
+    except Exception as error:  # protobuf's DecodeError is not a ValueError
         raise value_error(
             f"{source} got a file that is not an ONNX model ({error})",
             "an ONNX model in protobuf's binary format",
@@ -162,13 +162,13 @@ class Model:
             )
 
     def _expanded(self, proto: Any) -> Any:
-        """The model without functions of its own, once it is known that they do not grow too large."""
+        """The model with its functions expanded; raises if they would become too large."""
         functions = {_function_key(f.domain, f.name, f): f for f in proto.functions}
         limit = COMPUTED_BYTES + sum(part.ByteSize() for part in (*proto.functions, *proto.graph.node))
         sizes: dict[Any, int] = {}
 
         def size(nodes: Iterable[Any], depth: int) -> int:
-            """The bytes of the nodes once all functions that they call are expanded."""
+            """The bytes of the nodes after expanding all functions that they call."""
             if depth > FUNCTION_DEPTH:
                 raise self.error(
                     "functions that call others too deeply, or themselves",
@@ -207,7 +207,7 @@ class Model:
         return [node for node in self.nodes if is_recurrent(node)]
 
     def reader(self, name: str) -> Any | None:
-        """The node that reads a value, if it is only one."""
+        """The node that reads a value, if there is exactly one."""
         found = self._readers.get(name, [])
         return self.nodes[found[0]] if len(found) == 1 else None
 
@@ -315,7 +315,7 @@ class Model:
             if min(tensor.dims, default=0) < 0:
                 raise ValueError("a negative size")
             return np.asarray(self.onnx.numpy_helper.to_array(tensor))
-        except Exception as error:  # whatever malformed bytes lead to
+        except Exception as error:  # malformed bytes may raise anything
             raise self.error(
                 f"{what} of shape {list(tensor.dims)[:8]} that cannot be read ({error})",
                 "as many bytes as the shape needs",
@@ -346,7 +346,7 @@ class Model:
             return {node.output[0]: self._constant_node(node, label)}
         try:
             elements = OUTPUT_SIZES[node.op_type]([arrays.get(name) for name in node.input], node)
-        except Exception as error:  # whatever a malformed node leads to
+        except Exception as error:  # a malformed node may raise anything
             raise self._failed(label, error) from error
         self._spend(max(8 * elements, NODE_BYTES), f"node {label}, which computes {elements:,} elements")
         try:
@@ -427,7 +427,7 @@ _CUT = "Cut the model around the recurrent nodes with onnx.utils.extract_model, 
 
 
 def is_operator(node: Any, *names: str) -> bool:
-    """Whether a node is one of ONNX's own operators of these names."""
+    """Whether a node is an operator of ONNX's domain with one of these names."""
     return node.op_type in names and node.domain in ("", "ai.onnx")
 
 
@@ -437,7 +437,7 @@ def is_recurrent(node: Any) -> bool:
 
 
 def _function_key(domain: str, name: str, proto: Any) -> tuple[str, str, str]:
-    """What a function is called by; older versions of onnx have no overloads."""
+    """The key by which a function is called; older versions of onnx have no overloads."""
     return domain, name, getattr(proto, "overload", "")
 
 

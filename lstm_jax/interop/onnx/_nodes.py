@@ -1,4 +1,4 @@
-"""One direction of an ONNX node, and the cell that computes the same; needs no onnx.
+"""Conversion between one direction of an ONNX node and a cell, without onnx.
 
 In the operators' specification, W (G*H, D) and R (G*H, H) hold the G gates as rows, in the order i o f c for
 ``LSTM`` and z r h for ``GRU``. B (2*G*H,) holds the bias of W, then the bias of R. P (3H,) holds the
@@ -44,7 +44,7 @@ DEFAULT_ACTIVATIONS = {
     "LSTM": (OnnxActivation("Sigmoid"), OnnxActivation("Tanh"), OnnxActivation("Tanh")),
     "GRU": (OnnxActivation("Sigmoid"), OnnxActivation("Tanh")),
 }
-#: Wrappers that compute what the wrapped cell does when there is no key.
+#: Wrappers that equal the wrapped cell if there is no key.
 TRANSPARENT = (VariationalDropout, WeightDrop, CandidateDropout)
 #: The activations of a :class:`lstm_jax.Readout`, and their operators.
 READOUTS: list[tuple[Callable[[Array], Array], str]] = [
@@ -81,7 +81,7 @@ class Node(NamedTuple):
 
 
 def node_of(cell: Any, params: Any, path: str = "") -> Node:
-    """The node that computes what the cell does; ``path`` says where the cell is, for messages.
+    """The node equal to a cell; ``path`` is the position of the cell, for messages.
 
     Raises:
         ValueError: ONNX has no such cell, or the parameters are not float32.
@@ -202,7 +202,7 @@ def dense(w: np.ndarray, gates: int) -> np.ndarray:
 
 
 def cell_of(node: Node, where: str = "from_onnx got a node") -> tuple[Any, Any]:
-    """The cell that computes what the node does, and its parameters; ``where`` begins messages.
+    """The cell equal to a node, and its parameters; ``where`` begins messages.
 
     Raises:
         ValueError: shapes or dtypes contradict each other, or an attribute has no counterpart.
@@ -250,7 +250,7 @@ def cell_of(node: Node, where: str = "from_onnx got a node") -> tuple[Any, Any]:
 
 
 def check_node(node: Node, where: str) -> None:
-    """Shapes and dtypes agree, and the library has the options of the node."""
+    """Check that shapes and dtypes agree, and that the library has the options of the node."""
     H, G = node.hidden_size, len(GATES[node.op][1])
     D = node.W.shape[-1]
     if not D or not H:

@@ -42,7 +42,7 @@ def _gru_bias(params: GRUParams, dtype: DType) -> Array | None:
 
 
 class Known(NamedTuple):
-    """How the kernels support a cell type."""
+    """The functions that run a cell type on the kernels."""
 
     formula: CellFormula
     bias: Callable[[Any, DType], Array | None]  # (parameters, dtype) -> bias (4H,) or None
