@@ -1,6 +1,7 @@
 """Helpers of the tests of the example programs: running a program, and reading its run folder."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import safetensors.numpy
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))
+PATHS = [str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
+#: The environment of programs that run in another process.
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS), "JAX_PLATFORMS": "cpu"}
 
 import training  # noqa: E402
 

@@ -2,7 +2,7 @@
 
 import jax
 import pytest
-from training_runs import run
+from training_runs import outcome, run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -22,6 +22,20 @@ def finished(request, arguments, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     assert run(request.module.program, *arguments, "--out", folder) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def whole(finished):
+    """The outcome of an uninterrupted run."""
+    return outcome(finished)
+
+
+@pytest.fixture(scope="module")
+def no_plots(request, jax_defaults):
+    """No learning curve, because drawing is slow."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(request.module.program.plots, "learning_curve", lambda *args, **more: None)
+        yield
 
 
 @pytest.fixture

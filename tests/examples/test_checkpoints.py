@@ -18,29 +18,16 @@ import training_program as program
 from helpers import slow
 from training import UserError
 from training.checkpoints import Checkpoints
-from training_runs import EXAMPLES, change_arguments, outcome, rows, run
+from training_runs import ENVIRONMENT, change_arguments, outcome, rows, run
 
 RUN = ["--steps", 60, "--checkpoint-every", 7]
-PATHS = [str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS), "JAX_PLATFORMS": "cpu"}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_plots(jax_defaults):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program.plots, "learning_curve", lambda *args, **more: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture(scope="module")
 def arguments():
     return RUN
-
-
-@pytest.fixture(scope="module")
-def whole(finished):
-    """The outcome of an uninterrupted run."""
-    return outcome(finished)
 
 
 def interrupt(monkeypatch, step, how):

@@ -3,7 +3,6 @@
 import contextlib
 import ctypes
 import json
-import os
 import resource
 import shutil
 import signal
@@ -17,29 +16,16 @@ import pytest
 import training_program as program
 from helpers import daily, slow
 from training import Run, UserError, start
-from training_runs import EXAMPLES, change_arguments, outcome, read_json, rows, run
+from training_runs import ENVIRONMENT, EXAMPLES, change_arguments, outcome, read_json, rows, run
 
 ARGUMENTS = ["--steps", 30, "--checkpoint-every", 7]
-PATHS = [str(EXAMPLES), str(EXAMPLES.parent), os.environ.get("PYTHONPATH", "")]
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(PATHS), "JAX_PLATFORMS": "cpu"}
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_plots(jax_defaults):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(program.plots, "learning_curve", lambda *args, **more: None)
-        yield
+pytestmark = pytest.mark.usefixtures("no_plots")
 
 
 @pytest.fixture(scope="module")
 def arguments():
     return ARGUMENTS
-
-
-@pytest.fixture(scope="module")
-def whole(finished):
-    """The outcome of an uninterrupted run."""
-    return outcome(finished)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import os
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
-import jax
 import pytest
 
 from benchmarks import __main__ as benchmark
@@ -14,14 +13,7 @@ from benchmarks.contestants import ALWAYS_MEASURED, CUDNN, LSTM_JAX, PEERS
 from benchmarks.contestants.contestant import never
 from benchmarks.measure import measure
 
-pytestmark = pytest.mark.peers
-
-
-@pytest.fixture(autouse=True)
-def default_promotion(quick_compiles):
-    """The other libraries rely on implicit promotion, which this library's tests forbid."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("default_promotion", "quick_compiles")]
 
 
 def test_all_peers_are_timed_and_agree(tmp_path):

@@ -16,17 +16,10 @@ import pytest
 import lstm_jax
 from lstm_jax import ConvLSTM
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion")]
 
 T, B, C, F = 3, 2, 3, 4
 SPACE = (7, 6, 5)
-
-
-@pytest.fixture(autouse=True)
-def float64_with_promotion():
-    """The other libraries rely on implicit promotion, which this library's tests forbid."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def required(name):

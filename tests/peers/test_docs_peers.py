@@ -2,7 +2,6 @@
 
 import runpy
 
-import jax
 import pytest
 from code_blocks import ROOT, blocks, run_page
 
@@ -33,8 +32,7 @@ def test_the_pages_are_found():
     assert {page.stem for page in PAGES} == {"README", "pytorch", "keras", "haiku", "equinox", "deployment"}
 
 
-def test_the_flax_quickstart_learns(capsys):
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        runpy.run_path(str(ROOT / "examples" / "quickstart_nnx.py"), run_name="__main__")
+def test_the_flax_quickstart_learns(capsys, default_promotion):
+    runpy.run_path(str(ROOT / "examples" / "quickstart_nnx.py"), run_name="__main__")
     errors = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert len(errors) == 6 and errors[-1] < 0.02 < 1 / 6 < errors[0]

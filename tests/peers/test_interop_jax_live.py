@@ -9,14 +9,7 @@ from jax_peers import CASES, READ_ONLY, WITH_FUNCTIONS, filled
 import lstm_jax
 import lstm_jax.interop
 
-pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compiles")]
-
-
-@pytest.fixture(autouse=True)
-def float64_with_promotion():
-    """The other libraries rely on implicit promotion, which this library's tests forbid."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion", "quick_compiles")]
 
 
 def sizes(name):

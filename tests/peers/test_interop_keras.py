@@ -22,12 +22,9 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def keras_on_jax():
-    """Keras relies on implicit promotion, which this library's tests forbid."""
+def keras_on_jax(default_promotion):
     if keras.backend.backend() != "jax":
         pytest.skip("keras runs on another backend: set KERAS_BACKEND=jax")
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def layer_of(kind, *arguments, mode=None, **options):

@@ -14,16 +14,9 @@ import lstm_jax
 from benchmarks import weights
 from lstm_jax import GRU, LSTM, RNN, GRUVariant
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion")]
 
 T, B, D, H = 6, 3, 4, 5
-
-
-@pytest.fixture(autouse=True)
-def float64_and_promotion():
-    """The other libraries rely on implicit promotion, which this library's tests forbid."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
 
 
 def required(name):

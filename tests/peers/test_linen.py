@@ -34,14 +34,7 @@ nn = pytest.importorskip("flax.linen", reason="modules for Flax Linen")
 import lstm_jax.linen as modules  # noqa: E402
 from lstm_jax.interop import load, save  # noqa: E402
 
-pytestmark = pytest.mark.peers
-
-
-@pytest.fixture(autouse=True)
-def float64_with_promotion(quick_compiles):
-    """Flax relies on implicit promotion, which this library's tests forbid."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion", "quick_compiles")]
 
 
 def variables(params):

@@ -31,14 +31,7 @@ from lstm_jax.cells._base import as_base_cell
 nnx = pytest.importorskip("flax.nnx", reason="modules for Flax NNX")
 import lstm_jax.nnx as modules  # noqa: E402
 
-pytestmark = pytest.mark.peers
-
-
-@pytest.fixture(autouse=True)
-def float64_with_promotion(quick_compiles):
-    """Flax relies on implicit promotion, which this library's tests forbid."""
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion", "quick_compiles")]
 
 
 def module(kind, network, **options):

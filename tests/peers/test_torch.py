@@ -11,7 +11,7 @@ import lstm_jax  # noqa: E402
 from benchmarks import weights  # noqa: E402
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, LSTMVariant, Stack  # noqa: E402
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64")]
 
 CASES = {
     "lstm": (torch.nn.LSTM, {}, LSTM, {}),
@@ -20,12 +20,6 @@ CASES = {
     "rnn_tanh": (torch.nn.RNN, {"nonlinearity": "tanh"}, RNN, {"activation": jnp.tanh}),
     "rnn_relu": (torch.nn.RNN, {"nonlinearity": "relu"}, RNN, {"activation": jax.nn.relu}),
 }
-
-
-@pytest.fixture(autouse=True)
-def x64():
-    with jax.enable_x64(True):
-        yield
 
 
 def networks(name, D, H, layers, both):
