@@ -1,7 +1,7 @@
-# Every target makes the environment it needs; a second call finds it ready. Overridable:
+# Every target makes the environment that it needs, unless it exists. Variables:
 #   PYTHON, PYTHON_LATEST   the interpreters (default: searched for, see find_python)
-#   JAX, TORCH              what the main and the peers' environments install
-#   WORKERS, PYTEST_ARGS    pytest's processes, and what else it is told (PYTEST_ARGS="-k lstm -x")
+#   JAX, TORCH              requirements of the main environment and of the peers' environment
+#   WORKERS, PYTEST_ARGS    pytest's number of processes, and its other options (PYTEST_ARGS="-k lstm -x")
 #   BENCH_ARGS              options of the benchmark (BENCH_ARGS=--quick)
 
 PYTHON ?=
@@ -18,8 +18,8 @@ SHELL := bash
 .DELETE_ON_ERROR:
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# Prints the first interpreter of the versions $(1) that really runs and can make environments: a version
-# manager's shim may be on PATH and fail all the same.
+# Prints the first interpreter of the versions $(1) that runs and can make environments. (The shim of a version
+# manager may be on PATH although it does not run.)
 find_python = root="$$(pyenv root 2>/dev/null || true)"; \
 	for v in $(1); do for p in "python$$v" "$$root"/versions/$$v.*/bin/python; do \
 		"$$p" -c "import sys, ensurepip, venv; \
@@ -27,12 +27,13 @@ find_python = root="$$(pyenv root 2>/dev/null || true)"; \
 	done; done; \
 	echo "No working Python among: $(1). Install one, or name it: make PYTHON=..., PYTHON_LATEST=..." >&2; exit 1
 
-# Makes the environment $(1) with the interpreter $(2) or else one of the versions $(3), afresh if it was another.
+# Makes the environment $(1) with the interpreter $(2), by default one of the versions $(3). An environment of another
+# Python version is made again.
 make_venv = py="$(2)"; [ -n "$$py" ] || py="$$($(call find_python,$(3)))"; \
 	[ "$$($(1)/bin/python -V 2>/dev/null || true)" = "$$("$$py" -V)" ] || "$$py" -m venv --clear $(1); \
 	rm -f $(1)/.installed-*
 
-# A stamp is named after what was asked for, so that asking for something else installs anew.
+# The stamp's name contains the requirements, so that other requirements are installed.
 stamp = $(1)/.installed-$(shell printf %s '$(2)' | tr -c 'A-Za-z0-9.' -)
 MAIN := $(call stamp,.venv,$(PYTHON)-$(JAX))
 PEERS := $(call stamp,.venv-peers,$(PYTHON)-$(JAX)-$(TORCH))
@@ -41,8 +42,8 @@ LATEST := $(call stamp,.venv-latest,$(PYTHON_LATEST))
 DOCS := $(call stamp,.venv-docs,$(PYTHON)-$(JAX))
 
 PYTEST := -m pytest -n $(WORKERS)
-# What every change has to pass: the quick tests, and the examples in the docstrings. Modules that need
-# an extra are left out, and run with the peers.
+# Tests for every change: the quick tests, and the examples in the docstrings. Modules with optional dependencies
+# are tested with the peers.
 CORE := -m "not slow and not peers and not browser" --doctest-modules \
 	$(addprefix --ignore=lstm_jax/,nnx.py linen.py) tests lstm_jax
 
@@ -54,7 +55,7 @@ help:  ## list the targets
 demo: $(MAIN)  ## train a small character model into runs/demo
 	.venv/bin/python examples/char_lm.py --demo
 
-# Tests run on the CPU unless the caller says otherwise.
+# Tests run on the CPU by default.
 test test-slow test-peers test-browser test-latest: export JAX_PLATFORMS ?= cpu
 
 test: $(MAIN)  ## the everyday tests and the docstrings' examples
@@ -78,7 +79,7 @@ test-browser: $(BROWSER)  ## pages in a headless Chromium; skipped where none is
 test-latest: $(LATEST)  ## the everyday tests on the newest Python and jax
 	.venv-latest/bin/python $(PYTEST) $(CORE) $(PYTEST_ARGS)
 
-# From nothing: pages are executed, and warnings are errors.
+# Without a cache of pages, which are all executed. Warnings are errors.
 docs: export JAX_PLATFORMS ?= cpu
 docs: $(DOCS)  ## the documentation, into build/docs/index.html
 	rm -rf build/docs
@@ -88,7 +89,7 @@ bench: export KERAS_BACKEND ?= jax
 bench: $(PEERS)  ## time and memory compared with other libraries, into benchmarks/results
 	.venv-peers/bin/python -m benchmarks $(BENCH_ARGS)
 
-# Installs nothing: uses the jax that PYTHON has, because each device needs its own build.
+# Uses the installed jax of PYTHON, because each device needs another build. Installs nothing.
 bench-device: PYTHON := $(or $(PYTHON),python)
 bench-device:  ## correctness and speed on a GPU or TPU, within 400 seconds, into benchmarks/results
 	$(PYTHON) -m benchmarks.device $(BENCH_ARGS)

@@ -185,7 +185,7 @@ def learn(args: argparse.Namespace) -> None:
     thresholds = {name: [PROBLEMS[name].solved(lag) for lag in args.lags] for name in args.problems}
     with Run(args, data={"solved_below": thresholds}, weights=count(shapes)) as run:
         rows = run.rows_until(len(wanted)) if args.resume else []
-        # Without a deleted line and the lines after it, which then have other numbers.
+        # If a line was deleted, the lines after it are dropped, because their numbers no longer match.
         run.reset_rows([row for number, row in enumerate(rows, 1) if row["step"] == number])
         done, each = len(run.rows), args.steps * args.seeds
         with tqdm(total=each * len(wanted), initial=each * done, unit="step", disable=None) as bar:

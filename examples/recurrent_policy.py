@@ -85,8 +85,8 @@ class Agent:
 
     def init(self, key: Array) -> dict[str, Any]:
         keys = jax.random.split(key, 3)
-        members = {"core": self.core, "actor": self.actor, "critic": self.critic}
-        return {name: member.init(k) for k, (name, member) in zip(keys, members.items(), strict=True)}
+        parts = {"core": self.core, "actor": self.actor, "critic": self.critic}
+        return {name: part.init(k) for k, (name, part) in zip(keys, parts.items(), strict=True)}
 
     def act(self, params: Any, memory: Any, obs: Array, first: Array) -> tuple[Any, Array, Array]:
         """One step: ``(memory, logits, value)`` of obs (B, D). first (B,) marks starts of episodes."""
@@ -150,15 +150,15 @@ def advantages(steps: Steps, last: Array, discount: float, trace: float) -> Arra
 
     V and A after the end of an episode are zero. ``last`` (B,) is the value after the last step.
     """
-    goes_on = discount * ~steps.ended
-    errors = steps.reward + goes_on * jnp.concatenate([steps.value[1:], last[None]]) - steps.value
+    continues = discount * ~steps.ended
+    errors = steps.reward + continues * jnp.concatenate([steps.value[1:], last[None]]) - steps.value
 
     def back(later: Array, at: tuple[Array, Array]) -> tuple[Array, Array]:
-        error, goes_on = at
-        now = error + goes_on * trace * later
+        error, continues = at
+        now = error + continues * trace * later
         return now, now
 
-    return jax.lax.scan(back, jnp.zeros_like(last), (errors, goes_on), reverse=True)[1]
+    return jax.lax.scan(back, jnp.zeros_like(last), (errors, continues), reverse=True)[1]
 
 
 def loss(
@@ -194,8 +194,8 @@ def improve(
 ) -> tuple[State, dict[str, Array]]:
     """Act for a window of steps, and update the weights once.
 
-    The window continues the previous one, in the middle of episodes and with the carry after it. The carry is
-    an input of the gradient, so no gradient reaches the previous window.
+    The window continues the previous one: it starts in the middle of episodes, with the carry after that
+    window. The carry is an input, so no gradient reaches the previous window.
     """
     mazes, memory = state.carry
     after, memory_after, steps = rollout(rules, agent, state.params, mazes, memory, key, args.window)
