@@ -3,8 +3,8 @@
 Since jaxlib 0.10.2, XLA for CPUs fuses a matrix product with a reduction of its result. If the right operand
 is a scalar that is broadcast inside the compiled program, such as ``jnp.zeros((60, 60))`` under ``jax.jit``,
 the fused code reads outside of its arrays, and the results are arbitrary: the maximum of
-``x @ jnp.zeros((60, 60))`` may be 1e36. Arguments of the program are not affected. An error of the same fusion is
-described in https://github.com/jax-ml/jax/issues/39103.
+``x @ jnp.zeros((60, 60))`` may be 1e36. Arguments of the program are not affected. The same fusion has
+another error, https://github.com/jax-ml/jax/issues/39103.
 
 :func:`unfilled` multiplies weights that are computed inside the program by a row of ones that XLA does not
 simplify. In other code, ``XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=`` turns the fusion off.

@@ -49,7 +49,12 @@ ACTIVATIONS = ("activation", "recurrent_activation")
 
 
 def make_cell(
-    owner: str, kind: Any, input_size: int, hidden_size: int, options: Mapping[str, Any], module: str = "Cell"
+    owner: str,
+    cell_class: Any,
+    input_size: int,
+    hidden_size: int,
+    options: Mapping[str, Any],
+    module: str = "Cell",
 ) -> Any:
     """A cell from the options of its class, or from Flax's names for them.
 
@@ -58,7 +63,7 @@ def make_cell(
 
     Args:
         owner: the module to name in messages.
-        kind: ``LSTM``, ``GRU`` or ``RNN``.
+        cell_class: ``LSTM``, ``GRU`` or ``RNN``.
         input_size: D.
         hidden_size: H.
         options: by name.
@@ -69,8 +74,10 @@ def make_cell(
     >>> make_cell("LSTMCell", LSTM, 3, 8, {"gate_fn": jax.nn.hard_sigmoid})
     LSTMVariant(input_size=3, hidden_size=8, recurrent_activation=hard_sigmoid)
     """
-    variant = VARIANTS.get(kind)
-    known = [field.name for field in dataclasses.fields(kind)[2:]] + list(ACTIVATIONS if variant else ())
+    variant = VARIANTS.get(cell_class)
+    known = [field.name for field in dataclasses.fields(cell_class)[2:]] + list(
+        ACTIVATIONS if variant else ()
+    )
     chosen: dict[str, Any] = {}
     unknown: list[str] = []
     for name, value in options.items():
@@ -90,18 +97,20 @@ def make_cell(
             hint = UNSUPPORTED[unknown[0]]
         elif variant and unknown[0] in {field.name for field in dataclasses.fields(variant)[2:]}:
             hint = f"Use {module}(lstm_jax.{variant.__name__}({unknown[0]}=...)), which has it."
-        raise value_error(f"{owner} got {listing(unknown)}", f"options of lstm_jax.{kind.__name__}", hint)
+        raise value_error(
+            f"{owner} got {listing(unknown)}", f"options of lstm_jax.{cell_class.__name__}", hint
+        )
     activations = {name: chosen.pop(name) for name in ACTIVATIONS if variant and name in chosen}
     if variant and activations:
         cell = variant(input_size, hidden_size, **chosen, **activations)
         if cell != variant(input_size, hidden_size, **chosen):
             return cell
-    return kind(input_size, hidden_size, **chosen)
+    return cell_class(input_size, hidden_size, **chosen)
 
 
 def make_layers(
     owner: str,
-    kind: Any,
+    cell_class: Any,
     input_size: int,
     hidden_size: int,
     options: Mapping[str, Any],
@@ -118,7 +127,7 @@ def make_layers(
     check_size(owner, "num_layers", num_layers)
     layers: list[Any] = []
     for _ in range(num_layers):
-        cell = make_cell(owner, kind, input_size, hidden_size, options, "Recurrent")
+        cell = make_cell(owner, cell_class, input_size, hidden_size, options, "Recurrent")
         layers.append(Bidirectional(cell) if bidirectional else cell)
         input_size = layers[-1].output_size
     return Stack(tuple(layers), dropout=dropout) if num_layers > 1 or dropout else layers[0]

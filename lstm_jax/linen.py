@@ -178,7 +178,7 @@ def _features(shape: tuple[int, ...]) -> int:
 class _LSTMAttributes(_CellAttributes):
     """Attributes of modules named after :class:`lstm_jax.LSTM`."""
 
-    kind = lstm_jax.LSTM
+    cell_class = lstm_jax.LSTM
 
     forget_bias: float = 1.0
     gate_fn: Activation | str | None = None
@@ -188,7 +188,7 @@ class _LSTMAttributes(_CellAttributes):
 class _GRUAttributes(_CellAttributes):
     """Attributes of modules named after :class:`lstm_jax.GRU`."""
 
-    kind = lstm_jax.GRU
+    cell_class = lstm_jax.GRU
 
     gate_fn: Activation | str | None = None
     recurrent_activation: Activation | str | None = None
@@ -197,7 +197,7 @@ class _GRUAttributes(_CellAttributes):
 class _RNNAttributes(_CellAttributes):
     """Attributes of modules named after :class:`lstm_jax.RNN`."""
 
-    kind = lstm_jax.RNN
+    cell_class = lstm_jax.RNN
 
     heads: int = 1
     residual: bool = False
@@ -268,7 +268,7 @@ class _NamedCellBase(_CellBase):
     @nn.nowrap
     def _network(self, input_shape: tuple[int, ...]) -> Any:
         return make_cell(
-            type(self).__name__, self.kind, _features(input_shape), self.features, self._options()
+            type(self).__name__, self.cell_class, _features(input_shape), self.features, self._options()
         )
 
 
@@ -455,7 +455,7 @@ class _LayersBase(_SequenceBase):
     def _network(self, input_shape: tuple[int, ...]) -> Any:
         return make_layers(
             type(self).__name__,
-            self.kind,
+            self.cell_class,
             _features(input_shape),
             self.features,
             self._options(),

@@ -202,7 +202,7 @@ class _NamedCell(Cell):
     """Base class of the replacements for Flax's cells."""
 
     #: The class of the library's cell.
-    kind: Any = None
+    cell_class: Any = None
 
     def __init__(
         self,
@@ -214,7 +214,9 @@ class _NamedCell(Cell):
         rngs: Any = None,
         **options: Any,
     ) -> None:
-        cell = make_cell(type(self).__name__, self.kind, in_features, hidden_features, _cell_options(options))
+        cell = make_cell(
+            type(self).__name__, self.cell_class, in_features, hidden_features, _cell_options(options)
+        )
         super().__init__(cell, carry_init=carry_init, keep_rngs=keep_rngs, rngs=rngs)
 
 
@@ -235,7 +237,7 @@ class LSTMCell(_NamedCell):
     True
     """
 
-    kind = lstm_jax.LSTM
+    cell_class = lstm_jax.LSTM
 
 
 class GRUCell(_NamedCell):
@@ -245,7 +247,7 @@ class GRUCell(_NamedCell):
     (4, 10, 8)
     """
 
-    kind = lstm_jax.GRU
+    cell_class = lstm_jax.GRU
 
 
 class SimpleCell(_NamedCell):
@@ -258,7 +260,7 @@ class SimpleCell(_NamedCell):
     (4, 10, 8)
     """
 
-    kind = lstm_jax.RNN
+    cell_class = lstm_jax.RNN
 
 
 class Recurrent(Parameters):
@@ -410,7 +412,7 @@ class _Layers(Recurrent):
     """Base class of layers with equal options over a whole sequence."""
 
     #: The class of the library's cell.
-    kind: Any = None
+    cell_class: Any = None
 
     def __init__(
         self,
@@ -431,7 +433,7 @@ class _Layers(Recurrent):
     ) -> None:
         network = make_layers(
             type(self).__name__,
-            self.kind,
+            self.cell_class,
             in_features,
             hidden_features,
             _cell_options(options),
@@ -468,7 +470,7 @@ class LSTM(_Layers):
     (4, 10, 16)
     """
 
-    kind = lstm_jax.LSTM
+    cell_class = lstm_jax.LSTM
 
 
 class GRU(_Layers):
@@ -479,7 +481,7 @@ class GRU(_Layers):
     ((4, 8), (4, 10, 8))
     """
 
-    kind = lstm_jax.GRU
+    cell_class = lstm_jax.GRU
 
 
 class RNN(_Layers):
@@ -491,7 +493,7 @@ class RNN(_Layers):
     (10, 4, 8)
     """
 
-    kind = lstm_jax.RNN
+    cell_class = lstm_jax.RNN
 
 
 def _cell_options(options: Mapping[str, Any]) -> dict[str, Any]:

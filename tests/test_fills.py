@@ -15,7 +15,7 @@ from lstm_jax import _fills
 
 PROGRAM = Path(__file__).with_name("filled_weights_program.py")
 ON_AFFECTED = pytest.mark.skipif(
-    not _fills.AFFECTED or jax.default_backend() != "cpu", reason="this jaxlib or backend has not the fault"
+    not _fills.AFFECTED or jax.default_backend() != "cpu", reason="this jaxlib or backend has no such error"
 )
 
 
@@ -31,7 +31,7 @@ def errors(*modes):
 
 
 @pytest.mark.parametrize("modes", [("few",), slow(())], ids=["few", "all"])
-def test_filled_weights_give_right_results(modes):
+def test_filled_weights_give_correct_results(modes):
     wrong = {name: error for name, error in errors(*modes).items() if not error < 1e-5}
     assert not wrong
 
@@ -40,7 +40,7 @@ def test_filled_weights_give_right_results(modes):
 @pytest.mark.slow
 def test_the_workaround_is_still_needed():
     wrong = [name for name, error in errors("unguarded").items() if not error < 1e-5]
-    assert wrong, "this jaxlib computes right results: end AFFECTED in lstm_jax/_fills.py before its version"
+    assert wrong, "this jaxlib is correct: exclude its version from AFFECTED in lstm_jax/_fills.py"
 
 
 def test_arguments_of_the_program_are_unchanged(monkeypatch):

@@ -66,7 +66,7 @@ LSTMS = (
         )
     ),
     _lstm(
-        "of_everything",
+        "all_options",
         {
             "peepholes": True,
             "coupled": True,
@@ -86,7 +86,7 @@ LSTMS = (
         **TFA,
     ),
     _lstm(
-        "of_nearly_everything",
+        "many_options",
         {"peepholes": True, "ablation": "no_forget_gate", "heads": 2, "layer_norm": "haste"},
         H=4,
         P=4,

@@ -59,12 +59,12 @@ def check_batch_shape(cell: Any, batch_shape: Any) -> None:
         )
 
 
-def check_type(owner: str, params: Any, kind: type) -> None:
+def check_type(owner: str, params: Any, params_type: type) -> None:
     """Check that the parameters have exactly the type that ``init`` of the cell returns."""
-    if type(params) is not kind:
+    if type(params) is not params_type:
         raise value_error(
             f"{owner} got parameters of type {type(params).__name__}",
-            f"{kind.__name__}, the NamedTuple that init returns",
+            f"{params_type.__name__}, the NamedTuple that init returns",
             "Make parameters with cell.init(key), or use the step of the cell whose parameters these are.",
         )
 
@@ -162,18 +162,18 @@ def axis_size(array: Any, axis: int) -> int:
 
 
 def check_head_params(
-    owner: str, kind: type, params: Any, gates: int, **others: tuple[int, ...]
+    owner: str, params_type: type, params: Any, gates: int, **others: tuple[int, ...]
 ) -> tuple[int, int]:
     """Check the parameters of a free step whose recurrent weights may have heads; returns D and H."""
-    check_type(owner, params, kind)
+    check_type(owner, params, params_type)
     blocks = getattr(params.w_hh, "ndim", 0) == 3
     heads = params.w_hh.shape[0] if blocks else 1
     D, H = axis_size(params.w_ih, 0), heads * axis_size(params.w_hh, -2)
-    shapes: dict[str, Any] = {name: None for name in kind._fields}  # type: ignore[attr-defined]
+    shapes: dict[str, Any] = {name: None for name in params_type._fields}  # type: ignore[attr-defined]
     shapes |= {"w_ih": (D, gates * H), "w_hh": (heads, H // heads, gates * H // heads)}
     if not blocks:
         shapes["w_hh"] = (H, gates * H)
     shapes["bias"] = None if params.bias is None else (gates * H,)
     shapes["initial"] = None if params.initial is None else (H,)
-    check_params(owner, params, kind(**(shapes | others)), f"D={D}, H={H}, {gates} gates")
+    check_params(owner, params, params_type(**(shapes | others)), f"D={D}, H={H}, {gates} gates")
     return D, H

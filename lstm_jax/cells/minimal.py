@@ -147,11 +147,11 @@ def _blend(h: Array, weight: Array, candidate: Array) -> tuple[Array, Array]:
     return h_t, h_t
 
 
-def _check_step(owner: str, kind: type, params: Any, carry: Any, x: Any, parts: int) -> None:
-    check_type(owner, params, kind)
+def _check_step(owner: str, params_type: type, params: Any, carry: Any, x: Any, parts: int) -> None:
+    check_type(owner, params, params_type)
     D, H = axis_size(params.w_ih, 0), axis_size(params.w_ih, -1) // parts
     bias, initial = None if params.bias is None else (parts * H,), None if params.initial is None else (H,)
-    check_params(owner, params, kind((D, parts * H), bias, initial), f"D={D}, H={H}, {parts} parts")
+    check_params(owner, params, params_type((D, parts * H), bias, initial), f"D={D}, H={H}, {parts} parts")
     check_input(owner, x, D)
     check_carry(owner, "h", carry, x.shape[:-1], (H,))
 

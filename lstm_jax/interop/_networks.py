@@ -44,7 +44,7 @@ VARIANTS: dict[type, tuple[Any, Any]] = {
 }
 
 
-def make_cell(kind: Any, input_size: int, hidden_size: int, **options: Any) -> Any:
+def make_cell(cell_class: Any, input_size: int, hidden_size: int, **options: Any) -> Any:
     """A plain cell, or its variant if an option differs from its default.
 
     >>> make_cell(LSTM, 3, 2, clip=None, use_bias=False)
@@ -52,13 +52,13 @@ def make_cell(kind: Any, input_size: int, hidden_size: int, **options: Any) -> A
     >>> make_cell(LSTM, 3, 2, clip=1.0)
     LSTMVariant(input_size=3, hidden_size=2, clip=1.0)
     """
-    if kind in VARIANTS:
-        variant = VARIANTS[kind][0](input_size, hidden_size, **options)
-        plain = {field.name for field in fields(kind)}
+    if cell_class in VARIANTS:
+        variant = VARIANTS[cell_class][0](input_size, hidden_size, **options)
+        plain = {field.name for field in fields(cell_class)}
         if changed_fields(variant).keys() - plain:
             return variant
         options = {name: value for name, value in options.items() if name in plain}
-    return kind(input_size, hidden_size, **options)
+    return cell_class(input_size, hidden_size, **options)
 
 
 def params_for(cell: Any, params: Any) -> Any:
@@ -128,23 +128,23 @@ class Options:
         """Record an error."""
         self._errors.append(value_error(got, expected, hint))
 
-    def activations(self, kind: type, cell: str, layer: int = 0) -> dict[str, Any]:
+    def activations(self, cell_class: type, cell: str, layer: int = 0) -> dict[str, Any]:
         """The cell's options ``activation`` and ``recurrent_activation``, if they are given.
 
         Args:
-            kind: the cell they are for, RNN, LSTM, GRU or ConvLSTM.
+            cell_class: the cell they are for, RNN, LSTM, GRU or ConvLSTM.
             cell: its name in the other library, for messages.
             layer: the index of its layer: an argument may be a list with one entry for each.
         """
-        self._activated.add(kind)
+        self._activated.add(cell_class)
         found: dict[str, Any] = {}
         for name in ("activation", "recurrent_activation"):
-            if name not in self.given or (kind is RNN and name == "recurrent_activation"):
+            if name not in self.given or (cell_class is RNN and name == "recurrent_activation"):
                 continue
             value = self.get(name)
             if isinstance(value, (list, tuple)):
                 value = value[layer] if layer < len(value) else None
-            if value is None and kind is RNN:
+            if value is None and cell_class is RNN:
                 self.missing(name, cell, '"tanh", "relu" or a function of an array')
             elif isinstance(value, str) and value in self.names:
                 found[name] = self.names[value]
@@ -156,14 +156,14 @@ class Options:
                     f"a function or one of {', '.join(map(repr, self.names))}",
                     f"Pass {name}=jnp.tanh, or another function of an array.",
                 )
-        if kind is ConvLSTM and make_cell(LSTM, 1, 1, **found) != LSTM(1, 1):
+        if cell_class is ConvLSTM and make_cell(LSTM, 1, 1, **found) != LSTM(1, 1):
             shown = ", ".join(f"{name}={short_value(value)}" for name, value in found.items())
             self.error(
                 f"{self.owner} got {shown} with the weights of {cell}",
                 "tanh and sigmoid, because lstm_jax.ConvLSTM has no other activations",
                 "Train with these, or give a list with one entry for each layer.",
             )
-        return {} if kind is ConvLSTM else found
+        return {} if cell_class is ConvLSTM else found
 
     def check(self, layers: int) -> None:
         """Raise ``ValueError`` for an argument that is missing, not used or ambiguous."""

@@ -27,7 +27,7 @@ safetensors.torch.save_file(torch.load({path!r}, weights_only=True), {new!r})"""
 _KERAS = """\
 model = keras.saving.load_model({path!r})
 numpy.savez({new!r}, **{{w.path: w.numpy() for w in model.get_layer(name).weights}})"""
-#: Kinds of files that can hold programs, and the code that converts a trusted one to a kind that cannot.
+#: File formats that can contain programs, and the code that converts a trusted file to another format.
 _OTHER_KINDS = {
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), (_SAFE, ".safetensors")),
     **dict.fromkeys((".h5", ".hdf5", ".keras"), (_KERAS, ".npz")),
@@ -52,10 +52,10 @@ MAX_INFLATION = 64
 def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     """The arrays of a ``.safetensors`` file or of a NumPy archive ``.npz``, or parameters made of them.
 
-    Neither kind can hold a program, and nothing in a file is ever run: archives with pickled objects
-    are refused, and so are files of other kinds, with the lines that convert them. Sizes that a file declares
-    are checked before memory is reserved; the arrays of a compressed archive may take 64 times the size of
-    the file and 16 MiB more.
+    Neither format can contain a program, and nothing in a file is executed. Archives with pickled objects
+    and files in other formats raise an error; for some formats it contains the code that converts them. Sizes
+    that a file declares are checked before memory is reserved. The arrays of a compressed archive may take 64
+    times the size of the file plus 16 MiB.
 
     Args:
         path: a regular file whose name ends in ``.safetensors`` or ``.npz`` and whose content agrees.
@@ -66,7 +66,7 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
         (:func:`lstm_jax.unflatten_params`).
 
     Raises:
-        ValueError: the file is of another kind, damaged, or holds something other than arrays of numbers; or
+        ValueError: the file has another format, is damaged, or contains anything but arrays of numbers; or
             its arrays are not those of ``like``.
         OSError: the file cannot be read.
         ImportError: a ``.safetensors`` file without the package ``safetensors``
@@ -90,12 +90,12 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
     except MemoryError:
         got = f"load got {path.name} of {path.stat().st_size:,} bytes"
         raise value_error(got, "a file that fits into memory", "Load it on a larger machine.") from None
-    found = _kind(data)
+    found = _format_of(data)
     if found != suffix:
         raise value_error(
             f"load got {path.name}, which is no {suffix} file"
             + (f" but {found}" if found is not None else ""),
-            "content of the kind that the name gives",
+            "content in the format that the name gives",
             f"Rename it to end in {found}." if found in (".npz", ".safetensors") else _DAMAGED,
         )
     arrays = (_read_npz if suffix == ".npz" else _read_safetensors)(path.name, data)
@@ -105,8 +105,8 @@ def load(path: str | os.PathLike[str], like: Any = None) -> Any:
 def save(path: str | os.PathLike[str], arrays: Any) -> None:
     """Write parameters, or arrays by name, into a ``.safetensors`` file or a NumPy archive ``.npz``.
 
-    The file appears whole or not at all, and an older file of that name is replaced at once. Equal arrays
-    make equal bytes. What could not be read back equal is refused.
+    The write is atomic: an older file of that name is replaced at once. Equal arrays make equal bytes. Arrays
+    that could not be read back equal are an error.
 
     Args:
         path: where to write; the end of the name decides the format.
@@ -161,8 +161,8 @@ def _suffix(owner: str, path: Path) -> str:
     raise value_error(got, expected, "Choose .safetensors where there are bfloat16 arrays.")
 
 
-def _kind(data: bytes) -> str | None:
-    """The kind of a file by its first bytes."""
+def _format_of(data: bytes) -> str | None:
+    """The format of a file by its first bytes."""
     if len(data) > 8 and data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
         return ".safetensors"
     if data[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
@@ -190,13 +190,13 @@ def _read_npz(file: str, data: bytes) -> dict[str, np.ndarray]:
                     data = stream.read(entry.file_size)
                 found[entry.filename.removesuffix(".npy")] = _read_npy(file, entry, data)
             return found
-    except _Refused:
+    except _LoadError:
         raise
     except Exception as error:  # zipfile, zlib and NumPy's header reader raise many types
         raise _damaged(file, error) from error
 
 
-class _Refused(ValueError):
+class _LoadError(ValueError):
     """An error with a complete message, which :func:`load` raises as it is."""
 
 
@@ -210,31 +210,31 @@ def _check_entries(file: str, entries: list[zipfile.ZipInfo], size: int) -> None
     names = [entry.filename for entry in entries]
     unexpected = [name for name in names if not name.endswith(".npy")]
     if unexpected:
-        raise _refused(
+        raise _load_error(
             f"load got {file} with {listing(unexpected)} inside",
             "nothing but arrays (.npy)",
             "A file of torch.save is an archive too: load('model.pt') raises the code that converts it.",
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise _refused(f"load got {file} with {listing(twice)} twice", "one entry of each name", _DAMAGED)
+        raise _load_error(f"load got {file} with {listing(twice)} twice", "one entry of each name", _DAMAGED)
     if any(entry.flag_bits & 1 for entry in entries):
-        raise _refused(f"load got {file}, which is encrypted", "an archive without a password", _DAMAGED)
+        raise _load_error(f"load got {file}, which is encrypted", "an archive without a password", _DAMAGED)
     if any(entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for entry in entries):
-        raise _refused(
+        raise _load_error(
             f"load got {file} with a compression that NumPy does not write", "stored or deflated", _DAMAGED
         )
     total, limit = sum(entry.file_size for entry in entries), MAX_INFLATION * size + 2**24
     if total > limit:
-        raise _refused(
+        raise _load_error(
             f"load got {file} of {size} bytes, whose arrays take {total} bytes",
             f"at most {limit}, the limit for compressed archives of this size",
             "Save such arrays without compression.",
         )
 
 
-def _refused(got: str, expected: str, hint: str) -> _Refused:
-    return _Refused(str(value_error(got, expected, hint)))
+def _load_error(got: str, expected: str, hint: str) -> _LoadError:
+    return _LoadError(str(value_error(got, expected, hint)))
 
 
 def _read_npy(file: str, entry: zipfile.ZipInfo, data: bytes) -> np.ndarray:
@@ -244,20 +244,22 @@ def _read_npy(file: str, entry: zipfile.ZipInfo, data: bytes) -> np.ndarray:
     version = np.lib.format.read_magic(stream)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     if version not in readers:
-        raise _refused(f"load got {file} with {name} in version {version} of .npy", "1.0 or 2.0", _DAMAGED)
+        raise _load_error(f"load got {file} with {name} in version {version} of .npy", "1.0 or 2.0", _DAMAGED)
     shape, columns_first, dtype = readers[version](stream)
     if dtype.hasobject:
-        raise _refused(f"load got {file} with objects inside", "arrays of numbers", f"Such a file {_RUNS}.")
+        raise _load_error(
+            f"load got {file} with objects inside", "arrays of numbers", f"Such a file {_RUNS}."
+        )
     if dtype.newbyteorder("=") not in _DTYPES.values():
-        raise _refused(
+        raise _load_error(
             f"load got {name} of dtype {dtype} in {file}",
             f"an array of numbers ({_DTYPES_TEXT})",
             "Write bfloat16 arrays as .safetensors.",
         )
-    there = len(data) - stream.tell()
-    if any(size < 0 for size in shape) or prod(shape) * dtype.itemsize != there:
-        raise _refused(
-            f"load got {name} of shape {shorten(str(shape), 80)} with {there} bytes in {file}",
+    remaining = len(data) - stream.tell()
+    if any(size < 0 for size in shape) or prod(shape) * dtype.itemsize != remaining:
+        raise _load_error(
+            f"load got {name} of shape {shorten(str(shape), 80)} with {remaining} bytes in {file}",
             "as many bytes as the shape has",
             _DAMAGED,
         )
@@ -270,9 +272,8 @@ def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
     buffer = BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
-            entry = zipfile.ZipInfo(
-                f"{name}.npy", (1980, 1, 1, 0, 0, 0)
-            )  # a fixed time, so that equal arrays give equal bytes
+            # A fixed time, so that equal arrays give equal bytes.
+            entry = zipfile.ZipInfo(f"{name}.npy", (1980, 1, 1, 0, 0, 0))
             entry.create_system = 3
             with archive.open(entry, "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, array, allow_pickle=False)
@@ -305,7 +306,7 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; raises if a key occurs twice."""
     pairs = list(pairs)
     if len(dict(pairs)) < len(pairs):
-        raise ValueError("a name that stands twice in the header")
+        raise ValueError("a name occurs twice in the header")
     return dict(pairs)
 
 

@@ -176,14 +176,14 @@ def _hidden_size(entries: Entries, gates: str) -> int:
 
 
 def _layer(
-    kind: Any, arrays: dict[str, Any], D: int, H: int, gates: str, cell_options: Mapping[str, Any]
+    cell_class: Any, arrays: dict[str, Any], D: int, H: int, gates: str, cell_options: Mapping[str, Any]
 ) -> UnbuiltLayer:
     """A layer of vectors, from arrays by parameter name; some have one array for each gate."""
 
     def build(arrays: dict[str, Any], dtype: np.dtype, input_shape: None) -> tuple[Any, Any]:
         fields = {n: join_gates(a, gates) if isinstance(a, dict) else a for n, a in arrays.items()}
-        cell = make_cell(kind, D, H, param_dtype=dtype, **cell_options)
-        record: Any = {RNN: RNNParams, GRU: GRUParams, LSTM: LSTMParams}[kind]
+        cell = make_cell(cell_class, D, H, param_dtype=dtype, **cell_options)
+        record: Any = {RNN: RNNParams, GRU: GRUParams, LSTM: LSTMParams}[cell_class]
         return cell, params_for(cell, record(**fields))
 
     return UnbuiltLayer(arrays, build)
@@ -245,14 +245,14 @@ def _read_nnx_dense(entries: Entries, options: Options, layer: int) -> UnbuiltLa
         return None
     if columns == H:
         return _read_simple(entries, options, layer, ("dense_i", "dense_h"), "nnx.SimpleCell")
-    kind, name, bias = (GRU, "a GRUCell", "i") if columns == 3 * H else (LSTM, "an LSTMCell", "h")
+    cell_class, name, bias = (GRU, "a GRUCell", "i") if columns == 3 * H else (LSTM, "an LSTMCell", "h")
     arrays = {
         "w_ih": entries.take("dense_i/kernel", (D, columns)),
         "w_hh": entries.take("dense_h/kernel", (H, columns)),
         "bias": entries.take(f"dense_{bias}/bias", (columns,)),
     }
     entries.done()
-    return _layer(kind, arrays, D, H, "", options.activations(kind, name, layer))
+    return _layer(cell_class, arrays, D, H, "", options.activations(cell_class, name, layer))
 
 
 def _read_conv(entries: Entries, options: Options, layer: int) -> UnbuiltLayer | None:

@@ -85,7 +85,7 @@ def from_keras(
 ) -> tuple[Any, Any]:
     """A network and its parameters from the weights of recurrent Keras layers.
 
-    The kind of cell, its sizes, the directions, biases and, for most GRUs, the form are read from shapes.
+    The type of cell, its sizes, the directions, biases and, for most GRUs, the form are read from shapes.
     Anything else is an argument.
 
     ===================================  ====================================================
@@ -248,33 +248,33 @@ def _read_direction(entries: Entries, bias_ndim: int, options: Options, index: i
         )
         return None
     kernel_size, (H, columns) = recurrent[:-2], recurrent[-2:]
-    kind: Any = ConvLSTM if kernel_size else CELLS[columns // H]
+    cell_class: Any = ConvLSTM if kernel_size else CELLS[columns // H]
     D = entries.size(("kernel", -2)) if len(entries.shape("kernel")) == len(recurrent) else 0
     use_bias = bias_ndim > 0
     layer_norm = any(name in entries for name in NORMS)
-    cell_name = {RNN: "a SimpleRNN", GRU: "a GRU", LSTM: "an LSTM", ConvLSTM: "a ConvLSTM"}[kind]
-    cell_options: dict[str, Any] = options.activations(kind, cell_name, index)
-    if kind is ConvLSTM:
+    cell_name = {RNN: "a SimpleRNN", GRU: "a GRU", LSTM: "an LSTM", ConvLSTM: "a ConvLSTM"}[cell_class]
+    cell_options: dict[str, Any] = options.activations(cell_class, cell_name, index)
+    if cell_class is ConvLSTM:
         cell_options |= {"strides": options.get("strides"), "padding": options.get("padding")}
         options.get("input_shape")
-    if kind is GRU:
+    if cell_class is GRU:
         cell_options["reset_after"] = _reset_after(bias_ndim, options)
     two_biases = cell_options.get("reset_after", False)
     shapes: dict[str, tuple[int, ...]] = {"kernel": (*kernel_size, D, columns), "recurrent_kernel": recurrent}
     if use_bias:
         shapes["bias"] = (2, columns) if two_biases else (columns,)
-    if layer_norm and kind is LSTM:
+    if layer_norm and cell_class is LSTM:
         cell_options["layer_norm"] = "tfa"
         shapes |= {name: (H if name.startswith("state") else columns,) for name in NORMS}
     arrays = {name: entries.take(name, shape) for name, shape in shapes.items()}
     entries.done()
 
     def build(a: dict[str, Any], dtype: np.dtype, input_shape: Any) -> tuple[Any, Any]:
-        if kind is ConvLSTM:
+        if cell_class is ConvLSTM:
             return _conv_lstm(a, D, H, kernel_size, input_shape, dtype, cell_options)
-        norms = layer_norm and kind is LSTM
-        cell = make_cell(kind, D, H, use_bias=use_bias or norms, param_dtype=dtype, **cell_options)
-        return cell, _layer_norm_params(a) if norms else params_for(cell, _params(kind, a))
+        norms = layer_norm and cell_class is LSTM
+        cell = make_cell(cell_class, D, H, use_bias=use_bias or norms, param_dtype=dtype, **cell_options)
+        return cell, _layer_norm_params(a) if norms else params_for(cell, _params(cell_class, a))
 
     return UnbuiltLayer(arrays, build)
 
@@ -321,10 +321,10 @@ def _conv_lstm(
     return cell, ConvLSTMParams(a["kernel"], a["recurrent_kernel"], a.get("bias"))
 
 
-def _params(kind: Any, a: Mapping[str, Any]) -> Any:
+def _params(cell_class: Any, a: Mapping[str, Any]) -> Any:
     w_ih, w_hh, bias = a["kernel"], a["recurrent_kernel"], a.get("bias")
-    if kind is not GRU:
-        return (RNNParams if kind is RNN else LSTMParams)(w_ih, w_hh, bias)
+    if cell_class is not GRU:
+        return (RNNParams if cell_class is RNN else LSTMParams)(w_ih, w_hh, bias)
     w_ih, w_hh = reorder_gates(w_ih, "zrn", "rzn"), reorder_gates(w_hh, "zrn", "rzn")
     if bias is None:
         return GRUParams(w_ih, w_hh)

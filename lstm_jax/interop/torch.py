@@ -59,7 +59,7 @@ def from_torch(
 ) -> tuple[Any, Any]:
     """A network and its parameters from the state dict of ``torch.nn.RNN``, ``LSTM`` or ``GRU``.
 
-    The kind of cell, layers, directions, a projection and biases are read from names and shapes. One layer
+    The type of cell, layers, directions, a projection and biases are read from names and shapes. One layer
     gives the cell itself, both directions ``Bidirectional(cell)``, several layers a ``Stack``. The state
     dicts of ``nn.RNNCell``, ``LSTMCell`` and ``GRUCell``, whose names have no ``_l0``, are read too.
 
@@ -122,7 +122,7 @@ def from_torch(
     flat = flatten_mapping("from_torch", state_dict, ".")
     entries = Entries(faults, _plain_weights(flat, prefix), prefix)
     names = _read_names(entries, _prefixes(flat, prefix))
-    cell_options = options.activations(RNN, "nn.RNN") if names.kind is RNN else {}
+    cell_options = options.activations(RNN, "nn.RNN") if names.cell_class is RNN else {}
     layers = []
     for index, sizes in enumerate(names.sizes):
         suffixes = names.suffixes(index)
@@ -210,7 +210,7 @@ def _weight_norm(g: Any, v: Any) -> Any:
 class _Names(NamedTuple):
     """What names and shapes contain."""
 
-    kind: Any
+    cell_class: Any
     gates: int
     sizes: list[tuple[int, int, int | None]]  # D (0: unknown), H, P of each layer
     both: bool
@@ -278,15 +278,17 @@ def _read(
 
     def build(a: dict[str, Any], dtype: np.dtype, input_shape: None) -> tuple[Any, Any]:
         projection = {} if P is None else {"proj_size": P}
-        cell = make_cell(names.kind, D, H, use_bias=names.bias, param_dtype=dtype, **projection, **options)
+        cell = make_cell(
+            names.cell_class, D, H, use_bias=names.bias, param_dtype=dtype, **projection, **options
+        )
         w_ih, w_hh, bias = a["weight_ih"].T, a["weight_hh"].T, None
-        if names.bias and names.kind is GRU:
+        if names.bias and names.cell_class is GRU:
             ih, hh = split_gates(a["bias_ih"], "rzn"), split_gates(a["bias_hh"], "rzn")
             bias = join_gates({"r": ih["r"] + hh["r"], "z": ih["z"] + hh["z"], "n": ih["n"]}, "rzn")
             return cell, GRUParams(w_ih, w_hh, bias, hh["n"])
         if names.bias:
             bias = a["bias_ih"] + a["bias_hh"]
-        record: Any = {RNN: RNNParams, GRU: GRUParams, LSTM: LSTMParams}[names.kind]
+        record: Any = {RNN: RNNParams, GRU: GRUParams, LSTM: LSTMParams}[names.cell_class]
         params = params_for(cell, record(w_ih, w_hh, bias))
         return cell, params if P is None else params._replace(w_hr=a["weight_hr"].T)
 

@@ -295,13 +295,13 @@ class Pair(BaseCell):
 
     @property
     def affine_recurrence(self) -> bool | None:  # type: ignore[override]
-        """Whether it is True of both cells; None (probe both) if it is unknown for one and False for neither."""
+        """Whether it is True of both cells; None (probe both) if unknown."""
         facts = [cell.affine_recurrence for cell in self.cells]
         return False if False in facts else None if None in facts else True
 
     @property
     def update_reads_params(self) -> bool | None:  # type: ignore[override]
-        """Whether it is True of one cell; None (probe both) if it is unknown for one and True for neither."""
+        """Whether it is True of one cell; None (probe both) if unknown."""
         facts = [cell.update_reads_params for cell in self.cells]
         return True if True in facts else None if None in facts else False
 

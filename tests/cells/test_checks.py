@@ -183,14 +183,14 @@ def _for_each_cell():
         LSTM: lstm_jax.lstm_step,
         GRU: lstm_jax.gru_step,
     }
-    for kind, step in steps.items():
-        cell, name = kind(D, H), kind.__name__
+    for cell_class, step in steps.items():
+        cell, name = cell_class(D, H), cell_class.__name__
         params, carry = zero_params(cell), zeros_like(cell.initial_carry((B,)))
-        other = zero_params(kind(2, H))
+        other = zero_params(cell_class(2, H))
         row = zeros_like(cell.initial_carry())
         yield (
             f"{name}: params of another size",
-            (call(cell, zero_params(kind(D, 5))), name, "w_hh of shape (5, "),
+            (call(cell, zero_params(cell_class(D, 5))), name, "w_hh of shape (5, "),
         )
         yield (
             f"{name}: a step with another cell's params",

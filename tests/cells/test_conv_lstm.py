@@ -205,20 +205,20 @@ def test_one_exported_program_for_all_sizes():
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
 @pytest.mark.usefixtures("quick_compiles")
-@pytest.mark.parametrize("kind", daily([AxisType.Auto, AxisType.Explicit]), ids=str)
+@pytest.mark.parametrize("axis_type", daily([AxisType.Auto, AxisType.Explicit]), ids=str)
 @pytest.mark.parametrize(
     "network", [pytest.param(CELL, id="cell"), pytest.param(NETWORK, id="network", marks=pytest.mark.slow)]
 )
-def test_sharded_rows(network, kind):
+def test_sharded_rows(network, axis_type):
     """Values and gradients; devices exchange only the weights' gradients."""
     given = drawn(network, 8)
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,))
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(axis_type,))
     with jax.set_mesh(mesh):
         placed = [
             jax.device_put(a, NamedSharding(mesh, spec))
             for a, spec in zip(given, (P(), P(None, "data"), P("data")), strict=True)
         ]
-        if kind == AxisType.Explicit:  # unsharded weights work as well
+        if axis_type == AxisType.Explicit:  # unsharded weights work as well
             placed[0] = given[0]
         compiled = jax.jit(gradients_of(network)).lower(*placed).compile()
         (dparams, dxs), (carry, ys) = compiled(*placed)

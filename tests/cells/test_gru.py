@@ -60,7 +60,7 @@ def test_unroll_of_the_variant_without_options_is_that_of_the_gru(implementation
 
 @pytest.mark.usefixtures("x64")
 def test_gates_of_the_variant_without_options_are_those_of_the_gru():
-    plain, variant = (kind(D, H, param_dtype="float64") for kind in (GRU, GRUVariant))
+    plain, variant = (cell_class(D, H, param_dtype="float64") for cell_class in (GRU, GRUVariant))
     params = random_params(plain)
     x, h = random_arrays((B, D), (B, H), dtype=np.float64)
     gates = plain.gates(params, h, x)

@@ -13,12 +13,14 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 KEY = jax.random.key(0)
 GATES = {RNN: 1, LSTM: 4, GRU: 3}
-CELLS = pytest.mark.parametrize("kind", GATES, ids=lambda kind: kind.__name__)
-MOSTLY_LSTM = pytest.mark.parametrize("kind", helpers.daily(GATES, LSTM), ids=lambda kind: kind.__name__)
+CELLS = pytest.mark.parametrize("cell_class", GATES, ids=lambda cell_class: cell_class.__name__)
+MOSTLY_LSTM = pytest.mark.parametrize(
+    "cell_class", helpers.daily(GATES, LSTM), ids=lambda cell_class: cell_class.__name__
+)
 
 
-def by_gate(kind, array):
-    return np.split(np.asarray(array), GATES[kind], axis=-1)
+def by_gate(cell_class, array):
+    return np.split(np.asarray(array), GATES[cell_class], axis=-1)
 
 
 def assert_uniform(values, bound):
@@ -41,29 +43,29 @@ def assert_orthogonal(matrix):
 
 
 @CELLS
-def test_input_weights_are_glorot_uniform_gate_by_gate(kind):
+def test_input_weights_are_glorot_uniform_gate_by_gate(cell_class):
     D, H = 40, 60
-    for gate in by_gate(kind, kind(D, H).init(KEY).w_ih):
+    for gate in by_gate(cell_class, cell_class(D, H).init(KEY).w_ih):
         assert gate.shape == (D, H)
         assert_uniform(gate, np.sqrt(6 / (D + H)))
 
 
 @CELLS
-def test_recurrent_weights_are_orthogonal_gate_by_gate(kind):
-    gates = by_gate(kind, kind(3, 20).init(KEY).w_hh)
+def test_recurrent_weights_are_orthogonal_gate_by_gate(cell_class):
+    gates = by_gate(cell_class, cell_class(3, 20).init(KEY).w_hh)
     for gate in gates:
         assert_orthogonal(gate)
     assert len({gate.tobytes() for gate in gates}) == len(gates)
 
 
 @CELLS
-def test_biases_are_zero_except_for_the_forget_gate(kind):
-    params = kind(3, 5).init(KEY)
-    if kind is LSTM:
+def test_biases_are_zero_except_for_the_forget_gate(cell_class):
+    params = cell_class(3, 5).init(KEY)
+    if cell_class is LSTM:
         assert params.bias.tolist() == [0.0] * 5 + [1.0] * 5 + [0.0] * 10
     else:
-        assert params.bias.tolist() == [0.0] * 5 * GATES[kind]
-    if kind is GRU:
+        assert params.bias.tolist() == [0.0] * 5 * GATES[cell_class]
+    if cell_class is GRU:
         assert params.bias_hn.tolist() == [0.0] * 5
 
 
@@ -80,21 +82,21 @@ def test_the_readout_is_glorot_uniform_with_a_zero_bias():
 
 
 @CELLS
-def test_cells_without_bias(kind):
-    params = kind(3, 5, use_bias=False).init(KEY)
+def test_cells_without_bias(cell_class):
+    params = cell_class(3, 5, use_bias=False).init(KEY)
     assert params.bias is None and getattr(params, "bias_hn", None) is None
     assert Readout(3, 5, use_bias=False).init(KEY).bias is None
     assert GRUVariant(3, 5, reset_after=False).init(KEY).bias_hn is None
 
 
 @CELLS
-def test_a_learned_initial_carry_is_a_parameter_and_initially_zero(kind):
-    cell = kind(3, 5, learn_initial_carry=True)
+def test_a_learned_initial_carry_is_a_parameter_and_initially_zero(cell_class):
+    cell = cell_class(3, 5, learn_initial_carry=True)
     params = cell.init(KEY)
     leaves = jax.tree.leaves(params.initial)
-    assert [leaf.shape for leaf in leaves] == [(5,)] * (2 if kind is LSTM else 1)
+    assert [leaf.shape for leaf in leaves] == [(5,)] * (2 if cell_class is LSTM else 1)
     assert all(not np.any(leaf) for leaf in leaves)
-    assert kind(3, 5).init(KEY).initial is None
+    assert cell_class(3, 5).init(KEY).initial is None
     learned = params._replace(initial=jax.tree.map(lambda a: a + 0.5, params.initial))
     for part in jax.tree.leaves(cell.initial_carry((2, 4), learned)):
         np.testing.assert_array_equal(part, np.full((2, 4, 5), 0.5))
@@ -112,11 +114,11 @@ def test_a_learned_initial_carry_is_a_parameter_and_initially_zero(kind):
     [jax.nn.initializers.constant(0.25), jax.nn.initializers.normal(), jax.nn.initializers.zeros],
     ids=["constant", "normal", "zeros"],
 )
-def test_each_initialiser_affects_only_its_weights(kind, field, initializer):
-    default = kind(3, 20).init(KEY)
-    params = kind(3, 20, **{field: initializer}).init(KEY)
+def test_each_initialiser_affects_only_its_weights(cell_class, field, initializer):
+    default = cell_class(3, 20).init(KEY)
+    params = cell_class(3, 20, **{field: initializer}).init(KEY)
     name = field.removesuffix("_init")
-    forget = np.repeat([0.0, 1.0, 0.0, 0.0], 20) if (kind, name) == (LSTM, "bias") else 0
+    forget = np.repeat([0.0, 1.0, 0.0, 0.0], 20) if (cell_class, name) == (LSTM, "bias") else 0
     value = np.asarray(getattr(params, name)) - forget
     if initializer is jax.nn.initializers.zeros:
         assert not np.any(value)
@@ -212,21 +214,21 @@ def sets_of(network, params):
 
 
 @MOSTLY_LSTM
-def test_torch_weights_are_uniform(kind):
+def test_torch_weights_are_uniform(cell_class):
     H = 64
-    params = torch_init(kind(30, H), KEY)
-    for gate in [*by_gate(kind, params.w_ih), *by_gate(kind, params.w_hh)]:
+    params = torch_init(cell_class(30, H), KEY)
+    for gate in [*by_gate(cell_class, params.w_ih), *by_gate(cell_class, params.w_hh)]:
         assert_uniform(gate, H**-0.5)
 
 
 @MOSTLY_LSTM
-def test_torch_biases_are_the_sum_of_two(kind):
+def test_torch_biases_are_the_sum_of_two(cell_class):
     """The sum has a triangular distribution; a GRU's candidate has two uniform biases."""
     H = 400
-    params = torch_init(kind(1, H, w_hh_init=jax.nn.initializers.zeros), KEY)
+    params = torch_init(cell_class(1, H, w_hh_init=jax.nn.initializers.zeros), KEY)
     bound = H**-0.5
-    biases = by_gate(kind, params.bias)
-    if kind is GRU:
+    biases = by_gate(cell_class, params.bias)
+    if cell_class is GRU:
         assert_uniform(biases.pop(), bound)
         assert_uniform(params.bias_hn, bound)
     for bias in biases:
@@ -252,22 +254,22 @@ def test_a_torch_readout_has_the_distribution_of_linear():
 
 
 @MOSTLY_LSTM
-def test_keras_weights_are_drawn_as_one_matrix_over_all_gates(kind):
+def test_keras_weights_are_drawn_as_one_matrix_over_all_gates(cell_class):
     D, H = 40, 60
-    params = keras_init(kind(D, H), KEY)
-    assert_uniform(params.w_ih, np.sqrt(6 / (D + GATES[kind] * H)))
+    params = keras_init(cell_class(D, H), KEY)
+    assert_uniform(params.w_ih, np.sqrt(6 / (D + GATES[cell_class] * H)))
     assert_orthogonal(params.w_hh)
-    if kind is not RNN:
-        first = by_gate(kind, params.w_hh)[0].astype(np.float64)
+    if cell_class is not RNN:
+        first = by_gate(cell_class, params.w_hh)[0].astype(np.float64)
         assert np.max(np.abs(first @ first.T - np.eye(H))) > 0.1
 
 
 @MOSTLY_LSTM
-def test_keras_biases_are_zero_except_for_the_forget_gate(kind):
-    params = keras_init(kind(3, 2, bias_init=jax.nn.initializers.ones), KEY)
-    expected = {RNN: [0, 0], LSTM: [0, 0, 1, 1, 0, 0, 0, 0], GRU: [0] * 6}[kind]
+def test_keras_biases_are_zero_except_for_the_forget_gate(cell_class):
+    params = keras_init(cell_class(3, 2, bias_init=jax.nn.initializers.ones), KEY)
+    expected = {RNN: [0, 0], LSTM: [0, 0, 1, 1, 0, 0, 0, 0], GRU: [0] * 6}[cell_class]
     assert params.bias.tolist() == expected
-    if kind is GRU:
+    if cell_class is GRU:
         assert params.bias_hn.tolist() == [0, 0]
     readout = keras_init(Readout(40, 60), KEY)
     assert_uniform(readout.w, np.sqrt(6 / 100))

@@ -61,7 +61,7 @@ def test_unroll_of_the_variant_without_options_is_that_of_the_lstm(implementatio
 
 @pytest.mark.usefixtures("x64")
 def test_gates_of_the_variant_without_options_are_those_of_the_lstm():
-    plain, variant = (kind(D, H, param_dtype="float64") for kind in (LSTM, LSTMVariant))
+    plain, variant = (cell_class(D, H, param_dtype="float64") for cell_class in (LSTM, LSTMVariant))
     params = random_params(plain)
     x, h, c = random_arrays((B, D), (B, H), (B, H), dtype=np.float64)
     expected = lstm_gates(params, (h, c), x)

@@ -59,8 +59,8 @@ def test_the_fractions_of_a_minimal_lstm_sum_to_one_also_if_both_gates_underflow
 @pytest.mark.parametrize("implementation", daily(["parallel", "fused", "scan"]))
 @WHICH
 def test_the_candidate_has_slope_one_at_zero_and_a_quarter_below(which, implementation):
-    kind, make, _, _, gates = CELLS[which]
-    cell = kind(1, 1)
+    cell_class, make, _, _, gates = CELLS[which]
+    cell = cell_class(1, 1)
     params = make(w_ih=jnp.zeros((1, gates)).at[0, -1].set(1.0), bias=jnp.zeros(gates))
 
     def h(x):
@@ -77,8 +77,8 @@ def test_the_candidate_has_slope_one_at_zero_and_a_quarter_below(which, implemen
 
 @WHICH
 def test_initial_values(which):
-    kind, _, _, _, gates = CELLS[which]
-    params = kind(50, 40, learn_initial_carry=True).init(jax.random.key(0))
+    cell_class, _, _, _, gates = CELLS[which]
+    params = cell_class(50, 40, learn_initial_carry=True).init(jax.random.key(0))
     assert params.w_ih.shape == (50, gates * 40) and params.bias.shape == (gates * 40,)
     parts = np.split(np.asarray(params.w_ih), gates, axis=1)
     bound = np.sqrt(6 / 90)  # Glorot's, of one gate
@@ -88,7 +88,7 @@ def test_initial_values(which):
     forget = np.zeros_like(params.bias)
     forget[:40] = which == "min_lstm"
     np.testing.assert_array_equal(params.bias, forget)
-    assert kind(3, 2, use_bias=False).init(jax.random.key(0)).bias is None
+    assert cell_class(3, 2, use_bias=False).init(jax.random.key(0)).bias is None
 
 
 def test_forget_bias():
@@ -99,9 +99,11 @@ def test_forget_bias():
 
 @WHICH
 def test_equal_hyperparameters_are_equal_cells(which):
-    kind = CELLS[which][0]
-    assert kind(3, 2, dtype="bfloat16") == kind(np.int64(3), 2, dtype=jnp.bfloat16)
-    assert len({hash(kind(3, 2)), hash(kind(3, 2))}) == 1 and kind(3, 2) != kind(3, 2, use_bias=False)
+    cell_class = CELLS[which][0]
+    assert cell_class(3, 2, dtype="bfloat16") == cell_class(np.int64(3), 2, dtype=jnp.bfloat16)
+    assert len({hash(cell_class(3, 2)), hash(cell_class(3, 2))}) == 1 and cell_class(3, 2) != cell_class(
+        3, 2, use_bias=False
+    )
 
 
 # --- low precision ------------------------------------------------------------------------------
@@ -124,9 +126,9 @@ def test_low_precision(which, compute, implementation):
 @WHICH
 @pytest.mark.parametrize("given", ["float16", "bfloat16", "float32"])
 def test_step_returns_the_dtypes_of_the_given_carry(which, given):
-    kind, _, step, _, _ = CELLS[which]
+    cell_class, _, step, _, _ = CELLS[which]
     for compute in (None, "bfloat16"):
-        cell = kind(3, 2, dtype=compute)
+        cell = cell_class(3, 2, dtype=compute)
         params, carry = cell.init(jax.random.key(0)), jnp.zeros((2, 2), given)
         for f in (cell.step, step):
             results = jax.eval_shape(f, params, carry, jnp.ones((2, 3)))
@@ -163,10 +165,10 @@ def test_errors_of_parameters(which, change, words):
 @WHICH
 @pytest.mark.parametrize("in_a_cell", [False, True])
 def test_errors_of_steps(which, in_a_cell):
-    kind, make, free_step, _, gates = CELLS[which]
-    cell = kind(3, 2)
+    cell_class, make, free_step, _, gates = CELLS[which]
+    cell = cell_class(3, 2)
     params, step = cell.init(jax.random.key(0)), cell.step if in_a_cell else free_step
-    name = f"{kind.__name__}.step" if in_a_cell else free_step.__name__
+    name = f"{cell_class.__name__}.step" if in_a_cell else free_step.__name__
     cases = [
         ((params, STATE, X[:, :2]), "x of shape (4, 2)" if in_a_cell else "shape (..., 3)"),
         ((params, STATE, X.astype(int)), "x of dtype int64"),
@@ -174,8 +176,11 @@ def test_errors_of_steps(which, in_a_cell):
         ((params, STATE[0], X), f"{name} got h of shape (2,)"),
         ((params, (STATE, STATE), X), f"{name} got a carry of 2 parts"),
         ((params, STATE.astype(int), X), f"{name} got h of dtype int64"),
-        ((GRU(3, 2).init(jax.random.key(0)), STATE, X), f"type GRUParams; expected {kind.__name__}Params"),
-        ((tuple(params), STATE, X), f"type tuple; expected {kind.__name__}Params"),
+        (
+            (GRU(3, 2).init(jax.random.key(0)), STATE, X),
+            f"type GRUParams; expected {cell_class.__name__}Params",
+        ),
+        ((tuple(params), STATE, X), f"type tuple; expected {cell_class.__name__}Params"),
         ((make(jnp.zeros((3, gates * 2 + 1)), jnp.zeros(gates * 2)), STATE, X), "w_ih of shape"),
     ]
     for arguments, words in cases:
@@ -186,17 +191,19 @@ def test_errors_of_steps(which, in_a_cell):
 
 @WHICH
 def test_other_errors(which):
-    kind = CELLS[which][0]
+    cell_class = CELLS[which][0]
     for build in (
-        lambda: kind(0, 2),
-        lambda: kind(3, 2.5),
-        lambda: kind(3, 2, dtype="int8"),
-        lambda: kind(3, 2, w_ih_init=None),
-        lambda: kind(3, 2).init(0),
-        lambda: kind(3, 2, learn_initial_carry=True).initial_carry((4,)),
-        lambda: kind(3, 2).initial_carry(4),
-        lambda: lstm_jax.torch_init(kind(3, 2), jax.random.key(0)),
-        lambda: lstm_jax.unroll(kind(3, 2), kind(3, 2).init(jax.random.key(0)), SEQUENCE[..., :2]),
+        lambda: cell_class(0, 2),
+        lambda: cell_class(3, 2.5),
+        lambda: cell_class(3, 2, dtype="int8"),
+        lambda: cell_class(3, 2, w_ih_init=None),
+        lambda: cell_class(3, 2).init(0),
+        lambda: cell_class(3, 2, learn_initial_carry=True).initial_carry((4,)),
+        lambda: cell_class(3, 2).initial_carry(4),
+        lambda: lstm_jax.torch_init(cell_class(3, 2), jax.random.key(0)),
+        lambda: lstm_jax.unroll(
+            cell_class(3, 2), cell_class(3, 2).init(jax.random.key(0)), SEQUENCE[..., :2]
+        ),
     ):
         with pytest.raises(ValueError, match="; expected "):
             build()

@@ -53,7 +53,7 @@ NOISY = {
     "all": Zoneout(
         CandidateDropout(VariationalDropout(WeightDrop(CELL, 0.5), inputs=0.2, recurrent=0.2), 0.5), rates=0.3
     ),
-    "all_the_other_way": WeightDrop(
+    "all_reversed": WeightDrop(
         VariationalDropout(CandidateDropout(Zoneout(CELL, rates=0.3), 0.5, mask="sequence"), inputs=0.2), 0.5
     ),
     "leaky": LeakyRNN(D, H, noise=0.5, **WIDE),
@@ -172,13 +172,13 @@ def test_without_a_key_there_is_no_noise(name):
     """The results are those of the wrapped cell, except for Zoneout, which then uses its expectation."""
     cell = NOISY[name]
     params, xs = arguments(cell)
-    quiet = unroll(cell, params, xs)
-    assert_same(quiet, unroll(cell, params, xs, implementation="auto", start=5))
+    noiseless = unroll(cell, params, xs)
+    assert_same(noiseless, unroll(cell, params, xs, implementation="auto", start=5))
     inside, zoned = cell, False
     while hasattr(inside, "cell"):
         zoned |= isinstance(inside, Zoneout)
         inside = inside.cell
-    same = np.allclose(quiet[1], unroll(inside, params, xs)[1], rtol=1e-12)
+    same = np.allclose(noiseless[1], unroll(inside, params, xs)[1], rtol=1e-12)
     assert same != zoned
 
 
@@ -247,15 +247,15 @@ def test_batches_and_sequences_of_any_shape(shape):
 
 
 @pytest.mark.parametrize(
-    "kind", helpers.daily([AxisType.Auto, AxisType.Explicit]), ids=lambda kind: kind.name
+    "axis_type", helpers.daily([AxisType.Auto, AxisType.Explicit]), ids=lambda axis_type: axis_type.name
 )
-def test_noise_does_not_depend_on_sharding(kind):
+def test_noise_does_not_depend_on_sharding(axis_type):
     """Rows on four devices have the noise of one device."""
     cell = NOISY["all"]
     params, _ = arguments(cell)
     xs = np.random.default_rng(1).normal(size=(T, 8, D))
     expected = unroll(cell, params, xs, key=KEY)[1]
-    mesh = jax.make_mesh((4,), ("rows",), axis_types=(kind,))
+    mesh = jax.make_mesh((4,), ("rows",), axis_types=(axis_type,))
     with jax.set_mesh(mesh):
         sharded = jax.device_put(xs, NamedSharding(mesh, PartitionSpec(None, "rows")))
         run = jax.jit(lambda params, xs: unroll(cell, params, xs, key=KEY)[1])
