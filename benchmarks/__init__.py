@@ -1,1 +1,1 @@
-"""Speed and memory of this library beside other libraries. See ``python -m benchmarks --help``."""
+"""Speed and memory of this library, compared with other libraries. See ``python -m benchmarks --help``."""

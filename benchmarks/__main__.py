@@ -85,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=(*PEERS, "all", "none"),
         default=["all"],
         metavar="PEER",
-        help=f"{', '.join(PEERS)}, all or none, beside the plain scan (default: all that are installed)",
+        help=f"{', '.join(PEERS)}, all or none, compared with the plain scan (default: all installed)",
     )
     add(
         "--parts",
@@ -100,7 +100,7 @@ def make_parser() -> argparse.ArgumentParser:
         choices=NAMES,
         default=[],
         metavar="NAME",
-        help=f'implementations to measure beside "auto": {", ".join(NAMES)}',
+        help=f'implementations to measure in addition to "auto": {", ".join(NAMES)}',
     )
     add("--without", nargs="+", default=[], metavar="NAME", help="names of contestants to leave out")
     add("--rounds", type=int, default=11, help="(default: %(default)s)")

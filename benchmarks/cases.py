@@ -75,7 +75,7 @@ RAGGED = (Case(32, 100, 128, 128, ragged=True),)
 ENSEMBLE = (Case(16, 50, 32, 64, ensemble=8),)
 STREAMING = (Case(1, 1, 128, 128, streaming=True), Case(32, 1, 128, 128, streaming=True))
 
-#: Groups of cases that ``--cases`` accepts beside sizes.
+#: Groups of cases that ``--cases`` accepts in addition to sizes.
 NAMED = {
     "core": CORE,
     "stack": STACK,

@@ -347,7 +347,7 @@ QUICK_CASES = {
     "cases-wide": (Case(2, 4, 3, 3, layers=2),),
     "cases-batch": (Case(2, 4, 3, 3, cell="GRU", resets=0.1),),
 }
-#: Steps per loop body, beside 1. The last one is also measured in TF32 and float16.
+#: Steps per loop body, in addition to 1. The last one is also measured in TF32 and float16.
 STEPS = (4, 16, 8)
 
 

@@ -1,4 +1,4 @@
-"""Time against memory: each ``checkpoint`` policy beside the plain scan, and very long sequences."""
+"""Time against memory: each ``checkpoint`` policy and the plain scan, and very long sequences."""
 
 from __future__ import annotations
 

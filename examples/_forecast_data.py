@@ -188,7 +188,7 @@ def table(rows: Sequence[Mapping[str, Any]], series: Series) -> str:
         f"{'ahead':>7} |    MAE     MASE  |    MAE     MASE  |  80 %   95 %  (forecasts)",
     ]
     for row in rows:
-        lstm, naive = (f"{row[f'{who}mae']:8.3g} {row[f'{who}mase']:7.3f}" for who in ("", "naive_"))
+        lstm, naive = (f"{row[f'{prefix}mae']:8.3g} {row[f'{prefix}mase']:7.3f}" for prefix in ("", "naive_"))
         inside = "  ".join(f"{100 * row[f'inside_{coverage:.0%}']:3.0f} %" for coverage in COVERAGES)
         lines.append(f"{row['horizon']:>7} | {lstm}  | {naive}  | {inside}  ({row['forecasts']})")
     return "\n".join(lines) + f"\nMAE in {series.unit}"

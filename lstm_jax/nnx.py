@@ -354,7 +354,7 @@ class Recurrent(Parameters):
             seq_lengths, mask, resets, checkpoint, truncate, start, return_carries, implementation:
                 as in :func:`lstm_jax.unroll` (``lengths``). ``mask`` and ``resets`` have the shape of
                 ``inputs`` without features.
-            reset_to: what a restart goes back to: carries with a time axis where ``inputs`` have theirs, as
+            reset_to: what a restart goes back to: carries with the time axis of ``inputs``, as
                 ``return_carries`` returns them. With both directions, a pair.
             reverse: run from the last valid step to the first; outputs stay aligned with the inputs.
             keep_order: as in :class:`Recurrent`.

@@ -224,9 +224,9 @@ def test_networks_share_signatures():
 
 
 def test_explain_takes_what_unroll_takes():
-    ours, theirs = (inspect.signature(f).parameters for f in (lstm_jax.explain, lstm_jax.unroll))
-    assert {name: (p.kind, p.default) for name, p in ours.items()} == {
-        name: (p.kind, p.default) for name, p in theirs.items()
+    of_explain, of_unroll = (inspect.signature(f).parameters for f in (lstm_jax.explain, lstm_jax.unroll))
+    assert {name: (p.kind, p.default) for name, p in of_explain.items()} == {
+        name: (p.kind, p.default) for name, p in of_unroll.items()
     }
 
 

@@ -49,17 +49,17 @@ def build(case: Case, problem: Problem, mode: str, setting: Setting) -> Callable
     def tensor(array: Any, **options: Any) -> Any:
         return torch.tensor(np.asarray(array, np.float32), dtype=dtype, device=device, **options)
 
-    def member(array: Any, index: int) -> Any:
+    def of_network(array: Any, index: int) -> Any:
         return array[index] if case.ensemble else array
 
     train = mode != MODES[0]
     count = max(1, case.ensemble)
     modules = [
-        make_module(torch, case, jax.tree.map(lambda a, m=m: member(a, m), problem.params), tensor)
+        make_module(torch, case, jax.tree.map(lambda a, m=m: of_network(a, m), problem.params), tensor)
         for m in range(count)
     ]
-    xs = [tensor(member(problem.xs, m), requires_grad=train) for m in range(count)]
-    loss_weights = [tensor(member(problem.weights, m)) for m in range(count)]
+    xs = [tensor(of_network(problem.xs, m), requires_grad=train) for m in range(count)]
+    loss_weights = [tensor(of_network(problem.weights, m)) for m in range(count)]
     lengths = torch.tensor(np.asarray(problem.more), dtype=torch.int64) if case.ragged else None
     carry = tuple(tensor(a) for a in problem.more) if case.streaming else None
 

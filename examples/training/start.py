@@ -58,7 +58,7 @@ def keep_freed_memory() -> bool:
 
 
 def _is_program() -> bool:
-    """Whether Python was started with one of the programs beside this package."""
+    """Whether Python was started with one of the programs next to this package."""
     file = getattr(sys.modules["__main__"], "__file__", None)
     return file is not None and Path(file).resolve().parent == Path(__file__).resolve().parents[1]
 

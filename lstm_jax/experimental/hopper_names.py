@@ -19,7 +19,7 @@ from lstm_jax._types import Array
 INTERPRETER = getattr(plgpu, "InterpretGPUParams", None)
 
 _index = inspect.signature(plgpu.load).parameters.get("idx")
-#: Before jax 0.11, a load requires an index beside the reference.
+#: Before jax 0.11, a load requires an index in addition to the reference.
 _INDEX = [()] if _index is not None and _index.default is inspect.Parameter.empty else []
 #: Since jax 0.12, a store has an option that makes a memory bank conflict an error.
 _store: Any = getattr(plgpu, "store", None)

@@ -222,7 +222,7 @@ def _by_last_name(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         variables[name] = array
     if len(found) > 1 and "" in found:
         raise value_error(
-            f"from_keras got {listing(found[''])} beside the weights of two directions",
+            f"from_keras got {listing(found[''])} in addition to the weights of two directions",
             "the weights of one layer",
             "Pass several layers as a list, one mapping for each.",
         )

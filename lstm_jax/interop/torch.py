@@ -85,7 +85,7 @@ def from_torch(
       ``weight_hh_l0_g`` and ``weight_hh_l0_v``): the weight is g v / ||v||, with the norm over the axes that
       g does not have;
     - weight drop of AWD-LSTM and fastai (``weight_hh_l0_raw``): this is the weight without dropout. A
-      ``weight_hh_l0`` beside it is ignored, because it may hold the values of one training step.
+      ``weight_hh_l0`` next to it is ignored, because it may hold the values of one training step.
       :class:`lstm_jax.WeightDrop` applies the dropout here.
 
     All others raise an error.

@@ -106,8 +106,8 @@ def test_the_files_contain_machine_versions_and_options(quick):
         assert name in about
     assert about["options"]["peers"] == "['none']"
     assert "cpu" in path.name and "float32" in path.name and about["date"][:10] in path.name
-    beside = {other.name.removeprefix(path.stem) for other in path.parent.iterdir()}
-    assert beside == {".json", ".md", "-ratios.png", "-curves.png", "-memory.png"}
+    suffixes = {other.name.removeprefix(path.stem) for other in path.parent.iterdir()}
+    assert suffixes == {".json", ".md", "-ratios.png", "-curves.png", "-memory.png"}
     for picture in path.parent.glob("*.png"):
         assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 10_000
     for case in QUICK:
@@ -303,7 +303,7 @@ def test_the_first_call_after_a_spinning_contestant_is_discarded():
     assert counted == [*"atbtbabat"]
     for (before, _), (name, counts) in pairwise(order):
         if before == "t":
-            assert not counts, "a call beside spinning threads was counted"
+            assert not counts, "a call during spinning threads was counted"
         elif not counts:
             raise AssertionError(f"{name} was discarded without need")
     assert sum(not counts for _, counts in order) == 2  # no call follows the last round

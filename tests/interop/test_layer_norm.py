@@ -1,6 +1,6 @@
 """Layer-normalised LSTMs of TensorFlow Addons and Haste, against NumPy transcriptions of their equations.
 
-Neither package installs beside current versions of NumPy and JAX.
+Neither package can be installed with current versions of NumPy and JAX.
 """
 
 import jax

@@ -244,7 +244,9 @@ def test_keras_weights_by_name():
     _, both = from_keras(nested, merge="sum")
     same_bits(both.backward, expected)
     same_bits(both.forward.bias, expected.bias + 1)
-    assert "beside the weights of two directions" in error_of(from_keras, {**nested, "kernel": arrays[0]})
+    assert "in addition to the weights of two directions" in error_of(
+        from_keras, {**nested, "kernel": arrays[0]}
+    )
     _, layers = from_keras([named, [arange(2, 8), arange(2, 8), arange(8)]])
     same_bits(layers[0], expected)
 

@@ -23,7 +23,7 @@ NODE_BYTES, TRACED_BYTES = 1 << 12, 1 << 5
 #: The largest number of random elements for one input of the model.
 PROBE_ELEMENTS = 1 << 18
 #: Bytes that one node counts at least where a model has functions. The functions, once expanded, may have as
-#: many bytes as may be computed, beside those of the nodes in the file.
+#: many bytes as may be computed, in addition to those of the nodes in the file.
 FUNCTION_NODE_BYTES = 1 << 10
 #: The deepest nesting of function calls.
 FUNCTION_DEPTH = 100
