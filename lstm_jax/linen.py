@@ -475,7 +475,7 @@ class LSTM(_LayersBase, _LSTMAttributes):
         dropout: rate at which features between two layers are dropped.
         time_major, return_carry, reverse, keep_order, unroll, deterministic: as in :class:`Recurrent`.
 
-    The others are the options of the cell, as in :class:`LSTMCell`.
+    The other attributes are the options of the cell, as in :class:`LSTMCell`.
 
     >>> model = LSTM(8, num_layers=2, bidirectional=True)
     >>> ys, variables = model.init_with_output(jax.random.key(0), jnp.ones((4, 10, 3)))

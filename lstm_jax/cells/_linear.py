@@ -16,7 +16,7 @@ from lstm_jax._types import Array, DType, promote, state_dtype
 
 
 def matmul(x: Array, w: Array, dtype: DType | None = None) -> Array:
-    """``x w`` with factors in ``dtype`` (default: what x and w promote to) and sums in float32 or wider."""
+    """``x w`` with factors in ``dtype`` (default: the promoted dtype) and sums in float32 or wider."""
     dtype = promote(x.dtype, w.dtype) if dtype is None else dtype
     x, w = x.astype(dtype), w.astype(dtype)
     rows = x.shape[:-1]

@@ -96,8 +96,8 @@ class IndRNN(VectorCell):
             2 by \|u\| <= 2^(1/T), in ``init`` and during training. To do so, apply ``jnp.clip`` to
             ``params.w_hh`` in the training loop.
         param_dtype: dtype of the parameters.
-        dtype: dtype of x W, of h and of the outputs. None: what parameters and inputs promote to. Sums and f
-            are float32 or wider.
+        dtype: dtype of x W, of h and of the outputs. None: the promoted dtype of parameters and inputs. Sums
+            and f are float32 or wider.
 
     Raises:
         ValueError: a size is not a positive integer, or a dtype is not floating.

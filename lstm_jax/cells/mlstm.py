@@ -248,8 +248,8 @@ class MLSTM(BaseCell):
             times with (D, H), w_gates_init twice with (D, heads), bias_init four times with (H,) and twice
             with (heads,).
         param_dtype: dtype of the parameters.
-        dtype: dtype of the matrix products and of the outputs. None: what parameters and inputs promote to.
-            Under bfloat16 or float16, gates, carry and all sums are float32.
+        dtype: dtype of the matrix products and of the outputs. None: the promoted dtype of parameters and
+            inputs. Under bfloat16 or float16, gates, carry and all sums are float32.
 
     Raises:
         ValueError: a size is not a positive integer, heads do not divide H, ``forget_gate`` is another name,

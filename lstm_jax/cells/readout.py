@@ -40,7 +40,7 @@ class Readout(BaseCell):
         use_bias: whether there is a bias b.
         w_init, bias_init: functions as in ``jax.nn.initializers``, called with (H, O) and (O,).
         param_dtype: dtype of the parameters.
-        dtype: dtype of the product and of the output. None: what parameters and inputs promote to.
+        dtype: dtype of the product and of the output. None: the promoted dtype of parameters and inputs.
 
     Raises:
         ValueError: a size is not a positive integer, or a dtype is not floating.

@@ -236,7 +236,7 @@ def build_layers(
     Args:
         owner: the function to name in messages.
         layers: from the first to the last.
-        dtype: of the parameters; None: what all arrays promote to.
+        dtype: of the parameters; None: the promoted dtype of all arrays.
         input_shape: of the first layer, where it is a convolution; the next reads the outputs of the first.
     """
     layers = list(layers)

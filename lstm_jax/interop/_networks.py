@@ -93,7 +93,7 @@ def join_directions(directions: Sequence[UnbuiltLayer | None], merge: str = "con
     return UnbuiltLayer((forward.arrays, backward.arrays), build)
 
 
-# --- options that weights do not hold -----------------------------------------------------------
+# --- options that weights do not determine -----------------------------------------------------------
 
 
 class Options:
@@ -115,13 +115,13 @@ class Options:
         return self.given[name]
 
     def require(self, name: str, cell: str, example: str) -> None:
-        """An argument must be given."""
+        """Record an error if an argument is not given."""
         if self.get(name) is None:
             self.missing(name, cell, example)
 
     def missing(self, name: str, cell: str, example: str) -> None:
         """Record the error for a missing argument."""
-        got = f"{self.owner} got the weights of {cell}, which do not hold its {name}"
+        got = f"{self.owner} got the weights of {cell}, which do not contain its {name}"
         self.error(got, f"{name} as an argument", f"Pass {name}={example}.")
 
     def error(self, got: str, expected: str, hint: str) -> None:
@@ -171,7 +171,7 @@ class Options:
         if unused:
             raise value_error(
                 f"{self.owner} got {', '.join(f'{name}={short_value(self.given[name])}' for name in unused)}",
-                "only arguments that these weights leave open",
+                "only arguments that these weights do not determine",
                 f"Leave out: {', '.join(unused)}.",
             )
         for name in ("activation", "recurrent_activation"):
@@ -194,7 +194,7 @@ class Options:
             )
 
 
-# --- taking a network apart ---------------------------------------------------------------------
+# --- the layers of a network ----------------------------------------------------------------------
 
 
 class Direction(NamedTuple):
@@ -226,7 +226,7 @@ def flatten_layers(
 ) -> list[Layer]:
     """The layers of a network; raises if ``target`` cannot represent all of it.
 
-    A stack inside a stack gives its layers one by one.
+    The layers of a stack inside a stack are returned one by one.
 
     Args:
         owner: the function to name in messages.

@@ -74,8 +74,8 @@ def from_cudnn(
 def to_cudnn(network: Any, params: Any) -> Any:
     """The weights that ``jax.experimental.rnn.lstm`` takes, from a network and its parameters.
 
-    The opposite of :func:`from_cudnn`, which returns every parameter to the bit. The second of the two
-    biases is 0. cuDNN itself reads float32 only.
+    The inverse of :func:`from_cudnn`, bit for bit. The second of the two biases is 0. cuDNN itself reads
+    float32 only.
 
     Args:
         network: an ``LSTM`` with bias, a ``Bidirectional`` of one, or a ``Stack`` of equal ones.

@@ -37,7 +37,7 @@ def from_equinox(
     Args:
         fields: the fields of a cell by their names, NumPy or JAX arrays; or a list of these, one for each
             layer. ``input_size``, ``hidden_size`` and ``use_bias`` are ignored.
-        dtype: of the parameters; None: what the arrays promote to.
+        dtype: of the parameters; None: the promoted dtype of the arrays.
 
     Returns:
         ``(network, params)``, for ``lstm_jax.unroll(network, params, xs)``.
@@ -94,7 +94,7 @@ def _read(faults: Faults, fields: Any, where: str) -> UnbuiltLayer | None:
 def to_equinox(network: Any, params: Any) -> Any:
     """The arrays of an Equinox cell; the inverse of :func:`from_equinox`, which has the table.
 
-    Exact to the bit. The arrays go into a cell that was made with the same sizes and ``use_bias``::
+    The conversion is exact. The arrays go into a cell that was made with the same sizes and ``use_bias``::
 
         new = to_equinox(cell, params)
         module = eqx.tree_at(lambda c: [getattr(c, name) for name in new], module, list(new.values()))

@@ -80,7 +80,7 @@ def from_flax(
     ========================================  ==========================  ====================================
 
     The carry of Flax's LSTMs is (c, h), here it is (h, c). Flax's ConvLSTMCell has two biases and adds 1 to
-    the forget gate at every step; here the bias is the sum of all three. Weights do not hold a merge_fn,
+    the forget gate at every step; here the bias is the sum of all three. Weights do not contain a merge_fn,
     strides, padding or ``residual=True``: Flax's defaults are assumed.
 
     Args:
@@ -93,7 +93,7 @@ def from_flax(
         recurrent_activation: Flax's gate_fn of an LSTM or GRU, likewise. None: sigmoid.
         input_shape: only for a ConvLSTMCell, and required there: (\*space, C); for a list that of the first
             layer.
-        dtype: of the parameters; None: what the arrays promote to.
+        dtype: of the parameters; None: the promoted dtype of the arrays.
 
     Returns:
         ``(network, params)``, for ``lstm_jax.unroll(network, params, xs)``.
@@ -277,11 +277,12 @@ _READERS: dict[str, Callable[[Entries, Options, int], UnbuiltLayer | None]] = {
 def to_flax(network: Any, params: Any, *, api: str, optimized: bool = False) -> Any:
     """The parameters of a Flax cell; the inverse of :func:`from_flax`, which has the table.
 
-    The weights do not hold activations. Pass the cell's ``activation`` to Flax's cell as its activation_fn,
-    and ``recurrent_activation`` as its gate_fn. Zeros are written where Flax's cell has a bias and the
+    The weights do not contain activations. Pass ``activation`` to Flax's cell as its activation_fn, and
+    ``recurrent_activation`` as its gate_fn. Zeros are written where Flax's cell has a bias and the
     network has none. An nnx.GRUCell has no bias inside the reset gate's product, so it takes only
     parameters whose ``bias_hn`` is None. A ConvLSTMCell must have its default strides and padding; the bias
-    of its hh subtracts the 1 that the cell adds to the forget gate. All is exact to the bit, both ways.
+    of its hh subtracts the 1 that the cell adds to the forget gate. Both
+    conversions are exact.
 
     Args:
         network: ``LSTM``, ``GRU``, ``RNN``, ``ConvLSTM``, an ``LSTMVariant`` or ``GRUVariant`` that differs

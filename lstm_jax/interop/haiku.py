@@ -67,7 +67,7 @@ def from_haiku(
             ``("lstm", "lstm_1")``, because the mapping does not give their order.
         input_shape: only for a convolutional core, and required there: (\*space, C); for a stack that of its
             first layer.
-        dtype: of the parameters; None: what the arrays promote to.
+        dtype: of the parameters; None: the promoted dtype of the arrays.
 
     Returns:
         ``(network, params)``, for ``lstm_jax.unroll(network, params, xs)``.
@@ -222,7 +222,7 @@ def to_haiku(network: Any, params: Any, *, scope: str = "") -> dict[str, dict[st
     Haiku has one GRU, which resets h before the product, and one simple network, whose activation is
     ``jax.nn.relu``. Its gated cores have tanh and sigmoid only.
 
-    All is exact to the bit, with one exception. Haiku's LSTM adds 1 to the forget gate, so its bias is
+    The conversions are exact, with one exception. Haiku's LSTM adds 1 to the forget gate, so its bias is
     b_f - 1. Where b_f is 0.5 or more (``init`` gives 1) this is exact, and the way back returns b_f.
     Elsewhere it is the nearest float, off by at most half a unit in the last place of b_f - 1 (6e-8 in
     float32 for b_f between -1 and 0.5), as much as Haiku's own addition rounds at every step. The

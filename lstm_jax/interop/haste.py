@@ -34,10 +34,10 @@ def from_haste(weights: Mapping[str, Any], *, dtype: DType | None = None) -> tup
     Args:
         weights: names to arrays: ``layer.state_dict()`` of haste_pytorch, or what
             ``layer.fw_layer.get_weights()`` of haste_tf returns (``bw_layer`` for the backward direction).
-        dtype: of the parameters; None: what the arrays promote to.
+        dtype: of the parameters; None: the promoted dtype of the arrays.
 
     Returns:
-        ``(cell, params)``; all leaves are JAX arrays with memory of their own.
+        ``(cell, params)``; all leaves are JAX arrays that share no memory with the weights.
 
     Raises:
         ValueError: entries are missing, unexpected or of the wrong shape; all are listed.

@@ -98,7 +98,7 @@ def from_keras(
     ... of a GRU, (2, 3H)                the sum for r and z; n keeps two, ``bias`` and ``bias_hn``
     ``ConvLSTM``: (*kernel, C, 4F)       the same
     ``forward_..``, ``backward_..``      ``BidirectionalParams``
-    ``return_sequences`` and the like    not in the weights: ``unroll`` returns all outputs and the carry
+    ``return_sequences`` etc.            not in the weights: ``unroll`` returns all outputs and the carry
     ===================================  ====================================================
 
     ``LayerNormLSTMCell`` of TensorFlow Addons becomes ``LSTMVariant(layer_norm="tfa")``, which has the
@@ -128,10 +128,10 @@ def from_keras(
         input_shape: only for a ``ConvLSTM``, and required there: (*space, C), channels last.
         strides: of a ``ConvLSTM``'s input convolution; None: all 1, as in Keras.
         padding: only for a ``ConvLSTM``, and required there: ``"valid"`` (Keras' default) or ``"same"``.
-        dtype: of the parameters; None: what the arrays promote to.
+        dtype: of the parameters; None: the promoted dtype of the arrays.
 
     Returns:
-        ``(network, params)``; all leaves are JAX arrays with memory of their own.
+        ``(network, params)``; all leaves are JAX arrays that share no memory with the weights.
 
     Raises:
         ValueError: entries are missing, unexpected or of the wrong shape (all are listed); an argument is
@@ -287,7 +287,7 @@ def _reset_after(bias_ndim: int, options: Options) -> bool:
     if not isinstance(value, bool):
         options.error(
             f"from_keras got reset_after={value!r} with a GRU without bias",
-            "True or False, which the weights do not hold",
+            "True or False, which the weights do not determine",
             "Keras' default is reset_after=True.",
         )
     return bool(value)
@@ -300,7 +300,7 @@ def _conv_lstm(
     if shape is None or not isinstance(padding, str) or padding.upper() not in ("SAME", "VALID"):
         raise value_error(
             f"from_keras got input_shape={shape!r}, padding={padding!r} with weights of a ConvLSTM",
-            "both, because weights do not hold them: input_shape (*space, C), padding 'valid' or 'same'",
+            "both, because weights do not determine them: input_shape (*space, C), padding 'valid' or 'same'",
             "Keras' default padding is 'valid'.",
         )
     if not isinstance(shape, (tuple, list)) or not shape or shape[-1] != C:
@@ -344,12 +344,12 @@ def _layer_norm_params(a: Mapping[str, Any]) -> LSTMVariantParams:
 def to_keras(network: Any, params: Any) -> list[Any]:
     """What ``set_weights`` of a Keras layer takes, from a network and its parameters.
 
-    The opposite of :func:`from_keras`, which returns every parameter to the bit. A cell gives the list of
-    its layer; a ``Bidirectional`` that of ``keras.layers.Bidirectional``; a ``Stack`` one list for each
-    layer. Of the two biases of a GRU with ``reset_after=True`` the second is 0 except for ``bias_hn``: the
-    same outputs, but training differs, because Keras updates both.
+    The inverse of :func:`from_keras`, bit for bit. For a cell, the result is the list of its layer; for a
+    ``Bidirectional``, that of ``keras.layers.Bidirectional``; for a ``Stack``, one list for each layer. Of the
+    two biases of a GRU with ``reset_after=True`` the second is 0 except for ``bias_hn``: the outputs are the
+    same, but training differs, because Keras updates both.
 
-    The weights do not hold everything. Construct the Keras layer with the cell's ``activation`` and
+    The weights do not determine the whole layer. Construct the Keras layer with the cell's ``activation`` and
     ``recurrent_activation``, ``reset_after``, strides and padding, and a ``merge_mode`` as the network's.
 
     Args:
@@ -364,7 +364,7 @@ def to_keras(network: Any, params: Any) -> list[Any]:
     Raises:
         ValueError: Keras cannot represent the network: projections, peepholes, coupled gates, ablations,
             heads, clips, layer normalisation, learned initial carries, regularised cells, residual or skip
-            connections, a readout inside. Or parameters do not fit. All is listed.
+            connections, a readout inside. Or parameters do not fit. The message lists all of these.
 
     >>> import lstm_jax
     >>> cell = lstm_jax.GRU(input_size=3, hidden_size=2)

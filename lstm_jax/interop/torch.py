@@ -96,7 +96,7 @@ def from_torch(
         activation: of ``nn.RNN`` alone, and required there: ``"tanh"``, ``"relu"`` or a function.
         prefix: the beginning of the names where the network is part of a larger module,
             ``"encoder.lstm."``; entries with other names are ignored.
-        dtype: of the parameters; None: what the arrays promote to.
+        dtype: of the parameters; None: the promoted dtype of the arrays.
 
     Returns:
         ``(network, params)``; all leaves are JAX arrays that share no memory with the tensors.
@@ -301,10 +301,9 @@ def _read(
 def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
     """The state dict that ``torch.nn.RNN``, ``LSTM`` or ``GRU`` loads, from a network and its parameters.
 
-    The opposite of :func:`from_torch`, which returns every parameter to the bit. The first of PyTorch's
-    two biases is ``bias``, the second is 0 (in a GRU except for ``bias_hn``). The outputs are the same, but
-    training differs: PyTorch updates both biases, so their sum moves twice as far in a step, also under
-    Adam.
+    The inverse of :func:`from_torch`, bit for bit. The first of PyTorch's two biases is ``bias``, the second
+    is 0 (in a GRU except for ``bias_hn``). The outputs are the same, but training differs: PyTorch updates
+    both biases, so their sum moves twice as far in a step, also under Adam.
 
     Load it with::
 
@@ -334,7 +333,7 @@ def to_torch(network: Any, params: Any, *, prefix: str = "") -> dict[str, Any]:
         ValueError: PyTorch cannot represent the network: peepholes, coupled gates, ablations, heads, clips,
             layer normalisation, ``reset_after=False``, learned initial carries, other activations,
             regularised cells, residual or skip connections, a readout inside, layers of different sizes or
-            types. Or parameters do not fit. All is listed.
+            types. Or parameters do not fit. The message lists all of these.
 
     >>> import jax, lstm_jax
     >>> cell = lstm_jax.LSTM(input_size=3, hidden_size=2)

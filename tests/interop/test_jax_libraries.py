@@ -340,17 +340,17 @@ def test_one_error_lists_the_faults_of_all_layers():
          "which are those of linen.MGUCell"),
         (lambda: from_flax({"Dense_0": {"kernel": np.ones((2, 2))}}), "got Dense_0; expected"),
         (lambda: from_flax(np.ones(2)), "expected a mapping"),
-        (lambda: from_flax(linen(RNN)), "do not hold its activation"),
-        (lambda: from_flax(linen(RNN, "nnx")), "nnx.SimpleCell, which do not hold its activation"),
+        (lambda: from_flax(linen(RNN)), "do not contain its activation"),
+        (lambda: from_flax(linen(RNN, "nnx")), "nnx.SimpleCell, which do not contain its activation"),
         (lambda: from_flax(linen(RNN), activation="sin"), "from_flax got activation='sin'"),
         (lambda: from_flax(linen(), input_shape=(8, D)), "Leave out: input_shape"),
-        (lambda: from_flax(written(to_flax, conv(D, H), api="linen")), "do not hold its input_shape"),
+        (lambda: from_flax(written(to_flax, conv(D, H), api="linen")), "do not contain its input_shape"),
         (lambda: from_flax(written(to_flax, conv(D, H), api="linen"), input_shape=(8, D)),
          "(size, size, 3)"),
         (lambda: from_flax(
             {"forward_rnn": linen(), "backward_rnn": written(to_flax, LSTM(D + 1, H), api="linen")}
         ), f"input_size={D} forward and {D + 1} backward"),
-        (lambda: from_haiku(haiku(conv(D, H))), "do not hold its input_shape"),
+        (lambda: from_haiku(haiku(conv(D, H))), "do not contain its input_shape"),
         (lambda: from_haiku(haiku(LSTM(D, H)), input_shape=(8, D)), "Leave out: input_shape"),
         (lambda: from_haiku(haiku(Stack((LSTM(D, H), LSTM(H, H))))), "layers=('lstm', 'lstm_1')"),
         (lambda: from_haiku(haiku(Stack((LSTM(D, H), LSTM(H, H)))), layers=("lstm",)),
@@ -432,7 +432,7 @@ def test_activations_in_flax(api):
         (dict(activation="relu"), "simple and gated layers"),
         (dict(activation=["relu"]), "1 entries of activation with 3 layers"),
         (dict(activation="tanh", recurrent_activation="sine"), "'sine'"),
-        (dict(activation=[None, None, None]), "which do not hold its activation"),
+        (dict(activation=[None, None, None]), "which do not contain its activation"),
     ):
         with pytest.raises(ValueError, match=words):
             from_flax(to_flax(network, params, api=api), **given)

@@ -161,7 +161,7 @@ def test_to_keras_and_back_to_the_bit(network):
 @pytest.mark.parametrize("both", helpers.daily([False, True], True))
 @pytest.mark.parametrize("layers", helpers.daily([1, 2]))
 def test_cudnn(layers, both):
-    """Equal to jax.experimental.rnn's own reference; the vector is written again to the bit."""
+    """Equal to jax.experimental.rnn's own reference; and written back bit for bit."""
     D, H, T, B = 3, 2, 4, 2
     sizes = (D, H, layers, both)
     count = cudnn.get_num_params_in_lstm(*sizes)
@@ -314,14 +314,14 @@ def test_not_a_state_dict(state_dict, words):
 
 def test_activation_is_required_for_simple_networks_only():
     simple = {"weight_ih_l0": np.zeros((2, 3), np.float32), "weight_hh_l0": np.zeros((2, 2), np.float32)}
-    assert "do not hold its activation" in error_of(from_torch, simple)
+    assert "do not contain its activation" in error_of(from_torch, simple)
     assert "'sine'" in error_of(from_torch, simple, activation="sine")
     assert from_torch(simple, activation="relu")[0].activation is jax.nn.relu
     assert from_torch(simple, activation=jnp.sin)[0].activation is jnp.sin
     gated = to_torch(LSTM(3, 2), random_params(LSTM(3, 2)))
     assert "Leave out: activation" in error_of(from_torch, gated, activation="tanh")
     lists = [np.zeros((3, 2), np.float32), np.zeros((2, 2), np.float32)]
-    assert "do not hold its activation" in error_of(from_keras, lists)
+    assert "do not contain its activation" in error_of(from_keras, lists)
     assert from_keras(lists, activation="relu")[0].activation is jax.nn.relu
 
 
