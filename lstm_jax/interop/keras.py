@@ -345,9 +345,9 @@ def to_keras(network: Any, params: Any) -> list[Any]:
     """What ``set_weights`` of a Keras layer takes, from a network and its parameters.
 
     The inverse of :func:`from_keras`, bit for bit. For a cell, the result is the list of its layer; for a
-    ``Bidirectional``, that of ``keras.layers.Bidirectional``; for a ``Stack``, one list for each layer. Of the
-    two biases of a GRU with ``reset_after=True`` the second is 0 except for ``bias_hn``: the outputs are the
-    same, but training differs, because Keras updates both.
+    ``Bidirectional``, that of ``keras.layers.Bidirectional``; for a ``Stack``, one list for each layer. Of
+    the two biases of a GRU with ``reset_after=True`` the second is 0 except for ``bias_hn``: the outputs are
+    the same, but training differs, because Keras updates both.
 
     The weights do not determine the whole layer. Construct the Keras layer with the cell's ``activation`` and
     ``recurrent_activation``, ``reset_after``, strides and padding, and a ``merge_mode`` as the network's.
