@@ -220,7 +220,6 @@ def test_carries_may_be_lists():
             r"a test got reset_to\[0\] of shape \(5, 3, \d+\); expected shape \(3, 5, \d+\)",
         ),
         ({"resets": np.ones((T, B), bool)}, r"resets of shape \(5, 3\) .*shape \(3, 5\)"),
-        ({"scan_unroll": 4}, "unroll=4"),
         ({"reverse": True, "keep_order": False}, "keep_order"),
     ],
 )

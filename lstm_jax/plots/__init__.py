@@ -1,3 +1,3 @@
-"""Pages for exploring a trained network. They need nothing beside JAX, NumPy and a browser."""
+"""Pages for exploring a trained network. They need nothing but JAX, NumPy and a browser."""
 
 from lstm_jax.plots.viewer import write_viewer as write_viewer
