@@ -43,6 +43,7 @@ def test_the_workaround_is_still_needed():
     assert wrong, "this jaxlib is correct: exclude its version from AFFECTED in lstm_jax/_fills.py"
 
 
+@pytest.mark.slow
 def test_arguments_of_the_program_are_unchanged(monkeypatch):
     """If weights are arguments, the workaround does not change the program."""
     cell = lstm_jax.LSTM(3, 4)

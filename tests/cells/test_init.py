@@ -185,6 +185,7 @@ def test_equal_keys_give_equal_parameters_and_all_arrays_differ(init):
 
 
 @MOSTLY_OWN
+@pytest.mark.slow
 def test_init_under_jit_and_vmap(init):
     network = networks()
     keys = jax.random.split(KEY, 3)

@@ -164,6 +164,7 @@ class TestUnwritableFiles:
         assert run(program, *again) == 0
         assert outcome(tmp_path) == whole
 
+    @pytest.mark.slow
     def test_the_checkpoints_before_remain(self, unfinished, failed, whole):
         saved = contents(unfinished / "checkpoints")
         with file_size_limit(4000):
@@ -188,6 +189,7 @@ class TestUnwritableFiles:
         (tmp_path / "weights.safetensors").mkdir()
         assert "weights.safetensors: Is a directory" in failed(1, "--steps", 3, "--out", tmp_path)
 
+    @pytest.mark.slow
     def test_tensorboard(self, tmp_path, failed, monkeypatch):
         """TensorBoard's files are written on this thread, so their errors end the run too."""
 

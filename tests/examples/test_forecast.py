@@ -84,6 +84,7 @@ class TestProblem:
             np.testing.assert_allclose(back[t], series.values[t + 1 : t + 4], rtol=1e-5)
         assert not problem.targets[-1].any()
 
+    @pytest.mark.slow
     def test_forecasts_do_not_depend_on_later_values(self):
         """Different values from step 45 on change no forecast made before step 45."""
         series = made_up()
@@ -99,6 +100,7 @@ class TestProblem:
 
 
 class TestEnsemble:
+    @pytest.mark.slow
     def test_intervals_follow_the_definition(self):
         """Mean and variance of an equal mixture of the members' Gaussians, in float64."""
         problem = program.make_problem(made_up(), 3, 40)

@@ -85,6 +85,7 @@ class TestProblems:
 
 class TestReach:
     @pytest.mark.parametrize("cell", daily(["rnn", "lstm"], "lstm"))
+    @pytest.mark.slow
     def test_equals_finite_differences(self, cell):
         """Derivatives of L in the carry by finite differences, in float64."""
         with jax.enable_x64(True):
@@ -115,6 +116,7 @@ class TestReach:
             reach = np.asarray(program.gradient_reach(cell, params, xs, key))
         np.testing.assert_allclose(reach, norms / norms[0], rtol=1e-6)
 
+    @pytest.mark.slow
     def test_an_open_forget_gate_keeps_the_gradient(self):
         """f = 1, i = 0, and gates that do not depend on h: the gradient in the cell state is constant."""
         cell = lstm_jax.LSTM(2, 3)
@@ -179,6 +181,7 @@ class TestRun:
         assert run(program, "--resume", out) == 0
         assert rows(out) == rows(finished)
 
+    @pytest.mark.slow
     def test_infinite_loss(self, tmp_path, capsys):
         """An infinite loss ends the training, and is not plotted."""
         arguments = [*TINY, "--lr", "1e38", "--clip", "1e38", "--problems", "adding", "--cells", "indrnn"]

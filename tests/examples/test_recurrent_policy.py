@@ -130,6 +130,7 @@ class TestReplay:
         np.testing.assert_allclose(logits, steps.logits, atol=1e-5)
         np.testing.assert_allclose(value, steps.value, atol=1e-5)
 
+    @pytest.mark.slow
     def test_replay_without_resets_or_carry_differs(self, second_window):
         agent, params, memory, steps = second_window("lstm")
         advantage = jnp.ones(steps.reward.shape)

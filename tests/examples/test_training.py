@@ -181,6 +181,7 @@ class TestPlacement:
             fit(descend, initial, batches(np.ones(2)), run=run, steps=2)
         assert initial.tolist() == [1, 1, 1]
 
+    @pytest.mark.slow
     def test_a_mesh_gives_the_losses_of_one_device(self, tmp_path):
         for mesh in ("", "data=4"):
             assert run(program, "--steps", 16, "--out", tmp_path / f"m{mesh}", "--mesh", mesh) == 0

@@ -514,6 +514,7 @@ while True:
 """
 
 
+@pytest.mark.slow
 def test_temporary_files_of_killed_processes_are_removed(tmp_path):
     path = tmp_path / "w.npz"
     for wait in (0.05, 0.06, 0.07, 0.08):

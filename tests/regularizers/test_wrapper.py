@@ -145,6 +145,7 @@ def test_zoneout_is_not_a_parallel_cell():
 
 
 @pytest.mark.parametrize("name", helpers.daily(["all", "zoneout_projected"], "zoneout_projected"))
+@pytest.mark.slow
 def test_noise_in_reverse(name):
     cell = NOISY[name]
     params, xs, flags = problem(cell)
@@ -249,6 +250,7 @@ def test_batches_and_sequences_of_any_shape(shape):
 @pytest.mark.parametrize(
     "axis_type", helpers.daily([AxisType.Auto, AxisType.Explicit]), ids=lambda axis_type: axis_type.name
 )
+@pytest.mark.slow
 def test_noise_does_not_depend_on_sharding(axis_type):
     """Rows on four devices have the noise of one device."""
     cell = NOISY["all"]
@@ -265,6 +267,7 @@ def test_noise_does_not_depend_on_sharding(axis_type):
     np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_noise_with_symbolic_sizes():
     cell = NOISY["all"]
     params, xs = arguments(cell)

@@ -108,6 +108,7 @@ def test_sharded_rows_in_shard_map(name):
 
 
 @pytest.mark.parametrize("implementation", helpers.daily(["fused", "scan"]))
+@pytest.mark.slow
 def test_windows_in_shard_map(implementation):
     network = NETWORKS["bidirectional"]
     params, xs, _ = problem(network)
@@ -116,6 +117,7 @@ def test_windows_in_shard_map(implementation):
     assert_close(found, jax.jit(gradients_of(network))(params, xs, {}))
 
 
+@pytest.mark.slow
 def test_in_shard_map_over_an_explicit_mesh():
     network = NETWORKS["lstm"]
     params, xs, flags = problem(network)

@@ -153,6 +153,7 @@ def test_laws_of_the_time_contract_on_an_accelerator(which):
 @DOUBLE
 @pytest.mark.usefixtures("accelerator")
 @pytest.mark.parametrize("reverse", helpers.daily([False, True]), ids=["forward", "reverse"])
+@pytest.mark.slow
 def test_networks_of_parallel_cells(reverse):
     """A bidirectional layer below another layer."""
     given = problem(BY_NAME["min_both_ways"])
@@ -249,6 +250,7 @@ def test_both_modes_to_second_order(which, reverse):
 
 
 @DOUBLE
+@pytest.mark.slow
 def test_the_hessian_agrees_with_the_plain_scan():
     given = finite(problem(BY_NAME["min_lstm"], T=4, batch=()))
 

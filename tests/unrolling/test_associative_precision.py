@@ -22,6 +22,7 @@ WHICH = pytest.mark.parametrize("which", ["min_gru", "min_lstm"])
 
 @pytest.mark.parametrize("bias", [0.0, 6.0, 12.0])
 @pytest.mark.parametrize("kind", helpers.daily([MinGRU, MinLSTM]))
+@pytest.mark.slow
 def test_long_sequences_in_float32(kind, bias):
     """20,000 steps. With the larger biases the cell remembers for thousands of steps."""
     rng = np.random.default_rng(0)
@@ -69,6 +70,7 @@ def test_coefficients_near_one_are_accurate():
 @pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
 @pytest.mark.parametrize("implementation", helpers.daily(["parallel", "fused", "scan"]))
 @pytest.mark.usefixtures("quick_compiles")
+@pytest.mark.slow
 def test_saturated_gates_give_finite_values_and_gradients(kind, compute, implementation):
     """All combinations of -100, 0 and 100, including both gates of a minimal LSTM closed."""
     gates = 2 if kind is MinGRU else 3

@@ -70,6 +70,7 @@ def test_values_and_gradients_are_those_of_the_loop(T, reverse, forget_gate):
 
 @DOUBLE
 @pytest.mark.parametrize("reverse", helpers.daily([False, True], True), ids=["forward", "reverse"])
+@pytest.mark.slow
 def test_restarts_from_stored_states(reverse):
     given = Problem(20)
     results = [given.solve(how, reset_to=given.stored, reverse=reverse) for how in ("parallel", "scan")]
@@ -109,6 +110,7 @@ def test_invalid_inputs_are_not_read():
 
 
 @DOUBLE
+@pytest.mark.slow
 def test_windows_are_the_whole():
     given = Problem(40)
     del given.flags["lengths"]
@@ -125,6 +127,7 @@ def test_windows_are_the_whole():
 
 
 @DOUBLE
+@pytest.mark.slow
 def test_forward_mode_and_vmap():
     given = Problem(18, (2,))
 
@@ -180,6 +183,7 @@ def test_auto_chooses_chunks_where_they_are_faster():
             chosen(2, 100, implementation="parallel", **options)
 
 
+@pytest.mark.slow
 def test_no_memory_of_every_step_is_stored():
     """The gradient of T steps needs less than half of T matrix memories."""
     cell = lstm_jax.MLSTM(8, 64, heads=1)

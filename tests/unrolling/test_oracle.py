@@ -34,12 +34,16 @@ def _name(value):
     return getattr(value, "name", value)
 
 
-def both_directions(offset):
-    """Forward and in reverse; one of the two, in turn, is slow, except for the cells of ``BOTH``."""
+def both_directions(offset, variants=True):
+    """Forward and in reverse; one of the two, in turn, is slow, except for the cells of ``BOTH``.
+
+    ``variants``: whether variants are tested every day.
+    """
     rows = []
     for index, (case, implementation) in enumerate(ROWS):
         for reverse in (False, True):
             is_slow = case.name not in BOTH and reverse == ((index + offset) % 2 == 0)
+            is_slow |= case.variant and not variants
             rows.append(
                 pytest.param(case, implementation, reverse, marks=pytest.mark.slow if is_slow else ())
             )
@@ -82,7 +86,7 @@ def test_plain_sequences(case, implementation, reverse):
 
 
 @pytest.mark.usefixtures("x64")
-@both_directions(1)
+@both_directions(1, variants=False)
 def test_lengths_mask_and_resets(case, implementation, reverse):
     """Flags without effect replace those that are not tested, so there is one compiled program."""
     given = problem(case)

@@ -220,6 +220,7 @@ def loop_products(jaxpr, inside=False):
     return found
 
 
+@pytest.mark.slow
 def test_batch_splits_have_separate_products_unless_residuals_are_stored(is_single_cpu_device):
     cell = LSTM(4, 128)
     params = cell.init(jax.random.key(0))
@@ -274,7 +275,7 @@ def test_windows_of_one_row_need_no_copies(is_single_cpu_device):
 
 
 @pytest.mark.parametrize("cell", [LSTM(16, 32), GRU(16, 32)], ids=["lstm", "gru"])
-@pytest.mark.parametrize("data_too", [False, True], ids=["one vmap", "inside a vmap over data"])
+@pytest.mark.parametrize("data_too", daily([False, True]), ids=["one vmap", "inside a vmap over data"])
 def test_an_ensemble_stores_no_projected_inputs(is_single_cpu_device, cell, data_too):
     """Networks mapped over by ``vmap`` project in the loop; the results are those of each network alone."""
     params = jax.vmap(cell.init)(jax.random.split(jax.random.key(0), 3))

@@ -76,6 +76,7 @@ def daily(*names, among=NETWORKS):
 
 
 @daily("lstm")
+@pytest.mark.slow
 def test_both_modes_to_second_order_agree_with_finite_differences(name):
     network = NETWORKS[name]
 
@@ -258,6 +259,7 @@ def test_jacobians_agree_in_both_modes():
 
 
 @pytest.mark.parametrize("name", helpers.daily(["lstm", "gru", "bidirectional", "stack"]))
+@pytest.mark.slow
 def test_the_transpose_of_the_linearised_function_is_the_vjp(name):
     network = NETWORKS[name]
     args = problem(network)
@@ -280,6 +282,7 @@ def test_the_transpose_of_the_linearised_function_is_the_vjp(name):
 
 
 @pytest.mark.parametrize("policy", helpers.daily([None, jax.checkpoint_policies.dots_saveable]))
+@pytest.mark.slow
 def test_remat_of_unroll_changes_no_gradient(policy):
     network = NETWORKS["stack"]
     args = problem(network)

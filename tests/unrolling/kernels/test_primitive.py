@@ -142,6 +142,7 @@ def loss_of(f):
 @DOUBLE
 @pytest.mark.usefixtures("reference")
 @both_cells(LSTM)
+@pytest.mark.slow
 def test_second_derivatives(cell_type):
     """Forward over reverse, reverse over reverse, and third order along one direction."""
     _, *args = small_problem(cell_type)
@@ -185,6 +186,7 @@ MAPPED = {
 @DOUBLE
 @pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("case", daily(MAPPED, "data of a GRU"))
+@pytest.mark.slow
 def test_vmap_before_and_after_derivatives(case):
     axes = *differentiable_axes, lengths_axis = MAPPED[case]
     params_axis, xs_axis, carry_axis = differentiable_axes
@@ -293,6 +295,7 @@ def test_the_weights_gradient_is_one_product_after_the_loop():
 @pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
 @pytest.mark.parametrize(("platform", "cell_type"), [("reference", GRU), helpers.slow("tpu", LSTM)])
 @QUICK
+@pytest.mark.slow
 def test_inside_shard_map_each_device_runs_its_own_kernel(platform, cell_type):
     cell = cell_type(D, H)
     params = cell.init(jax.random.key(0))

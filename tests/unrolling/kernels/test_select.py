@@ -62,6 +62,7 @@ def test_symbolic_sizes_are_unsupported():
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
 @pytest.mark.usefixtures("reference")
+@pytest.mark.slow
 def test_an_explicit_mesh_is_unsupported():
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Explicit,))
     with jax.set_mesh(mesh), pytest.raises(ValueError, match="explicit mesh"):
