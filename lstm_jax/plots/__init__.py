@@ -1,3 +1,20 @@
-"""Pages for exploring a trained network. They need nothing but JAX, NumPy and a browser."""
+"""Figures of what :mod:`lstm_jax.diagnostics` measures, and a page for exploring a trained network.
 
+Each function that returns a figure takes the results for one layer and returns a new
+:class:`matplotlib.figure.Figure`. It neither shows nor saves the figure, and it does not use pyplot. The
+figures need matplotlib (``pip install "lstm_jax[plots]"``). The page needs nothing beside JAX, NumPy and a
+browser.
+"""
+
+from lstm_jax.plots.diagram import cell_diagram as cell_diagram
+from lstm_jax.plots.figures import (
+    eigenvalues as eigenvalues,
+    gate_map as gate_map,
+    gradient_norms as gradient_norms,
+    lyapunov_spectrum as lyapunov_spectrum,
+    memory_map as memory_map,
+    saturation_scatter as saturation_scatter,
+    state_space as state_space,
+    time_constants as time_constants,
+)
 from lstm_jax.plots.viewer import write_viewer as write_viewer

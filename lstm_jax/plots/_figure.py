@@ -1,0 +1,156 @@
+"""What the figures share: a new figure, colours, labels, and the checks of arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lstm_jax._errors import is_number, listing, value_error
+from lstm_jax._types import is_float
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The palette of Okabe and Ito (2008), which is distinguishable for colour-blind readers.
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#CC79A7",
+    "#56B4E9",
+)
+GREY, BLACK = "#8A8A8A", "#222222"
+CATEGORIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # orange below 0, white at 0, purple above
+
+FONT_SIZE, SMALL = 8.0, 7.0  # points
+MONOSPACE = "DejaVu Sans Mono"  # included in matplotlib
+TOKEN_WIDTH = 0.075  # inches, of a character of size SMALL with some space
+SHOWN_AS = {" ": "␣", "\n": "↵", "\t": "→"}
+
+
+def new_figure(owner: str, width: float, height: float) -> Figure:
+    """An empty figure, of a size in inches, that belongs to no window."""
+    if not is_number(width) or not 1 <= width <= 100:
+        raise value_error(
+            f"{owner} got width={width!r}",
+            "a number of inches from 1 to 100",
+            "Use 3.3 for one column of a paper.",
+        )
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        message = 'The figures of lstm_jax.plots need matplotlib: pip install "lstm_jax[plots]"'
+        raise ImportError(message) from None
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def style(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
+    """Set labels and font sizes; remove the upper and right borders."""
+    ax.set_xlabel(x, fontsize=FONT_SIZE)
+    ax.set_ylabel(y, fontsize=FONT_SIZE)
+    ax.set_title(title, fontsize=FONT_SIZE, loc="left")
+    ax.tick_params(which="both", labelsize=SMALL)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def legend(ax: Axes, **options: Any) -> None:
+    """A legend above the axes, in the small font."""
+    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "columnspacing": 1.2}
+    ax.legend(fontsize=SMALL, frameon=False, **place | options)
+
+
+def colour_bar(figure: Figure, image: Any, ax: Any, label: str, **options: Any) -> None:
+    """A colour bar with its label."""
+    bar = figure.colorbar(image, ax=ax, pad=0.02, **options)
+    bar.set_label(label, fontsize=FONT_SIZE)
+    bar.ax.tick_params(which="both", labelsize=SMALL)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def token_ticks(axis: Any, tokens: Sequence[str] | None, inches: float) -> bool:
+    """Label the positions of an axis with the tokens if there is space for them; return whether there is."""
+    if tokens is None:
+        return False
+    shown = [visible(token) for token in tokens]
+    one_each = max(map(len, shown)) <= 1  # single characters stand upright
+    if len(shown) * (TOKEN_WIDTH if one_each else 2 * TOKEN_WIDTH) > inches:
+        return False
+    turned = {"rotation": "vertical"} if not one_each and axis.axis_name == "x" else {}
+    axis.set_ticks(range(len(shown)), shown, family=MONOSPACE, parse_math=False, **turned)
+    axis.set_tick_params(length=0, pad=3)
+    return True
+
+
+def visible(token: str) -> str:
+    """A token with marks for white space and for characters that the font lacks."""
+    from matplotlib.font_manager import findfont, get_font
+
+    font = get_font(findfont(MONOSPACE))
+    marked = (SHOWN_AS.get(character, character) for character in token)
+    return "".join(c if c.isprintable() and font.get_char_index(ord(c)) else "□" for c in marked)
+
+
+def check_tokens(owner: str, tokens: Any, length: int) -> list[str] | None:
+    """The tokens as a list of ``length`` strings."""
+    if tokens is None:
+        return None
+    if len(tokens) != length or not all(isinstance(token, str) for token in tokens):
+        raise value_error(
+            f"{owner} got {len(tokens)} tokens, among them {listing(map(repr, tokens), 3)}",
+            f"{length} strings, one for each step",
+            "Decode the indices first: [vocabulary[k] for k in indices].",
+        )
+    return list(tokens)
+
+
+# --- results of the diagnostics -------------------------------------------------------------------
+
+
+def check_record(owner: str, name: str, value: Any, *types: type) -> None:
+    """One layer's result of a function of ``lstm_jax.diagnostics``."""
+    if isinstance(value, types):
+        return
+    got, hint = f"type {type(value).__name__}", "Call the function of lstm_jax.diagnostics first."
+    if isinstance(value, Mapping) and value and all(isinstance(key, str) for key in value):
+        got = f"the results of the layers {listing(map(repr, value))}"
+        hint = f"Choose one layer: {name}[{next(iter(value))!r}]."
+    expected = " or ".join(f"lstm_jax.diagnostics.{kind.__name__}" for kind in types)
+    raise value_error(f"{owner} got {name} of {got}", expected, hint)
+
+
+def check_unit(owner: str, unit: Any, count: int) -> int:
+    """The index of one of ``count`` units."""
+    if isinstance(unit, bool) or not isinstance(unit, (int, np.integer)) or not 0 <= unit < count:
+        raise value_error(f"{owner} got unit={unit!r}", f"an index from 0 to {count - 1}", "Choose one unit.")
+    return int(unit)
+
+
+def row_index(owner: str, row: Any, batch: tuple[int, ...]) -> tuple[int, ...]:
+    """The index of a row in the batch axes; None is the first row."""
+    index = (0,) * len(batch) if row is None else row if isinstance(row, tuple) else (row,)
+    whole = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in index)
+    if (
+        not whole
+        or len(index) != len(batch)
+        or not all(0 <= i < n for i, n in zip(index, batch, strict=True))
+    ):
+        raise value_error(
+            f"{owner} got row={row!r} for the batch axes {batch}",
+            "an index of one row that exists",
+            "Give an int for one batch axis, a tuple for several, and nothing for none.",
+        )
+    return tuple(map(int, index))
+
+
+def numbers(value: Any) -> np.ndarray:
+    """A NumPy array; low-precision floats become float32."""
+    array = np.asarray(value)
+    return array.astype(np.float32) if is_float(array.dtype) and array.dtype != np.float64 else array
