@@ -11,7 +11,6 @@ from lstm_jax._errors import is_number, listing, value_error
 from lstm_jax._types import is_float
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # The palette of Okabe and Ito (2008), which is distinguishable for colour-blind readers.
@@ -49,7 +48,7 @@ def new_figure(owner: str, width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=150, layout="constrained")
 
 
-def style(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
+def style(ax: Any, x: str = "", y: str = "", title: str = "") -> None:
     """Set labels and font sizes; remove the upper and right borders."""
     ax.set_xlabel(x, fontsize=FONT_SIZE)
     ax.set_ylabel(y, fontsize=FONT_SIZE)
@@ -58,18 +57,23 @@ def style(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
     ax.spines[["top", "right"]].set_visible(False)
 
 
-def legend(ax: Axes, **options: Any) -> None:
+def legend(ax: Any, **options: Any) -> None:
     """A legend above the axes, in the small font."""
-    place = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.3, "columnspacing": 1.2}
+    place: dict[str, Any] = {
+        "loc": "lower left",
+        "bbox_to_anchor": (0, 1),
+        "borderaxespad": 0.3,
+        "columnspacing": 1.2,
+    }
     ax.legend(fontsize=SMALL, frameon=False, **place | options)
 
 
 def colour_bar(figure: Figure, image: Any, ax: Any, label: str, **options: Any) -> None:
     """A colour bar with its label."""
-    bar = figure.colorbar(image, ax=ax, pad=0.02, **options)
+    bar: Any = figure.colorbar(image, ax=ax, pad=0.02, **options)
     bar.set_label(label, fontsize=FONT_SIZE)
     bar.ax.tick_params(which="both", labelsize=SMALL)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -83,7 +87,7 @@ def token_ticks(axis: Any, tokens: Sequence[str] | None, inches: float) -> bool:
     one_each = max(map(len, shown)) <= 1  # single characters stand upright
     if len(shown) * (TOKEN_WIDTH if one_each else 2 * TOKEN_WIDTH) > inches:
         return False
-    turned = {"rotation": "vertical"} if not one_each and axis.axis_name == "x" else {}
+    turned: dict[str, Any] = {"rotation": "vertical"} if not one_each and axis.axis_name == "x" else {}
     axis.set_ticks(range(len(shown)), shown, family=MONOSPACE, parse_math=False, **turned)
     axis.set_tick_params(length=0, pad=3)
     return True

@@ -14,7 +14,6 @@ from lstm_jax.diagnostics import Gates
 from lstm_jax.plots import _figure as common
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _OWNER = "cell_diagram"
@@ -79,13 +78,17 @@ def cell_diagram(
     values = _values(gates, carries, step, unit, initial, row)
     tokens = common.check_tokens(_OWNER, tokens, len(gates.valid))
     figure = common.new_figure(_OWNER, width, 0.53 * width)
-    ax = figure.add_subplot()
+    ax: Any = figure.add_subplot()
     ax.set(xlim=(0, 12), ylim=(0, 6.1), aspect="equal")
     ax.axis("off")
     size = float(np.clip(1.25 * width, 5, 10))
     from matplotlib.patches import FancyBboxPatch
 
-    body = {"boxstyle": "round,pad=0,rounding_size=0.3", "facecolor": "#F4F4F4", "edgecolor": common.GREY}
+    body: dict[str, Any] = {
+        "boxstyle": "round,pad=0,rounding_size=0.3",
+        "facecolor": "#F4F4F4",
+        "edgecolor": common.GREY,
+    }
     ax.add_patch(FancyBboxPatch((1.8, 0.65), 8.6, 5.15, linewidth=0.8, zorder=0, **body))
     _draw_wires(ax, values, size)
     _draw_operations(ax, size)
@@ -145,7 +148,7 @@ def _values(
     return {name: float(np.mean(a) if unit is None else a[unit]) for name, a in at.items()}
 
 
-def _draw_wires(ax: Axes, values: dict[str, float], size: float) -> None:
+def _draw_wires(ax: Any, values: dict[str, float], size: float) -> None:
     """Lines with the values on them. The wires' ids are the names of the values."""
     gates = _GATE_X
     states = max(1.0, *(abs(values[name]) for name in ("c_before", "kept", "added", "c")))
@@ -163,7 +166,7 @@ def _draw_wires(ax: Axes, values: dict[str, float], size: float) -> None:
         "o": ([(gates["o"], _GATES), (gates["o"], _OUTPUT), (_OUT, _OUTPUT)], (8.3, _OUTPUT + 0.3), "$o_t$"),
         "h": ([(_OUT, _OUTPUT), (_OUT, _H), (_RIGHT, _H)], (11.15, _H + 0.32), "$h_t$"),
     }
-    black = {"color": common.BLACK, "linewidth": 0.8, "zorder": 1}
+    black: dict[str, Any] = {"color": common.BLACK, "linewidth": 0.8, "zorder": 1}
     ax.plot([2.2, 2.2], [0.1, _H], **black)
     for x in gates.values():
         ax.plot([x, x], [_H, _GATES], **black)
@@ -194,9 +197,14 @@ def _look(value: float) -> tuple[tuple[float, float, float], float]:
     return (mixed[0], mixed[1], mixed[2]), 0.8 + 3.2 * strength
 
 
-def _draw_operations(ax: Axes, size: float) -> None:
+def _draw_operations(ax: Any, size: float) -> None:
     """Boxes of the gates, the candidate and the output's tanh; circles of the products and the sum."""
-    box = {"boxstyle": "round,pad=0.25", "facecolor": "#FFE9A8", "edgecolor": common.BLACK, "linewidth": 0.8}
+    box: dict[str, Any] = {
+        "boxstyle": "round,pad=0.25",
+        "facecolor": "#FFE9A8",
+        "edgecolor": common.BLACK,
+        "linewidth": 0.8,
+    }
     for name, x in _GATE_X.items():
         text = "tanh" if name == "g" else "σ"
         ax.text(x, _GATES, text, fontsize=size, ha="center", va="center", bbox=box, zorder=3)

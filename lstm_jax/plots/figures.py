@@ -24,7 +24,6 @@ from lstm_jax.diagnostics._gates import NOT_SATURATING
 from lstm_jax.plots import _figure as common
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 #: More units than these have no numbers beside them.
@@ -76,8 +75,8 @@ def gate_map(
     common.check_record(owner, "gates", gates, Gates)
     valid = np.asarray(gates.valid)
     tokens = common.check_tokens(owner, tokens, len(valid))
-    index = common.row_index(owner, row, valid.shape[1:])
-    kept = valid[(slice(None), *index)]
+    index: tuple[Any, ...] = (slice(None), *common.row_index(owner, row, valid.shape[1:]))
+    kept = valid[index]
     signed = NOT_SATURATING.get(type(gates.gates), "")
 
     def panel(values: Any) -> np.ndarray:
@@ -89,7 +88,7 @@ def gate_map(
                 f"the leading axes {valid.shape} of the gates",
                 "Give states after each step: unroll(..., return_carries=True).",
             )
-        return values[(slice(None), *index)].reshape(len(valid), -1)[kept].T
+        return values[index].reshape(len(valid), -1)[kept].T
 
     panels = {_gate_title(gates.gates, name): (panel(a), name in signed) for name, a in _gates(gates).items()}
     panels |= {title: (panel(values), True) for title, values in (states or {}).items()}
@@ -228,9 +227,9 @@ def memory_map(
     common.check_record(owner, "memory", memory, Memory)
     valid = np.asarray(memory.valid)
     tokens = common.check_tokens(owner, tokens, len(valid))
-    index = common.row_index(owner, row, valid.shape[1:])
-    kept = np.flatnonzero(valid[(slice(None), *index)])
-    values = common.numbers(memory.contributions)[(slice(None), slice(None), *index)][np.ix_(kept, kept)]
+    index: tuple[Any, ...] = (slice(None), *common.row_index(owner, row, valid.shape[1:]))
+    kept = np.flatnonzero(valid[index])
+    values = common.numbers(memory.contributions)[(slice(None), *index)][np.ix_(kept, kept)]
     if unit is not None:
         if values.ndim == 2:
             raise value_error(
@@ -245,7 +244,7 @@ def memory_map(
     figure = common.new_figure(owner, width, width - 0.75)
     from matplotlib.colors import LogNorm
 
-    ax = figure.add_subplot()
+    ax: Any = figure.add_subplot()
     largest = np.max(np.abs(values), initial=0, where=np.isfinite(values)) or 1.0
     if unit is None:
         scale: dict[str, Any] = {"cmap": common.SEQUENTIAL, "norm": LogNorm(largest / 1000, largest)}
@@ -258,7 +257,7 @@ def memory_map(
     common.style(ax)
     common.colour_bar(figure, image, ax, label, extend="min" if unit is None else "neither", shrink=0.8)
     chosen = None if tokens is None else [tokens[step] for step in kept]
-    labelled = [common.token_ticks(axis, chosen, width - 1.6) for axis in (ax.xaxis, ax.yaxis)][0]
+    labelled = all([common.token_ticks(axis, chosen, width - 1.6) for axis in (ax.xaxis, ax.yaxis)])
     what = "input" if labelled else "step"
     ax.set_xlabel(f"{what} that contributes", fontsize=common.FONT_SIZE)
     ax.set_ylabel(f"memory after the {what}", fontsize=common.FONT_SIZE)
@@ -283,7 +282,7 @@ def time_constants(constants: TimeConstants, *, width: float = 4.5) -> Figure:
     tau = common.numbers(constants.mean).reshape(-1)
     shown = tau[np.isfinite(tau) & (tau > 0)]
     figure = common.new_figure(owner, width, 0.55 * width)
-    ax = figure.add_subplot()
+    ax: Any = figure.add_subplot()
     common.style(ax, "time constant (steps)", "number of units")
     ax.set_xscale("log")
     if len(shown):
@@ -308,7 +307,7 @@ def time_constants(constants: TimeConstants, *, width: float = 4.5) -> Figure:
     return figure
 
 
-def _plain_log_ticks(ax: Axes) -> None:
+def _plain_log_ticks(ax: Any) -> None:
     """Numbers such as 1, 2, 5, 10 on a logarithmic x axis."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -355,7 +354,7 @@ def gradient_norms(
         if state is not None:
             check_choice(owner, "state", state, list(flow.norms))
     figure = common.new_figure(owner, width, 0.65 * width)
-    ax = figure.add_subplot()
+    ax: Any = figure.add_subplot()
     of = "the state" if state is None else state
     common.style(ax, "lag (steps before the last one)", f"norm of the gradient\nwith respect to {of}")
     ax.set_yscale("log")
@@ -419,7 +418,7 @@ def eigenvalues(result: Jacobians | FixedPoints, *, width: float = 3.3) -> Figur
     values = np.asarray(result.eigenvalues)[kept].reshape(-1)
     finite = values[np.isfinite(values)]
     figure = common.new_figure(owner, width, width)
-    ax = figure.add_subplot()
+    ax: Any = figure.add_subplot()
     from matplotlib.patches import Circle
 
     ax.axhline(0, color=common.GREY, linewidth=0.5, zorder=0)
@@ -463,7 +462,7 @@ def lyapunov_spectrum(lyapunov: Lyapunov, *, width: float = 4.5) -> Figure:
     shown = np.where(finite, exponents, np.nan)
     mean = np.sum(exponents, axis=0, where=finite) / np.where(finite.any(axis=0), finite.sum(axis=0), np.nan)
     figure = common.new_figure(owner, width, 0.65 * width)
-    ax = figure.add_subplot()
+    ax: Any = figure.add_subplot()
     index = np.arange(1, exponents.shape[1] + 1)
     marker = "o" if len(index) <= FEW_POINTS else ""
     if len(shown) > 1:
@@ -520,7 +519,7 @@ def state_space(
     plane[:, : len(components[:2])] = components[:2].T
 
     figure = common.new_figure(owner, width, 0.8 * width)
-    ax = figure.add_subplot()
+    ax: Any = figure.add_subplot()
     from matplotlib.collections import LineCollection
 
     points = np.where(valid[..., None], states - centre, np.nan) @ plane  # (T, rows, 2)
@@ -564,7 +563,7 @@ def _rows_of_states(owner: str, leaves: list[np.ndarray], valid: Any) -> tuple[n
     return states, flags.reshape(shape[0], rows)
 
 
-def _fixed_points(ax: Axes, found: FixedPoints, centre: np.ndarray, plane: np.ndarray) -> None:
+def _fixed_points(ax: Any, found: FixedPoints, centre: np.ndarray, plane: np.ndarray) -> None:
     """Markers of the distinct points: stable, unstable and slow ones."""
     leaves = [common.numbers(a) for a in jax.tree.leaves(found.carry)]
     states = np.concatenate([a.reshape(len(a), -1) for a in leaves if is_float(a.dtype)], axis=-1)
