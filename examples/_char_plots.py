@@ -1,21 +1,26 @@
-"""The picture ``gates.png`` of ``char_lm.py``: gates and cell states while the network reads a text."""
+"""Gates and states of a layer over a text: the picture ``gates.png``, and the page ``inside/viewer.html``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from _char_model import Model, Params, features
 from _char_text import encode
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from training import plots
+from training.runs import named_errors
 
 import lstm_jax
+from lstm_jax import diagnostics
+from lstm_jax.plots import write_viewer
 
 BEFORE, SHOWN = 500, 72  # characters: read before the picture, shown in it
+PAGE = 10_000  # characters on the page, about 5 MB with 128 units
 MONOSPACE = "DejaVu Sans Mono"  # included in matplotlib
 SHOWN_AS = {" ": "␣", "\n": "↵", "\t": "→"}
 
@@ -23,7 +28,7 @@ SHOWN_AS = {" ": "␣", "\n": "↵", "\t": "→"}
 def draw_gates(model: Model, params: Params, text: str) -> bytes:
     """A few units while the network reads a line near the beginning of ``text``, as PNG bytes."""
     text, last = excerpt(text)
-    values = activity(model, params, encode(text, model.vocabulary))
+    values = panels_of(read_layer(model, params, text, model.layers - 1))
     *gates, (name, state) = [(name, np.asarray(values)[-last:]) for name, values in values.items()]
     state = state / np.abs(state).max(0)
     units = choose_units(state)
@@ -40,23 +45,66 @@ def excerpt(text: str) -> tuple[str, int]:
     return text, len(text) - begin
 
 
-def activity(model: Model, params: Params, ids: np.ndarray) -> dict[str, jax.Array]:
-    """Gates and state of the last recurrent layer at each character, (T, H) each. The state comes last."""
-    network, layer = model.network(), model.layers - 1
-    xs = features(network, params, ids)
+class LayerStates(NamedTuple):
+    """A recurrent layer over a text of T characters."""
+
+    cell: Any
+    params: Any
+    xs: jax.Array  # (T, D) inputs of the layer
+    gates: diagnostics.Gates | None  # None for a cell without gates
+    carries: Any  # after each character, (T, H) each
+    initial: Any  # the carry before the first character
+
+    @property
+    def memory(self) -> jax.Array:
+        """The state that the layer passes on: c of an LSTM, h of other cells."""
+        return self.carries[1] if isinstance(self.carries, tuple) else self.carries
+
+    @property
+    def outputs(self) -> jax.Array:
+        return self.carries[0] if isinstance(self.carries, tuple) else self.carries
+
+    def carry_before(self, t: int) -> Any:
+        return jax.tree.map(lambda a: a[t - 1], self.carries) if t else self.initial
+
+
+def read_layer(model: Model, params: Params, text: str, index: int) -> LayerStates:
+    """Run the network over a text."""
+    network = model.network()
+    xs = features(network, params, encode(text, model.vocabulary))
     _, (_, carries) = lstm_jax.unroll(network, params["layers"], xs, return_carries=True)
-    if model.cell != "lstm":
-        return {"hidden state h": carries[layer]}
-    # The gates at step t depend on the carry after step t - 1 and on the layer's input at step t.
-    first = network.initial_carry((), params["layers"])[layer]
-    before = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), first, carries[layer])
-    inputs = carries[layer - 1][0] if layer else xs
-    i, f, _, o = lstm_jax.lstm_gates(params["layers"][layer], before, inputs)
+    cell, weights = network.layers[index], params["layers"][index]
+    if index:
+        before = carries[index - 1]
+        xs = before[0] if isinstance(before, tuple) else before
+    gates = None if model.cell == "rnn" else diagnostics.gates(cell, weights, xs)
+    initial = cell.initial_carry((), weights)
+    return LayerStates(cell, weights, xs, gates, carries[index], initial)
+
+
+def write_page(path: Path, layer: LayerStates, text: str, title: str) -> None:
+    """Write the viewer page of a layer over at most ``PAGE`` characters. Its folder is created."""
+    values = {"hidden state": layer.outputs}
+    if layer.gates is not None:
+        if isinstance(layer.carries, tuple):
+            values = {"forget gate": layer.gates.gates.f, "cell state": layer.memory} | values
+        else:
+            values = {"update gate": layer.gates.gates.z} | values
+    with named_errors(path):
+        path.parent.mkdir(exist_ok=True)
+        write_viewer(path, text[:PAGE], {name: a[:PAGE] for name, a in values.items()}, title=title)
+
+
+def panels_of(layer: LayerStates) -> dict[str, jax.Array]:
+    """Gates and state of a layer at each character, (T, H) each. The state comes last."""
+    if layer.gates is None or not isinstance(layer.carries, tuple):
+        return {"hidden state h": layer.outputs}
+    i, f, _, o = layer.gates.gates
     return {
         "forget gate f: 1 keeps the cell state, 0 erases it": f,
         "input gate i: 1 adds the new value, 0 ignores it": i,
         "output gate o: 1 outputs tanh(c), 0 outputs zero": o,
-        "cell state c": carries[layer][1],
+        "cell state c": layer.memory,
     }
 
 

@@ -1,11 +1,17 @@
-"""A text as integers, and the n-gram baseline that the network is compared with."""
+"""A text, its characters as integers, and the n-gram baseline that the network is compared with."""
 
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
-from training import UserError
+from training import UserError, python_help, read_text
+
+
+def load_text(path: Path | None) -> tuple[str, str]:
+    """``(text, name)`` of a file, or of Python's help pages."""
+    return (read_text(path), path.name) if path else (python_help(), "Python's help pages")
 
 
 def encode(text: str, vocabulary: str) -> np.ndarray:

@@ -8,7 +8,8 @@
 The text is a file, or, without --text, Python's built-in help pages, so nothing is downloaded. The last part
 of the text is held out. The program prints a sample and the bits per character on the held-out text, for the
 network and for n-gram models. It writes a run folder with the weights, the learning curve, a picture of the
-gates (gates.png), the metrics and the configuration.
+gates (gates.png), a page for exploring the units in a browser (inside/viewer.html), the metrics and the
+configuration. `look_inside.py` draws figures of them.
 
 Read `train` first, then `_char_model.py` for the network and its loss.
 """
@@ -29,8 +30,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _char_model import Model, Params, evaluate, load, nats, sample, save
-from _char_plots import draw_gates
-from _char_text import bits, encode, split, windows, witten_bell
+from _char_plots import PAGE, draw_gates, read_layer, write_page
+from _char_text import bits, encode, load_text, split, windows, witten_bell
 from training import (
     FRACTION,
     POSITIVE,
@@ -47,10 +48,9 @@ from training import (
     main,
     number,
     plots,
-    python_help,
-    read_text,
     steps_of,
 )
+from training.distributed import is_first
 
 import lstm_jax
 
@@ -138,8 +138,7 @@ def learn(args: argparse.Namespace) -> None:
     if args.sample_from:
         print(sample_text(*load(args.sample_from), args))
         return
-    text = read_text(args.text) if args.text else python_help()
-    source = args.text.name if args.text else "Python's help pages"
+    text, source = load_text(args.text)
     vocabulary = "".join(sorted(set(text)))  # includes the characters of the held-out part
     ids, held_out = split(encode(text, vocabulary), args.valid_share, args.batch, args.window)
     model = Model(vocabulary, args.cell, args.hidden, args.layers, args.embedding, args.dropout)
@@ -167,13 +166,20 @@ def learn(args: argparse.Namespace) -> None:
             valid=("valid_bits", "held-out text"),
             baselines=baselines,
         )
-        run.write("gates.png", draw_gates(model, params, text[-len(held_out) :]))
+        unseen = text[-len(held_out) :]
+        run.write("gates.png", draw_gates(model, params, unseen))
+        page = args.out / "inside" / "viewer.html"
+        if is_first():
+            layer = read_layer(model, params, unseen[:PAGE], model.layers - 1)
+            write_page(page, layer, unseen, f"{name}, last layer, on held-out text")
 
     last = run.rows[-1]
     print(f"\n{sample_text(model, params, args)}\n\nBits per character on the held-out text:")
     for label, value in {**baselines, name: last["valid_bits"]}.items():
         print(f"  {label:16s}{value:7.3f}")
     print(f"Held-out loss: {last['valid_nats']:.4f} nats per character. Weights and plots: {args.out}/")
+    print(f"Figures of its units: python examples/look_inside.py {args.out}")
+    print(f"Explore its units in a browser: {page}")
 
 
 def make_parser() -> Parser:

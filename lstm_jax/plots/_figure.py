@@ -28,7 +28,7 @@ SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # orange below 0, white at 0, purple 
 
 FONT_SIZE, SMALL = 8.0, 7.0  # points
 MONOSPACE = "DejaVu Sans Mono"  # included in matplotlib
-TOKEN_WIDTH = 0.075  # inches, of a character of size SMALL with some space
+TOKEN_WIDTH, TOKEN_HEIGHT = 0.075, 0.1  # inches, of a character of size SMALL with some space
 SHOWN_AS = {" ": "␣", "\n": "↵", "\t": "→"}
 
 
@@ -81,13 +81,14 @@ def colour_bar(figure: Figure, image: Any, ax: Any, label: str, **options: Any) 
 
 def token_ticks(axis: Any, tokens: Sequence[str] | None, inches: float) -> bool:
     """Label the positions of an axis with the tokens if there is space for them; return whether there is."""
-    if tokens is None:
+    if not tokens:
         return False
     shown = [visible(token) for token in tokens]
-    one_each = max(map(len, shown)) <= 1  # single characters stand upright
-    if len(shown) * (TOKEN_WIDTH if one_each else 2 * TOKEN_WIDTH) > inches:
+    one_each = max(map(len, shown)) <= 1
+    turn = axis.axis_name == "x" and not one_each  # longer tokens on the x axis are turned
+    if len(shown) * (TOKEN_WIDTH if one_each and axis.axis_name == "x" else TOKEN_HEIGHT) > inches:
         return False
-    turned: dict[str, Any] = {"rotation": "vertical"} if not one_each and axis.axis_name == "x" else {}
+    turned: dict[str, Any] = {"rotation": "vertical"} if turn else {}
     axis.set_ticks(range(len(shown)), shown, family=MONOSPACE, parse_math=False, **turned)
     axis.set_tick_params(length=0, pad=3)
     return True

@@ -257,7 +257,9 @@ def memory_map(
     common.style(ax)
     common.colour_bar(figure, image, ax, label, extend="min" if unit is None else "neither", shrink=0.8)
     chosen = None if tokens is None else [tokens[step] for step in kept]
-    labelled = all([common.token_ticks(axis, chosen, width - 1.6) for axis in (ax.xaxis, ax.yaxis)])
+    labelled = common.token_ticks(ax.yaxis, chosen, width - 1.6) and common.token_ticks(
+        ax.xaxis, chosen, width - 1.6
+    )
     what = "input" if labelled else "step"
     ax.set_xlabel(f"{what} that contributes", fontsize=common.FONT_SIZE)
     ax.set_ylabel(f"memory after the {what}", fontsize=common.FONT_SIZE)
