@@ -53,8 +53,8 @@ def gate_map(
         gates: of one layer, from :func:`lstm_jax.diagnostics.gates`.
         tokens: T strings, the inputs. They are shown where there is space for them, else step numbers.
         states: further panels by title, arrays (T, *batch, H) such as the cell state.
-        units: units from top to bottom; None: all, sorted by the mean of the forget gate, or of the first
-            gate of a cell without one, the largest at the top.
+        units: units from top to bottom; None: all, sorted by the mean of the forget gate f, or of the
+            update gate z, the largest at the top.
         row: index in the batch axes; None: the first row.
         width: of the figure, in inches. One column of a paper has about 3.3.
 
@@ -147,7 +147,7 @@ def _unit_order(owner: str, gates: Gates, panels: Any, units: Any) -> tuple[list
         if not order:
             raise value_error(f"{owner} got no units", "one unit or more", "Give units=None for all units.")
         return order, ""
-    name = "f" if "f" in names else names[0]
+    name = next(name for name in ("f", "z") if name in names)
     values, _ = panels[_gate_title(gates.gates, name)]
     counted = np.isfinite(values)
     mean = np.sum(values, axis=1, where=counted) / np.maximum(counted.sum(axis=1), 1)
