@@ -92,33 +92,26 @@ def gate_map(
 
     panels = {_gate_title(gates.gates, name): (panel(a), name in signed) for name, a in _gates(gates).items()}
     panels |= {title: (panel(values), True) for title, values in (states or {}).items()}
-    order, sorted_by = _unit_order(owner, gates, panels, units)
+    count, order, sorted_by = _unit_order(owner, gates, panels, units)
+    # The gates of an mLSTM that exist per head have fewer rows than the others.
+    orders = [order if len(values) == count else list(range(len(values))) for values, _ in panels.values()]
     shown = None if tokens is None else [token for token, keep in zip(tokens, kept, strict=True) if keep]
 
-    height = max(0.6, 0.125 * len(order)) if len(order) <= NUMBERED_UNITS else np.clip(width / 5, 0.7, 1.4)
+    rows = max(map(len, orders))
+    height = max(0.6, 0.125 * rows) if rows <= NUMBERED_UNITS else np.clip(width / 5, 0.7, 1.4)
     figure = common.new_figure(owner, width, len(panels) * (height + 0.28) + 0.45)
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
-    labelled = False
-    for ax, (title, (values, is_signed)) in zip(axes, panels.items(), strict=True):
-        # A panel of fewer rows is one of an mLSTM's gates, which exist per head.
-        values = values[order] if len(values) > max(order) else values
-        largest = np.max(np.abs(values), initial=0, where=np.isfinite(values)) or 1.0
-        low, high, colours = (-largest, largest, common.DIVERGING) if is_signed else (0, 1, common.SEQUENTIAL)
-        image = ax.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=high)
-        ax.set_facecolor(common.GREY)  # shows where values are NaN
+    for ax, (title, (values, is_signed)), order in zip(axes, panels.items(), orders, strict=True):
+        image = _gate_image(ax, values[order], is_signed)
         common.style(ax, title=title)
-        ticks = None if is_signed else [0, 0.5, 1]
-        common.colour_bar(figure, image, ax, "", aspect=12, ticks=ticks)
+        common.colour_bar(figure, image, ax, "", aspect=12, ticks=None if is_signed else [0, 0.5, 1])
         ax.spines[:].set_visible(False)
-        if len(values) <= NUMBERED_UNITS and len(values) == len(order):
-            ax.set_yticks(range(len(order)), [str(unit) for unit in order])
-            ax.set_ylabel("unit", fontsize=common.FONT_SIZE)
-        else:
-            ax.set_yticks([])
-            ax.set_ylabel(f"{len(values)} units", fontsize=common.FONT_SIZE)
+        numbered = len(order) <= NUMBERED_UNITS
+        ax.set_yticks(range(len(order)) if numbered else [], map(str, order) if numbered else [])
+        ax.set_ylabel("unit" if numbered else f"{len(order)} units", fontsize=common.FONT_SIZE)
         ax.tick_params(axis="y", length=0)
         ax.tick_params(axis="x", length=2 if ax is axes[-1] else 0)
-        labelled = common.token_ticks(ax.xaxis, shown, width - 1.2)
+    labelled = common.token_ticks(axes[-1].xaxis, shown, width - 1.2)
     text = "input (␣: space, ↵: end of line)" if labelled and {" ", "\n"} & set(shown or ()) else "input"
     text = text if labelled else "step"
     axes[-1].set_xlabel(text + (f"; units sorted by the mean of {sorted_by}" if sorted_by else ""))
@@ -138,20 +131,28 @@ def _gate_title(gates: Any, name: str) -> str:
     return f"{'candidate' if is_candidate else words.get(name, 'gate')} {name}"
 
 
-def _unit_order(owner: str, gates: Gates, panels: Any, units: Any) -> tuple[list[int], str]:
-    """The units from top to bottom, and the name of the gate by whose mean they are sorted."""
-    names = list(_gates(gates))
+def _unit_order(owner: str, gates: Gates, panels: Any, units: Any) -> tuple[int, list[int], str]:
+    """The number of units, their order from top to bottom, and the gate by whose mean they are sorted."""
     if units is not None:
         count = max(len(values) for values, _ in panels.values())
         order = [common.check_unit(owner, unit, count) for unit in units]
         if not order:
             raise value_error(f"{owner} got no units", "one unit or more", "Give units=None for all units.")
-        return order, ""
-    name = next(name for name in ("f", "z") if name in names)
+        return count, order, ""
+    name = next(name for name in ("f", "z") if name in _gates(gates))
     values, _ = panels[_gate_title(gates.gates, name)]
     counted = np.isfinite(values)
     mean = np.sum(values, axis=1, where=counted) / np.maximum(counted.sum(axis=1), 1)
-    return [int(unit) for unit in np.argsort(-mean, kind="stable")], name
+    return len(values), [int(unit) for unit in np.argsort(-mean, kind="stable")], name
+
+
+def _gate_image(ax: Any, values: np.ndarray, is_signed: bool) -> Any:
+    """A heat map (units, steps), grey where values are NaN."""
+    ax.set_facecolor(common.GREY)
+    if not is_signed:
+        return ax.imshow(values, aspect="auto", cmap=common.SEQUENTIAL, vmin=0, vmax=1)
+    largest = np.max(np.abs(values), initial=0, where=np.isfinite(values)) or 1.0
+    return ax.imshow(values, aspect="auto", cmap=common.DIVERGING, vmin=-largest, vmax=largest)
 
 
 def saturation_scatter(saturation: Saturation, *, width: float = 6.5) -> Figure:
