@@ -9,6 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 SHIFTS = 200
+#: The features that are flags, in words.
 PLACES = {
     "inside quotes": "inside quotes",
     "inside brackets": "inside brackets",
@@ -79,7 +80,7 @@ def find_units(
 
     Args:
         states: (T, H).
-        features: (T,) each. One with no other values than 0 and 1 is a flag.
+        features: (T,) each. Those that are named in ``PLACES`` are flags, 0 or 1.
     """
     half = len(states) // 2
     first, second = (_ranks(part) for part in (states[:half], states[half:]))
@@ -88,7 +89,7 @@ def find_units(
         early, late = column[:half], column[half:]
         if np.ptp(early) == 0 or np.ptp(late) == 0:
             continue
-        is_flag = bool(np.isin(column, (0, 1)).all())
+        is_flag = name in PLACES
         scores, checks = (_scores(ranks, part, is_flag) for ranks, part in ((first, early), (second, late)))
         shifts = rng.integers(half // 10, half - half // 10, SHIFTS)
         shifted = np.stack([np.roll(early, shift) for shift in shifts], axis=1)

@@ -18,7 +18,7 @@ from training_runs import files, read_json, rows, run, weights
 import lstm_jax
 
 TINY = "--hidden 8 --layers 2 --window 10 --batch 4 --lr 0.02 --length 30".split()
-FILES = {"config.json", "gates.png", "learning_curve.png", "metrics.jsonl", "weights.safetensors"}
+FILES = {"config.json", "gates.png", "inside", "learning_curve.png", "metrics.jsonl", "weights.safetensors"}
 
 
 @pytest.fixture(scope="module")
