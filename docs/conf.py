@@ -40,6 +40,10 @@ default_role = "literal"  # `name` in a docstring
 html_theme = "furo"
 html_title = "lstm_jax"
 html_static_path = ["_static"]
+#: Files that pages write while they are executed. Sphinx copies them after that.
+written = Path(__file__).parents[1] / "build" / "docs-extra"
+written.mkdir(parents=True, exist_ok=True)
+html_extra_path = [str(written)]
 html_css_files = ["style.css"]
 html_math_renderer = "mathml"
 html_copy_source = False

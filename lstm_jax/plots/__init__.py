@@ -6,15 +6,13 @@ figures need matplotlib (``pip install "lstm_jax[plots]"``). The page needs noth
 browser.
 """
 
-from lstm_jax.plots.diagram import cell_diagram as cell_diagram
-from lstm_jax.plots.figures import (
+from lstm_jax.plots._diagram import cell_diagram as cell_diagram
+from lstm_jax.plots._dynamics import (
     eigenvalues as eigenvalues,
-    gate_map as gate_map,
-    gradient_norms as gradient_norms,
     lyapunov_spectrum as lyapunov_spectrum,
-    memory_map as memory_map,
-    saturation_scatter as saturation_scatter,
     state_space as state_space,
-    time_constants as time_constants,
 )
+from lstm_jax.plots._gates import gate_map as gate_map, saturation_scatter as saturation_scatter
+from lstm_jax.plots._gradients import gradient_norms as gradient_norms
+from lstm_jax.plots._memory import memory_map as memory_map, time_constants as time_constants
 from lstm_jax.plots.viewer import write_viewer as write_viewer

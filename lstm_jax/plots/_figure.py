@@ -26,6 +26,8 @@ GREY, BLACK = "#8A8A8A", "#222222"
 CATEGORIES = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, BLACK)
 SEQUENTIAL, DIVERGING = "cividis", "PuOr"  # orange below 0, white at 0, purple above
 
+FEW_POINTS = 50  # that are drawn large and without transparency
+
 FONT_SIZE, SMALL = 8.0, 7.0  # points
 MONOSPACE = "DejaVu Sans Mono"  # included in matplotlib
 TOKEN_WIDTH, TOKEN_HEIGHT = 0.075, 0.1  # inches, of a character of size SMALL with some space
@@ -74,6 +76,12 @@ def colour_bar(figure: Figure, image: Any, ax: Any, label: str, **options: Any) 
     bar.set_label(label, fontsize=FONT_SIZE)
     bar.ax.tick_params(which="both", labelsize=SMALL)
     bar.outline.set_visible(False)
+
+
+def marker(count: int) -> dict[str, Any]:
+    """Options of a scatter plot: the more points, the smaller and more transparent."""
+    size, alpha = (18, 0.9) if count <= FEW_POINTS else (9, 0.5) if count <= 2000 else (3, 0.25)
+    return {"s": size, "alpha": alpha, "linewidths": 0, "rasterized": count > 2000}
 
 
 # --- tokens ---------------------------------------------------------------------------------------
@@ -138,8 +146,9 @@ def check_unit(owner: str, unit: Any, count: int) -> int:
     return int(unit)
 
 
-def row_index(owner: str, row: Any, batch: tuple[int, ...]) -> tuple[int, ...]:
-    """The index of a row in the batch axes; None is the first row."""
+def row_index(owner: str, row: Any, valid: np.ndarray) -> tuple[Any, ...]:
+    """An index of all steps of a row that has valid steps; None is the first row of the batch axes."""
+    batch = valid.shape[1:]
     index = (0,) * len(batch) if row is None else row if isinstance(row, tuple) else (row,)
     whole = all(isinstance(i, (int, np.integer)) and not isinstance(i, bool) for i in index)
     if (
@@ -152,10 +161,19 @@ def row_index(owner: str, row: Any, batch: tuple[int, ...]) -> tuple[int, ...]:
             "an index of one row that exists",
             "Give an int for one batch axis, a tuple for several, and nothing for none.",
         )
-    return tuple(map(int, index))
+    if not valid[(slice(None), *index)].any():
+        raise value_error(
+            f"{owner} got row {index} without valid steps", "one valid step or more", "Choose another row."
+        )
+    return (slice(None), *map(int, index))
 
 
 def numbers(value: Any) -> np.ndarray:
     """A NumPy array; low-precision floats become float32."""
     array = np.asarray(value)
     return array.astype(np.float32) if is_float(array.dtype) and array.dtype != np.float64 else array
+
+
+def largest(values: np.ndarray) -> float:
+    """The largest absolute value that is finite, or 1 if there is none but zeros."""
+    return float(np.max(np.abs(values), initial=0, where=np.isfinite(values))) or 1.0

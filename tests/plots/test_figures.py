@@ -220,6 +220,14 @@ def test_gate_map_of_other_cells():
     assert [ax.images[0].get_array().shape for ax in axes[:3]] == [(2, T), (2, T), (6, T)]
 
 
+def test_gates_above_1_have_signed_colours():
+    """The forget gate of an xLSTM cell may be an exponential."""
+    f = np.exp(random(T, B, 4))
+    found = diagnostics.Gates(diagnostics.SLSTMGates(f, f, np.tanh(f), f / (1 + f)), None, VALID)
+    image = plots.gate_map(found).axes[1].images[0]
+    assert image.get_clim() == pytest.approx((-f[:, 0].max(), f[:, 0].max()))
+
+
 def test_gate_map_leaves_nan_out_of_the_colours():
     found = gates(5)
     found.gates.g[3, 0, 2] = np.nan
@@ -504,6 +512,7 @@ STATES = carries(FOUND)
         (lambda: plots.gate_map(FOUND, row=3), ["row=3", "(3,)"]),
         (lambda: plots.gate_map(FOUND, row=(0, 0)), ["row=(0, 0)"]),
         (lambda: plots.gate_map(FOUND, row=True), ["row=True"]),
+        (lambda: plots.gate_map(FOUND, row=2), ["row (2,) without valid steps"]),
         (lambda: plots.gate_map(FOUND, units=[5]), ["unit=5", "0 to 4"]),
         (lambda: plots.gate_map(FOUND, units=[]), ["no units"]),
         (lambda: plots.gate_map(FOUND, states={"c": random(T, 5)}), ["(12, 5)", "(12, 3)"]),

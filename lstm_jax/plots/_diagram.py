@@ -108,7 +108,7 @@ def _values(
         got = type(gates.gates).__name__
         raise value_error(f"{_OWNER} got {got}", "LSTMGates", "The diagram shows an LSTM; use gate_map.")
     valid, shape = np.asarray(gates.valid), np.shape(gates.gates.f)
-    index = common.row_index(_OWNER, row, valid.shape[1:])
+    _, *index = common.row_index(_OWNER, row, valid)
     for name, pair, axes in (("carries", carries, shape), ("initial", initial, shape[1:])):
         if pair is None and name == "initial":
             continue
@@ -131,7 +131,7 @@ def _values(
     before = [np.zeros(shape[1:])] * 2 if initial is None else initial
     if step > 0:
         before = [common.numbers(a)[step - 1] for a in carries]
-    at["h_before"], at["c_before"] = (common.numbers(a)[index].reshape(-1) for a in before)
+    at["h_before"], at["c_before"] = (common.numbers(a)[tuple(index)].reshape(-1) for a in before)
     at["h"], at["c"] = (common.numbers(a)[(step, *index)].reshape(-1).astype(np.float64) for a in carries)
     at["kept"], at["added"], at["tanh_c"] = at["f"] * at["c_before"], at["i"] * at["g"], np.tanh(at["c"])
     error = max(

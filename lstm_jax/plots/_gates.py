@@ -1,0 +1,176 @@
+"""Figures of gates and of their saturation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lstm_jax._errors import value_error
+from lstm_jax.diagnostics import Gates, Saturation
+from lstm_jax.diagnostics._gates import NOT_SATURATING
+from lstm_jax.plots import _figure as common
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+#: More units than these have no numbers beside them.
+NUMBERED_UNITS = 20
+
+
+def gate_map(
+    gates: Gates,
+    tokens: Sequence[str] | None = None,
+    *,
+    states: Mapping[str, Any] | None = None,
+    units: Sequence[int] | None = None,
+    row: int | tuple[int, ...] | None = None,
+    width: float = 6.5,
+) -> Figure:
+    """Heat maps of the gates: one panel per gate, one row per unit, one column per valid step.
+
+    Gates have colours from 0 to 1. Candidates, exponential gates and states have signed colours up to the
+    largest absolute value of the panel.
+
+    Args:
+        gates: of one layer, from :func:`lstm_jax.diagnostics.gates`.
+        tokens: T strings, the inputs. They are shown where there is space for them, else step numbers.
+        states: further panels by title, arrays (T, *batch, H) such as the cell state.
+        units: units from top to bottom; None: all, sorted by the mean of the forget gate f, or of the
+            update gate z, the largest at the top.
+        row: index in the batch axes; None: the first row.
+        width: of the figure, in inches. One column of a paper has about 3.3.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ValueError: an argument has a wrong type or shape.
+
+    >>> import jax, jax.numpy as jnp, lstm_jax
+    >>> from lstm_jax import diagnostics, plots
+    >>> cell = lstm_jax.LSTM(3, 8)
+    >>> found = diagnostics.gates(cell, cell.init(jax.random.key(0)), jnp.ones((5, 3)))
+    >>> figure = plots.gate_map(found, "hello")  # doctest: +SKIP
+    >>> figure.savefig("gates.png")  # doctest: +SKIP
+    """
+    owner = "gate_map"
+    common.check_record(owner, "gates", gates, Gates)
+    valid = np.asarray(gates.valid)
+    tokens = common.check_tokens(owner, tokens, len(valid))
+    index = common.row_index(owner, row, valid)
+    kept = valid[index]
+    signed = NOT_SATURATING.get(type(gates.gates), "")
+
+    def panel(values: Any) -> np.ndarray:
+        """(units, valid steps)."""
+        values = common.numbers(values)
+        if values.shape[: valid.ndim] != valid.shape:
+            raise value_error(
+                f"{owner} got a state of shape {values.shape}",
+                f"the leading axes {valid.shape} of the gates",
+                "Give states after each step: unroll(..., return_carries=True).",
+            )
+        return values[index].reshape(len(valid), -1)[kept].T
+
+    panels = {}
+    for name, a in _gates(gates).items():
+        values = panel(a)
+        # A forget gate that is an exponential may be above 1.
+        panels[_gate_title(gates.gates, name)] = values, name in signed or common.largest(values) > 1
+    panels |= {title: (panel(values), True) for title, values in (states or {}).items()}
+    count, order, sorted_by = _unit_order(owner, gates, panels, units)
+    # The gates of an mLSTM that exist per head have fewer rows than the others.
+    orders = [order if len(values) == count else list(range(len(values))) for values, _ in panels.values()]
+    shown = None if tokens is None else [token for token, keep in zip(tokens, kept, strict=True) if keep]
+
+    rows = max(map(len, orders))
+    height = max(0.6, 0.125 * rows) if rows <= NUMBERED_UNITS else np.clip(width / 5, 0.7, 1.4)
+    figure = common.new_figure(owner, width, len(panels) * (height + 0.28) + 0.45)
+    axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
+    for ax, (title, (values, is_signed)), order in zip(axes, panels.items(), orders, strict=True):
+        image = _gate_image(ax, values[order], is_signed)
+        common.style(ax, title=title)
+        common.colour_bar(figure, image, ax, "", aspect=12, ticks=None if is_signed else [0, 0.5, 1])
+        ax.spines[:].set_visible(False)
+        numbered = len(order) <= NUMBERED_UNITS
+        ax.set_yticks(range(len(order)) if numbered else [], map(str, order) if numbered else [])
+        ax.set_ylabel("unit" if numbered else f"{len(order)} units", fontsize=common.FONT_SIZE)
+        ax.tick_params(axis="y", length=0)
+        ax.tick_params(axis="x", length=2 if ax is axes[-1] else 0)
+    labelled = common.token_ticks(axes[-1].xaxis, shown, width - 1.2)
+    text = "input (␣: space, ↵: end of line)" if labelled and {" ", "\n"} & set(shown or ()) else "input"
+    text = text if labelled else "step"
+    axes[-1].set_xlabel(text + (f"; units sorted by the mean of {sorted_by}" if sorted_by else ""))
+    axes[-1].xaxis.label.set_fontsize(common.FONT_SIZE)
+    return figure
+
+
+def _gates(record: Gates) -> dict[str, Any]:
+    return {name: a for name, a in record.gates._asdict().items() if a is not None}
+
+
+def _gate_title(gates: Any, name: str) -> str:
+    """The title of a gate's panel."""
+    words = {"i": "input gate", "f": "forget gate", "o": "output gate", "r": "reset gate", "z": "update gate"}
+    signed = NOT_SATURATING.get(type(gates), "")
+    is_candidate = name in signed and name != "i"  # the i of an xLSTM cell is an exponential gate
+    return f"{'candidate' if is_candidate else words.get(name, 'gate')} {name}"
+
+
+def _unit_order(owner: str, gates: Gates, panels: Any, units: Any) -> tuple[int, list[int], str]:
+    """The number of units, their order from top to bottom, and the gate by whose mean they are sorted."""
+    if units is not None:
+        count = max(len(values) for values, _ in panels.values())
+        order = [common.check_unit(owner, unit, count) for unit in units]
+        if not order:
+            raise value_error(f"{owner} got no units", "one unit or more", "Give units=None for all units.")
+        return count, order, ""
+    name = next(name for name in ("f", "z") if name in _gates(gates))
+    values, _ = panels[_gate_title(gates.gates, name)]
+    counted = np.isfinite(values)
+    mean = np.sum(values, axis=1, where=counted) / np.maximum(counted.sum(axis=1), 1)
+    return len(values), [int(unit) for unit in np.argsort(-mean, kind="stable")], name
+
+
+def _gate_image(ax: Any, values: np.ndarray, is_signed: bool) -> Any:
+    """A heat map (units, steps), grey where values are NaN."""
+    ax.set_facecolor(common.GREY)
+    if not is_signed:
+        return ax.imshow(values, aspect="auto", cmap=common.SEQUENTIAL, vmin=0, vmax=1)
+    largest = common.largest(values)
+    return ax.imshow(values, aspect="auto", cmap=common.DIVERGING, vmin=-largest, vmax=largest)
+
+
+def saturation_scatter(saturation: Saturation, *, width: float = 6.5) -> Figure:
+    """How often each gate of each unit is nearly open, against how often it is nearly closed.
+
+    One panel per gate and one point per unit, as in Karpathy et al. (2015), figure 2. Points in the upper
+    left corner are units whose gate is almost always open, in the lower right corner almost always closed.
+    On the diagonal, a gate is always one of both.
+
+    Args:
+        saturation: of one layer, from :func:`lstm_jax.diagnostics.saturation`.
+        width: of the figure, in inches. One column of a paper has about 3.3.
+
+    Returns:
+        A matplotlib figure.
+
+    Raises:
+        ValueError: an argument has a wrong type.
+    """
+    common.check_record("saturation_scatter", "saturation", saturation, Saturation)
+    low, high = saturation.low._asdict(), saturation.high._asdict()
+    names = [name for name, a in low.items() if a is not None]
+    figure = common.new_figure("saturation_scatter", width, (width - 0.5) / max(len(names), 2) + 0.65)
+    axes = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, name in zip(axes, names, strict=True):
+        x, y = (common.numbers(share[name]).reshape(-1) for share in (low, high))
+        ax.plot([0, 1], [1, 0], color=common.GREY, linewidth=0.7, zorder=0)
+        ax.scatter(x, y, color=common.BLUE, clip_on=False, zorder=2, **common.marker(len(x)))
+        common.style(ax, title=_gate_title(saturation.low, name))
+        ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+    figure.supxlabel("left-saturated (fraction of steps)", fontsize=common.FONT_SIZE)
+    axes[0].set_ylabel("right-saturated\n(fraction of steps)", fontsize=common.FONT_SIZE)
+    return figure
