@@ -13,7 +13,6 @@ from _char_text import encode
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from training import plots
-from training.runs import named_errors
 
 import lstm_jax
 from lstm_jax import diagnostics
@@ -90,9 +89,8 @@ def write_page(path: Path, layer: LayerStates, text: str, title: str) -> None:
             values = {"forget gate": layer.gates.gates.f, "cell state": layer.memory} | values
         else:
             values = {"update gate": layer.gates.gates.z} | values
-    with named_errors(path):
-        path.parent.mkdir(exist_ok=True)
-        write_viewer(path, text[:PAGE], {name: a[:PAGE] for name, a in values.items()}, title=title)
+    path.parent.mkdir(exist_ok=True)
+    write_viewer(path, text[:PAGE], {name: a[:PAGE] for name, a in values.items()}, title=title)
 
 
 def panels_of(layer: LayerStates) -> dict[str, jax.Array]:

@@ -33,7 +33,9 @@ from _inside_features import text_features
 from _inside_figures import draw_figures
 from _inside_findings import find_units
 from training import Parser, UserError, digest, integer, main
-from training.runs import check_same_data, named_errors, read_config, write_file
+from training.runs import check_same_data, read_config
+
+from lstm_jax.interop._writing import write_whole
 
 
 def held_out_text(folder: Path, model: Model) -> str:
@@ -59,8 +61,6 @@ def learn(args: argparse.Namespace) -> None:
     text = held_out_text(args.folder, model)
     layer = read_layer(model, params, text, number - 1)
     inside = args.folder / "inside"
-    with named_errors(inside):
-        inside.mkdir(exist_ok=True)
     name = f"{model.cell.upper()} of {model.hidden} units, layer {number} of {model.layers}"
     write_page(inside / "viewer.html", layer, text, f"{name}, on held-out text")
 
@@ -74,11 +74,11 @@ def learn(args: argparse.Namespace) -> None:
     )
     report = "\n".join([heading, *map(str, findings)]) + "\n"
     print(report)
-    write_file(inside / "findings.txt", report.encode())
+    write_whole(inside / "findings.txt", report.encode())
 
     found = [finding.unit for finding in findings if finding.holds]
     for file, image in draw_figures(model, params, layer, text, number - 1, found[0] if found else None):
-        write_file(inside / file, image)
+        write_whole(inside / file, image)
     print(f"Figures: {inside}/\nOpen in a browser: {inside / 'viewer.html'}")
 
 

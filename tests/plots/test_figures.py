@@ -188,6 +188,7 @@ def test_gate_map_shows_valid_steps_of_a_row_sorted_by_the_forget_gate():
     largest = np.abs(found.gates.g[:7, 1]).max()
     assert axes[2].images[0].get_clim() == pytest.approx((-largest, largest))
     assert labels(axes[-1].get_xticklabels()) == ["a", "␣", '"', "$", "b", '"', "↵"]
+    assert not any(label.get_parse_math() for label in axes[-1].get_xticklabels())  # "$" is a character
     assert "sorted by the mean of f" in axes[-1].get_xlabel()
 
 
@@ -233,7 +234,7 @@ def test_gate_map_leaves_nan_out_of_the_colours():
     found.gates.g[3, 0, 2] = np.nan
     image = plots.gate_map(found, units=[2]).axes[2].images[0]
     assert np.isnan(np.ma.filled(image.get_array(), np.nan)[0, 3])
-    assert np.isfinite(image.get_clim()).all()
+    assert image.get_clim()[1] == pytest.approx(np.nanmax(np.abs(found.gates.g[:, 0, 2])))
 
 
 def test_long_texts_have_step_numbers():
@@ -261,6 +262,7 @@ def test_memory_map_is_the_mean_over_units_and_empty_where_nothing_contributes()
     shown = ax.images[0].get_array()
     np.testing.assert_allclose(np.ma.filled(shown, 0), np.abs(found.contributions[:7, :7, 1]).mean(-1))
     assert (np.ma.getmaskarray(shown) == np.triu(np.ones((7, 7), bool), 1)).all()
+    assert ax.images[0].get_clim() == pytest.approx((shown.max() / 1000, shown.max()))
     assert labels(ax.get_xticklabels()) == labels(ax.get_yticklabels()) == ["a", "␣", '"', "$", "b", '"', "↵"]
     averaged = found._replace(contributions=np.abs(found.contributions).mean(-1))
     np.testing.assert_allclose(plots.memory_map(averaged, row=1).axes[0].images[0].get_array(), shown)
