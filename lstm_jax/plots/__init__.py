@@ -2,7 +2,7 @@
 
 Each function that returns a figure takes the results for one layer and returns a new
 :class:`matplotlib.figure.Figure`. It neither shows nor saves the figure, and it does not use pyplot. The
-figures need matplotlib (``pip install "lstm_jax[plots]"``). The page needs nothing beside JAX, NumPy and a
+figures need matplotlib (``pip install "lstm_jax[plots]"``). The page needs nothing but JAX, NumPy and a
 browser.
 """
 

@@ -138,10 +138,11 @@ def state_space(
     if len(known) < 2:
         raise value_error(f"{owner} got {len(known)} valid states", "two or more", "Give a longer sequence.")
     centre = known.mean(axis=0)
-    _, lengths, components = np.linalg.svd(known - centre, full_matrices=False)
-    share = np.square(lengths) / max(np.sum(np.square(lengths)), np.finfo(np.float64).tiny)
+    covariance = (known - centre).T @ (known - centre)
+    variances, components = np.linalg.eigh(covariance)  # in ascending order
+    share = np.append(variances[::-1], 0.0)[:2] / max(np.trace(covariance), np.finfo(np.float64).tiny)
     plane = np.zeros((states.shape[-1], 2))
-    plane[:, : len(components[:2])] = components[:2].T
+    plane[:, : components.shape[1]] = components[:, ::-1][:, :2]
 
     figure = common.new_figure(owner, width, 0.8 * width)
     ax: Any = figure.add_subplot()
@@ -165,7 +166,6 @@ def state_space(
     common.colour_bar(figure, lines, ax, "step")
     if fixed_points is not None:
         _fixed_points(ax, fixed_points, centre, plane)
-    share = np.append(share, [0.0, 0.0])
     x, y = (f"PC {k + 1} ({share[k]:.0%} of the variance)" for k in range(2))
     common.style(ax, x, y)
     ax.margins(0.06)

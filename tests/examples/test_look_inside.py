@@ -123,6 +123,7 @@ class TestFindings:
         slow = np.cumsum(rng.normal(size=self.T))
         (finding,) = self.find(states, indentation=slow)
         assert abs(finding.score) > 0.5 and not finding.holds
+        assert finding.chance > 0.5
         assert str(finding).startswith("No unit ")
 
     def test_a_unit_must_follow_the_feature_on_both_halves(self):
@@ -134,8 +135,8 @@ class TestFindings:
 
     def test_constant_features_are_left_out(self):
         assert self.find(self.states(np.random.default_rng(0)), flag=np.zeros(self.T)) == []
-        late = (np.arange(self.T) > 3000).astype(float)
-        assert self.find(self.states(np.random.default_rng(0)), flag=late) == []
+        for only_one_half in (np.arange(self.T) > 3000, np.arange(self.T) < 1000):
+            assert self.find(self.states(np.random.default_rng(0)), flag=only_one_half.astype(float)) == []
 
     def test_constant_units_have_no_score(self):
         states = np.zeros((self.T, 2))
