@@ -13,6 +13,7 @@ from _char_text import encode
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from training import plots
+from training.distributed import is_first
 
 import lstm_jax
 from lstm_jax import diagnostics
@@ -82,15 +83,20 @@ def read_layer(model: Model, params: Params, text: str, index: int) -> LayerStat
 
 
 def write_page(path: Path, layer: LayerStates, text: str, title: str) -> None:
-    """Write the viewer page of a layer over at most ``PAGE`` characters. Its folder is created."""
+    """Write the viewer page of a layer over at most ``PAGE`` characters. Its folder is created.
+
+    Every process computes the values, and the first one writes them.
+    """
     values = {"hidden state": layer.outputs}
     if layer.gates is not None:
         if isinstance(layer.carries, tuple):
             values = {"forget gate": layer.gates.gates.f, "cell state": layer.memory} | values
         else:
             values = {"update gate": layer.gates.gates.z} | values
-    path.parent.mkdir(exist_ok=True)
-    write_viewer(path, text[:PAGE], {name: a[:PAGE] for name, a in values.items()}, title=title)
+    arrays = {name: np.asarray(a)[:PAGE] for name, a in values.items()}
+    if is_first():
+        path.parent.mkdir(exist_ok=True)
+        write_viewer(path, text[:PAGE], arrays, title=title)
 
 
 def panels_of(layer: LayerStates) -> dict[str, jax.Array]:

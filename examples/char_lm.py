@@ -50,7 +50,6 @@ from training import (
     plots,
     steps_of,
 )
-from training.distributed import is_first
 
 import lstm_jax
 
@@ -169,9 +168,8 @@ def learn(args: argparse.Namespace) -> None:
         unseen = text[-len(held_out) :]
         run.write("gates.png", draw_gates(model, params, unseen))
         page = args.out / "inside" / "viewer.html"
-        if is_first():
-            layer = read_layer(model, params, unseen[:PAGE], model.layers - 1)
-            write_page(page, layer, unseen, f"{name}, last layer, on held-out text")
+        layer = read_layer(model, params, unseen[:PAGE], model.layers - 1)
+        write_page(page, layer, unseen, f"{name}, last layer, on held-out text")
 
     last = run.rows[-1]
     print(f"\n{sample_text(model, params, args)}\n\nBits per character on the held-out text:")

@@ -73,7 +73,8 @@ def cell_diagram(
     >>> params, xs = cell.init(jax.random.key(0)), jnp.ones((5, 3))
     >>> found = diagnostics.gates(cell, params, xs)
     >>> _, (_, carries) = lstm_jax.unroll(cell, params, xs, return_carries=True)
-    >>> figure = plots.cell_diagram(found, carries, step=4, unit=0)  # doctest: +SKIP
+    >>> plots.cell_diagram(found, carries, step=4, unit=0).axes[0].get_title(loc="left")
+    'step 4, unit 0'
     """
     values = _values(gates, carries, step, unit, initial, row)
     tokens = common.check_tokens(_OWNER, tokens, len(gates.valid))

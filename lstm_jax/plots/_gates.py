@@ -52,8 +52,9 @@ def gate_map(
     >>> from lstm_jax import diagnostics, plots
     >>> cell = lstm_jax.LSTM(3, 8)
     >>> found = diagnostics.gates(cell, cell.init(jax.random.key(0)), jnp.ones((5, 3)))
-    >>> figure = plots.gate_map(found, "hello")  # doctest: +SKIP
-    >>> figure.savefig("gates.png")  # doctest: +SKIP
+    >>> figure = plots.gate_map(found, "hello")
+    >>> [ax.get_title(loc="left") for ax in figure.axes[:4]]
+    ['input gate i', 'forget gate f', 'candidate g', 'output gate o']
     """
     owner = "gate_map"
     common.check_record(owner, "gates", gates, Gates)
