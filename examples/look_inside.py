@@ -72,7 +72,8 @@ def learn(args: argparse.Namespace) -> None:
         f"Each unit is chosen on the first {half:,} characters and checked on the others. By chance: the\n"
         "largest score of any unit with the same feature, shifted against the text.\n"
     )
-    report = "\n".join([heading, *map(str, findings)]) + "\n"
+    lines = [str(finding) for finding in findings] or ["The text is too short to compare its halves."]
+    report = "\n".join([heading, *lines]) + "\n"
     print(report)
     write_whole(inside / "findings.txt", report.encode())
 
