@@ -21,7 +21,7 @@ _OWNER = "cell_diagram"
 _TOLERANCE = 0.02
 _GATE_X = {"f": 3.0, "i": 4.5, "g": 6.0, "o": 7.6}
 _C, _H, _GATES, _PRODUCT, _OUTPUT = 5.2, 1.2, 2.1, 3.7, 3.0  # heights of the lines, boxes and products
-_OUT = 9.3  # x of the output's tanh and product
+_OUT = 9.1  # x of the output's tanh and product
 _LEFT, _RIGHT = 0.2, 11.8
 #: Values beside upright wires; the others are above their wires.
 _LEFT_OF_WIRE, _RIGHT_OF_WIRE = ("f", "i"), ("g", "added", "tanh_c")
@@ -82,7 +82,7 @@ def cell_diagram(
     ax: Any = figure.add_subplot()
     ax.set(xlim=(0, 12), ylim=(0, 6.1), aspect="equal")
     ax.axis("off")
-    size = float(np.clip(1.25 * width, 5, 10))
+    size = float(np.clip(1.25 * width, 6, 10))
     from matplotlib.patches import FancyBboxPatch
 
     body: dict[str, Any] = {
@@ -155,8 +155,8 @@ def _draw_wires(ax: Any, values: dict[str, float], size: float) -> None:
     states = max(1.0, *(abs(values[name]) for name in ("c_before", "kept", "added", "c")))
     # Points of the line, then the place of its text.
     wires: dict[str, tuple[list[tuple[float, float]], tuple[float, float], str]] = {
-        "h_before": ([(_LEFT, _H), (gates["o"], _H)], (0.95, _H + 0.32), "$h_{t-1}$"),
-        "c_before": ([(_LEFT, _C), (gates["f"], _C)], (0.95, _C + 0.32), "$c_{t-1}$"),
+        "h_before": ([(_LEFT, _H), (gates["o"], _H)], (0.9, _H + 0.32), "$h_{t-1}$"),
+        "c_before": ([(_LEFT, _C), (gates["f"], _C)], (0.9, _C + 0.32), "$c_{t-1}$"),
         "kept": ([(gates["f"], _C), (gates["g"], _C)], (4.5, _C + 0.3), ""),
         "f": ([(gates["f"], _GATES), (gates["f"], _C)], (gates["f"] - 0.12, 3.4), "$f_t$"),
         "i": ([(gates["i"], _GATES), (gates["i"], _PRODUCT), (gates["g"], _PRODUCT)], (4.38, 3.15), "$i_t$"),
@@ -164,7 +164,7 @@ def _draw_wires(ax: Any, values: dict[str, float], size: float) -> None:
         "added": ([(gates["g"], _PRODUCT), (gates["g"], _C)], (gates["g"] + 0.12, 4.45), ""),
         "c": ([(gates["g"], _C), (_RIGHT, _C)], (11.15, _C + 0.32), "$c_t$"),
         "tanh_c": ([(_OUT, 4.1), (_OUT, _OUTPUT)], (_OUT + 0.12, 3.52), ""),
-        "o": ([(gates["o"], _GATES), (gates["o"], _OUTPUT), (_OUT, _OUTPUT)], (8.3, _OUTPUT + 0.3), "$o_t$"),
+        "o": ([(gates["o"], _GATES), (gates["o"], _OUTPUT), (_OUT, _OUTPUT)], (8.25, _OUTPUT + 0.3), "$o_t$"),
         "h": ([(_OUT, _OUTPUT), (_OUT, _H), (_RIGHT, _H)], (11.15, _H + 0.32), "$h_t$"),
     }
     black: dict[str, Any] = {"color": common.BLACK, "linewidth": 0.8, "zorder": 1}
