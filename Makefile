@@ -85,9 +85,12 @@ docs: $(DOCS)  ## the documentation, into build/docs/index.html
 	rm -rf build/docs
 	.venv-docs/bin/python -m sphinx -E -W --keep-going -q -b html -d build/docs-cache docs build/docs
 
+# The second run keeps the memory that the process frees (docs/speed.md).
+KEEP_FREED_MEMORY := MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=2147483647
 bench: export KERAS_BACKEND ?= jax
 bench: $(PEERS)  ## time and memory compared with other libraries, into benchmarks/results
 	.venv-peers/bin/python -m benchmarks $(BENCH_ARGS)
+	$(KEEP_FREED_MEMORY) .venv-peers/bin/python -m benchmarks --parts cases $(BENCH_ARGS)
 
 # Uses the installed jax of PYTHON, because each device needs another build. Installs nothing.
 bench-device: PYTHON := $(or $(PYTHON),python)

@@ -99,6 +99,9 @@ def where(platform_name: str, packages: Sequence[str]) -> dict[str, Any]:
         "versions": versions,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
+        "malloc": {
+            n: a for n, a in sorted(os.environ.items()) if n.startswith(("MALLOC_", "GLIBC_TUNABLES"))
+        },
     }
 
 
@@ -120,6 +123,7 @@ def stem(about: dict[str, Any]) -> str:
     """A file name of the device, the dtype and the date."""
     device = about["processor"] if about["platform"] == "cpu" else about["device"]
     words = [about["platform"], device, about["dtype"], *(["tf32"] if about["tf32"] else [])]
+    words += ["malloc"] if about.get("malloc") else []
     return files.stem(*words, about["date"][:16].replace(":", ""))
 
 
@@ -135,6 +139,7 @@ def headline(about: dict[str, Any]) -> str:
     kind = about["dtype"]
     if about["platform"] == "gpu" and kind == "float32":
         kind += f" (TF32 {'on' if about['tf32'] else 'off'})"
+    kind += "".join(f"; {name}={value}" for name, value in about.get("malloc", {}).items())
     return f"{place}, {about['cores']} cores; {kind}; Python {about['python']}, {libraries}; {about['date']}"
 
 

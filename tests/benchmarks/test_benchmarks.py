@@ -130,7 +130,7 @@ def test_a_report_is_read_back_and_drawn_again(quick, tmp_path):
 
 
 def test_the_committed_results_are_read_and_give_the_committed_tables():
-    (path,) = (Path(benchmark.__file__).parent / "results").glob("cpu-*.json")
+    (path,) = (Path(benchmark.__file__).parent / "results").glob("cpu-*-float32-2*.json")
     read = report.Report.from_json(json.loads(path.read_text()))
     assert report.markdown(read) == path.with_suffix(".md").read_text()
     assert files.dumps(read.as_json()) + "\n" == path.read_text()
