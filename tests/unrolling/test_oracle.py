@@ -11,7 +11,7 @@ import oracle
 import oracle_newer
 import pytest
 from cell_cases import BY_NAME
-from helpers import assert_same, finite, problem
+from helpers import assert_same, daily, finite, problem, slow
 
 import lstm_jax
 
@@ -34,16 +34,16 @@ def _name(value):
     return getattr(value, "name", value)
 
 
-def both_directions(offset, variants=True):
+def both_directions(offset, flags):
     """Forward and in reverse; one of the two, in turn, is slow, except for the cells of ``BOTH``.
 
-    ``variants``: whether variants are tested every day.
+    With ``flags``, variants are slow. Without, the plain scan is slow where "auto" does not choose it.
     """
     rows = []
     for index, (case, implementation) in enumerate(ROWS):
         for reverse in (False, True):
             is_slow = case.name not in BOTH and reverse == ((index + offset) % 2 == 0)
-            is_slow |= case.variant and not variants
+            is_slow |= case.variant if flags else implementation == "scan"
             rows.append(
                 pytest.param(case, implementation, reverse, marks=pytest.mark.slow if is_slow else ())
             )
@@ -80,13 +80,13 @@ def check(case, given, *, carry, reverse, implementation):
 
 
 @pytest.mark.usefixtures("x64")
-@both_directions(0)
+@both_directions(0, flags=False)
 def test_plain_sequences(case, implementation, reverse):
     check(case, finite(problem(case)), carry=False, reverse=reverse, implementation=implementation)
 
 
 @pytest.mark.usefixtures("x64")
-@both_directions(1, variants=False)
+@both_directions(1, flags=True)
 def test_lengths_mask_and_resets(case, implementation, reverse):
     """Flags without effect replace those that are not tested, so there is one compiled program."""
     given = problem(case)
@@ -104,7 +104,11 @@ def test_lengths_mask_and_resets(case, implementation, reverse):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("case", cell_cases.table(lambda m: not m.variant), ids=cell_cases.name)
+@pytest.mark.parametrize(
+    "case",
+    daily(cell_cases.table(lambda m: not m.variant), *(BY_NAME[name] for name in (*BOTH, "slstm", "mlstm"))),
+    ids=cell_cases.name,
+)
 def test_resets_without_a_given_carry(case):
     check(case, problem(case, seed=2), carry=False, reverse=False, implementation="auto")
 
@@ -214,10 +218,10 @@ def error(result, expected):
 @pytest.mark.parametrize(
     "compute, implementation, reverse",
     [
-        ("float32", "auto", True),
+        slow("float32", "auto", True),
         ("bfloat16", "auto", False),
-        ("bfloat16", "scan", True),
-        ("float16", "auto", True),
+        slow("bfloat16", "scan", True),
+        slow("float16", "auto", True),
     ],
 )
 def test_low_precision(which, compute, implementation, reverse):

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_raises, assert_same, random_like
+from helpers import assert_raises, assert_same, daily, random_like
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, MinGRU, Stack
@@ -83,7 +83,7 @@ class Case:
 
 
 @pytest.mark.parametrize("which, implementation", CASES)
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("reverse", daily([False, True], True))
 def test_restarts_from_given_carries(which, implementation, reverse):
     case = Case(CELLS[which])
     assert (case.resets & case.mask).sum() > 4
