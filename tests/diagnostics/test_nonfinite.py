@@ -64,18 +64,19 @@ def test_the_initial_carry():
 
 
 def test_a_state_and_a_gate():
-    """An activation that overflows; products with the input that overflow to inf - inf."""
+    """An activation that overflows; two products whose sum is inf - inf."""
     cell = RNN(1, 1, activation=jnp.exp, use_bias=False)
     params = lstm_jax.RNNParams(np.ones((1, 1), np.float32), np.ones((1, 1), np.float32))
     xs = np.zeros((6, 2, 1), np.float32)
     xs[:, 1] = 1
     assert find(cell, params, xs) == ("state", "h", "", 3, (1,))
     params, xs = random_params(GRU(3, 2)), np.zeros((4, 2, 3), np.float32)
-    params.w_ih[0], params.w_ih[1] = 2, -2
-    xs[2, 1, :2] = 3e38
-    found = diagnostics.first_nonfinite(GRU(3, 2), params, xs)
+    params.w_ih[0], params.w_hh[0] = 2, -2
+    carry = np.zeros((2, 2), np.float32)
+    xs[0, 1, 0] = carry[1, 0] = 3e38
+    found = diagnostics.first_nonfinite(GRU(3, 2), params, xs, carry)
     assert found.kind == "preactivation" and found.name in ("r", "z", "n")
-    assert (found.layer, found.step, found.row) == ("", 2, (1,)) and np.isnan(found.value)
+    assert (found.layer, found.step, found.row) == ("", 0, (1,)) and np.isnan(found.value)
 
 
 def test_a_gate_that_overflows_without_effect_is_not_reported():
