@@ -567,8 +567,8 @@ def test_a_file_larger_than_memory(tmp_path, monkeypatch):
         raise MemoryError
 
     save(tmp_path / "w.npz", {"w": np.ones(2)})
-    monkeypatch.setattr(type(tmp_path), "read_bytes", fail)
-    with pytest.raises(ValueError, match=r"w\.npz of \d+ bytes.*memory"):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"w\.npz of \d+ bytes.*memory"):
+        patch.setattr(type(tmp_path), "read_bytes", fail)
         load(tmp_path / "w.npz")
 
 
