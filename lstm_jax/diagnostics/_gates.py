@@ -37,9 +37,11 @@ class Gates(NamedTuple):
 
 
 class Saturation(NamedTuple):
-    """Shares of the valid steps of all rows; the result of :func:`saturation`."""
+    """Fractions of the valid steps of all rows; the result of :func:`saturation`."""
 
-    low: Any  # the cell's NamedTuple of gates, each (H,): share of steps below ``low``; candidates are None
+    low: (
+        Any  # the cell's NamedTuple of gates, each (H,): fraction of steps below ``low``; candidates are None
+    )
     high: Any  # likewise, above ``high``
     steps: Array  # () int, the number of valid steps of all rows
 
@@ -49,7 +51,7 @@ class Activity(NamedTuple):
 
     mean: Array  # (H,)
     std: Array  # (H,)
-    saturated: Array  # (H,) share of steps with an absolute output above ``high``
+    saturated: Array  # (H,) fraction of steps with an absolute output above ``high``
     dead: Array  # (H,) bool: the output is the same at all steps
     steps: Array  # () int, the number of valid steps of all rows
 
@@ -130,7 +132,7 @@ def saturation(
         params, xs, carry, lengths, mask, resets, reset_to, reverse: as in :func:`lstm_jax.unroll`.
 
     Returns:
-        :class:`Saturation` for a cell, or an ``OrderedDict`` of them for a network, as :func:`gates` has it.
+        :class:`Saturation` for a cell, or an ``OrderedDict`` of them for a network, as for :func:`gates`.
 
     Raises:
         ValueError: no layer has gates, or ``unroll`` would raise.
@@ -153,10 +155,10 @@ def _saturation(layer: Layer, low: float, high: float) -> Saturation:
     left_out = NOT_SATURATING.get(type(values), "")
     values = values._replace(**dict.fromkeys(left_out, None))
 
-    def share(flag: Any) -> Any:
+    def fraction(flag: Any) -> Any:
         return jax.tree.map(lambda a: mean_over_valid(valid, flag(a).astype(state_dtype(a.dtype))), values)
 
-    return Saturation(share(lambda a: a < low), share(lambda a: a > high), jnp.sum(valid))
+    return Saturation(fraction(lambda a: a < low), fraction(lambda a: a > high), jnp.sum(valid))
 
 
 def activity(
@@ -173,7 +175,7 @@ def activity(
     reset_to: Carry | None = None,
     reverse: bool = False,
 ) -> Any:
-    """Mean and spread of the outputs of each unit, and which units are saturated or dead.
+    """Mean and standard deviation of the outputs of each unit, and which units are saturated or dead.
 
     A unit is dead if its output is the same at all valid steps: a rectified unit that is always 0, or a tanh
     that is always 1. No gradient reaches such a unit through its activation.
@@ -185,7 +187,7 @@ def activity(
         params, xs, carry, lengths, mask, resets, reset_to, reverse: as in :func:`lstm_jax.unroll`.
 
     Returns:
-        :class:`Activity` for a cell, or an ``OrderedDict`` of them for a network, as :func:`gates` has it.
+        :class:`Activity` for a cell, or an ``OrderedDict`` of them for a network, as for :func:`gates`.
 
     Raises:
         ValueError: no layer has a state, or ``unroll`` would raise.

@@ -27,6 +27,7 @@ from lstm_jax.diagnostics._layers import (
     state_names,
     unwrapped,
     visit_cells,
+    wrappers,
 )
 from lstm_jax.diagnostics._memory import LSTMS, has_memory, scan_terms
 from lstm_jax.regularizers._wrapper import Wrapper
@@ -400,11 +401,9 @@ def decomposition(
 
 def _is_plain_output(cell: Any) -> bool:
     """Whether the output is o tanh(c) of the cell's memory."""
+    if any(isinstance(wrapper, Zoneout) for wrapper in wrappers(cell)):
+        return False
     inner = unwrapped(cell)
-    while isinstance(cell, Wrapper):
-        if isinstance(cell, Zoneout):
-            return False
-        cell = cell.inner
     if isinstance(inner, LSTMVariant):
         changed = inner.layer_norm or inner.proj_size or inner.ablation == "no_output_activation"
         return not changed and inner.activation is jnp.tanh and has_memory(inner)

@@ -204,10 +204,17 @@ def has_state(cell: Any) -> bool:
     return cell.has_state
 
 
+def wrappers(cell: Any) -> Iterator[Wrapper]:
+    """The wrappers around a cell, from the outermost to the innermost."""
+    while isinstance(cell, Wrapper):
+        yield cell
+        cell = cell.inner
+
+
 def unwrapped(cell: Any) -> Any:
     """The cell inside all wrappers."""
-    while isinstance(cell, Wrapper):
-        cell = cell.inner
+    for wrapper in wrappers(cell):
+        cell = wrapper.inner
     return cell
 
 

@@ -18,8 +18,7 @@ from lstm_jax.cells.lstm_variant import LSTMVariant
 from lstm_jax.cells.minimal import MinGRU, MinLSTM
 from lstm_jax.cells.mlstm import MLSTM
 from lstm_jax.cells.slstm import SLSTM
-from lstm_jax.diagnostics._layers import Layer, Sequence, mean_over_valid, per_layer, unwrapped
-from lstm_jax.regularizers._wrapper import Wrapper
+from lstm_jax.diagnostics._layers import Layer, Sequence, mean_over_valid, per_layer, unwrapped, wrappers
 from lstm_jax.regularizers.zoneout import Zoneout
 from lstm_jax.unrolling.steps import expand_flag, mask_out, select
 
@@ -237,9 +236,8 @@ def _linear_form(layer: Layer) -> LinearForm:
 def _with_zoneout(cell: Any, inner: Any, keep: Array, add: Array, before: Array) -> LinearForm:
     """The recurrence with the expected effect of all ``Zoneout`` around a cell."""
     index = 1 if isinstance(inner, (*LSTMS, SLSTM)) else 0  # of the memory in the carry
-    while isinstance(cell, Wrapper):
-        if isinstance(cell, Zoneout):
-            rate = cell.rates[index] if isinstance(cell.rates, tuple) else cell.rates
+    for wrapper in wrappers(cell):
+        if isinstance(wrapper, Zoneout):
+            rate = wrapper.rates[index] if isinstance(wrapper.rates, tuple) else wrapper.rates
             keep, add = rate + (1 - rate) * keep, (1 - rate) * add
-        cell = cell.inner
     return LinearForm(keep, add, before)
