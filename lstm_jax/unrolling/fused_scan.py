@@ -70,22 +70,17 @@ def fused_scan(
     ``xs`` is ``(xs, reset_to)``. Carries are None unless ``options.return_carries``, residuals unless
     ``options.save``.
     """
+    may_be_ensemble = is_single_cpu_device() and not options.save and options.checkpoint is None
+    if options.projection is None and may_be_ensemble:
+        ways = (partial(fused_scan, cell, options._replace(projection=p)) for p in ("before", "inside"))
+        return _ensemble_rule(*ways)(params, key, initial, carry, xs, flags)
+    inside = options.projection == "inside"
     tiling = tiling_of(cell, params, carry, xs[0])
-    if tiling.chunk is not None and tiling.chunk < jax.tree.leaves(xs)[0].shape[0]:
+    if not inside and tiling.chunk is not None and tiling.chunk < jax.tree.leaves(xs)[0].shape[0]:
         scan = partial(fused_scan, cell, options, params, key, initial)
         return in_windows(
             scan, carry, xs, flags, tiling.chunk, batch=(), reverse=options.reverse, recompute=False
         )
-
-    if (
-        options.projection is None
-        and is_single_cpu_device()
-        and not options.save
-        and options.checkpoint is None
-    ):
-        ways = (partial(fused_scan, cell, options._replace(projection=p)) for p in ("before", "inside"))
-        return _ensemble_rule(*ways)(params, key, initial, carry, xs, flags)
-    inside = options.projection == "inside"
 
     def body(carry: Carry, at: Any, initial: Carry = initial) -> tuple[Carry, Any]:
         flag, (u, noise, stored) = at
