@@ -2,9 +2,12 @@
 
 The score of a forecast is its absolute error, and an interval is the forecast +- q. It contains the value
 exactly if the score is at most q, so its coverage is correct if q is the right quantile of the scores.
-:func:`conformal_quantile` takes q from left-out folds. :func:`track` corrects it while the values of the
-test part become known. All of this is in the units of the targets, whose errors do not grow with the level
-of the series.
+:func:`conformal_quantile` takes q from left-out folds (cross-conformal prediction, Vovk 2015). Its guarantee
+is for exchangeable scores, but the scores of a time series depend on each other and change over time. So
+:func:`track` corrects q while the values of the test part become known.
+
+Scores and q are in the units of the targets, for example in square roots. There, the errors do not increase
+with the level of the series.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ def track(scores: np.ndarray, q: np.ndarray, start: int, coverage: float, rate: 
 class Forecasts(NamedTuple):
     """For each origin and horizon, in the units of the series."""
 
-    median: np.ndarray  # (n, H)
+    median: np.ndarray  # (n, H), the point forecasts
     intervals: dict[float, tuple[np.ndarray, np.ndarray]]  # nominal coverage: lower and upper ends
 
 

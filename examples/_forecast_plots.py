@@ -46,7 +46,7 @@ def draw_forecasts(
     for ax, y in zip((error, cover), y_labels, strict=True):
         style(ax, f"{series.time}s ahead", y, size=11)
         ax.set_xticks(ahead if H <= 12 else np.linspace(1, H, 6).round())
-        ax.legend(loc="lower right" if ax is error else "lower left", fontsize=10)
+        ax.legend(loc="best" if ax is error else "lower left", fontsize=10)
     return png(figure)
 
 

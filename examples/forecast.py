@@ -213,6 +213,8 @@ def learn(args: argparse.Namespace) -> None:
         raise UserError(
             f"{series.name} has {n} values, too few for {size}: use more data or decrease --horizon"
         )
+    if (series.values[series.period : known] == series.values[: known - series.period]).all():
+        raise UserError(f"{series.name} repeats itself exactly with the period {series.period}")
     folds = make_folds(problem)
     network = make_network(series.period, args.hidden, horizon, args.dropout)
     networks = args.networks * FOLDS
