@@ -1,17 +1,16 @@
-"""The data of ``forecast.py``: a series, the network's inputs and targets, the errors of forecasts."""
+"""The data of ``forecast.py``: a series, inputs and targets, the folds of cross-validation, the baselines."""
 
 from __future__ import annotations
 
 import argparse
 import csv
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from training import UserError
 
-COVERAGES = (0.80, 0.95)  # nominal coverages of the intervals
+FOLDS = 5  # K, of the cross-validation
 
 # --- series ----------------------------------------------------------------------------------------
 
@@ -107,14 +106,26 @@ def _number(path: Path, line: int, cell: str | None) -> float:
 
 
 class Problem(NamedTuple):
-    """The network's inputs and targets for each origin t and each horizon h = 1..H."""
+    """The inputs and targets of the methods, for each origin t = 0..n-1 and each horizon h = 1..H.
+
+    An origin is the time at which a forecast is made. Its targets are the values at t + 1 .. t + H,
+    differenced, rooted and scaled: :meth:`value` inverts this.
+    """
 
     xs: np.ndarray  # (n, period): the inputs at t, the values from t - period + 1 to t
     targets: np.ndarray  # (n, H): the targets for t + h, (value - base) / scale; 0 after the series' end
     base: np.ndarray  # (n, H): in the units of the values, or of their square roots
     scale: float
+    root: bool
     until: np.ndarray  # (n, H): t + h
-    naive: np.ndarray  # (n, H): the seasonal-naive forecast, in the units of the values
+    known: int  # the values before this time may be used for training and calibration
+    first: int  # the first origin with complete inputs
+    naive: np.ndarray  # (n, H): the seasonal-naive forecast of the targets
+
+    def value(self, z: np.ndarray) -> np.ndarray:
+        """Targets as values of the series. Roots are increasing functions, so quantiles stay quantiles."""
+        values = self.base + self.scale * z
+        return np.maximum(values, 0) ** 2 if self.root else values
 
 
 def seasonal_naive(values: np.ndarray, horizon: int, period: int) -> np.ndarray:
@@ -132,63 +143,63 @@ def make_problem(series: Series, horizon: int, known: int) -> Problem:
     n, period = len(values), series.period
     naive = seasonal_naive(values, horizon, period)
     if series.difference:
-        base = naive
+        base, first = naive, 2 * period - 1
         inputs = values - np.concatenate([values[:1].repeat(period), values[:-period]])
     else:
         mean = values[:known].mean()
-        base, inputs = np.full_like(naive, mean), values - mean
+        base, first, inputs = np.full_like(naive, mean), period - 1, values - mean
     scale = float(inputs[:known].std()) or 1.0
     padded = np.concatenate([np.zeros(period - 1), inputs / scale])
     xs = np.lib.stride_tricks.sliding_window_view(padded, period)
     until = np.arange(n)[:, None] + np.arange(1, horizon + 1)
     targets = np.where(until < n, (values[np.minimum(until, n - 1)] - base) / scale, 0.0)
-    naive = seasonal_naive(series.values, horizon, period)
-    return Problem(xs.astype(np.float32), targets.astype(np.float32), base, scale, until, naive)
+    return Problem(xs, targets, base, scale, series.root, until, known, first, (naive - base) / scale)
 
 
-# --- the errors of forecasts -----------------------------------------------------------------------
+# --- cross-validation ------------------------------------------------------------------------------
 
 
-class Forecasts(NamedTuple):
-    """For each origin and horizon, in the units of the series."""
+class Folds(NamedTuple):
+    """K blocks of consecutive known origins. The models of a fold are trained without its values."""
 
-    median: np.ndarray  # (n, H)
-    intervals: dict[float, tuple[np.ndarray, np.ndarray]]  # nominal coverage: lower and upper ends
+    fold: np.ndarray  # (n,): the fold of an origin; -1 for origins that are not in a fold
+    training: np.ndarray  # (K, n, H): the targets that the models of a fold may be trained on
+    validation: np.ndarray  # (n, H): the targets of known origins, each held out by the fold of its origin
+
+    def held_out(self, predictions: np.ndarray) -> np.ndarray:
+        """(K, n, H), predictions by fold, to (n, H).
+
+        At an origin in a fold this is the prediction of the models trained without the fold's values; at all
+        other origins, those of the test part among them, it is the mean over the folds.
+        """
+        own = np.take_along_axis(predictions, np.maximum(self.fold, 0)[None, :, None], axis=0)[0]
+        return np.where(self.fold[:, None] >= 0, own, predictions.mean(0))
 
 
-def evaluate(
-    values: np.ndarray, forecasts: Forecasts, problem: Problem, known: int, period: int
-) -> list[dict]:
-    """A row of metrics for each horizon, and one for all horizons.
+def make_folds(problem: Problem) -> Folds:
+    (n, H), known = problem.until.shape, problem.known
+    fold = np.full(n, -1)
+    blocks = np.array_split(np.arange(problem.first, known - 1), FOLDS)
+    usable = (problem.until < known) & (np.arange(n)[:, None] >= problem.first)
+    training = np.repeat(usable[None], FOLDS, axis=0)
+    for k, block in enumerate(blocks):
+        fold[block] = k
+        training[k] &= (problem.until <= block[0]) | (problem.until > block[-1] + H)
+    return Folds(fold, training, usable)
 
-    MASE is the mean absolute error divided by that of the seasonal-naive forecast one period ahead on the
-    known values (Hyndman & Koehler 2006). Coverage is the fraction of the values inside an interval.
+
+def linear_autoregression(problem: Problem, folds: Folds, penalty: float = 10.0) -> np.ndarray:
+    r"""A linear autoregression for each fold and horizon, (K, n, H), fitted by ridge regression.
+
+    .. math:: w_h = (X^T X + \lambda I)^{-1} X^T z_h
+
+    The rows of X are the inputs and a 1, whose weight is not penalised.
     """
-    unit = np.abs(values[period:known] - values[: known - period]).mean()
-    n, H = problem.until.shape
-    # Origins start at the last known value.
-    evaluated = (problem.until < n) & (np.arange(n)[:, None] >= known - 1)
-    truth = values[np.minimum(problem.until, n - 1)]
-    rows = []
-    for name, h in [*((str(h + 1), [h]) for h in range(H)), ("all", list(range(H)))]:
-        where = evaluated & np.isin(np.arange(H), h)
-        error = np.abs(forecasts.median - truth)[where].mean()
-        naive = np.abs(problem.naive - truth)[where].mean()
-        row = {"horizon": name, "mae": error, "naive_mae": naive}
-        row |= {"mase": error / unit, "naive_mase": naive / unit}
-        for coverage, (low, high) in forecasts.intervals.items():
-            row[f"inside_{coverage:.0%}"] = ((low <= truth) & (truth <= high))[where].mean()
-        rows.append(row | {"forecasts": int(where.sum())})
-    return rows
-
-
-def table(rows: Sequence[Mapping[str, Any]], series: Series) -> str:
-    lines = [
-        f"{series.time + 's':>7} |  LSTM ensemble  |  seasonal-naive | inside the interval of",
-        f"{'ahead':>7} |    MAE     MASE  |    MAE     MASE  |  80 %   95 %  (forecasts)",
-    ]
-    for row in rows:
-        lstm, naive = (f"{row[f'{prefix}mae']:8.3g} {row[f'{prefix}mase']:7.3f}" for prefix in ("", "naive_"))
-        inside = "  ".join(f"{100 * row[f'inside_{coverage:.0%}']:3.0f} %" for coverage in COVERAGES)
-        lines.append(f"{row['horizon']:>7} | {lstm}  | {naive}  | {inside}  ({row['forecasts']})")
-    return "\n".join(lines) + f"\nMAE in {series.unit}"
+    xs = np.concatenate([problem.xs, np.ones((len(problem.xs), 1))], axis=1)
+    ridge = penalty * np.diag([1.0] * (xs.shape[1] - 1) + [1e-9])
+    predictions = np.empty((len(folds.training), *problem.targets.shape))
+    for k, h in np.ndindex(predictions.shape[0], predictions.shape[2]):
+        rows = folds.training[k, :, h]
+        x, z = xs[rows], problem.targets[rows, h]
+        predictions[k, :, h] = xs @ np.linalg.solve(x.T @ x + ridge, x.T @ z)
+    return predictions

@@ -6,44 +6,53 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from _forecast_data import Forecasts, Series
+from _forecast_data import Series
+from _forecast_intervals import Forecasts
 from matplotlib.figure import Figure
 from training.plots import BLACK, BLUE, GREY, ORANGE, png, style
 
+COLOURS = {"LSTM ensemble": BLUE, "linear autoregression": GREY, "seasonal-naive": ORANGE}
+
 
 def draw_forecasts(
-    series: Series, forecasts: Forecasts, naive: np.ndarray, rows: Sequence[Mapping[str, Any]], known: int
+    series: Series, forecasts: Mapping[str, Forecasts], rows: Sequence[Mapping[str, Any]], known: int
 ) -> bytes:
     """Above: forecasts from some origins and from the end. Below: errors and coverage by horizon."""
-    H = forecasts.median.shape[1]
+    H = forecasts["LSTM ensemble"].median.shape[1]
     figure = Figure(figsize=(10, 8), layout="constrained")
     figure.suptitle(
         f"{series.name}: forecasts by an ensemble of LSTMs, {H} {series.time}s ahead", fontsize=13
     )
     grid = figure.add_gridspec(2, 2, height_ratios=(1.5, 1))
-    _draw_series(figure.add_subplot(grid[0, :]), series, forecasts, naive, known)
+    _draw_series(figure.add_subplot(grid[0, :]), series, forecasts, known)
+
+    def by_horizon(method: str, quantiles: str, metric: str) -> np.ndarray:
+        chosen = [row for row in rows if (row["method"], row["quantiles"]) == (method, quantiles)]
+        return np.array([row[metric] for row in chosen if row["horizon"] != "all"])
 
     ahead = np.arange(1, H + 1)
     error, cover = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
-    error.plot(ahead, [row["naive_mae"] for row in rows[:H]], "s--", color=ORANGE, label="seasonal-naive")
-    error.plot(ahead, [row["mae"] for row in rows[:H]], "o-", color=BLUE, label="LSTM ensemble")
+    for (method, colour), marker in zip(COLOURS.items(), "o^s", strict=True):
+        error.plot(ahead, by_horizon(method, "updated", "mae"), f"{marker}-", color=colour, label=method)
     error.set_ylim(bottom=0)
-    error.legend(fontsize=10)
-    for name, marker, alpha in ((0.95, "^", 0.5), (0.80, "o", 1.0)):
-        inside = [100 * row[f"inside_{name:.0%}"] for row in rows[:H]]
-        cover.axhline(100 * name, color=GREY, linestyle="--", linewidth=1.2)
-        cover.plot(ahead, inside, f"{marker}-", color=BLUE, alpha=alpha, label=f"{name:.0%} interval")
-    cover.set_ylim(0, 104)
-    cover.legend(loc="lower left", fontsize=10)
-    y_labels = (f"mean absolute error\n({series.unit})", "values inside (%)\n(dashed: nominal)")
+    for nominal, marker in ((95, "^"), (80, "o")):
+        cover.axhspan(nominal - 3, nominal + 3, color=GREY, alpha=0.2, linewidth=0)
+        for quantiles, line, alpha in (("updated", "-", 1.0), ("fixed", ":", 0.6)):
+            inside = 100 * by_horizon("LSTM ensemble", quantiles, f"inside_{nominal}%")
+            label = f"{nominal} % interval, {quantiles}"
+            cover.plot(ahead, inside, marker + line, color=BLUE, alpha=alpha, label=label)
+    cover.set_ylim(40, 102)
+    y_labels = (f"mean absolute error\n({series.unit})", "values inside (%)\n(grey: nominal, 3 points)")
     for ax, y in zip((error, cover), y_labels, strict=True):
         style(ax, f"{series.time}s ahead", y, size=11)
         ax.set_xticks(ahead if H <= 12 else np.linspace(1, H, 6).round())
+        ax.legend(loc="best" if ax is error else "lower left", fontsize=10)
     return png(figure)
 
 
-def _draw_series(ax: Any, series: Series, forecasts: Forecasts, naive: np.ndarray, known: int) -> None:
-    n, H = forecasts.median.shape
+def _draw_series(ax: Any, series: Series, forecasts: Mapping[str, Forecasts], known: int) -> None:
+    lstm, naive = forecasts["LSTM ensemble"], forecasts["seasonal-naive"]
+    n, H = lstm.median.shape
     begin = max(known - 1, n - 6 * H)
     spacing = series.times[1] - series.times[0]
     ax.plot(
@@ -59,13 +68,13 @@ def _draw_series(ax: Any, series: Series, forecasts: Forecasts, naive: np.ndarra
         times = series.times[origin] + spacing * np.arange(1, H + 1)
         first = origin == origins[0]
         for coverage, alpha in ((0.95, 0.15), (0.80, 0.3)):
-            low, high = (end[origin] for end in forecasts.intervals[coverage])
+            low, high = (end[origin] for end in lstm.intervals[coverage])
             label = f"{coverage:.0%} interval" if first else None
             ax.fill_between(times, low, high, color=BLUE, alpha=alpha, linewidth=0, label=label)
         label = "LSTM ensemble" if first else None
-        ax.plot(times, forecasts.median[origin], color=BLUE, linewidth=2, label=label)
+        ax.plot(times, lstm.median[origin], color=BLUE, linewidth=2, label=label)
         label = "seasonal-naive" if first else None
-        ax.plot(times, naive[origin], color=ORANGE, linestyle="--", linewidth=1.2, label=label)
+        ax.plot(times, naive.median[origin], color=ORANGE, linestyle="--", linewidth=1.2, label=label)
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.15 * (high - low))  # space for the legend
     ax.set_xlim(series.times[begin], series.times[-1] + spacing * (H + 1))

@@ -1,22 +1,27 @@
-"""Forecast a time series many steps ahead, with intervals, by an ensemble of LSTMs.
+"""Forecast a time series many steps ahead, with calibrated intervals, by an ensemble of LSTMs.
 
     python examples/forecast.py
     python examples/forecast.py --series sunspots --out runs/sunspots
     python examples/forecast.py --csv sales.csv --column units --period 12
     python examples/forecast.py --resume runs/forecast
 
-At each step the network's input is the last period of the series. Its output is the mean and the standard
-deviation of each of the next H values (direct forecasts, without feedback). The members of the ensemble are
-one program: `jax.vmap` over their weights. The intervals combine the members' standard deviations and the
-differences between their means.
+Read `ensemble` here and `conformal_quantile` and `track` in `_forecast_intervals.py` first, then `train`.
 
-The first two thirds of the series are used for training. The last third is used for evaluation with a rolling
-origin: a forecast is made at each of its steps from all values before, with fixed weights, and compared with
-the seasonal-naive forecast, which is the value one period before. The program prints the errors and the
-coverage of the intervals by horizon. It writes a run folder with the weights, the learning curve, the printed
-table (result.json), a picture (forecast.png) and the forecast after the series' end (forecast.csv).
+A linear autoregression predicts the next H values from the last period of the series, and each LSTM
+predicts the errors of the autoregression. Both are direct forecasts, without feedback. The networks of the
+ensemble are one program: `jax.vmap` over their weights. The forecast is their mean.
 
-Read `predict` and `gaussian_nll` first, then `train` and `forecast`.
+The first two thirds of the series are used for training and calibration. They are divided into five folds,
+and each network leaves out the values of one fold. The errors of the forecasts in the left-out folds
+calibrate the intervals, separately for each horizon (conformal prediction). The last third is used for
+evaluation with a rolling origin: a forecast is made at each of its steps from all values before, with fixed
+weights. At each step, the width of the intervals is corrected by the errors of the earlier forecasts whose
+values are known by then. The seasonal-naive forecast, which is the value one period before, and the linear
+autoregression alone get intervals in the same way.
+
+The program prints the errors and the coverage of the intervals by horizon, with the corrections ("updated")
+and without ("fixed"). It writes a run folder with the weights, the learning curve, all metrics
+(result.json), a picture (forecast.png) and the forecast after the series' end (forecast.csv).
 """
 
 from __future__ import annotations
@@ -27,14 +32,23 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _forecast_data import COVERAGES, Forecasts, Problem, Series, evaluate, load, make_problem, table
+from _forecast_data import (
+    FOLDS,
+    Folds,
+    Problem,
+    Series,
+    linear_autoregression,
+    load,
+    make_folds,
+    make_problem,
+)
+from _forecast_intervals import COVERAGES, Forecasts, calibrate, evaluate, table
 from _forecast_plots import draw_forecasts
 from training import (
     FRACTION,
@@ -61,103 +75,98 @@ import lstm_jax
 
 
 def make_network(period: int, hidden: int, horizon: int, dropout: float) -> lstm_jax.Stack:
-    """An LSTM, and a readout of its output and of the input (skip): two numbers for each of the H steps."""
-    layers = lstm_jax.LSTM(period, hidden), lstm_jax.Readout(hidden + period, 2 * horizon)
-    return lstm_jax.Stack(layers, skip=True, dropout=dropout)
+    """An LSTM, and a readout with a number for each of the H steps ahead, 0 before training."""
+    readout = lstm_jax.Readout(hidden, horizon, w_init=jax.nn.initializers.zeros)
+    return lstm_jax.Stack((lstm_jax.LSTM(period, hidden), readout), dropout=dropout)
 
 
-def predict(network: lstm_jax.Stack, params: Any, xs: Any, key: jax.Array | None = None) -> tuple[Any, Any]:
-    """Mean and standard deviation, (n, ..., H) each. Those at t depend only on the inputs up to t."""
-    _, outputs = lstm_jax.unroll(network, params, xs, key=key)
-    mean, raw_std = jnp.split(outputs, 2, axis=-1)
-    return mean, jax.nn.softplus(raw_std) + 1e-3
+def predict(network: lstm_jax.Stack, params: Any, xs: Any, key: jax.Array | None = None) -> jax.Array:
+    """Predictions, (n, ..., H). Those at t depend only on the inputs up to t."""
+    return lstm_jax.unroll(network, params, xs, key=key)[1]
 
 
-def gaussian_nll(mean: jax.Array, std: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
-    r"""Mean nats per forecast, over the forecasts for which ``counted`` is True.
-
-    .. math:: L = \log \sigma + (z - \mu)^2 / (2 \sigma^2) + \log(2 \pi) / 2
-    """
-    losses = jnp.log(std) + 0.5 * ((targets - mean) / std) ** 2 + 0.5 * np.log(2 * np.pi).astype(np.float32)
-    return jnp.where(counted, losses, 0.0).sum() / counted.sum()
+def absolute_error(predictions: jax.Array, targets: jax.Array, counted: jax.Array) -> jax.Array:
+    """The mean over the targets for which ``counted`` is True. A median minimises it."""
+    errors = jnp.abs(predictions - targets)
+    return jnp.where(counted, errors, 0.0).sum() / jnp.maximum(counted.sum(), 1)
 
 
 # --- training --------------------------------------------------------------------------------------
 
 
 class Ensemble(NamedTuple):
-    """The training state. The first axis of every array but ``step`` indexes the E members."""
+    """The training state. The first axis of the weights indexes the networks."""
 
     params: Any
     optimizer: Any
-    best: Any  # each member's weights at its best evaluation so far
-    best_nll: jax.Array  # (E,)
+    best: Any  # the weights at the best evaluation so far
+    best_loss: jax.Array  # ()
     step: jax.Array  # ()
 
 
 def train(
-    args: argparse.Namespace, run: Run, network: lstm_jax.Stack, problem: Problem, series: Series, known: int
+    args: argparse.Namespace, run: Run, network: lstm_jax.Stack, problem: Problem, folds: Folds, targets: Any
 ) -> Any:
-    """Train, and return each member's weights with the best loss on the last fifth of the known values."""
-    last = known * 4 // 5
-    training = problem.until < last
-    validation = (problem.until < known) & ~training
-    window = min(3 * series.period, last - 1)
+    """Train the networks, and return their weights with the best mean loss on the held-out targets.
+
+    ``targets`` are the scaled errors of the autoregression of each fold, (K, n, H).
+    """
+    known, K = problem.known, len(targets)
+    fold = jnp.arange(args.networks * K) % K  # the fold that each network leaves out
+    held_out = folds.validation & (folds.fold == np.arange(K)[:, None])[..., None]
+    xs, targets, training, held_out = map(jnp.asarray, (problem.xs, targets, folds.training, held_out))
+    window = min(3 * problem.xs.shape[1], known - 1)
     k_init, k_noise = jax.random.split(jax.random.key(args.seed))
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(args.lr))
-    xs, targets = jnp.asarray(problem.xs), jnp.asarray(problem.targets)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(args.lr, weight_decay=0.01))
 
     def batch_of(step: int) -> np.ndarray:
-        """The starts of the windows of each member, (E, B), random in every step."""
+        """The starts of the windows of each network, (E, B), random in every step."""
         rng = np.random.default_rng((args.seed, step))
-        return rng.integers(0, last - window, (args.members, args.batch), np.int32, endpoint=True)
+        return rng.integers(0, known - window, (len(fold), args.batch), np.int32, endpoint=True)
 
-    def loss(params: Any, starts: jax.Array, key: jax.Array) -> jax.Array:
+    def loss(params: Any, starts: jax.Array, fold: jax.Array, key: jax.Array) -> jax.Array:
         times = jnp.arange(window)[:, None] + starts  # (window, B)
         k_inputs, k_dropout = jax.random.split(key)
         inputs = xs[times]  # (window, B, period)
         inputs += args.noise * jax.random.normal(k_inputs, inputs.shape, inputs.dtype)
-        mean, std = predict(network, params, inputs, k_dropout)
-        return gaussian_nll(mean, std, targets[times], jnp.asarray(training)[times])
+        return absolute_error(
+            predict(network, params, inputs, k_dropout), targets[fold, times], training[fold, times]
+        )
 
-    def member_step(
-        params: Any, moments: Any, starts: jax.Array, key: jax.Array
-    ) -> tuple[Any, Any, jax.Array]:
-        """A step of one member, independent of the others."""
-        value, grads = jax.value_and_grad(loss)(params, starts, key)
+    def network_step(params: Any, moments: Any, *batch: jax.Array) -> tuple[Any, Any, jax.Array]:
+        """A step of one network, independent of the others."""
+        value, grads = jax.value_and_grad(loss)(params, *batch)
         updates, moments = optimizer.update(grads, moments, params)
         return optax.apply_updates(params, updates), moments, value
 
     def step(state: Ensemble, starts: jax.Array) -> tuple[Ensemble, dict[str, jax.Array]]:
-        keys = jax.random.split(jax.random.fold_in(k_noise, state.step), args.members)
-        params, moments, values = jax.vmap(member_step)(state.params, state.optimizer, starts, keys)
+        keys = jax.random.split(jax.random.fold_in(k_noise, state.step), len(fold))
+        params, moments, values = jax.vmap(network_step)(state.params, state.optimizer, starts, fold, keys)
         state = state._replace(params=params, optimizer=moments, step=state.step + 1)
         return state, {"loss": values.mean()}
 
     @jax.jit
-    @jax.vmap
-    def valid_nll(params: Any) -> jax.Array:
-        return gaussian_nll(*predict(network, params, xs[:known]), targets[:known], validation[:known])
+    def valid_loss(params: Any) -> jax.Array:
+        def of_network(params: Any, fold: jax.Array) -> jax.Array:
+            return absolute_error(predict(network, params, xs), targets[fold], held_out[fold])
+
+        return jax.vmap(of_network)(params, fold).mean()
 
     def keep_best(state: Ensemble, rows: Sequence[Mapping[str, float]]) -> Ensemble:
-        nll = valid_nll(state.params)
-        better = nll < state.best_nll
+        loss = valid_loss(state.params)
+        better = loss < state.best_loss
+        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
+        return state._replace(best=best, best_loss=jnp.minimum(loss, state.best_loss))
 
-        def pick(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(jnp.expand_dims(better, range(1, new.ndim)), new, old)
-
-        best = jax.tree.map(pick, state.params, state.best)
-        return state._replace(best=best, best_nll=jnp.minimum(nll, state.best_nll))
-
-    params = jax.vmap(network.init)(jax.random.split(k_init, args.members))
-    unevaluated = jnp.full((args.members,), jnp.finfo(jnp.float32).max)
+    params = jax.vmap(network.init)(jax.random.split(k_init, len(fold)))
+    unevaluated = jnp.float32(jnp.finfo(jnp.float32).max)
     state = fit(
         step,
         Ensemble(params, jax.vmap(optimizer.init)(params), params, unevaluated, jnp.int32(0)),
         batch_of,
         run=run,
         steps=steps_of(args, 1),
-        evaluate=lambda state: {"valid_nll": float(valid_nll(state.params).mean())},
+        evaluate=lambda state: {"valid_loss": float(valid_loss(state.params))},
         evaluate_every=20,
         after_evaluation=keep_best,
     )
@@ -167,25 +176,17 @@ def train(
 # --- forecasts -------------------------------------------------------------------------------------
 
 
-def forecast(network: lstm_jax.Stack, params: Any, problem: Problem, root: bool) -> Forecasts:
-    """One Gaussian with the mean and variance of the members' mixture (Lakshminarayanan et al. 2017).
+def ensemble(
+    network: lstm_jax.Stack, params: Any, problem: Problem, folds: Folds, linear: np.ndarray, rms: np.ndarray
+) -> np.ndarray:
+    """The forecast of the targets, (n, H): the autoregression plus the mean of its predicted errors.
 
-    The variance is the mean of the members' variances plus the variance of their means.
+    At an origin in a fold, only the models that were trained without the fold's values are used.
     """
-    run = jax.jit(jax.vmap(lambda member: predict(network, member, problem.xs)))
-    means, stds = (np.asarray(a, np.float64) for a in run(params))  # (E, n, H)
-    mean, std = means.mean(0), np.sqrt((stds**2).mean(0) + means.var(0))
-
-    def value(z: np.ndarray) -> np.ndarray:
-        """Targets as values of the series."""
-        values = problem.base + problem.scale * z
-        return np.maximum(values, 0) ** 2 if root else values
-
-    def interval(coverage: float) -> tuple[np.ndarray, np.ndarray]:
-        half_width = NormalDist().inv_cdf(0.5 + coverage / 2) * std
-        return value(mean - half_width), value(mean + half_width)
-
-    return Forecasts(value(mean), {coverage: interval(coverage) for coverage in COVERAGES})
+    xs = jnp.asarray(problem.xs)
+    outputs = jax.jit(jax.vmap(lambda params: predict(network, params, xs)))(params)
+    errors = np.asarray(outputs, np.float64).reshape(-1, *linear.shape)  # (networks of a fold, K, n, H)
+    return folds.held_out(linear + rms * errors.mean(0))
 
 
 def future(series: Series, forecasts: Forecasts) -> str:
@@ -206,36 +207,53 @@ def learn(args: argparse.Namespace) -> None:
     series = load(args)
     n, horizon = len(series.values), args.horizon or series.period
     known = n * 2 // 3
-    if known * 4 // 5 < series.period + 2 * horizon or n - known < 2 * horizon:
+    problem = make_problem(series, horizon, known)
+    if known - problem.first - horizon < 20 or n - known < 2 * horizon:
         size = f"a period of {series.period} and a horizon of {horizon}"
         raise UserError(
             f"{series.name} has {n} values, too few for {size}: use more data or decrease --horizon"
         )
-    problem = make_problem(series, horizon, known)
+    if (series.values[series.period : known] == series.values[: known - series.period]).all():
+        raise UserError(f"{series.name} repeats itself exactly with the period {series.period}")
+    folds = make_folds(problem)
     network = make_network(series.period, args.hidden, horizon, args.dropout)
-    weights = args.members * count(jax.eval_shape(network.init, jax.random.key(0)))
+    networks = args.networks * FOLDS
+    weights = networks * count(jax.eval_shape(network.init, jax.random.key(0)))
     device = jax.devices()[0].device_kind
-    print(f"{series.name}: {n} values, {known} for training; forecasts of {horizon} steps")
-    print(f"{args.members} LSTMs of {args.hidden} units: {weights:,} weights, on {device}")
+    print(f"{series.name}: {n} values, {known} for training and calibration; forecasts of {horizon} steps")
+    print(f"{networks} LSTMs of {args.hidden} units: {weights:,} weights, on {device}")
 
     data = {"series": series.name, "values": n, "known": known, "horizon": horizon, "period": series.period}
     with Run(args, data=data | {"sha256": digest(series.values)}, weights=weights) as run:
-        params = train(args, run, network, problem, series, known)
-        forecasts = forecast(network, params, problem, series.root)
-        rows = evaluate(series.values, forecasts, problem, known, series.period)
+        linear = linear_autoregression(problem, folds)
+        errors = problem.targets - linear
+        rms = np.sqrt((errors**2).mean(1, keepdims=True, where=folds.training))
+        params = train(args, run, network, problem, folds, errors / rms)
 
-        model = {"members": args.members, "hidden": args.hidden, "horizon": horizon}
-        save_weights(run.folder, "lstm_jax/forecast/1", model, params)
+        medians = {
+            "LSTM ensemble": ensemble(network, params, problem, folds, linear, rms),
+            "linear autoregression": folds.held_out(linear),
+            "seasonal-naive": problem.naive,
+        }
+        rows, forecasts = [], {}
+        for method, median in medians.items():
+            for quantiles, rate in (("fixed", 0.0), ("updated", args.rate)):
+                forecasts[method] = calibrate(problem, folds, median, rate)
+                metrics = evaluate(series.values, forecasts[method], problem, series.period)
+                rows += [{"method": method, "quantiles": quantiles} | row for row in metrics]
+
+        model = {"networks": networks, "hidden": args.hidden, "horizon": horizon}
+        save_weights(run.folder, "lstm_jax/forecast/2", model, params)
         run.write_json("result.json", rows)
-        run.write("forecast.csv", future(series, forecasts).encode())
-        run.write("forecast.png", draw_forecasts(series, forecasts, problem.naive, rows, known))
+        run.write("forecast.csv", future(series, forecasts["LSTM ensemble"]).encode())
+        run.write("forecast.png", draw_forecasts(series, forecasts, rows, known))
         plots.learning_curve(
             run,
-            f"{args.members} LSTMs on {series.name}",
+            f"{networks} LSTMs on {series.name}",
             x=("step", "steps"),
-            y="nats per forecast, mean of the members (lower is better)",
-            train=("loss", "training, with dropout"),
-            valid=("valid_nll", "last fifth of the known values"),
+            y="mean absolute error / RMS error of the autoregression",
+            train=("loss", "training, with noise and dropout"),
+            valid=("valid_loss", "left-out folds"),
         )
 
     print(f"\n{table(rows, series)}\nWeights, plots and the forecast after the series' end: {args.out}/")
@@ -257,17 +275,20 @@ def make_parser() -> Parser:
     add_run_arguments(parser)
 
     add = parser.add_argument_group("ensemble").add_argument
-    add("--members", type=size, default=10, help="E, networks")
-    add("--hidden", type=size, default=16, help="units of each LSTM")
-    add("--dropout", type=FRACTION, default=0.4, help="dropout rate of the LSTM's outputs")
+    add("--networks", type=size, default=4, help="networks for each of the five folds")
+    add("--hidden", type=size, default=32, help="units of each LSTM")
+    add("--dropout", type=FRACTION, default=0.6, help="dropout rate of the LSTM's outputs")
 
     group = parser.add_argument_group("training")
-    add_duration(group, steps=300)
+    add_duration(group, steps=200)
     add = group.add_argument
     add("--batch", type=size, default=16, help="windows of three periods per step")
     help = "noise added to the inputs, in standard deviations of the series"
-    add("--noise", type=NONNEGATIVE, default=0.3, help=help)
-    add("--lr", type=POSITIVE, default=5e-3, help="Adam's learning rate")
+    add("--noise", type=NONNEGATIVE, default=1.5, help=help)
+    add("--lr", type=POSITIVE, default=2e-3, help="Adam's learning rate")
+
+    help = "correction of the intervals by each known value, relative to their width (0: none)"
+    parser.add_argument_group("intervals").add_argument("--rate", type=NONNEGATIVE, default=0.2, help=help)
     return parser
 
 
