@@ -66,7 +66,7 @@ def edit_docstring(app: Sphinx, what: str, name: str, value: Any, options: Any, 
     """
     fields = hasattr(value, "_fields") or dataclasses.is_dataclass(value)
     if what == "class" and fields and not any(line.startswith(":param") for line in lines):
-        body = inspect.getsource(value).split('"""')[2]
+        body = inspect.getsource(value).split('"""', 2)[-1]
         lines.append("")
         lines += [f"- ``{field}``" + (f": {text}" if text else "") for field, text in FIELD.findall(body)]
     for index, line in enumerate(lines):

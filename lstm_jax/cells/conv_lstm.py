@@ -239,7 +239,7 @@ class ConvLSTM(BaseCell):
 
     @property
     def event_ndim(self) -> int:  # type: ignore[override]
-        """The number of trailing axes of an input that are features, which are the spatial axes and the channels."""
+        """The number of trailing axes of an input that are features (the spatial axes and the channels)."""
         return len(self.input_shape)
 
     @property
