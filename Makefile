@@ -45,7 +45,7 @@ PYTEST := -m pytest -n $(WORKERS)
 # Tests for every change: the quick tests, and the examples in the docstrings. Modules with optional dependencies
 # are tested with the peers.
 CORE := -m "not slow and not peers and not browser" --doctest-modules \
-	$(addprefix --ignore=lstm_jax/,nnx.py linen.py) tests lstm_jax
+	$(addprefix --ignore=lstm_jax/,nnx.py linen.py interop/onnx) tests lstm_jax
 
 .PHONY: help demo test test-slow test-peers test-browser test-latest docs bench bench-device lint types clean
 

@@ -17,6 +17,7 @@ extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "mathml",
     "reference",
     "offline",
@@ -38,6 +39,7 @@ napoleon_use_rtype = False
 default_role = "literal"  # `name` in a docstring
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = "lstm_jax"
 html_static_path = ["_static"]
 #: Files that pages write while they are executed. Sphinx copies them after that.

@@ -32,11 +32,11 @@ def windows(ids: np.ndarray, batch: int, window: int) -> np.ndarray:
     return ids[offsets[:, :, None] + starts]
 
 
-def split(ids: np.ndarray, valid_share: float, batch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
+def split(ids: np.ndarray, valid_fraction: float, batch: int, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Split the text into a training part and a held-out part at its end."""
 
     def cut(length: int) -> int:
-        return length - max(2, round(length * valid_share))
+        return length - max(2, round(length * valid_fraction))
 
     least = batch * window + 1  # one window per stream, and the last target
     if cut(len(ids)) < least:

@@ -110,10 +110,10 @@ def _ranks(states: np.ndarray) -> np.ndarray:
 def _scores(ranks: np.ndarray, feature: np.ndarray, is_flag: bool) -> np.ndarray:
     """The score of each unit (T, H) for a feature (T,) or for several ones (T, K): (H,) or (H, K)."""
     if is_flag:
-        share = feature.mean(axis=0)
-        return 2 * (ranks.T @ (feature - share)) / (len(ranks) * share * (1 - share))
+        rate = feature.mean(axis=0)
+        return 2 * (ranks.T @ (feature - rate)) / (len(ranks) * rate * (1 - rate))
     column = _ranks(feature)
-    spread = np.sqrt(np.square(column).sum(axis=0)) * np.sqrt(np.square(ranks).sum(axis=0)).reshape(
+    norms = np.sqrt(np.square(column).sum(axis=0)) * np.sqrt(np.square(ranks).sum(axis=0)).reshape(
         -1, *(1,) * (feature.ndim - 1)
     )
-    return ranks.T @ column / np.where(spread > 0, spread, 1)
+    return ranks.T @ column / np.where(norms > 0, norms, 1)

@@ -1,5 +1,8 @@
 """Train a character-level language model, and sample text from it.
 
+Read `quickstart.py` first for the training loop, then `train` in this file, and `_char_model.py` for the
+network and its loss.
+
     python examples/char_lm.py --demo
     python examples/char_lm.py --text my_corpus.txt --epochs 20 --out runs/mine
     python examples/char_lm.py --resume runs/mine
@@ -10,8 +13,6 @@ of the text is held out. The program prints a sample and the bits per character 
 network and for n-gram models. It writes a run folder with the weights, the learning curve, a picture of the
 gates (gates.png), a page for exploring the units in a browser (inside/viewer.html), the metrics and the
 configuration. `look_inside.py` draws figures of them.
-
-Read `train` first, then `_char_model.py` for the network and its loss.
 """
 
 from __future__ import annotations
@@ -139,7 +140,7 @@ def learn(args: argparse.Namespace) -> None:
         return
     text, source = load_text(args.text)
     vocabulary = "".join(sorted(set(text)))  # includes the characters of the held-out part
-    ids, held_out = split(encode(text, vocabulary), args.valid_share, args.batch, args.window)
+    ids, held_out = split(encode(text, vocabulary), args.valid_fraction, args.batch, args.window)
     model = Model(vocabulary, args.cell, args.hidden, args.layers, args.embedding, args.dropout)
     name = f"{args.cell.upper()} {args.layers} x {args.hidden}"
     print(
@@ -188,8 +189,8 @@ def make_parser() -> Parser:
     add = parser.add_argument
     add("--demo", action="store_true", help=f"a preset of about one minute on two CPU cores: {demo}")
     add("--text", type=Path, metavar="FILE", help="UTF-8 text to train on (default: Python's help pages)")
-    share = number(lambda x: 0 < x < 1, "> 0 and < 1")
-    add("--valid-share", type=share, default=0.05, help="fraction held out, at the end of the text")
+    fraction = number(lambda x: 0 < x < 1, "> 0 and < 1")
+    add("--valid-fraction", type=fraction, default=0.05, help="fraction held out, at the end of the text")
 
     add_run_arguments(parser)
     add = parser.add_argument_group("network").add_argument

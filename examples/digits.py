@@ -1,5 +1,7 @@
 """Classify images of handwritten digits, read pixel by pixel as a sequence.
 
+Read `quickstart.py` first for the training loop, then `logits_of` and `learn` in this file.
+
     python examples/digits.py
     python examples/digits.py --ragged --seed 1
     python examples/digits.py --cell gru --hidden 64 --epochs 200 --out runs/digits-gru
@@ -14,8 +16,6 @@ In training, each image is shifted by at most one pixel vertically and horizonta
 70 % of the images are used for training, 15 % for validation (use these to choose options), and 15 % for one
 test of the last weights. The program prints the test accuracy. It writes a run folder with the weights,
 result.json, the learning curve, the confusion matrix (confusion.png) and misread digits (misread.png).
-
-Read `logits_of` first, then `learn`.
 """
 
 from __future__ import annotations

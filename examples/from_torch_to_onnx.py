@@ -1,5 +1,7 @@
 """Import a network from PyTorch, check it, train it further in JAX, and export it as an ONNX model.
 
+Read `quickstart.py` first for the training loop, then `learn` in this file.
+
     python examples/from_torch_to_onnx.py
     python examples/from_torch_to_onnx.py --weights examples/forecaster.safetensors --steps 500
 
@@ -13,8 +15,6 @@ wrote in an environment with PyTorch (--write). Then
    those in JAX, including rows of different lengths.
 
 The program prints each comparison, and stops if the outputs differ. torch, onnx and onnxruntime are optional.
-
-Read `learn` first.
 """
 
 from __future__ import annotations

@@ -1,5 +1,8 @@
 """Measure how many steps back recurrent cells remember, and how far back their gradients reach.
 
+Read `quickstart.py` first for the training loop, then `_memory_problems.py`, and `measure` and
+`gradient_reach` in this file.
+
     python examples/long_memory.py
     python examples/long_memory.py --cells lstm,gru,indrnn,mingru --problems adding --lags 100,200,400
     python examples/long_memory.py --resume runs/long_memory
@@ -15,8 +18,6 @@ of 50 steps is below the threshold or the maximum number of steps is reached. Th
 steps until solved. It writes a run folder with metrics.jsonl (for each line of the table: the steps, the
 losses, the reach of the gradient) and two pictures, steps_to_solve.png and why_gates.png. With the default
 options it takes a few minutes on two CPU cores.
-
-Read `_memory_problems.py` first, then `measure` and `gradient_reach`.
 """
 
 from __future__ import annotations

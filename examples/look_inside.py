@@ -1,5 +1,8 @@
 """Show what the units of a trained character model do.
 
+Read `_inside_findings.py` first for how a finding is tested, then `_inside_figures.py` for the calls of
+`lstm_jax.diagnostics` and `lstm_jax.plots`.
+
     python examples/char_lm.py --demo
     python examples/look_inside.py runs/demo
     python examples/look_inside.py runs/demo --layer 1
@@ -11,9 +14,6 @@ The program reads the run folder of `char_lm.py`, and the held-out part of its t
     findings.txt    units that follow the position in the line, quotes, brackets, ..., in words
     *.png           gates, saturation, memory, time constants, gradients, eigenvalues, Lyapunov exponents,
                     trajectories with fixed points, and the cell with its values at one step
-
-Read `_inside_findings.py` for how a finding is tested, and `_inside_figures.py` for the calls of
-`lstm_jax.diagnostics` and `lstm_jax.plots`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def held_out_text(folder: Path, model: Model) -> str:
     now = {"characters": len(text), "sha256": digest(text)}
     check_same_data(folder, config["data"], now)
     ids = encode(text, model.vocabulary)
-    sizes = [arguments[name] for name in ("valid_share", "batch", "window")]
+    sizes = [arguments[name] for name in ("valid_fraction", "batch", "window")]
     return text[-len(split(ids, *sizes)[1]) :]
 
 

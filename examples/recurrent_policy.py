@@ -1,20 +1,21 @@
 """Train a recurrent policy by reinforcement learning in a T-maze, which cannot be solved without memory.
 
+Read `quickstart.py` first for the training loop, then `_t_maze.py`, and `Agent` and `improve` in this file.
+
     python examples/recurrent_policy.py
     python examples/recurrent_policy.py --corridor 20 --cell gru --out runs/longer
     python examples/recurrent_policy.py --resume runs/recurrent_policy
 
-A cue at the start of a corridor is the correct turn at its end, where the cue is not visible. Without memory,
-no policy turns correctly more than half of the time (`_t_maze.py` contains the proof). For comparison, a
-policy with a feed-forward layer instead of the recurrent one is trained with the same number of steps.
+A cue at the start of a corridor shows the correct turn at its end, where the cue is no longer visible.
+Without memory, no policy turns correctly more than half of the time (`_t_maze.py` contains the proof). For
+comparison, a policy with a feed-forward layer instead of the recurrent one is trained with the same number of
+steps.
 
 The algorithm is A2C (advantage actor-critic) with generalised advantage estimation. Acting calls `cell.step`.
 Learning calls `unroll` on the same rows of steps, which contain consecutive episodes; `resets` marks their
 starts. The program prints the success rates in the training corridor and in longer ones. It writes a run
 folder with the weights, the learning curves, a picture of the network's state (memory.png) and the success
 rates (corridors.json).
-
-Read `_t_maze.py` first, then `Agent` and `improve`.
 """
 
 from __future__ import annotations

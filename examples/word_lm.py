@@ -1,5 +1,8 @@
 """Train a word-level language model by the recipes of two papers.
 
+Read `quickstart.py` first for the training loop, then `_word_model.py` (the network) and `_word_step.py` (the
+recipes' training step).
+
     python examples/word_lm.py
     python examples/word_lm.py --data ptb/ --preset zaremba-medium --out runs/medium
     python examples/word_lm.py --data wikitext-2/ --preset awd
@@ -18,8 +21,6 @@ The program prints the perplexity on the test part. It writes a run folder with 
 the learning curve, the metrics and the configuration. The validation part is evaluated in as many streams as
 the training part, and words that do not fill them are left out. The test part is evaluated as one stream, and
 each of its words after the first is counted once.
-
-Read `_word_model.py` first (the network), then `_word_step.py` (the recipes' training step).
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def make_cell(
     Args:
         owner: the module to name in messages.
         cell_class: ``LSTM``, ``GRU`` or ``RNN``.
-        input_size: D.
-        hidden_size: H.
+        input_size: D, the features of one input.
+        hidden_size: H, the units.
         options: by name.
         module: the module that takes a variant, for messages.
 

@@ -238,7 +238,7 @@ class _CellBase(nn.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """How many trailing axes of an input are features."""
+        """The number of trailing axes that are features."""
         return 1
 
 
@@ -258,7 +258,7 @@ class Cell(_CellBase, _NetworkAttribute):
 
     @property
     def num_feature_axes(self) -> int:
-        """How many trailing axes of an input are features: 1, and 3 for a ConvLSTM over images."""
+        """The number of trailing axes that are features. It is 1, or 3 for a ConvLSTM over images."""
         return as_base_cell(self.network).event_ndim
 
 
@@ -276,7 +276,7 @@ class LSTMCell(_NamedCellBase, _LSTMAttributes):
     """:class:`lstm_jax.LSTM` as a replacement for ``nn.LSTMCell``; its options are attributes.
 
     Attributes:
-        features: H.
+        features: H, the units of h and c.
         carry_init: initialiser of the carry; None: zeros or the learned carry.
         use_bias, forget_bias, learn_initial_carry, w_ih_init, w_hh_init, bias_init, param_dtype, dtype: as in
             :class:`lstm_jax.LSTM`.

@@ -184,7 +184,7 @@ class Cell(Parameters, nnx.RNNCellBase):
 
     @property
     def num_feature_axes(self) -> int:
-        """How many trailing axes of an input are features: 1, and 3 for a ConvLSTM over images."""
+        """The number of trailing axes that are features. It is 1, or 3 for a ConvLSTM over images."""
         return as_base_cell(self.network).event_ndim
 
     @property
@@ -224,8 +224,8 @@ class LSTMCell(_NamedCell):
     """:class:`lstm_jax.LSTM` as a replacement for ``nnx.LSTMCell``.
 
     Args:
-        in_features: D.
-        hidden_features: H.
+        in_features: D, the features of one input.
+        hidden_features: H, the units of h and c.
         carry_init, keep_rngs, rngs: as in :class:`Cell`.
         options: those of :class:`lstm_jax.LSTM`, and Flax's ``kernel_init``, ``recurrent_kernel_init``,
             ``gate_fn``, ``activation_fn``, ``kernel_metadata``, ``recurrent_kernel_metadata`` and
@@ -457,7 +457,7 @@ class LSTM(_Layers):
     """Layers of :class:`lstm_jax.LSTM` over a whole sequence.
 
     Args:
-        in_features: D.
+        in_features: D, the features of one input.
         hidden_features: H, of each direction.
         num_layers: layers, each over the outputs of the one below.
         bidirectional: each layer runs in both directions; outputs have 2H features.

@@ -53,10 +53,8 @@ def test_contents(built):
     assert {name.split("/")[0] for name in in_wheel if ".dist-info/" not in name} == {"lstm_jax"}
     with tarfile.open(sdist) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
-    assert (
-        sources | {"README.md", "LICENSE", "CHANGELOG.md", "Makefile", "tests/test_distribution.py"}
-        <= in_sdist
-    )
+    pages = {"README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
+    assert sources | pages | {"Makefile", "tests/test_distribution.py"} <= in_sdist
 
 
 def test_the_first_program_of_the_readme_runs_where_only_the_wheel_is_installed(built, tmp_path):

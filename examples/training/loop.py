@@ -246,12 +246,12 @@ def _signals() -> Iterator[list[int]]:
             print("\nfinishing this step, then saving; a second signal stops at once", file=sys.stderr)
         signal.signal(number, before[number])
 
-    kinds = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    before = {kind: signal.getsignal(kind) for kind in kinds}
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
-        for kind in kinds:
-            signal.signal(kind, note)
+        for number in numbers:
+            signal.signal(number, note)
         yield received
     finally:
-        for kind, handler in before.items():
-            signal.signal(kind, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)

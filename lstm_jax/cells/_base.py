@@ -195,7 +195,7 @@ class VectorCell(BaseCell):
 
     @property
     def output_size(self: Any) -> int:
-        """Features of one output: H."""
+        """H, the features of one output."""
         return self.hidden_size
 
     @property

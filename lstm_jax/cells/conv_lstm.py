@@ -239,27 +239,27 @@ class ConvLSTM(BaseCell):
 
     @property
     def event_ndim(self) -> int:  # type: ignore[override]
-        """How many trailing axes of an input are features: the spatial axes and the channels."""
+        """The number of trailing axes of an input that are features (the spatial axes and the channels)."""
         return len(self.input_shape)
 
     @property
     def input_size(self) -> int:
-        """Channels of one input: C."""
+        """C, the channels of one input."""
         return self.input_shape[-1]
 
     @property
     def hidden_size(self) -> int:
-        """Channels of h and of c: F."""
+        """F, the channels of h and of c."""
         return self.features
 
     @property
     def output_size(self) -> int:
-        """Channels of one output: F."""
+        """F, the channels of one output."""
         return self.features
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """The shape of one output, and of each state: (*space, F)."""
+        """(*space, F), the shape of one output and of each state."""
         space = _space_out("ConvLSTM", self.input_shape[:-1], *self._window)
         return (*space, self.features)
 
@@ -277,7 +277,7 @@ class ConvLSTM(BaseCell):
 
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The rows of h and c: (*space, F)."""
+        """(*space, F) for h and for c."""
         return {"h": self.output_shape, "c": self.output_shape}
 
     @property

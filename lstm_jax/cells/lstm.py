@@ -117,6 +117,17 @@ def lstm_gates(params: LSTMParams, carry: LSTMCarry, x: Array) -> LSTMGates:
     The leading axes may include time: with the carries before each step, one call returns the gates of a
     whole sequence.
 
+    Args:
+        params: :class:`LSTMParams`.
+        carry: ``(h, c)`` before the step, each (*batch, H).
+        x: the input of the step, (*batch, D).
+
+    Returns:
+        :class:`LSTMGates`, each (*batch, H).
+
+    Raises:
+        ValueError: as in :func:`lstm_step`.
+
     >>> cell = LSTM(input_size=3, hidden_size=2)
     >>> params = cell.init(jax.random.key(0))
     >>> gates = lstm_gates(params, cell.initial_carry(), jnp.zeros(3))

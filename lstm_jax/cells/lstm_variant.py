@@ -242,7 +242,7 @@ class LSTMVariant(VectorCell):
 
     @property
     def output_size(self) -> int:
-        """Features of one output: H, or P with a projection."""
+        """H, the features of one output, or P with a projection."""
         return self.proj_size or self.hidden_size
 
     @property
@@ -268,7 +268,7 @@ class LSTMVariant(VectorCell):
 
     @property
     def has_plain_update(self) -> bool:
-        """Whether :func:`lstm_update` can compute the step: the options change only the products."""
+        """Whether :func:`lstm_update` can compute the step, because the options change only the products."""
         plain = (False, False, None, None, None, None, jnp.tanh, sigmoid)
         return plain == (
             self.peepholes,

@@ -287,7 +287,7 @@ class MLSTM(BaseCell):
 
     @property
     def output_size(self) -> int:
-        """Features of one output: H."""
+        """H, the features of one output."""
         return self.hidden_size
 
     @property

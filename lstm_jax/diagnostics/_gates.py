@@ -39,10 +39,8 @@ class Gates(NamedTuple):
 class Saturation(NamedTuple):
     """Fractions of the valid steps of all rows; the result of :func:`saturation`."""
 
-    low: (
-        Any  # the cell's NamedTuple of gates, each (H,): fraction of steps below ``low``; candidates are None
-    )
-    high: Any  # likewise, above ``high``
+    low: Any  # the cell's NamedTuple of gates, each (H,): fraction of steps below ``low``; candidate: None
+    high: Any  # the same for steps above ``high``
     steps: Array  # () int, the number of valid steps of all rows
 
 

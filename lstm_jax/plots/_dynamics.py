@@ -31,6 +31,15 @@ def eigenvalues(result: Jacobians | FixedPoints, *, width: float = 3.3) -> Figur
 
     Raises:
         ValueError: an argument has a wrong type.
+
+    >>> import jax, lstm_jax
+    >>> from lstm_jax import diagnostics, plots
+    >>> cell = lstm_jax.LSTM(3, 8)
+    >>> params = cell.init(jax.random.key(0))
+    >>> xs = jax.random.normal(jax.random.key(1), (20, 4, 3))
+    >>> figure = plots.eigenvalues(diagnostics.jacobians(cell, params, xs))
+    >>> len(figure.axes)
+    1
     """
     owner = "eigenvalues"
     common.check_record(owner, "result", result, Jacobians, FixedPoints)
@@ -77,6 +86,16 @@ def lyapunov_spectrum(lyapunov: Lyapunov, *, width: float = 4.5) -> Figure:
 
     Raises:
         ValueError: an argument has a wrong type.
+
+    >>> import jax, lstm_jax
+    >>> from lstm_jax import diagnostics, plots
+    >>> cell = lstm_jax.GRU(3, 8)
+    >>> params = cell.init(jax.random.key(0))
+    >>> xs = jax.random.normal(jax.random.key(1), (50, 3))
+    >>> found = diagnostics.lyapunov_exponents(cell, params, xs, count=4)
+    >>> figure = plots.lyapunov_spectrum(found)
+    >>> figure.axes[0].get_ylabel()
+    'Lyapunov exponent (1 / step)'
     """
     owner = "lyapunov_spectrum"
     common.check_record(owner, "lyapunov", lyapunov, Lyapunov)
@@ -127,6 +146,16 @@ def state_space(
 
     Raises:
         ValueError: an argument has a wrong type or shape.
+
+    >>> import jax, lstm_jax
+    >>> from lstm_jax import diagnostics, plots
+    >>> cell = lstm_jax.GRU(3, 8)
+    >>> params = cell.init(jax.random.key(0))
+    >>> xs = jax.random.normal(jax.random.key(1), (50, 2, 3))
+    >>> _, (_, carries) = lstm_jax.unroll(cell, params, xs, return_carries=True)
+    >>> figure = plots.state_space(carries)
+    >>> len(figure.axes)  # the plane and the colour bar
+    2
     """
     owner = "state_space"
     leaves = [common.numbers(a) for a in jax.tree.leaves(carries)]

@@ -160,6 +160,15 @@ def saturation_scatter(saturation: Saturation, *, width: float = 6.5) -> Figure:
 
     Raises:
         ValueError: an argument has a wrong type.
+
+    >>> import jax, lstm_jax
+    >>> from lstm_jax import diagnostics, plots
+    >>> cell = lstm_jax.LSTM(3, 8)
+    >>> params = cell.init(jax.random.key(0))
+    >>> xs = jax.random.normal(jax.random.key(1), (20, 4, 3))
+    >>> figure = plots.saturation_scatter(diagnostics.saturation(cell, params, xs))
+    >>> len(figure.axes)  # one for each gate
+    3
     """
     common.check_record("saturation_scatter", "saturation", saturation, Saturation)
     low, high = saturation.low._asdict(), saturation.high._asdict()

@@ -34,6 +34,18 @@ def gradient_norms(
 
     Raises:
         ValueError: an argument has a wrong type, or a cell has no such state.
+
+    >>> import jax, jax.numpy as jnp, lstm_jax
+    >>> from lstm_jax import diagnostics, plots
+    >>> xs = jax.random.normal(jax.random.key(1), (30, 4, 3))
+    >>> flows = {}
+    >>> for cell in (lstm_jax.RNN(3, 8), lstm_jax.LSTM(3, 8)):
+    ...     params = cell.init(jax.random.key(0))
+    ...     flow = diagnostics.gradient_flow(lambda ys: jnp.sum(ys[-1]), cell, params, xs)
+    ...     flows[type(cell).__name__] = flow
+    >>> figure = plots.gradient_norms(flows)
+    >>> [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    ['RNN', 'LSTM']
     """
     owner = "gradient_norms"
     if not isinstance(flows, Mapping) or not flows:

@@ -41,6 +41,15 @@ def memory_map(
 
     Raises:
         ValueError: an argument has a wrong type, or ``unit`` is given for a memory with ``average=True``.
+
+    >>> import jax, lstm_jax
+    >>> from lstm_jax import diagnostics, plots
+    >>> cell = lstm_jax.LSTM(3, 8)
+    >>> params = cell.init(jax.random.key(0))
+    >>> xs = jax.random.normal(jax.random.key(1), (8, 3))
+    >>> figure = plots.memory_map(diagnostics.memory(cell, params, xs), tokens=list("sequence"))
+    >>> len(figure.axes)  # the map and the colour bar
+    2
     """
     owner = "memory_map"
     common.check_record(owner, "memory", memory, Memory)
@@ -97,6 +106,15 @@ def time_constants(constants: TimeConstants, *, width: float = 4.5) -> Figure:
 
     Raises:
         ValueError: an argument has a wrong type.
+
+    >>> import jax, lstm_jax
+    >>> from lstm_jax import diagnostics, plots
+    >>> cell = lstm_jax.LSTM(3, 8)
+    >>> params = cell.init(jax.random.key(0))
+    >>> xs = jax.random.normal(jax.random.key(1), (20, 4, 3))
+    >>> figure = plots.time_constants(diagnostics.time_constants(cell, params, xs))
+    >>> figure.axes[0].get_xlabel()
+    'time constant (steps)'
     """
     owner = "time_constants"
     common.check_record(owner, "constants", constants, TimeConstants)

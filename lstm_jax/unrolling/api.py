@@ -161,7 +161,7 @@ def reset_carry(cell: Any, params: Params, carry: Carry, reset: Any) -> Carry:
 class Plan:
     """The result of :func:`explain`. It prints as a table, with what its implementations support."""
 
-    layers: tuple[LayerPlan, ...]
+    layers: tuple[LayerPlan, ...]  # one for each cell, in the order in which they run
 
     @property
     def implementation(self) -> str:

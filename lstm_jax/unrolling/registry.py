@@ -54,18 +54,15 @@ def _parallel_slower(cell: Any, xs: Any) -> str | None:
 
 @dataclass(frozen=True)
 class Implementation:
-    """One implementation of ``unroll`` and what it supports.
+    """One implementation of ``unroll`` and what it supports, in words."""
 
-    The columns are documentation. ``why_not`` decides for a given call.
-    """
-
-    name: str
-    what: str
-    devices: str
-    dtypes: str
-    cells: str
-    unsupported: str  # parts of the time contract
-    transforms: str
+    name: str  # for unroll(..., implementation=name)
+    what: str  # what it does
+    devices: str  # where it runs
+    dtypes: str  # of the parameters and inputs
+    cells: str  # which cells and networks it runs
+    unsupported: str  # the options of unroll with which it raises
+    transforms: str  # which transforms of JAX it supports
     auto: str  # when "auto" chooses it, and the measurements behind that
     #: Why it cannot run a cell: ``(cell, options, params, carry, xs, flags) -> str | None``.
     why_not: Callable[..., str | None] = field(default=always_supported, repr=False)
@@ -88,41 +85,41 @@ NAMED = {
     for row in (
         Implementation(
             "scan",
-            "the plain loop over cell.step, differentiated as it is",
+            "the plain scan of cell.step, differentiated by JAX",
             devices="all",
             dtypes="all floats",
             cells="all",
             unsupported="nothing",
             transforms="all",
-            auto="last: whatever no other implementation runs",
+            auto="for everything that no other implementation runs",
             reason=lambda: "the plain scan of cell.step",
         ),
         Implementation(
             "fused",
-            "the loop with its own derivative rule: weight gradients in one product after it",
+            "the loop with its own derivative rule: weight gradients in one product after the loop",
             devices="all",
             dtypes="all floats",
             cells="those that split into project, recur and update (SplitCell) with recur affine in "
             "the carry",
             unsupported="nothing",
             transforms="all",
-            auto="wherever it can run: 0.83 of the plain scan's time forward and 0.65 with gradients, "
-            "the mean of 8 cases on a CPU; not measured on GPUs and TPUs",
+            auto="wherever it can run. On a CPU it takes 0.83 of the plain scan's time forward and 0.65 with "
+            "gradients (mean of 8 cases). It was not measured on GPUs and TPUs",
             why_not=fused_unsupported,
             scan=fused_scan,
             reason=lambda: "the cell splits into project, recur and update: weight gradients in one product",
         ),
         Implementation(
             "parallel",
-            "many steps at once: all of them as a tree over time, or chunks of them as matrix products",
+            "many steps at once: all by an associative scan, or chunks of time by matrix products",
             devices="all",
             dtypes="all floats; sums in float32 or wider",
-            cells="as a tree those with a linear recurrence (ParallelCell): MinGRU, MinLSTM; in chunks MLSTM",
-            unsupported="truncate; an unknown number of steps; in chunks return_carries",
+            cells="scan: those with a linear recurrence (ParallelCell), MinGRU and MinLSTM; chunks: MLSTM",
+            unsupported="truncate; an unknown number of steps; in chunks also return_carries",
             transforms="all",
-            auto="MLSTM: from 16 steps and 8 units a head on (measured on a CPU). The others: on GPUs and "
-            "TPUs, for 2 log2(T) rounds instead of T steps (not measured); never on CPUs, where the loop "
-            "took 0.2 to 1.4 times the time",
+            auto="MLSTM: from 16 steps and 8 units per head (measured on a CPU). MinGRU, MinLSTM: on GPUs "
+            "and TPUs, where 2 log2(T) rounds replace T steps (not measured); not on CPUs, where the loop "
+            "took 0.2 to 1.4 times the time of the associative scan",
             why_not=_parallel_unsupported,
             scan=_parallel_scan,
             reason=lambda: "the recurrence is linear in the state: many steps at once",
@@ -133,8 +130,8 @@ NAMED = {
             devices="TPUs, NVIDIA Hopper GPUs",
             dtypes="on TPUs float32 and bfloat16, on GPUs bfloat16 and float16",
             cells="LSTM, GRU",
-            unsupported="resets, truncate; weights larger than the chip holds; unknown sizes; explicit "
-            "meshes (each device runs its own in shard_map)",
+            unsupported="resets, truncate; weights that do not fit on the chip; unknown sizes; explicit "
+            "meshes (use shard_map)",
             transforms="all; vmap over weights runs plain JAX",
             auto="never: compiled for both devices, measured on neither",
             why_not=_pallas_unsupported,
@@ -143,13 +140,13 @@ NAMED = {
         ),
         Implementation(
             "cudnn",
-            "cuDNN by jax.experimental.rnn: all layers and both directions in one call",
+            "cuDNN through jax.experimental.rnn: all layers and both directions in one call",
             devices="NVIDIA GPUs",
             dtypes="float32; TF32 unless jax.default_matmul_precision is 'highest' or 'float32'",
-            cells="LSTM, Bidirectional of it, Stack of equal ones",
+            cells="LSTM, a Bidirectional of LSTMs, a Stack of equal layers",
             unsupported="mask, resets, truncate, checkpoint, return_carries; unknown or zero steps or rows",
             transforms="jit, grad (once, in reverse mode); vmap, jvp and second derivatives raise",
-            auto="never: it does not keep every transform",
+            auto="never: it does not support every transform",
         ),
     )
 }
@@ -175,13 +172,13 @@ def implementations() -> Table:
     >>> [row.name for row in implementations()]
     ['scan', 'fused', 'parallel', 'pallas', 'cudnn']
     >>> print(implementations()[0])
-    scan: the plain loop over cell.step, differentiated as it is
+    scan: the plain scan of cell.step, differentiated by JAX
       devices:     all
       dtypes:      all floats
       cells:       all
       unsupported: nothing
       transforms:  all
-      auto:        last: whatever no other implementation runs
+      auto:        for everything that no other implementation runs
     """
     return Table(NAMED.values())
 
@@ -193,9 +190,9 @@ def implementations() -> Table:
 class LayerPlan:
     """The implementation of one cell of a network."""
 
-    cell: str
-    implementation: str
-    reason: str
+    cell: str  # the cell with its sizes
+    implementation: str  # its name
+    reason: str  # why this implementation was chosen
     tiling: str = ""  # how the fused scan divides the work
 
     def __str__(self) -> str:

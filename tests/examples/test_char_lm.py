@@ -270,9 +270,9 @@ class TestErrors:
         "arguments",
         [
             "--hidden 0", "--layers -1", "--window 2.5", "--batch none", "--epochs 0", "--epochs nan",
-            "--lr inf", "--dropout 1", "--valid-share 0", "--valid-share 1", "--temperature 0", "--length 0",
-            "--seed -1", "--clip -1", "--steps 0", "--cell lstm2", "--epochs 1 --steps 1", "--unknown",
-            "--embedding x",
+            "--lr inf", "--dropout 1", "--valid-fraction 0", "--valid-fraction 1", "--temperature 0",
+            "--length 0", "--seed -1", "--clip -1", "--steps 0", "--cell lstm2", "--epochs 1 --steps 1",
+            "--unknown", "--embedding x",
         ],
     )  # fmt: skip
     def test_options(self, fails, arguments):

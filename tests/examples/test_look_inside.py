@@ -16,7 +16,7 @@ from training_runs import files, run
 
 import lstm_jax
 
-TINY = "--hidden 6 --layers 2 --window 10 --batch 4 --length 5 --steps 2 --valid-share 0.3".split()
+TINY = "--hidden 6 --layers 2 --window 10 --batch 4 --length 5 --steps 2 --valid-fraction 0.3".split()
 FIGURES = {"eigenvalues.png", "gradients.png", "lyapunov.png", "state_space.png"}
 GATED = FIGURES | {"gates.png", "memory.png", "saturation.png", "time_constants.png"}
 TEXTS = {"viewer.html", "findings.txt"}

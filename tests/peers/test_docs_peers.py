@@ -1,5 +1,7 @@
 """The programs for users of other libraries, in the README, docs/ and examples/, run as shown."""
 
+import doctest
+import importlib
 import runpy
 
 import pytest
@@ -36,3 +38,9 @@ def test_the_flax_quickstart_learns(capsys, default_promotion):
     runpy.run_path(str(ROOT / "examples" / "quickstart_nnx.py"), run_name="__main__")
     errors = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert len(errors) == 6 and errors[-1] < 0.02 < 1 / 6 < errors[0]
+
+
+@pytest.mark.parametrize("module", ["_activations", "_export", "_import"])
+def test_the_examples_of_the_onnx_functions_print_what_they_show(module, default_promotion):
+    results = doctest.testmod(importlib.import_module(f"lstm_jax.interop.onnx.{module}"))
+    assert results.failed == 0 and results.attempted >= 2

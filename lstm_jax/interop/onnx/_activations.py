@@ -53,9 +53,9 @@ class OnnxActivation:
     OnnxActivation(name='HardSigmoid', alpha=0.2, beta=0.5)
     """
 
-    name: str
-    alpha: float | None = None
-    beta: float | None = None
+    name: str  # of the function in ONNX
+    alpha: float | None = None  # its first number
+    beta: float | None = None  # its second number
 
     def __post_init__(self) -> None:
         check_choice("OnnxActivation", "name", self.name, tuple(FORMULAS))

@@ -96,6 +96,13 @@ def to_onnx(
     Raises:
         ValueError: ONNX cannot represent the network.
         ImportError: onnx is not installed (extra ``onnx``).
+
+    >>> import jax, lstm_jax
+    >>> network = lstm_jax.Stack((lstm_jax.LSTM(3, 8), lstm_jax.Readout(8, 2)))
+    >>> params = network.init(jax.random.key(0))
+    >>> model = to_onnx(network, params, lengths=True)
+    >>> [entry.name for entry in model.graph.input]
+    ['xs', 'lengths']
     """
     planned = plan(network, params)
     width = int(network.input_size)
@@ -121,6 +128,14 @@ def save_onnx(path: str | os.PathLike[str], network: Any, params: Any, **options
     Raises:
         ValueError: ONNX cannot represent the network.
         ImportError: onnx is not installed (extra ``onnx``).
+
+    >>> import jax, lstm_jax, tempfile
+    >>> from lstm_jax.interop import from_onnx
+    >>> cell = lstm_jax.LSTM(3, 8)
+    >>> path = f"{tempfile.mkdtemp()}/model.onnx"
+    >>> save_onnx(path, cell, cell.init(jax.random.key(0)))
+    >>> from_onnx(path).network
+    LSTM(input_size=3, hidden_size=8)
     """
     write_whole(Path(path), to_onnx(network, params, **options).SerializeToString())
 

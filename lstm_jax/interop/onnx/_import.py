@@ -72,6 +72,14 @@ def from_onnx(model: Any, *, inputs: Mapping[str, Any] | None = None) -> Importe
             layers; :func:`from_onnx_node` then reads them one by one.
         OSError: there is no such file.
         ImportError: onnx is not installed (extra ``onnx``).
+
+    >>> import jax, lstm_jax
+    >>> from lstm_jax.interop import to_onnx
+    >>> network = lstm_jax.Stack((lstm_jax.LSTM(3, 8), lstm_jax.Readout(8, 2)))
+    >>> model = to_onnx(network, network.init(jax.random.key(0)))
+    >>> found = from_onnx(model)
+    >>> found.network == network, found.carry, found.reverse
+    (True, None, False)
     """
     graph = _open("from_onnx", model, inputs)
     found = graph.recurrent()
@@ -113,6 +121,12 @@ def from_onnx_node(
             have no counterpart, or a state is computed from the sequence.
         OSError: there is no such file.
         ImportError: onnx is not installed (extra ``onnx``).
+
+    >>> import jax, lstm_jax
+    >>> from lstm_jax.interop import to_onnx
+    >>> cell = lstm_jax.GRU(3, 8)
+    >>> from_onnx_node(to_onnx(cell, cell.init(jax.random.key(0)))).network
+    GRU(input_size=3, hidden_size=8)
     """
     graph = _open("from_onnx_node", model, inputs)
     recurrent = graph.recurrent()
