@@ -54,7 +54,7 @@ class Finding(NamedTuple):
         else:
             claim = f"{'rises' if sign > 0 else 'falls'} with the {self.feature}"
             name = "correlation"
-        score, check, chance = (f"{x:.2f}".replace("-", "−") for x in numbers)
+        score, check, chance = (f"{x:z.2f}".replace("-", "−") for x in numbers)
         measure = f"{name} {score}, on the other half {check}, by chance {chance}"
         if not self.holds:
             return f"No unit {claim} above chance on both halves: the best is unit {self.unit} ({measure})."

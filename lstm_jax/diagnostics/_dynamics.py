@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -275,7 +276,7 @@ def fixed_points(
         params: its parameters.
         x: the constant input, (D,).
         candidates: a carry with one batch axis (N,).
-        iterations: iterations of the minimisation.
+        iterations: the largest number of iterations of the minimisation.
         tolerance: a point with q below this is a fixed point.
         distance: points whose states differ by at most this are the same.
 
@@ -304,6 +305,8 @@ def fixed_points(
     return _fixed_points(*static, params, x, candidates, float(tolerance), float(distance))
 
 
+#: Values of the S x S matrices of the candidates that are minimised at the same time.
+MATRIX_VALUES = 2**22
 CANDIDATES_HINT = "Give states of N rows: reshape what unroll(..., return_carries=True) returns."
 
 
@@ -315,10 +318,11 @@ def _fixed_points(
         row = system(cell, params, carry, x)
         state = minimise(lambda s: row.step(s) - s, row.state, iterations)
         speed = jnp.sum(jnp.square(row.step(state) - state)) / 2
-        return state, speed, jax.jacfwd(row.step)(state), row.carry(state)
+        return state, speed, jnp.linalg.eigvals(jax.jacfwd(row.step)(state)), row.carry(state)
 
-    states, speed, jacobians, carry = jax.vmap(one)(candidates)
-    eigenvalues = jnp.linalg.eigvals(jacobians)
+    size = sum(math.prod(a.shape[1:]) for a in jax.tree.leaves(candidates))
+    at_once = max(1, MATRIX_VALUES // size**2)  # bounds the memory; a batch ends once all of it has converged
+    states, speed, eigenvalues, carry = jax.lax.map(one, candidates, batch_size=at_once)
     stable = jnp.max(jnp.abs(eigenvalues), axis=-1) < 1
 
     def is_new(index: Array) -> Array:
@@ -331,16 +335,26 @@ def _fixed_points(
 
 
 def minimise(residual: Callable[[Array], Array], state: Array, iterations: int) -> Array:
-    """A local minimum of |residual|^2 by the method of Levenberg and Marquardt."""
+    """A local minimum of |residual|^2 by the method of Levenberg and Marquardt.
 
-    def iterate(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
-        state, damping = carry
+    It ends after ``iterations``, or once a step is smaller than the precision of the state.
+    """
+    precision = jnp.finfo(state.dtype).eps
+
+    def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
+        count, converged, _, _ = carry
+        return (count < iterations) & ~converged
+
+    def iterate(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        count, _, state, damping = carry
         r, jacobian = residual(state), jax.jacfwd(residual)(state)
         matrix = jacobian.T @ jacobian + damping * jnp.eye(len(state), dtype=state.dtype)
-        new = state - jnp.linalg.solve(matrix, jacobian.T @ r)
+        change = jnp.linalg.solve(matrix, jacobian.T @ r)
+        new = state - change
         better = jnp.sum(jnp.square(residual(new))) < jnp.sum(jnp.square(r))  # False if new is not finite
         damping = jnp.clip(jnp.where(better, damping / 4, damping * 4), 1e-12, 1e12)
-        return (jnp.where(better, new, state), damping), None
+        converged = jnp.max(jnp.abs(change)) <= precision * jnp.maximum(1, jnp.max(jnp.abs(state)))
+        return count + 1, converged, jnp.where(better, new, state), damping
 
-    (state, _), _ = jax.lax.scan(iterate, (state, jnp.ones((), state.dtype)), None, length=iterations)
-    return state
+    first = jnp.zeros((), jnp.int32), jnp.zeros((), bool), state, jnp.ones((), state.dtype)
+    return jax.lax.while_loop(unfinished, iterate, first)[2]

@@ -88,7 +88,7 @@ def gate_map(
 
     rows = max(map(len, orders))
     height = max(0.6, 0.125 * rows) if rows <= NUMBERED_UNITS else np.clip(width / 5, 0.7, 1.4)
-    figure = common.new_figure(owner, width, len(panels) * (height + 0.28) + 0.45)
+    figure = common.new_figure(owner, width, len(panels) * (height + 0.28) + 0.6)
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for ax, (title, (values, is_signed)), order in zip(axes, panels.items(), orders, strict=True):
         image = _gate_image(ax, values[order], is_signed)
@@ -102,8 +102,10 @@ def gate_map(
         ax.tick_params(axis="x", length=2 if ax is axes[-1] else 0)
     labelled = common.token_ticks(axes[-1].xaxis, shown, width - 1.2)
     text = "input (␣: space, ↵: end of line)" if labelled and {" ", "\n"} & set(shown or ()) else "input"
-    text = text if labelled else "step"
-    axes[-1].set_xlabel(text + (f"; units sorted by the mean of {sorted_by}" if sorted_by else ""))
+    if not labelled:
+        text = "step"
+        common.whole_numbers(axes[-1].xaxis)
+    axes[-1].set_xlabel(text + (f"\nunits sorted by the mean of {sorted_by}" if sorted_by else ""))
     axes[-1].xaxis.label.set_fontsize(common.FONT_SIZE)
     return figure
 
