@@ -14,7 +14,7 @@ import numpy as np
 from lstm_jax._errors import check_key, check_size, value_error
 from lstm_jax._types import Array, Carry, Params, is_float, promote, state_dtype
 from lstm_jax.cells._base import compute_form
-from lstm_jax.diagnostics._layers import Layer, Sequence, has_state, per_layer
+from lstm_jax.diagnostics._layers import Layer, Sequence, has_state, numbers, per_layer
 from lstm_jax.unrolling import validation
 from lstm_jax.unrolling.steps import expand_flag, mask_out, one_step, select
 
@@ -297,12 +297,14 @@ def fixed_points(
     owner = "fixed_points"
     validation.check_cell(owner, cell)
     check_size(owner, "iterations", iterations)
+    limits = numbers(owner, tolerance=tolerance, distance=distance)
     validation.check_inputs(owner, "x", cell, x, "")
-    rows = {a.shape[:1] for a in jax.tree.leaves(candidates)}
-    own = jax.eval_shape(lambda p: cell.initial_carry(next(iter(rows), (1,)), p), params)
+    rows = next((np.shape(a)[:1] for a in jax.tree.leaves(candidates)), (1,))
+    own = jax.eval_shape(lambda p: cell.initial_carry(rows, p), params)
+    if not jax.tree.leaves(own):
+        raise value_error(f"{owner} got {cell!r}", WITH_STATE, "A cell without a state has no fixed points.")
     candidates = validation.carry_like(owner, cell, "candidates", candidates, own, CANDIDATES_HINT)
-    static = compute_form(cell), int(iterations)
-    return _fixed_points(*static, params, x, candidates, float(tolerance), float(distance))
+    return _fixed_points(compute_form(cell), int(iterations), params, x, candidates, **limits)
 
 
 #: Values of the S x S matrices of the candidates that are minimised at the same time.
@@ -325,11 +327,14 @@ def _fixed_points(
     states, speed, eigenvalues, carry = jax.lax.map(one, candidates, batch_size=at_once)
     stable = jnp.max(jnp.abs(eigenvalues), axis=-1) < 1
 
-    def is_new(index: Array) -> Array:
-        same = jnp.max(jnp.abs(states - states[index][None]), axis=-1) <= distance.astype(states.dtype)
-        return ~jnp.any(same & (jnp.arange(len(states)) < index))
+    indices = jnp.arange(len(states))
 
-    distinct = jax.lax.map(is_new, jnp.arange(len(states)))
+    def is_new(at: tuple[Array, Array]) -> Array:
+        index, state = at
+        same = jnp.max(jnp.abs(states - state), axis=-1) <= distance.astype(states.dtype)
+        return ~jnp.any(same & (indices < index))
+
+    distinct = jax.lax.map(is_new, (indices, states))
     fixed = speed < tolerance.astype(speed.dtype)
     return FixedPoints(carry, speed, fixed, eigenvalues, stable, distinct)
 
