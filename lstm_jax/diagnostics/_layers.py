@@ -145,7 +145,9 @@ def numbers(owner: str, **values: Any) -> dict[str, float]:
     for name, value in values.items():
         if not is_number(value):
             raise value_error(
-                f"{owner} got {name}={value!r}", "a number", f"Give {name} as a Python float, or leave it out."
+                f"{owner} got {name}={value!r}",
+                "a number",
+                f"Give {name} as a Python float, or leave it out.",
             )
     return {name: float(value) for name, value in values.items()}
 
