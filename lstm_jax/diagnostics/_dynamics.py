@@ -331,7 +331,7 @@ def _fixed_points(
 
     def is_new(at: tuple[Array, Array]) -> Array:
         index, state = at
-        same = jnp.max(jnp.abs(states - state), axis=-1) <= distance.astype(states.dtype)
+        same = jnp.max(jnp.abs(states - state[None]), axis=-1) <= distance.astype(states.dtype)
         return ~jnp.any(same & (indices < index))
 
     distinct = jax.lax.map(is_new, (indices, states))
