@@ -114,6 +114,9 @@ def jacobians(
     explode if products have singular values far above 1 (Pascanu et al. 2013). The derivative is with respect
     to the carry that the step reads, which after a restart is the one that the restart goes back to.
 
+    The eigenvalues take most of the time: seconds per step for an LSTM of 500 units. Inside ``jax.jit``,
+    results that are not used are not computed.
+
     Args:
         cell: a cell or a network.
         params, xs, carry, lengths, mask, resets, reset_to, reverse: as in :func:`lstm_jax.unroll`.
@@ -342,9 +345,9 @@ def _fixed_points(
 def minimise(residual: Callable[[Array], Array], state: Array, iterations: int) -> Array:
     """A local minimum of |residual|^2 by the method of Levenberg and Marquardt.
 
-    It ends after ``iterations``, or once a step is smaller than the precision of the state.
+    It ends after ``iterations``, or once the change is within the rounding error of the state.
     """
-    precision = jnp.finfo(state.dtype).eps
+    rounding = 10 * jnp.finfo(state.dtype).eps
 
     def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
         count, converged, _, _ = carry
@@ -358,7 +361,7 @@ def minimise(residual: Callable[[Array], Array], state: Array, iterations: int) 
         new = state - change
         better = jnp.sum(jnp.square(residual(new))) < jnp.sum(jnp.square(r))  # False if new is not finite
         damping = jnp.clip(jnp.where(better, damping / 4, damping * 4), 1e-12, 1e12)
-        converged = jnp.max(jnp.abs(change)) <= precision * jnp.maximum(1, jnp.max(jnp.abs(state)))
+        converged = jnp.max(jnp.abs(change)) <= rounding * jnp.maximum(1, jnp.max(jnp.abs(state)))
         return count + 1, converged, jnp.where(better, new, state), damping
 
     first = jnp.zeros((), jnp.int32), jnp.zeros((), bool), state, jnp.ones((), state.dtype)
