@@ -24,8 +24,8 @@ MEANINGS: dict[tuple[type, str], str] = {
     (LSTMGates, "i"): "1 adds the candidate, 0 ignores it",
     (LSTMGates, "f"): "1 keeps the cell state, 0 erases it",
     (LSTMGates, "o"): "1 outputs tanh(c), 0 outputs zero",
-    (GRUGates, "r"): "1 reads the state before, 0 ignores it",
-    (GRUGates, "z"): "1 keeps the state before, 0 replaces it",
+    (GRUGates, "r"): "1 reads the state, 0 ignores it",
+    (GRUGates, "z"): "1 keeps the state, 0 replaces it",
 }
 
 
@@ -108,7 +108,7 @@ def gate_map(
 
     rows = max(map(len, orders))
     height = max(0.6, 0.125 * rows) if rows <= NUMBERED_UNITS else np.clip(width / 5, 0.7, 1.4)
-    figure = common.new_figure(owner, width, len(panels) * (height + 0.28) + 0.6)
+    figure = common.new_figure(owner, width, len(panels) * (height + 0.28) + 0.6 + common.label_height(shown))
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for ax, (title, (values, is_signed)), order in zip(axes, panels.items(), orders, strict=True):
         image = _gate_image(ax, values[order], is_signed)

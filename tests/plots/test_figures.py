@@ -238,7 +238,8 @@ def test_gate_map_numbers_few_units_only():
 
 def test_gate_map_of_other_cells():
     z, r, n = (random(T, B, 4, seed=k) for k in range(3))
-    figure = plots.gate_map(diagnostics.Gates(lstm_jax.GRUGates(r, z, n), None, VALID))
+    figure = plots.gate_map(diagnostics.Gates(lstm_jax.GRUGates(r, z, n), None, VALID), width=3.3)
+    assert figure.get_tightbbox().x1 < 3.31
     assert [ax.get_title(loc="left").split(":")[0] for ax in figure.axes[:3]] == [
         "reset gate r", "update gate z", "candidate n",
     ]  # fmt: skip
@@ -279,6 +280,17 @@ def test_gate_map_leaves_nan_out_of_the_colours():
 def test_long_texts_have_step_numbers():
     axes = plots.gate_map(gates(5), TOKENS, width=1.5).axes
     assert axes[3].get_xlabel().startswith("step")
+
+
+def test_long_tokens_leave_the_panels_their_height():
+    tokens = ["a", "supercalifragilistic", "an"] * 4
+    figure, letters = plots.gate_map(gates(5), tokens), plots.gate_map(gates(5), "abc" * 4)
+    shown = labels(figure.axes[3].get_xticklabels())
+    assert shown[0] == "a" and shown[1] == "supercalifr…"
+    for made in (figure, letters):
+        made.draw_without_rendering()
+    heights = [made.axes[0].get_window_extent().height for made in (figure, letters)]
+    assert heights[0] > 0.9 * heights[1]
 
 
 def test_saturation_scatter():
@@ -605,3 +617,11 @@ STATES = carries(FOUND)
 )  # fmt: skip
 def test_errors(attempt, words):
     assert_raises(attempt, *words)
+
+
+def test_the_diagram_has_no_negative_zeros():
+    found = gates(5)
+    found = found._replace(gates=found.gates._replace(g=np.full_like(found.gates.g, -0.002)))
+    texts = plots.cell_diagram(found, carries(found), step=0, unit=1).axes[0].texts
+    shown = [text.get_text() for text in texts if text.get_gid() == "added"]
+    assert shown == ["0.00"]
