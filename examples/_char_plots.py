@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,31 +9,39 @@ import jax
 import numpy as np
 from _char_model import Model, Params, features
 from _char_text import encode
-from matplotlib import font_manager
-from matplotlib.figure import Figure
-from training import plots
+from training import plots as files
 from training.distributed import is_first
 
 import lstm_jax
-from lstm_jax import diagnostics
-from lstm_jax.plots import write_viewer
+from lstm_jax import diagnostics, plots
 
 BEFORE, SHOWN = 500, 72  # characters: read before the picture, shown in it
 PAGE = 10_000  # characters on the page, about 5 MB with 128 units
-MONOSPACE = "DejaVu Sans Mono"  # included in matplotlib
-SHOWN_AS = {" ": "␣", "\n": "↵", "\t": "→"}
 
 
 def draw_gates(model: Model, params: Params, text: str) -> bytes:
     """A few units while the network reads a line near the beginning of ``text``, as PNG bytes."""
     text, last = excerpt(text)
-    values = panels_of(read_layer(model, params, text, model.layers - 1))
-    *gates, (name, state) = [(name, np.asarray(values)[-last:]) for name, values in values.items()]
-    state = state / np.abs(state).max(0)
-    units = choose_units(state)
-    panels = [*gates, (f"{name} (each unit divided by its largest absolute value)", state)]
+    layer = read_layer(model, params, text, model.layers - 1)
+    start = len(text) - last
+    figure = gate_map(layer, text, start, len(text), choose_units(scaled(layer.memory[start:])))
     title = f"{model.cell.upper()}, layer {model.layers}, on held-out text: units from slow to fast"
-    return draw_units(text[-last:], {name: values[:, units] for name, values in panels}, units, title)
+    figure.suptitle(title, fontsize=9)
+    return files.png(figure)
+
+
+def gate_map(layer: LayerStates, text: str, start: int, end: int, units: np.ndarray | None = None) -> Any:
+    """The figure of the gates and the state from character ``start`` to ``end``; units None: all."""
+    gates = jax.tree.map(lambda a: a[start:end], layer.gates)
+    name = "cell state c" if isinstance(layer.carries, tuple) else "hidden state h"
+    states = {f"{name} (each unit divided by its largest absolute value)": scaled(layer.memory[start:end])}
+    return plots.gate_map(gates, text[start:end], states=states, units=units, width=7.5)
+
+
+def scaled(state: jax.Array) -> np.ndarray:
+    """Each unit of a state (T, H) divided by its largest absolute value."""
+    state = np.asarray(state)
+    return state / np.maximum(np.abs(state).max(axis=0), np.finfo(state.dtype).tiny)
 
 
 def excerpt(text: str) -> tuple[str, int]:
@@ -96,20 +103,7 @@ def write_page(path: Path, layer: LayerStates, text: str, title: str) -> None:
     arrays = {name: np.asarray(a)[:PAGE] for name, a in values.items()}
     if is_first():
         path.parent.mkdir(exist_ok=True)
-        write_viewer(path, text[:PAGE], arrays, title=title)
-
-
-def panels_of(layer: LayerStates) -> dict[str, jax.Array]:
-    """Gates and state of a layer at each character, (T, H) each. The state comes last."""
-    if layer.gates is None or not isinstance(layer.carries, tuple):
-        return {"hidden state h": layer.outputs}
-    i, f, _, o = layer.gates.gates
-    return {
-        "forget gate f: 1 keeps the cell state, 0 erases it": f,
-        "input gate i: 1 adds the new value, 0 ignores it": i,
-        "output gate o: 1 outputs tanh(c), 0 outputs zero": o,
-        "cell state c": layer.memory,
-    }
+        plots.write_viewer(path, text[:PAGE], arrays, title=title)
 
 
 def choose_units(state: np.ndarray, count: int = 10) -> np.ndarray:
@@ -122,32 +116,3 @@ def choose_units(state: np.ndarray, count: int = 10) -> np.ndarray:
     speed = np.square(np.diff(state, axis=0)).mean(0) / np.maximum(variance, 1e-9)
     groups = np.array_split(np.argsort(speed), min(count, len(speed)))
     return np.array([group[variance[group].argmax()] for group in groups])
-
-
-def draw_units(text: str, panels: Mapping[str, np.ndarray], units: Sequence[int], title: str) -> bytes:
-    """A heat map for each panel (T, units): one row per unit, one column per character of ``text``.
-
-    The last panel is a state in [-1, 1]. The panels before it are gates in [0, 1].
-    """
-    figure = Figure(figsize=(14, 1.0 + len(panels) * (0.75 + 0.16 * len(units))), layout="constrained")
-    figure.suptitle(title, fontsize=15)
-    axes = figure.subplots(len(panels), squeeze=False)[:, 0]
-    for ax, (name, values) in zip(axes, panels.items(), strict=True):
-        low, colours = (-1, "PuOr_r") if ax is axes[-1] else (0, "cividis")
-        image = ax.imshow(values.T, aspect="auto", cmap=colours, vmin=low, vmax=1, interpolation="nearest")
-        ax.set_title(name, loc="left", fontsize=12)
-        ax.set_ylabel("unit")
-        ax.set_yticks(range(len(units)), [str(unit) for unit in units], fontsize=8)
-        ticks = [_visible(character) for character in text]
-        ax.set_xticks(range(len(text)), ticks, family=MONOSPACE, fontsize=11, parse_math=False)
-        ax.tick_params(length=0)
-        figure.colorbar(image, ax=ax, pad=0.01, aspect=12)
-    axes[-1].set_xlabel("input characters (␣: space, ↵: end of line)", fontsize=11)
-    return plots.png(figure)
-
-
-def _visible(character: str) -> str:
-    """The axis label of a character: the character itself if the font can show it."""
-    shown = SHOWN_AS.get(character, character)
-    font = font_manager.get_font(font_manager.findfont(MONOSPACE))
-    return shown if shown.isprintable() and font.get_char_index(ord(shown)) else "□"

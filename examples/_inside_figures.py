@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from _char_model import Model, Params, features
-from _char_plots import LayerStates, excerpt
+from _char_plots import LayerStates, excerpt, gate_map
 from _char_text import encode
 from training import plots as files
 
@@ -41,17 +41,14 @@ def draw_figures(
         return f"{name}.png", files.png(figure)
 
     if layer.gates is not None:
-        gates = diagnostics.gates(cell, weights, xs, before)
-        memory = np.asarray(layer.memory[start : start + shown])
-        scaled = {"state (each unit divided by its largest absolute value)": memory / np.abs(memory).max(0)}
-        yield finish("gates", plots.gate_map(gates, tokens, states=scaled, width=7.5))
+        yield finish("gates", gate_map(layer, text, start, start + shown))
         yield finish("saturation", plots.saturation_scatter(diagnostics.saturation(cell, weights, layer.xs)))
         found = diagnostics.memory(cell, weights, xs[:MAPPED], before, average=True)
         yield finish("memory", plots.memory_map(found, tokens[:MAPPED], width=6.5))
         constants = diagnostics.time_constants(cell, weights, layer.xs)
         yield finish("time_constants", plots.time_constants(constants))
-        if isinstance(gates.gates, lstm_jax.LSTMGates):
-            after = jax.tree.map(lambda a: a[start : start + shown], layer.carries)
+        if isinstance(layer.gates.gates, lstm_jax.LSTMGates):
+            gates, after = jax.tree.map(lambda a: a[start : start + shown], (layer.gates, layer.carries))
             step = shown // 2
             figure = plots.cell_diagram(gates, after, step=step, unit=unit, tokens=tokens, initial=before)
             yield finish("cell", figure)

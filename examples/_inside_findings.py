@@ -52,16 +52,15 @@ class Finding(NamedTuple):
                 tuple((1 + x) / 2 for x in (sign * self.score, sign * self.check, self.chance)),
             )
         else:
-            claim = f"{'rises' if sign > 0 else 'falls'} with the {self.feature}"
+            claim = f"{'rises' if sign > 0 else 'falls'} with the {self.feature.replace(' in ', ' in the ')}"
             name = "correlation"
-        score, check, chance = (f"{x:.2f}".replace("-", "−") for x in numbers)
+        score, check, chance = (f"{x:z.2f}".replace("-", "−") for x in numbers)
         measure = f"{name} {score}, on the other half {check}, by chance {chance}"
+        others = f" Above chance: {self.others} other unit{'s' * (self.others > 1)}." if self.others else ""
+        sentence = f"Unit {self.unit} {claim}"
         if not self.holds:
-            return f"No unit {claim} above chance on both halves: the best is unit {self.unit} ({measure})."
-        others = (
-            f" Also above chance: {self.others} other unit{'s' * (self.others > 1)}." if self.others else ""
-        )
-        return f"Unit {self.unit} {claim}: {measure}.{others}"
+            sentence += ", but not above chance on both halves"
+        return f"{sentence}: {measure}.{others}"
 
 
 def _above(score: float, check: float, chance: float) -> bool:

@@ -57,7 +57,9 @@ def learn(args: argparse.Namespace) -> None:
     model, params = load(args.folder)
     number = args.layer or model.layers
     if number > model.layers:
-        raise UserError(f"--layer {number}: the network has {model.layers} recurrent layers")
+        raise UserError(
+            f"--layer {number}: the network has {model.layers} recurrent layer{'s' * (model.layers > 1)}"
+        )
     text = held_out_text(args.folder, model)
     layer = read_layer(model, params, text, number - 1)
     inside = args.folder / "inside"

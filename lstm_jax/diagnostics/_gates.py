@@ -13,7 +13,7 @@ from lstm_jax.cells.lstm import LSTMGates
 from lstm_jax.cells.minimal import MinGRUGates, MinLSTMGates
 from lstm_jax.cells.mlstm import MLSTMGates
 from lstm_jax.cells.slstm import SLSTMGates
-from lstm_jax.diagnostics._layers import Layer, Sequence, has_state, mean_over_valid, per_layer
+from lstm_jax.diagnostics._layers import Layer, Sequence, has_state, mean_over_valid, numbers, per_layer
 from lstm_jax.unrolling.steps import expand_flag, mask_out
 
 #: Fields of the gates' NamedTuples that are not gates in [0, 1]: candidates and exponential gates.
@@ -143,7 +143,7 @@ def saturation(
     ([1.0, 1.0], [0.0, 0.0])
     """
     sequence = Sequence(xs, carry, lengths, mask, resets, reset_to)
-    thresholds = {"low": float(low), "high": float(high)}
+    thresholds = numbers("saturation", low=low, high=high)
     arguments = cell, params, sequence, reverse
     return per_layer("saturation", _saturation, _has_gates, WITH_GATES, *arguments, options=thresholds)
 
@@ -198,7 +198,7 @@ def activity(
     [True, False]
     """
     sequence = Sequence(xs, carry, lengths, mask, resets, reset_to)
-    options = {"high": float(high), "tolerance": float(tolerance)}
+    options = numbers("activity", high=high, tolerance=tolerance)
     expected = "a cell with a state, or a network with one"
     arguments = cell, params, sequence, reverse
     return per_layer("activity", _activity, has_state, expected, *arguments, options=options)

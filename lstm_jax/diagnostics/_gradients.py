@@ -112,6 +112,7 @@ def gradient_flow(
     >>> flow.gradients["h"][-1, 0].tolist()
     [1.0, 1.0]
     """
+    _check_callable("gradient_flow", "loss", loss)
     lengths = validation.check_static("gradient_flow", cell, Options(), xs, lengths, 0)
     sequence = Sequence(xs, carry, lengths, mask, resets, reset_to)
     return _gradient_flow(loss, compute_form(cell), bool(reverse), params, sequence)
@@ -176,6 +177,15 @@ class AddToCarry(Wrapper):
         return jax.tree.unflatten(structure, sums), outputs[0] if outputs else y
 
 
+def _check_callable(owner: str, name: str, value: Any) -> None:
+    if not callable(value):
+        raise value_error(
+            f"{owner} got {name}={value!r}",
+            "a function of the outputs",
+            f"Give the function first: {name}=lambda ys: ys[-1].sum().",
+        )
+
+
 def _one_number(owner: str, name: str, value: Any) -> Array:
     if getattr(value, "shape", None) != () or not is_float(value.dtype):
         raise value_error(
@@ -224,6 +234,7 @@ def gradient_times_input(
     >>> diagnostics.gradient_times_input(lambda ys: jnp.sum(ys[-1]), cell, params, xs).values.shape
     (5, 4, 3)
     """
+    _check_callable("gradient_times_input", "score", score)
     lengths = validation.check_static("gradient_times_input", cell, Options(), xs, lengths, 0)
     sequence = Sequence(xs, carry, lengths, mask, resets, reset_to)
     return _gradient_times_input(score, compute_form(cell), bool(reverse), params, sequence)
@@ -286,6 +297,7 @@ def integrated_gradients(
     True
     """
     owner = "integrated_gradients"
+    _check_callable(owner, "score", score)
     check_size(owner, "nodes", nodes)
     lengths = validation.check_static(owner, cell, Options(), xs, lengths, 0)
     if baseline is not None and getattr(baseline, "shape", None) != xs.shape:

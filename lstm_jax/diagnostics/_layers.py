@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lstm_jax._errors import value_error
+from lstm_jax._errors import is_number, value_error
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import Network, UserCell, as_base_cell, compute_form
 from lstm_jax.cells._named import leaf_name
@@ -138,6 +138,18 @@ def _layer(
         before = select(restart, jax.tree.map(lambda a, b: a.astype(b.dtype), stored, before), before)
     valid = jnp.ones((T, *batch), bool) if flags.valid is None else flags.valid
     return Layer(cell, params, xs, before, out.carries, out.ys, valid, restart, options.reverse)
+
+
+def numbers(owner: str, **values: Any) -> dict[str, float]:
+    """The values as floats; each must be a number."""
+    for name, value in values.items():
+        if not is_number(value):
+            raise value_error(
+                f"{owner} got {name}={value!r}",
+                "a number",
+                f"Give {name} as a Python float, or leave it out.",
+            )
+    return {name: float(value) for name, value in values.items()}
 
 
 def per_layer(

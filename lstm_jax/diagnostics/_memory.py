@@ -71,7 +71,8 @@ def time_constants(
     .. math:: \tau_t = -1 / \log f_t
 
     f is the forget gate of an LSTM (Tallec & Ollivier 2018), the update gate z of a GRU, 1 - z of a minimal
-    GRU, f / (f + i) of a minimal LSTM and, per head, the forget gate of an mLSTM.
+    GRU, f / (f + i) of a minimal LSTM and, per head, the forget gate of an mLSTM. With
+    :class:`lstm_jax.Zoneout` of rate r around the cell it is r + (1 - r) f, the expectation.
 
     Args:
         cell: a cell or a network.
@@ -103,8 +104,11 @@ def _is_gated(cell: Any) -> bool:
 
 def _time_constants(layer: Layer) -> TimeConstants:
     inner = unwrapped(layer.cell)
-    gates = layer.cell.gates(layer.params, layer.before, layer.xs)
-    keep = gates.f if isinstance(inner, (*LSTMS, SLSTM, MLSTM)) else _linear_form(layer).keep
+    if isinstance(inner, (SLSTM, MLSTM)):  # the linear form has stabilised gates
+        f = layer.cell.gates(layer.params, layer.before, layer.xs).f
+        keep, _, _ = _with_zoneout(layer.cell, inner, f, f, f)
+    else:
+        keep = _linear_form(layer).keep
     log_keep = jnp.log(keep)
     tau = mask_out(layer.valid, _tau(log_keep))
     return TimeConstants(tau, _tau(mean_over_valid(layer.valid, log_keep)), layer.valid)

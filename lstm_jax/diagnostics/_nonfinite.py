@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lstm_jax._errors import value_error
 from lstm_jax._types import Array, Carry, Params, is_float
 from lstm_jax.cells._named import flatten_params
 from lstm_jax.diagnostics._gates import layer_gates
@@ -66,7 +67,7 @@ def first_nonfinite(
         :class:`NonFinite`, or None if everything is finite.
 
     Raises:
-        ValueError: ``unroll`` would raise.
+        ValueError: an array is traced, or ``unroll`` would raise.
 
     >>> import lstm_jax
     >>> from lstm_jax import diagnostics
@@ -75,6 +76,13 @@ def first_nonfinite(
     >>> print(diagnostics.first_nonfinite(cell, params, jnp.ones((9, 2, 1))))
     state h is inf (step 3, row 0)
     """
+    arrays = jax.tree.leaves((params, xs, carry, lengths, mask, resets, reset_to))
+    if any(isinstance(a, jax.core.Tracer) for a in arrays):
+        raise value_error(
+            "first_nonfinite got a traced array",
+            "concrete arrays, because it returns names and Python numbers",
+            "Call it outside of jax.jit, jax.vmap and jax.grad.",
+        )
     for name, a in flatten_params(params).items():
         code = int(np.max(_codes(jnp.asarray(a), 0), initial=0))
         if code:

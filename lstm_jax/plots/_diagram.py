@@ -178,7 +178,7 @@ def _draw_wires(ax: Any, values: dict[str, float], size: float) -> None:
         upright = name in _LEFT_OF_WIRE + _RIGHT_OF_WIRE
         side = "right" if name in _LEFT_OF_WIRE else "left" if upright else "center"
         gap = "\n" if upright else " "
-        number = f"{value:.2f}".replace("-", "−")
+        number = f"{value:z.2f}".replace("-", "−")
         text = f"{symbol}{gap}{number}" if symbol else number
         ax.text(*place, text, fontsize=size, ha=side, va="center", zorder=4, gid=name)
     colour, line = _look(values["c"] / states)

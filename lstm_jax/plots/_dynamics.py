@@ -66,7 +66,7 @@ def eigenvalues(result: Jacobians | FixedPoints, *, width: float = 3.3) -> Figur
     counted = label.format(len(values), int(np.sum(kept)))
     common.style(ax, f"real part\n({counted})", "imaginary part")
     ax.set(xlim=(-extent, extent), ylim=(-extent, extent), aspect="equal")
-    common.legend(ax, ncols=2, handletextpad=0.1)
+    common.legend(ax, handletextpad=0.1)
     for handle in ax.get_legend().legend_handles:
         handle.set(alpha=1, sizes=[18])
     return figure
@@ -117,11 +117,11 @@ def lyapunov_spectrum(lyapunov: Lyapunov, *, width: float = 4.5) -> Figure:
     ax.axhline(0, color=common.BLACK, linewidth=0.8, linestyle="--")
     if len(shown) > 1:
         ax.plot([], [], color=common.SKY, linewidth=0.7, label="one row")
-        common.legend(ax, ncols=2)
+        common.legend(ax)
     missing = int(np.sum(~finite))
     title = f"{missing:,} of {exponents.size:,} exponents are not finite and not shown" if missing else ""
     common.style(ax, "index of the exponent", "Lyapunov exponent (1 / step)", title)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    common.whole_numbers(ax.xaxis)
     return figure
 
 
@@ -176,6 +176,7 @@ def state_space(
     figure = common.new_figure(owner, width, 0.8 * width)
     ax: Any = figure.add_subplot()
     from matplotlib.collections import LineCollection
+    from matplotlib.ticker import MaxNLocator
 
     points = np.where(valid[..., None], states - centre, np.nan) @ plane  # (T, rows, 2)
     segments = np.stack([points[:-1], points[1:]], axis=2)  # (T - 1, rows, 2 ends, 2)
@@ -192,7 +193,7 @@ def state_space(
     )
     ax.add_collection(lines)
     ax.autoscale_view()
-    common.colour_bar(figure, lines, ax, "step")
+    common.colour_bar(figure, lines, ax, "step", ticks=MaxNLocator("auto", integer=True))
     if fixed_points is not None:
         _fixed_points(ax, fixed_points, centre, plane)
     x, y = (f"PC {k + 1} ({share[k]:.0%} of the variance)" for k in range(2))
@@ -240,4 +241,4 @@ def _fixed_points(ax: Any, found: FixedPoints, centre: np.ndarray, plane: np.nda
             ax.scatter(*chosen.T, s=40, zorder=3, label=f"{name} ({len(chosen)})", **look)
     handles = ax.get_legend_handles_labels()[0]
     if handles:
-        common.legend(ax, ncols=3, handletextpad=0.1)
+        common.legend(ax, handletextpad=0.1)

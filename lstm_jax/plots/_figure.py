@@ -31,6 +31,8 @@ FEW_POINTS = 50  # that are drawn large and without transparency
 FONT_SIZE, SMALL = 8.0, 7.0  # points
 MONOSPACE = "DejaVu Sans Mono"  # included in matplotlib
 TOKEN_WIDTH, TOKEN_HEIGHT = 0.075, 0.1  # inches, of a character of size SMALL with some space
+LONGEST_LABEL = 12  # characters of a token below or beside an axis
+LEGEND_HANDLE, LEGEND_LETTER = 0.46, 0.056  # inches, of a handle with the spaces around it and a letter
 SHOWN_AS = {" ": "␣", "\n": "↵", "\t": "→"}
 
 
@@ -60,14 +62,30 @@ def style(ax: Any, x: str = "", y: str = "", title: str = "") -> None:
 
 
 def legend(ax: Any, **options: Any) -> None:
-    """A legend above the axes, in the small font."""
+    """A legend above the axes, in the small font, with as many columns as the width permits."""
+    _, labels = ax.get_legend_handles_labels()
     place: dict[str, Any] = {
         "loc": "lower left",
         "bbox_to_anchor": (0, 1),
         "borderaxespad": 0.3,
         "columnspacing": 1.2,
+        "ncols": _legend_columns(list(map(len, labels)), ax.figure.get_figwidth() - 0.6),
     }
     ax.legend(fontsize=SMALL, frameon=False, **place | options)
+
+
+def _legend_columns(lengths: list[int], inches: float) -> int:
+    """The number of columns for labels of these lengths; matplotlib fills column after column."""
+    for count in range(len(lengths), 1, -1):
+        columns = (max(column) for column in np.array_split(lengths, count))
+        if sum(LEGEND_HANDLE + LEGEND_LETTER * longest for longest in columns) <= inches:
+            return count
+    return 1
+
+
+def whole_numbers(axis: Any) -> None:
+    """Ticks at whole numbers only, for axes of steps and of counts."""
+    axis.get_major_locator().set_params(integer=True)
 
 
 def colour_bar(figure: Figure, image: Any, ax: Any, label: str, **options: Any) -> None:
@@ -91,7 +109,7 @@ def token_ticks(axis: Any, tokens: Sequence[str] | None, inches: float) -> bool:
     """Label the positions of an axis with the tokens if there is space for them; return whether there is."""
     if not tokens:
         return False
-    shown = [visible(token) for token in tokens]
+    shown = list(map(tick_label, tokens))
     one_each = max(map(len, shown)) <= 1
     turn = axis.axis_name == "x" and not one_each  # longer tokens on the x axis are turned
     if len(shown) * (TOKEN_WIDTH if one_each and axis.axis_name == "x" else TOKEN_HEIGHT) > inches:
@@ -100,6 +118,18 @@ def token_ticks(axis: Any, tokens: Sequence[str] | None, inches: float) -> bool:
     axis.set_ticks(range(len(shown)), shown, family=MONOSPACE, parse_math=False, **turned)
     axis.set_tick_params(length=0, pad=3)
     return True
+
+
+def tick_label(token: str) -> str:
+    """A visible token; a long one ends after ``LONGEST_LABEL`` characters."""
+    shown = visible(token)
+    return shown if len(shown) <= LONGEST_LABEL else shown[: LONGEST_LABEL - 1] + "…"
+
+
+def label_height(tokens: Sequence[str] | None) -> float:
+    """Inches below an axis for tokens of more than one character, which are turned."""
+    longest = max((len(tick_label(token)) for token in tokens or ()), default=0)
+    return 0.06 * longest if longest > 1 else 0.0
 
 
 def visible(token: str) -> str:

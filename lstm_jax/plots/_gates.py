@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lstm_jax._errors import value_error
+from lstm_jax.cells.gru import GRUGates
+from lstm_jax.cells.lstm import LSTMGates
 from lstm_jax.diagnostics import Gates, Saturation
 from lstm_jax.diagnostics._gates import NOT_SATURATING
 from lstm_jax.plots import _figure as common
@@ -17,10 +19,18 @@ if TYPE_CHECKING:
 
 #: More units than these have no numbers beside them.
 NUMBERED_UNITS = 20
+#: What the ends of a gate mean, for the titles of the panels.
+MEANINGS: dict[tuple[type, str], str] = {
+    (LSTMGates, "i"): "1 adds the candidate, 0 ignores it",
+    (LSTMGates, "f"): "1 keeps the cell state, 0 erases it",
+    (LSTMGates, "o"): "1 outputs tanh(c), 0 outputs zero",
+    (GRUGates, "r"): "1 reads the state, 0 ignores it",
+    (GRUGates, "z"): "1 keeps the state, 0 replaces it",
+}
 
 
 def gate_map(
-    gates: Gates,
+    gates: Gates | None,
     tokens: Sequence[str] | None = None,
     *,
     states: Mapping[str, Any] | None = None,
@@ -34,11 +44,12 @@ def gate_map(
     largest absolute value of the panel.
 
     Args:
-        gates: of one layer, from :func:`lstm_jax.diagnostics.gates`.
+        gates: of one layer, from :func:`lstm_jax.diagnostics.gates`; None: show the states only, for instance
+            those of an :class:`lstm_jax.RNN`.
         tokens: T strings, the inputs. They are shown where there is space for them, else step numbers.
         states: further panels by title, arrays (T, *batch, H) such as the cell state.
         units: units from top to bottom; None: all, sorted by the mean of the forget gate f, or of the
-            update gate z, the largest at the top.
+            update gate z, the largest at the top; without gates, by index.
         row: index in the batch axes; None: the first row.
         width: of the figure, in inches. One column of a paper has about 3.3.
 
@@ -53,16 +64,20 @@ def gate_map(
     >>> cell = lstm_jax.LSTM(3, 8)
     >>> found = diagnostics.gates(cell, cell.init(jax.random.key(0)), jnp.ones((5, 3)))
     >>> figure = plots.gate_map(found, "hello")
-    >>> [ax.get_title(loc="left") for ax in figure.axes[:4]]
-    ['input gate i', 'forget gate f', 'candidate g', 'output gate o']
+    >>> [ax.get_title(loc="left") for ax in figure.axes[1:3]]
+    ['forget gate f: 1 keeps the cell state, 0 erases it', 'candidate g']
     """
     owner = "gate_map"
-    common.check_record(owner, "gates", gates, Gates)
-    valid = np.asarray(gates.valid)
+    if gates is None:
+        if not states:
+            raise value_error(f"{owner} got neither gates nor states", "at least one of them", "Give states.")
+        valid = np.ones(np.shape(next(iter(states.values())))[:-1], bool)
+    else:
+        common.check_record(owner, "gates", gates, Gates)
+        valid = np.asarray(gates.valid)
     tokens = common.check_tokens(owner, tokens, len(valid))
     index = common.row_index(owner, row, valid)
     kept = valid[index]
-    signed = NOT_SATURATING.get(type(gates.gates), "")
 
     def panel(values: Any) -> np.ndarray:
         """(units, valid steps)."""
@@ -70,25 +85,30 @@ def gate_map(
         if values.shape[: valid.ndim] != valid.shape:
             raise value_error(
                 f"{owner} got a state of shape {values.shape}",
-                f"the leading axes {valid.shape} of the gates",
+                f"the leading axes {valid.shape}, as those of the gates or of the first state",
                 "Give states after each step: unroll(..., return_carries=True).",
             )
         return values[index].reshape(len(valid), -1)[kept].T
 
-    panels = {}
-    for name, a in _gates(gates).items():
-        values = panel(a)
-        # A forget gate that is an exponential may be above 1.
-        panels[_gate_title(gates.gates, name)] = values, name in signed or common.largest(values) > 1
+    panels, named = {}, {}
+    if gates is not None:
+        record = gates.gates
+        named = {name: panel(a) for name, a in record._asdict().items() if a is not None}
+        for name, values in named.items():
+            # A forget gate that is an exponential may be above 1.
+            signed = name in NOT_SATURATING.get(type(record), "") or common.largest(values) > 1
+            meaning = MEANINGS.get((type(record), name))
+            panels[_gate_title(record, name) + (f": {meaning}" if meaning else "")] = values, signed
     panels |= {title: (panel(values), True) for title, values in (states or {}).items()}
-    count, order, sorted_by = _unit_order(owner, gates, panels, units)
+    most = max(len(values) for values, _ in panels.values())
+    count, order, sorted_by = _unit_order(owner, named, most, units)
     # The gates of an mLSTM that exist per head have fewer rows than the others.
     orders = [order if len(values) == count else list(range(len(values))) for values, _ in panels.values()]
     shown = None if tokens is None else [token for token, keep in zip(tokens, kept, strict=True) if keep]
 
     rows = max(map(len, orders))
     height = max(0.6, 0.125 * rows) if rows <= NUMBERED_UNITS else np.clip(width / 5, 0.7, 1.4)
-    figure = common.new_figure(owner, width, len(panels) * (height + 0.28) + 0.45)
+    figure = common.new_figure(owner, width, len(panels) * (height + 0.28) + 0.6 + common.label_height(shown))
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0]
     for ax, (title, (values, is_signed)), order in zip(axes, panels.items(), orders, strict=True):
         image = _gate_image(ax, values[order], is_signed)
@@ -102,14 +122,12 @@ def gate_map(
         ax.tick_params(axis="x", length=2 if ax is axes[-1] else 0)
     labelled = common.token_ticks(axes[-1].xaxis, shown, width - 1.2)
     text = "input (␣: space, ↵: end of line)" if labelled and {" ", "\n"} & set(shown or ()) else "input"
-    text = text if labelled else "step"
-    axes[-1].set_xlabel(text + (f"; units sorted by the mean of {sorted_by}" if sorted_by else ""))
+    if not labelled:
+        text = "step"
+        common.whole_numbers(axes[-1].xaxis)
+    axes[-1].set_xlabel(text + (f"\nunits sorted by the mean of {sorted_by}" if sorted_by else ""))
     axes[-1].xaxis.label.set_fontsize(common.FONT_SIZE)
     return figure
-
-
-def _gates(record: Gates) -> dict[str, Any]:
-    return {name: a for name, a in record.gates._asdict().items() if a is not None}
 
 
 def _gate_title(gates: Any, name: str) -> str:
@@ -120,19 +138,21 @@ def _gate_title(gates: Any, name: str) -> str:
     return f"{'candidate' if is_candidate else words.get(name, 'gate')} {name}"
 
 
-def _unit_order(owner: str, gates: Gates, panels: Any, units: Any) -> tuple[int, list[int], str]:
+def _unit_order(
+    owner: str, gates: Mapping[str, np.ndarray], most: int, units: Any
+) -> tuple[int, list[int], str]:
     """The number of units, their order from top to bottom, and the gate by whose mean they are sorted."""
     if units is not None:
-        count = max(len(values) for values, _ in panels.values())
-        order = [common.check_unit(owner, unit, count) for unit in units]
+        order = [common.check_unit(owner, unit, most) for unit in units]
         if not order:
             raise value_error(f"{owner} got no units", "one unit or more", "Give units=None for all units.")
-        return count, order, ""
-    name = next(name for name in ("f", "z") if name in _gates(gates))
-    values, _ = panels[_gate_title(gates.gates, name)]
-    counted = np.isfinite(values)
-    mean = np.sum(values, axis=1, where=counted) / np.maximum(counted.sum(axis=1), 1)
-    return len(values), [int(unit) for unit in np.argsort(-mean, kind="stable")], name
+        return most, order, ""
+    name = next((name for name in ("f", "z") if name in gates), "")
+    if not name:
+        return most, list(range(most)), ""
+    counted = np.isfinite(gates[name])
+    mean = np.sum(gates[name], axis=1, where=counted) / np.maximum(counted.sum(axis=1), 1)
+    return len(mean), [int(unit) for unit in np.argsort(-mean, kind="stable")], name
 
 
 def _gate_image(ax: Any, values: np.ndarray, is_signed: bool) -> Any:

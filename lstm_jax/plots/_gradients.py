@@ -77,7 +77,8 @@ def gradient_norms(
         ax.set_ylim(max(low, 1e-20 * largest), high)  # beyond the precision of any sum of gradients
     ax.margins(x=0.02)
     ax.grid(alpha=0.25, linewidth=0.5)
-    common.legend(ax, ncols=3)
+    common.whole_numbers(ax.xaxis)
+    common.legend(ax)
     return figure
 
 

@@ -14,6 +14,9 @@ from lstm_jax.plots import _figure as common
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+#: The largest contribution of a map divided by the smallest one that it shows.
+SHOWN_RANGE = 1000
+
 
 def memory_map(
     memory: Memory,
@@ -26,8 +29,8 @@ def memory_map(
     """How much of the memory after each step comes from each step before it: a map of T x T valid steps.
 
     Without ``unit``, the map shows the mean absolute contribution over all units, on a logarithmic scale of
-    three decades. With ``unit``, it shows the signed contributions to this unit. Where nothing contributes,
-    the map is empty.
+    three decades. With ``unit``, it shows the signed contributions to this unit. The map is empty where the
+    contribution is less than a thousandth of the largest one.
 
     Args:
         memory: of one layer, from :func:`lstm_jax.diagnostics.memory`.
@@ -75,19 +78,22 @@ def memory_map(
     ax: Any = figure.add_subplot()
     largest = common.largest(values)
     if unit is None:
-        scale: dict[str, Any] = {"cmap": common.SEQUENTIAL, "norm": LogNorm(largest / 1000, largest)}
+        scale: dict[str, Any] = {"cmap": common.SEQUENTIAL, "norm": LogNorm(largest / SHOWN_RANGE, largest)}
         label = "mean absolute contribution"
     else:
         scale = {"cmap": common.DIVERGING, "vmin": -largest, "vmax": largest}
         label = f"contribution to unit {unit}"
-    shown = np.ma.masked_where(~(np.abs(values) > 0), values)
+    shown = np.ma.masked_where(~(np.abs(values) >= largest / SHOWN_RANGE), values)
     image = ax.imshow(shown, **scale)
     common.style(ax)
-    common.colour_bar(figure, image, ax, label, extend="min" if unit is None else "neither", shrink=0.8)
+    common.colour_bar(figure, image, ax, label, shrink=0.8)
     chosen = None if tokens is None else [tokens[step] for step in kept]
     labelled = common.token_ticks(ax.yaxis, chosen, width - 1.6) and common.token_ticks(
         ax.xaxis, chosen, width - 1.6
     )
+    if not labelled:
+        common.whole_numbers(ax.xaxis)
+        common.whole_numbers(ax.yaxis)
     what = "input" if labelled else "step"
     ax.set_xlabel(f"{what} that contributes", fontsize=common.FONT_SIZE)
     ax.set_ylabel(f"memory after the {what}", fontsize=common.FONT_SIZE)
@@ -140,9 +146,9 @@ def time_constants(constants: TimeConstants, *, width: float = 4.5) -> Figure:
     if infinite:
         ax.plot([], [], " ", label=f"{infinite} not shown: infinite")
     if ax.get_legend_handles_labels()[0]:
-        common.legend(ax, ncols=2)
+        common.legend(ax)
     _plain_log_ticks(ax)
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    common.whole_numbers(ax.yaxis)
     return figure
 
 

@@ -715,12 +715,11 @@ function drawChart() {
     context.fillText(formatCode(state.quantity, state.unit, part * LEVELS), MARGIN.left - 6, y(part) + 4);
   }
   context.textAlign = "center";
-  if (plotWidth / n > letterWidth * 0.75) { // the tokens below the axis
-    const room = plotWidth / n;
-    for (let t = start; t < start + n; t++) {
-      const words = shown(tokens[t]).text;
-      if (context.measureText(words).width <= room + 2) context.fillText(words, x(t), 126);
-    }
+  const room = plotWidth / n;
+  const fits = (t) => context.measureText(shown(tokens[t]).text).width <= room + 2;
+  const fitting = room > letterWidth * 0.75 ? Array.from({ length: n }, (_, k) => start + k).filter(fits) : [];
+  if (fitting.length > 0.8 * n) { // the tokens below the axis
+    for (const t of fitting) context.fillText(shown(tokens[t]).text, x(t), 126);
   } else {
     context.fillText(`token ${start}`, MARGIN.left + 26, 126);
     context.fillText(`${start + n - 1}`, width - MARGIN.right - 24, 126);

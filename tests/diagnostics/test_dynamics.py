@@ -11,6 +11,7 @@ from helpers import assert_raises, assert_same, daily, problem, random_arrays, r
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, RNNParams, Stack, diagnostics
 from lstm_jax.cells.activations import identity
+from lstm_jax.diagnostics import _dynamics
 
 pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
 
@@ -193,6 +194,31 @@ def test_fixed_points_of_a_network(dtype):
     assert found.eigenvalues.shape == (12, 4 + 4 + 2)
 
 
+def test_the_minimisation_ends_when_it_has_converged():
+    evaluations = []
+
+    def residual(s):
+        jax.debug.callback(lambda: evaluations.append(1))
+        return s**2 - 4
+
+    found = jax.jit(lambda s: _dynamics.minimise(residual, s, 10_000))(np.array([3.0, -1.0]))
+    jax.effects_barrier()
+    np.testing.assert_allclose(found, [2, -2], rtol=1e-12)
+    assert 5 < len(evaluations) < 300
+
+
+@pytest.mark.parametrize("N", [0, 7])
+def test_batches_of_candidates(N, monkeypatch):
+    """The number of candidates that are minimised at the same time changes nothing."""
+    cell = RNN(1, 2, param_dtype="float64")
+    params, (x, h) = random_params(cell), random_arrays((1,), (N, 2), dtype=np.float64)
+    expected = diagnostics.fixed_points(cell, params, x, h)
+    monkeypatch.setattr(_dynamics, "MATRIX_VALUES", 8)
+    found = diagnostics.fixed_points(cell, params, x, h, iterations=101)  # another program than with 100
+    assert found.speed.shape == (N,)
+    assert_same(found._replace(eigenvalues=None), expected._replace(eigenvalues=None), rtol=1e-6)
+
+
 # --- transformations and errors -----------------------------------------------------------------
 
 
@@ -225,6 +251,14 @@ def test_errors():
     assert_raises(lambda: attempt(key=3), "lyapunov_exponents got key=3")
     readout = Readout(3, 2)
     assert_raises(lambda: diagnostics.jacobians(readout, random_params(readout), xs), "jacobians got Readout")
+    attempt = lambda: diagnostics.fixed_points(readout, random_params(readout), xs[0], ())  # noqa: E731
+    assert_raises(attempt, "fixed_points got Readout", "a cell with a state")
+    attempt = lambda **options: diagnostics.fixed_points(cell, params, xs[0], xs[:, :2], **options)  # noqa: E731
+    assert_raises(lambda: attempt(tolerance="small"), "fixed_points got tolerance='small'", "a number")
+    assert_raises(lambda: attempt(distance=None), "fixed_points got distance=None", "a number")
+    assert_raises(
+        lambda: diagnostics.fixed_points(cell, params, xs[0], [1, 2]), "fixed_points got candidates"
+    )
     both = Bidirectional(cell)
     p, h = random_params(both), jnp.zeros((5, 2))
     assert_raises(lambda: diagnostics.fixed_points(both, p, xs[0], (h, h)), "Bidirectional.step was called")

@@ -296,6 +296,9 @@ def test_errors():
     assert_raises(lambda: diagnostics.gates(network, params, xs), "gates got Stack(layers=(RNN(")
     assert_raises(lambda: diagnostics.saturation(RNN(3, 2), params[0], xs), "saturation got RNN")
     assert_raises(lambda: diagnostics.activity(Readout(3, 2), random_params(Readout(3, 2)), xs), "Readout")
+    given = LSTM(3, 2), random_params(LSTM(3, 2)), xs
+    assert_raises(lambda: diagnostics.saturation(*given, low="x"), "saturation got low='x'", "a number")
+    assert_raises(lambda: diagnostics.activity(*given, tolerance=None), "activity got tolerance=None")
     assert_raises(lambda: diagnostics.gates(LSTM, None, xs), "gates got the class LSTM")
     assert_raises(lambda: diagnostics.gates(LSTM(3, 2), None, xs), "NoneType")
     assert_raises(lambda: diagnostics.gates(LSTM(3, 2), None, jnp.ones((4, 2))), "shape")

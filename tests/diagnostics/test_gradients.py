@@ -256,6 +256,8 @@ def test_errors():
     for name in ("gradient_flow", "gradient_times_input", "integrated_gradients"):
         attempt = lambda name=name: getattr(diagnostics, name)(lambda ys: ys, cell, params, xs)  # noqa: E731
         assert_raises(attempt, f"{name} got a", "[4,2]", "one floating number")
+        attempt = lambda name=name: getattr(diagnostics, name)(3.0, cell, params, xs)  # noqa: E731
+        assert_raises(attempt, f"{name} got", "=3.0", "a function of the outputs")
     baseline = jnp.zeros(3)
     attempt = lambda: diagnostics.integrated_gradients(jnp.sum, cell, params, xs, baseline=baseline)  # noqa: E731
     assert_raises(attempt, "baseline of shape (3,)", "(4, 3)")

@@ -126,6 +126,18 @@ def test_time_constant_of_a_decay():
     np.testing.assert_allclose(c, np.exp(-9 / tau), rtol=1e-12)
 
 
+@pytest.mark.parametrize("kind", [LSTM, slow(GRU), slow(lstm_jax.SLSTM)])
+def test_time_constants_with_zoneout(kind):
+    """The memory keeps r + (1 - r) f of its value, in expectation."""
+    cell = kind(3, 2, param_dtype="float64")
+    params, (xs,) = random_params(cell), random_arrays((4, 3), dtype=np.float64)
+    zoneout = Zoneout(cell, 0.25)
+    found = diagnostics.time_constants(zoneout, params, xs)
+    gates = diagnostics.gates(zoneout, params, xs).gates
+    keep = 0.25 + 0.75 * np.asarray(gates.z if kind is GRU else gates.f)
+    np.testing.assert_allclose(found.tau, -1 / np.log(keep), rtol=1e-9)
+
+
 def test_gates_that_keep_everything_or_nothing():
     cell = LSTMVariant(3, 2, ablation="no_forget_gate")
     found = diagnostics.time_constants(cell, random_params(cell), jnp.ones((3, 3)))

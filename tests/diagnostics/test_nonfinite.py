@@ -1,10 +1,11 @@
 """The first NaN or infinity: the place where each test puts one."""
 
 import cell_cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import finite, problem, random_arrays, random_params
+from helpers import assert_raises, finite, problem, random_arrays, random_params
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, SLSTM, Bidirectional, Readout, Stack, diagnostics
@@ -105,6 +106,12 @@ def test_a_user_cell_and_no_batch():
     assert find(cell, given.params, xs) is None
     xs[2, 1] = np.nan
     assert find(cell, given.params, xs) == ("input", "", "", 2, ())
+
+
+def test_traced_arrays():
+    params, xs = random_params(GRU(3, 2)), jnp.ones((4, 3))
+    attempt = jax.jit(lambda xs: diagnostics.first_nonfinite(GRU(3, 2), params, xs))
+    assert_raises(lambda: attempt(xs), "first_nonfinite got a traced array", "outside of jax.jit")
 
 
 def test_an_output():

@@ -124,7 +124,7 @@ class TestFindings:
         (finding,) = self.find(states, indentation=slow)
         assert abs(finding.score) > 0.5 and not finding.holds
         assert finding.chance > 0.5
-        assert str(finding).startswith("No unit ")
+        assert "not above chance on both halves" in str(finding)
 
     def test_a_unit_must_follow_the_feature_on_both_halves(self):
         rng = np.random.default_rng(0)
@@ -147,12 +147,23 @@ class TestFindings:
         finding = findings.Finding("is digit", True, 4, -0.8, -0.7, 0.3, 2)
         assert str(finding) == (
             "Unit 4 is low at digits: AUC 0.90, on the other half 0.85, by chance 0.65. "
-            "Also above chance: 2 other units."
+            "Above chance: 2 other units."
         )
         finding = findings.Finding("indentation", False, 4, -0.8, -0.7, 0.3, 0)
         assert str(finding) == (
             "Unit 4 falls with the indentation: correlation −0.80, on the other half −0.70, by chance 0.30."
         )
+
+    def test_units_are_counted_although_the_best_one_fails_the_check(self):
+        """The unit with the largest score of the first half does not follow the feature in the second one."""
+        rng = np.random.default_rng(0)
+        states, position = self.states(rng), np.arange(self.T) % 37
+        states[: self.T // 2, 7] = position[: self.T // 2]
+        states[:, 3] = position + 2 * rng.normal(size=self.T)
+        (finding,) = self.find(states, **{"position in line": position})
+        assert finding.unit == 7 and not finding.holds and finding.others == 1
+        assert str(finding).startswith("Unit 7 rises with the position in the line, but not above chance")
+        assert str(finding).endswith(" Above chance: 1 other unit.")
 
     def test_every_flag_is_described(self):
         flags = {name for name in features.text_features("a") if name.startswith(("is ", "inside "))}

@@ -94,7 +94,15 @@ FIGURES = {
     "saturation_scatter": lambda H, **o: plots.saturation_scatter(saturation(H), **o),
     "memory_map": lambda H, **o: plots.memory_map(memory(H), TOKENS, **o),
     "time_constants": lambda H, **o: plots.time_constants(time_constants(H), **o),
-    "gradient_norms": lambda H, **o: plots.gradient_norms({"LSTM": flow(H), "RNN": flow(H, 0.1)}, **o),
+    "gradient_norms": lambda H, **o: plots.gradient_norms(
+        {
+            "LSTM": flow(H),
+            "LSTM, forget bias 3": flow(H, 0.8),
+            "GRU, reset before": flow(H, 0.3),
+            "RNN": flow(H, 0.1),
+        },
+        **o,
+    ),
     "eigenvalues": lambda H, **o: plots.eigenvalues(jacobians(H), **o),
     "lyapunov_spectrum": lambda H, **o: plots.lyapunov_spectrum(lyapunov(H), **o),
     "state_space": lambda H, **o: plots.state_space(carries(gates(H)), fixed_points(H), valid=VALID, **o),
@@ -129,11 +137,32 @@ def test_every_public_figure_is_in_the_table():
 @pytest.mark.parametrize("H", [1, 5, 500])
 @pytest.mark.parametrize("width", daily([3.3, 6.5]))
 def test_layout(name, H, width):
-    """matplotlib warns, which is an error in the tests, where labels do not fit."""
+    """matplotlib warns, which is an error in the tests, where axes collapse. No text is cut off."""
     figure = FIGURES[name](H, width=width)
     assert figure.get_figwidth() == width
     assert figure.get_figheight() < 3 * width
     figure.draw_without_rendering()
+    box = figure.get_tightbbox()
+    assert -0.01 <= box.x0 and box.x1 <= width + 0.01
+    assert -0.01 <= box.y0 and box.y1 <= figure.get_figheight() + 0.01
+
+
+def test_steps_have_whole_numbers():
+    """Three steps would have ticks at halves."""
+    short = diagnostics.Gates(jax.tree.map(lambda a: a[:3], gates(5).gates), None, VALID[:3])
+    part = memory(5)
+    part = diagnostics.Memory(part.contributions[:3, :3], part.initial[:3], VALID[:3])
+    lags = diagnostics.GradientFlow({}, {"h": np.ones((3, 1))}, np.arange(3)[::-1, None], VALID[:3, :1])
+    two = np.tril(np.ones((3, 2)))[:, None]
+    for axis in (
+        plots.gate_map(short).axes[3].xaxis,
+        plots.memory_map(part).axes[0].xaxis,
+        plots.memory_map(part).axes[0].yaxis,
+        plots.gradient_norms({"LSTM": lags}).axes[0].xaxis,
+        plots.state_space(two).axes[1].yaxis,
+    ):
+        places = np.asarray(axis.get_major_locator()())
+        assert np.array_equal(places, places.round())
 
 
 def settings():
@@ -177,7 +206,7 @@ def test_gate_map_shows_valid_steps_of_a_row_sorted_by_the_forget_gate():
     found = gates(5)
     figure = plots.gate_map(found, TOKENS, row=1)
     axes = figure.axes[:4]
-    assert [ax.get_title(loc="left") for ax in axes] == [
+    assert [ax.get_title(loc="left").split(":")[0] for ax in axes] == [
         "input gate i", "forget gate f", "candidate g", "output gate o",
     ]  # fmt: skip
     order = np.argsort(-found.gates.f[:7, 1].mean(0))
@@ -209,8 +238,9 @@ def test_gate_map_numbers_few_units_only():
 
 def test_gate_map_of_other_cells():
     z, r, n = (random(T, B, 4, seed=k) for k in range(3))
-    figure = plots.gate_map(diagnostics.Gates(lstm_jax.GRUGates(r, z, n), None, VALID))
-    assert [ax.get_title(loc="left") for ax in figure.axes[:3]] == [
+    figure = plots.gate_map(diagnostics.Gates(lstm_jax.GRUGates(r, z, n), None, VALID), width=3.3)
+    assert figure.get_tightbbox().x1 < 3.31
+    assert [ax.get_title(loc="left").split(":")[0] for ax in figure.axes[:3]] == [
         "reset gate r", "update gate z", "candidate n",
     ]  # fmt: skip
     assert "sorted by the mean of z" in figure.axes[2].get_xlabel()
@@ -229,6 +259,16 @@ def test_gates_above_1_have_signed_colours():
     assert image.get_clim() == pytest.approx((-f[:, 0].max(), f[:, 0].max()))
 
 
+def test_gate_map_of_states_alone():
+    """An RNN has no gates."""
+    h = random(T, B, 4)
+    figure = plots.gate_map(None, TOKENS, states={"hidden state h": h}, row=2)
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), h[:, 2].T)
+    assert labels(figure.axes[0].get_yticklabels()) == ["0", "1", "2", "3"]
+    assert "sorted" not in figure.axes[0].get_xlabel()
+    assert_raises(lambda: plots.gate_map(None, TOKENS), "neither gates nor states")
+
+
 def test_gate_map_leaves_nan_out_of_the_colours():
     found = gates(5)
     found.gates.g[3, 0, 2] = np.nan
@@ -240,6 +280,17 @@ def test_gate_map_leaves_nan_out_of_the_colours():
 def test_long_texts_have_step_numbers():
     axes = plots.gate_map(gates(5), TOKENS, width=1.5).axes
     assert axes[3].get_xlabel().startswith("step")
+
+
+def test_long_tokens_leave_the_panels_their_height():
+    tokens = ["a", "supercalifragilistic", "an"] * 4
+    figure, letters = plots.gate_map(gates(5), tokens), plots.gate_map(gates(5), "abc" * 4)
+    shown = labels(figure.axes[3].get_xticklabels())
+    assert shown[0] == "a" and shown[1] == "supercalifr…"
+    for made in (figure, letters):
+        made.draw_without_rendering()
+    heights = [made.axes[0].get_window_extent().height for made in (figure, letters)]
+    assert heights[0] > 0.9 * heights[1]
 
 
 def test_saturation_scatter():
@@ -254,6 +305,17 @@ def test_saturation_scatter():
 
 
 # --- memory ---------------------------------------------------------------------------------------
+
+
+def test_memory_map_leaves_out_what_is_below_a_thousandth_of_the_largest():
+    """Without the limit, an old contribution would end where its float underflows."""
+    values = np.zeros((3, 3, 1, 1), np.float32)
+    values[:, :, 0, 0] = [[2, 0, 0], [3e-3, -1, 0], [1e-3, 1e-30, 1]]
+    found = diagnostics.Memory(values, None, np.ones((3, 1), bool))
+    for options in ({}, {"unit": 0}):
+        image = plots.memory_map(found, **options).axes[0].images[0]
+        shown = ~np.ma.getmaskarray(image.get_array())
+        assert shown.tolist() == [[True, False, False], [True, True, False], [False, False, True]]
 
 
 def test_memory_map_is_the_mean_over_units_and_empty_where_nothing_contributes():
@@ -555,3 +617,11 @@ STATES = carries(FOUND)
 )  # fmt: skip
 def test_errors(attempt, words):
     assert_raises(attempt, *words)
+
+
+def test_the_diagram_has_no_negative_zeros():
+    found = gates(5)
+    found = found._replace(gates=found.gates._replace(g=np.full_like(found.gates.g, -0.002)))
+    texts = plots.cell_diagram(found, carries(found), step=0, unit=1).axes[0].texts
+    shown = [text.get_text() for text in texts if text.get_gid() == "added"]
+    assert shown == ["0.00"]

@@ -613,6 +613,29 @@ def test_the_chart(open_page):
     status(page, "Token 118:")  # 40 tokens before the cursor, and 39 after it
 
 
+RECORD_TEXTS = """() => {
+    window.drawn = [];
+    const draw = CanvasRenderingContext2D.prototype.fillText;
+    CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+        if (this.canvas.id === 'chart') window.drawn.push(text);
+        draw.call(this, text, ...place);
+    };
+}"""
+
+
+@pytest.mark.parametrize(("word", "labelled"), [("word", False), ("ab", True)])
+def test_the_chart_has_tokens_below_it_where_most_of_them_fit(open_page, word, labelled):
+    """Otherwise positions, not the few short tokens alone."""
+    tokens = [word, word, "."] * 100
+    page = open_page(tokens, {"h": np.zeros((300, 1))}, width=1800)
+    page.get_by_label("Window").select_option("80")
+    page.evaluate(RECORD_TEXTS)
+    text_panel(page).press("ArrowRight")
+    page.wait_for_function("() => window.drawn.length > 0")
+    drawn = page.evaluate("() => window.drawn")
+    assert (word in drawn, "." in drawn, "token 0" in drawn) == (labelled, labelled, not labelled)
+
+
 # --- size ---------------------------------------------------------------------------------------
 
 
