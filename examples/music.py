@@ -24,6 +24,7 @@ import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet duri
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,13 +33,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from _music_data import KEYS, Corpus, Pieces, baselines, generate as generate_corpus, read_mat, transposed
+from _music_data import (
+    KEYS,
+    Corpus,
+    Pieces,
+    Rows,
+    baselines,
+    generate as generate_corpus,
+    pack,
+    read_mat,
+    windows,
+)
 from _music_output import draw_continuation, midi_file
 from training import (
     FRACTION,
     POSITIVE,
     Parser,
-    Placement,
     Run,
     State,
     adam_with_warmup,
@@ -48,14 +58,13 @@ from training import (
     digest,
     fit,
     generate,
-    gradient_step,
     integer,
     load_weights,
     main,
     plots,
     save_weights,
-    shuffled,
     steps_of,
+    window_step,
 )
 
 import lstm_jax
@@ -80,28 +89,33 @@ def make_network(args: argparse.Namespace) -> lstm_jax.Stack:
 
 def initial(network: lstm_jax.Stack, key: jax.Array, pieces: Pieces) -> Any:
     """Initial weights. The readout's bias is the log-odds of each key in the training pieces."""
-    often = (pieces.frames.sum((0, 1)) + 0.5) / (pieces.lengths.sum() + 1)
+    frames = np.concatenate(pieces)
+    often = (frames.sum(0) + 0.5) / (len(frames) + 1)
     *layers, readout = network.init(key)
     return (*layers, readout._replace(bias=jnp.asarray(np.log(often / (1 - often)), jnp.float32)))
 
 
 def frame_nlls(
-    network: lstm_jax.Stack, params: Any, pieces: Pieces, key: jax.Array | None = None
-) -> jax.Array:
-    r"""Nats of each frame after the first, given the frames before it; (T - 1, N), zero in the padding.
+    network: lstm_jax.Stack, params: Any, carry: Any, rows: Rows, key: jax.Array | None = None
+) -> tuple[Any, jax.Array]:
+    r"""The carry, and the nats of each frame given the frames of its piece before it, (T - 1, B).
 
     .. math:: L_t = -\sum_k x_{tk} \log p_{tk} + (1 - x_{tk}) \log (1 - p_{tk}), p_t = \sigma(o_{t-1})
+
+    The first frame of a piece is not predicted and has zero nats, as in the published figures.
     """
-    xs = jnp.swapaxes(pieces.frames, 0, 1).astype(jnp.float32)  # time first: (T, N, 88)
-    lengths = pieces.lengths - 1  # the last frame predicts nothing
-    _, logits = lstm_jax.unroll(network, params, xs[:-1], lengths=lengths, key=key)
+    xs = rows.frames.astype(jnp.float32)
+    carry, logits = lstm_jax.unroll(network, params, xs[:-1], carry, resets=rows.first[:-1], key=key)
     losses = optax.sigmoid_binary_cross_entropy(logits, xs[1:]).sum(-1)
-    return jnp.where(jnp.arange(len(losses))[:, None] < lengths, losses, 0.0)
+    return carry, jnp.where(rows.first[1:], 0.0, losses)
 
 
-def mean_nll(network: lstm_jax.Stack, params: Any, pieces: Pieces, key: jax.Array | None = None) -> jax.Array:
-    """The mean over all frames of all pieces, as in the published figures. Long pieces have more weight."""
-    return frame_nlls(network, params, pieces, key).sum() / jnp.sum(pieces.lengths - 1)
+def mean_nll(
+    network: lstm_jax.Stack, params: Any, carry: Any, rows: Rows, key: jax.Array | None = None
+) -> tuple[jax.Array, Any]:
+    """The mean over all predicted frames, and the carry. Long pieces have more weight."""
+    carry, nlls = frame_nlls(network, params, carry, rows, key)
+    return nlls.sum() / jnp.maximum(1, jnp.sum(~rows.first[1:])), carry
 
 
 # --- training and continuing -----------------------------------------------------------------------
@@ -111,33 +125,37 @@ def train(
     args: argparse.Namespace, run: Run, network: lstm_jax.Stack, params: Any, corpus: Corpus, key: jax.Array
 ) -> Any:
     """Train, and return the weights with the best validation loss."""
-    choose, per_epoch = shuffled(corpus.train, args.batch, args.seed)
+    window_of, per_epoch = windows(corpus.train, args.batch, args.window, args.transpose, args.seed)
     steps = steps_of(args, per_epoch)
     optimizer = adam_with_warmup(args.lr, steps, clip=args.clip)
-    valid_nll = jax.jit(lambda params: mean_nll(network, params, corpus.valid))
-
-    def batch_of(step: int) -> Pieces:
-        return transposed(choose(step), args.transpose, (args.seed, step))
+    valid_nll = evaluation(network, params, corpus.valid)
 
     def evaluate_and_save(state: State) -> dict[str, float]:
-        value = float(valid_nll(state.params))
+        value = valid_nll(state.params)
         if value <= min(run.values("valid_nll"), default=math.inf):
             model = {"hidden": args.hidden, "layers": args.layers}
             save_weights(run.folder, FORMAT, model, state.params)
         return {"valid_nll": value}
 
     fit(
-        gradient_step(partial(mean_nll, network), optimizer, key),
-        State(params, optimizer.init(params), (), jnp.int32(0)),
-        batch_of,
+        window_step(partial(mean_nll, network), optimizer, key),
+        State(params, optimizer.init(params), network.initial_carry((args.batch,), params), jnp.int32(0)),
+        window_of,
         run=run,
         steps=steps,
         evaluate=evaluate_and_save,
         evaluate_every=per_epoch,
         report=lambda step, means: {"epoch": step / per_epoch, **means},
-        placement=Placement.of(args, batch_axis=0),
     )
     return load_weights(run.folder, FORMAT, lambda model: params)[1]
+
+
+def evaluation(network: lstm_jax.Stack, params: Any, pieces: Pieces) -> Callable[[Any], float]:
+    """A function of the weights: the mean nats of all predicted frames of ``pieces``."""
+    rows = min(32, len(pieces))
+    packed, carry = jax.device_put(pack(pieces, rows)), network.initial_carry((rows,), params)
+    mean = jax.jit(lambda params: mean_nll(network, params, carry, packed)[0])
+    return lambda params: float(mean(params))
 
 
 def continuation(
@@ -167,7 +185,7 @@ def learn(args: argparse.Namespace) -> None:
     network, name = make_network(args), f"LSTM {args.layers} x {args.hidden}"
     k_init, k_noise, k_draw = jax.random.split(jax.random.key(args.seed), 3)
     params = initial(network, k_init, corpus.train)
-    parts = {part: len(pieces.lengths) for part, pieces in corpus._asdict().items()}
+    parts = {part: len(pieces) for part, pieces in corpus._asdict().items()}
     print(f"{source}: pieces in {', '.join(f'{part}: {n}' for part, n in parts.items())}")
     print(f"{name}: {count(params):,} weights, on {jax.devices()[0].device_kind}")
 
@@ -175,13 +193,8 @@ def learn(args: argparse.Namespace) -> None:
     with Run(args, data=data, weights=count(params)) as run:
         params = train(args, run, network, params, corpus, k_noise)
         best = min(run.values("valid_nll"))
-        nlls = np.asarray(jax.jit(partial(frame_nlls, network))(params, corpus.test), np.float64)
-        predicted = corpus.test.lengths - 1
-        result = baselines(corpus) | {name: nlls.sum() / predicted.sum()}
-        by_piece = (nlls.sum(0) / predicted).mean()
-        run.write_json(
-            "result.json", {"valid_nll": best, "test_nll": result, "test_nll_mean_of_pieces": by_piece}
-        )
+        result = baselines(corpus) | {name: evaluation(network, params, corpus.test)(params)}
+        run.write_json("result.json", {"valid_nll": best, "test_nll": result})
         plots.learning_curve(
             run,
             f"{name} on {source}",
@@ -191,16 +204,16 @@ def learn(args: argparse.Namespace) -> None:
             valid=("valid_nll", "validation"),
         )
 
-        piece = corpus.test.frames[0][: corpus.test.lengths[0]]
-        prompt = piece[: min(args.prompt, len(piece))]
+        prompt = corpus.test[0][: args.prompt]
         frames, p = continuation(network, params, prompt, args.length, k_draw)
         run.write("continuation.png", draw_continuation(prompt, frames, p, f"{name}, trained on {source}"))
         run.write("continuation.mid", midi_file(np.concatenate([prompt, frames]), args.tempo))
 
-    print(f"\nNats per frame on the test pieces of {source} ({predicted.sum():,} frames):")
+    predicted = sum(len(piece) - 1 for piece in corpus.test)
+    print(f"\nNats per frame on the test pieces of {source} ({predicted:,} frames):")
     for label, value in result.items():
         print(f"  {label:32s}{value:7.3f}")
-    print(f"The LSTM's mean over pieces, with equal weights: {by_piece:.3f}; validation: {best:.3f}")
+    print(f"Validation: {best:.3f}")
     print(f"Weights, plots and MIDI: {args.out}/")
 
 
@@ -219,7 +232,8 @@ def make_parser() -> Parser:
     group = parser.add_argument_group("training")
     add_duration(group, epochs=30.0)
     add = group.add_argument
-    add("--batch", type=size, default=8, help="pieces per step")
+    add("--batch", type=size, default=8, help="rows per step, each with one piece after the other")
+    add("--window", type=size, default=64, help="frames per step and row; the carry is passed on")
     add("--lr", type=POSITIVE, default=5e-3, help="Adam's maximum learning rate")
     add("--clip", type=POSITIVE, default=1.0, help="maximum norm of the gradient")
     help = "maximum random transposition of training pieces, up or down"
