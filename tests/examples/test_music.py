@@ -295,7 +295,7 @@ def test_generated_pieces_are_learned(tmp_path):
     "LSTM_JAX_DATA" not in os.environ, reason="LSTM_JAX_DATA names no folder with JSB_Chorales.mat"
 )
 def test_chorales(tmp_path):
-    """The published LSTM has 8.45 (Bai et al. 2018). The margin is 0.1."""
+    """The published LSTM has 8.45 (Bai et al. 2018)."""
     path = Path(os.environ["LSTM_JAX_DATA"]) / "JSB_Chorales.mat"
     assert run(program, "--data", path, "--out", tmp_path) == 0
-    assert read_json(tmp_path / "result.json")["test_nll"]["LSTM 2 x 200"] < 8.35
+    assert read_json(tmp_path / "result.json")["test_nll"]["LSTM 2 x 300"] < 8.3
