@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from itertools import product
 from pathlib import Path
@@ -15,11 +15,7 @@ KEYS = 88  # of a piano
 LOWEST = 21  # the MIDI note of the first key; 60 is the middle C, C4
 
 
-class Pieces(NamedTuple):
-    """Pieces as one batch. Shorter pieces are padded with silence at the end."""
-
-    frames: np.ndarray  # (N, T, 88), uint8: 1 where a key sounds
-    lengths: np.ndarray  # (N,), int32: the number of frames of each piece
+Pieces = Sequence[np.ndarray]  # piano rolls (frames, 88), uint8: 1 where a key sounds
 
 
 class Corpus(NamedTuple):
@@ -30,23 +26,67 @@ class Corpus(NamedTuple):
     test: Pieces
 
 
-def pad(rolls: Sequence[np.ndarray]) -> Pieces:
-    """Piano rolls (frames, 88) as one padded array."""
-    lengths = np.array([len(roll) for roll in rolls], np.int32)
-    frames = np.zeros((len(rolls), lengths.max(), KEYS), np.uint8)
-    for row, roll in zip(frames, rolls, strict=True):
-        row[: len(roll)] = roll
-    return Pieces(frames, lengths)
+class Rows(NamedTuple):
+    """Pieces one after the other, in rows that the network processes in parallel."""
+
+    frames: np.ndarray  # (T, B, 88), uint8
+    first: np.ndarray  # (T, B), bool: whether a piece begins at this frame; also true where a row is empty
 
 
-def transposed(pieces: Pieces, semitones: int, seed: Any) -> Pieces:
-    """Shift each piece up or down by at most ``semitones``. Notes outside the keyboard are dropped."""
-    if not semitones:
-        return pieces
-    shifts = np.random.default_rng(seed).integers(-semitones, semitones + 1, len(pieces.lengths))
-    wide = np.pad(pieces.frames, ((0, 0), (0, 0), (semitones, semitones)))
-    moved = [row[:, semitones - shift :][:, :KEYS] for row, shift in zip(wide, shifts, strict=True)]
-    return pieces._replace(frames=np.stack(moved))
+def pack(pieces: Pieces, rows: int, rng: np.random.Generator | None = None) -> Rows:
+    """Put the pieces into rows of almost equal length. One empty frame ends all rows.
+
+    Each piece, the longest first, is added to the shortest row. With ``rng``, the order of the pieces in a
+    row is random, and so is the choice between pieces of equal length.
+    """
+    order = range(len(pieces)) if rng is None else rng.permutation(len(pieces))
+    members: list[list[int]] = [[] for _ in range(rows)]
+    lengths = np.zeros(rows, int)
+    for i in sorted(order, key=lambda i: -len(pieces[i])):
+        row = lengths.argmin()
+        members[row].append(i)
+        lengths[row] += len(pieces[i])
+    frames = np.zeros((lengths.max() + 1, rows, KEYS), np.uint8)
+    first = np.ones(frames.shape[:2], bool)
+    for row, chosen in enumerate(members):
+        start = 0
+        for i in chosen if rng is None else rng.permutation(chosen):
+            end = start + len(pieces[i])
+            frames[start:end, row], first[start + 1 : end, row] = pieces[i], False
+            start = end
+    return Rows(frames, first)
+
+
+def windows(
+    pieces: Pieces, rows: int, window: int, semitones: int, seed: int
+) -> tuple[Callable[[int], Rows], int]:
+    """``(window_of, per_epoch)``: the packed pieces, cut into windows. The step determines the window.
+
+    Each window has one frame more than ``window``. It is only predicted, and is the first one of the next
+    window. In each epoch the pieces are shifted and packed at random.
+    """
+    per_epoch = -(-(len(pack(pieces, rows).frames) - 1) // window)
+    epoch, packed = -1, pack(pieces, rows)  # caches one epoch
+
+    def window_of(step: int) -> Rows:
+        nonlocal epoch, packed
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            rng = np.random.default_rng((seed, epoch))
+            packed = pack([shifted(roll, semitones, rng) for roll in pieces], rows, rng)
+        start = step % per_epoch * window
+        frames, first = (part[start : start + window + 1] for part in packed)
+        missing = window + 1 - len(frames)  # of the last window
+        frames = np.pad(frames, [(0, missing), (0, 0), (0, 0)])
+        return Rows(frames, np.pad(first, [(0, missing), (0, 0)], constant_values=True))
+
+    return window_of, per_epoch
+
+
+def shifted(roll: np.ndarray, semitones: int, rng: np.random.Generator) -> np.ndarray:
+    """Shift a piece up or down by at most ``semitones``. Notes outside the keyboard are dropped."""
+    shift = rng.integers(-semitones, semitones + 1)
+    return np.pad(roll, ((0, 0), (semitones, semitones)))[:, semitones - shift :][:, :KEYS]
 
 
 def baselines(corpus: Corpus) -> dict[str, float]:
@@ -54,8 +94,7 @@ def baselines(corpus: Corpus) -> dict[str, float]:
 
     def pairs(pieces: Pieces) -> tuple[np.ndarray, np.ndarray]:
         """All frames but the last of each piece, and the frames that follow them: (frames, 88) each."""
-        rolls = [roll[:length] for roll, length in zip(pieces.frames, pieces.lengths, strict=True)]
-        return np.concatenate([r[:-1] for r in rolls]), np.concatenate([r[1:] for r in rolls])
+        return np.concatenate([r[:-1] for r in pieces]), np.concatenate([r[1:] for r in pieces])
 
     (before, now), (test_before, test_now) = pairs(corpus.train), pairs(corpus.test)
 
@@ -101,7 +140,7 @@ def _part(path: Path, contents: dict[str, Any], name: str) -> Pieces:
             )
         if not np.isin(roll, (0, 1)).all():
             raise UserError(f"{path}: {name}{{{number}}} has values that are neither 0 nor 1")
-    return pad(list(cells))
+    return [np.asarray(roll, np.uint8) for roll in cells]
 
 
 # --- generated by rules ----------------------------------------------------------------------------
@@ -124,8 +163,7 @@ def generate(seed: int, train: int = 120, valid: int = 30, test: int = 30) -> Co
     """Generate pieces for four voices: chords that follow a few rules, with smooth voice leading."""
     rng = np.random.default_rng(seed)
     pieces = [_piece(rng) for _ in range(train + valid + test)]
-    parts = pieces[:train], pieces[train : train + valid], pieces[train + valid :]
-    return Corpus(*map(pad, parts))
+    return Corpus(pieces[:train], pieces[train : train + valid], pieces[train + valid :])
 
 
 def _piece(rng: np.random.Generator) -> np.ndarray:

@@ -48,6 +48,7 @@ from training.loop import (
     adam_with_warmup as adam_with_warmup,
     fit as fit,
     gradient_step as gradient_step,
+    window_step as window_step,
 )
 from training.networks import CELLS as CELLS, generate as generate, stream_loss as stream_loss
 from training.placement import Placement as Placement

@@ -62,13 +62,29 @@ def gradient_step(
 
     ``loss(params, batch, key)`` is a scalar. Its key differs in every step.
     """
+    return window_step(
+        lambda params, carry, batch, noise: (loss(params, batch, noise), carry), optimizer, key
+    )
 
-    def step(state: State, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+
+def window_step(
+    loss: Callable[[Any, Any, Any, jax.Array], tuple[jax.Array, Any]],
+    optimizer: optax.GradientTransformation,
+    key: jax.Array,
+) -> Step:
+    """A step of :func:`fit` for windows of long sequences: truncated backpropagation through time.
+
+    ``loss(params, carry, window, key) -> (scalar, carry)``. The next window continues from this carry, but no
+    gradient reaches the window before. The key differs in every step.
+    """
+
+    def step(state: State, window: Any) -> tuple[State, dict[str, jax.Array]]:
         noise = jax.random.fold_in(key, state.step)
-        value, grads = jax.value_and_grad(loss)(state.params, batch, noise)
+        gradient = jax.value_and_grad(loss, has_aux=True)
+        (value, carry), grads = gradient(state.params, state.carry, window, noise)
         updates, moments = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)
-        return State(params, moments, state.carry, state.step + 1), {"loss": value}
+        return State(params, moments, carry, state.step + 1), {"loss": value}
 
     return step
 
