@@ -37,9 +37,10 @@ def draw_forecasts(
 
     ahead = np.arange(1, H + 1)
     error, cover = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
-    for method, marker in zip(forecasts, "o^ds", strict=False):
-        error.plot(ahead, by_horizon(method, "mae"), f"{marker}-", color=COLOURS[method], label=method)
-    error.set_ylim(bottom=0)
+    for (method, colour), marker in zip(COLOURS.items(), "o^ds", strict=True):
+        if method in forecasts:
+            error.plot(ahead, by_horizon(method, "mae"), f"{marker}-", color=colour, label=method)
+    error.set_ylim(0, 1.5 * error.get_ylim()[1])  # space for the legend
     for nominal, marker in ((95, "^"), (80, "o")):
         cover.axhspan(nominal - 3, nominal + 3, color=GREY, alpha=0.2, linewidth=0)
         inside = 100 * by_horizon("LSTM ensemble", f"inside_{nominal}%")
@@ -49,7 +50,7 @@ def draw_forecasts(
     for ax, y in zip((error, cover), y_labels, strict=True):
         style(ax, f"{series.time}s ahead", y, size=11)
         ax.set_xticks(ahead if H <= 12 else np.linspace(1, H, 6).round())
-        ax.legend(loc="best" if ax is error else "lower left", fontsize=10)
+        ax.legend(loc="upper left" if ax is error else "lower left", fontsize=10)
     return png(figure)
 
 

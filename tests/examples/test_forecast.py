@@ -231,7 +231,7 @@ class TestIntervals:
         n, H, start, coverage = 150, 4, 30, 0.8
         scores = np.random.default_rng(0).exponential(size=(n, H)) * np.linspace(1, 2, n)[:, None]
         first = np.array([1.0, 1.2, 1.4, 1.6])
-        quantiles = track(scores, first, start, coverage, rate)
+        quantiles = track(scores, first, start, coverage, rate, np.zeros((n, H)))
         np.testing.assert_array_equal(quantiles[start], first)
         for h in range(1, H + 1):
             origins = np.arange(start, n - h)
@@ -244,10 +244,27 @@ class TestIntervals:
         n, H, start, now = 60, 3, 30, 45
         scores = np.random.default_rng(0).exponential(size=(n, H))
         known = np.arange(n)[:, None] + np.arange(1, H + 1) <= now
-        one, two = (track(s, np.ones(H), start, 0.8, 0.2) for s in (scores, np.where(known, scores, 99.0)))
+        later, least = np.where(known, scores, 99.0), np.zeros((n, H))
+        one, two = (track(s, np.ones(H), start, 0.8, 0.2, least) for s in (scores, later))
         np.testing.assert_array_equal(one[: now + 1], two[: now + 1])
         assert (one[now + 1] != two[now + 1]).any()
-        assert (track(scores, np.ones(H), start, 0.8, 0.0)[start:] == 1).all()
+        assert (track(scores, np.ones(H), start, 0.8, 0.0, least)[start:] == 1).all()
+
+    def test_tracked_quantiles_have_a_lower_limit(self):
+        """Scores at the limit are inside, and no later quantile increases because of them."""
+        scores, least = np.full((60, 3), 2.0), np.full((60, 3), 2.0)
+        assert (track(scores, np.ones(3), 30, 0.8, 0.2, least)[30:] == 2).all()
+        free = track(scores, np.ones(3), 30, 0.8, 0.2, np.zeros((60, 3)))
+        assert (free[-1] > 1.5).all()
+
+    def test_intervals_of_smaller_coverage_are_inside_the_others(self):
+        """Errors that become larger increase the 80 % quantiles faster than the 95 % quantiles."""
+        problem = make_problem(made_up(), 3, 40)
+        errors = np.random.default_rng(0).normal(size=(60, 3)) * np.where(np.arange(60) < 40, 1, 3)[:, None]
+        problem = problem._replace(targets=errors)
+        intervals = calibrate(problem, make_folds(problem), np.zeros((60, 3)), 0.5).intervals
+        (low80, high80), (low95, high95) = (intervals[coverage] for coverage in COVERAGES)
+        assert (low95[39:] <= low80[39:]).all() and (high80[39:] <= high95[39:]).all()
 
     @pytest.mark.parametrize("corrected", [False, True])
     @pytest.mark.parametrize("rate", [0.0, 0.2])
