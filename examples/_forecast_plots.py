@@ -40,7 +40,7 @@ def draw_forecasts(
     for (method, colour), marker in zip(COLOURS.items(), "o^ds", strict=True):
         if method in forecasts:
             error.plot(ahead, by_horizon(method, "mae"), f"{marker}-", color=colour, label=method)
-    error.set_ylim(0, 1.5 * error.get_ylim()[1])  # space for the legend
+    error.set_ylim(0, 1.7 * error.get_ylim()[1])  # space for the legend
     for nominal, marker in ((95, "^"), (80, "o")):
         cover.axhspan(nominal - 3, nominal + 3, color=GREY, alpha=0.2, linewidth=0)
         inside = 100 * by_horizon("LSTM ensemble", f"inside_{nominal}%")

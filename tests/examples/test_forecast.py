@@ -258,10 +258,10 @@ class TestIntervals:
         assert (free[-1] > 1.5).all()
 
     def test_intervals_of_smaller_coverage_are_inside_the_others(self):
-        """Errors that become larger increase the 80 % quantiles faster than the 95 % quantiles."""
+        """Errors between the first two quantiles increase the 80 % quantiles and decrease the others."""
         problem = make_problem(made_up(), 3, 40)
-        errors = np.random.default_rng(0).normal(size=(60, 3)) * np.where(np.arange(60) < 40, 1, 3)[:, None]
-        problem = problem._replace(targets=errors)
+        errors = np.random.default_rng(0).normal(size=(60, 3))
+        problem = problem._replace(targets=np.where(np.arange(60)[:, None] < 37, errors, 1.5))
         intervals = calibrate(problem, make_folds(problem), np.zeros((60, 3)), 0.5).intervals
         (low80, high80), (low95, high95) = (intervals[coverage] for coverage in COVERAGES)
         assert (low95[39:] <= low80[39:]).all() and (high80[39:] <= high95[39:]).all()
