@@ -54,14 +54,10 @@ def conformal_quantile(scores: np.ndarray, coverage: float) -> float:
     return float(np.sort(scores)[rank - 1]) if rank <= n else math.inf
 
 
-def track(
-    scores: np.ndarray, q: np.ndarray, start: int, coverage: float, rate: float, least: np.ndarray
-) -> np.ndarray:
+def track(scores: np.ndarray, q: np.ndarray, start: int, coverage: float, rate: float) -> np.ndarray:
     r"""Quantiles for the origins from ``start`` on, (n, H), corrected by the scores known at each origin.
 
-    .. math::
-        q_{t,h} &= q_{t-1,h} + \eta\, q_h\, (1[s_{t-h,h} > \hat q_{t-h,h}] - (1 - c)) \\
-        \hat q_{t,h} &= \max(q_{t,h}, \text{least}_{t,h})
+    .. math:: q_{t,h} = q_{t-1,h} + \eta\, q_h\, (1[s_{t-h,h} > q_{t-h,h}] - (1 - c))
 
     A value outside its interval makes the later intervals wider, a value inside makes them narrower. The
     score of the forecast from t - h for h steps ahead is known at t, later scores are not. The corrections
@@ -72,7 +68,6 @@ def track(
         scores: (n, H), by origin and horizon.
         q: (H,), the quantiles before the first correction.
         rate: :math:`\eta`. With 0, the quantiles stay q.
-        least: (n, H), for example the quantiles of a smaller coverage: its intervals are inside the others.
     """
     n, H = scores.shape
     quantiles, step, columns = np.full((n, H), np.inf), rate * q, np.arange(H)
@@ -80,7 +75,7 @@ def track(
         origins = t - 1 - columns  # of the forecasts for time t
         missed = scores[origins, columns] > quantiles[origins, columns]
         q = q + np.where(origins >= start, step * (missed - (1 - coverage)), 0.0)
-        quantiles[t] = np.maximum(q, least[t])
+        quantiles[t] = q
     return quantiles
 
 
@@ -92,15 +87,18 @@ class Forecasts(NamedTuple):
 
 
 def calibrate(problem: Problem, folds: Folds, median: np.ndarray, rate: float) -> Forecasts:
-    """Forecasts of the series with conformal intervals, calibrated for each horizon on the left-out folds."""
+    """Forecasts of the series with conformal intervals, calibrated for each horizon on the left-out folds.
+
+    An interval that would be wider than that of the next larger coverage is made equal to it.
+    """
     scores, intervals = np.abs(problem.targets - median), {}
-    quantiles = np.zeros_like(scores)
-    for coverage in COVERAGES:
+    quantiles = np.full_like(scores, np.inf)
+    for coverage in reversed(COVERAGES):
         by_horizon = zip(scores.T, folds.validation.T, strict=True)
         q = np.array([conformal_quantile(score[valid], coverage) for score, valid in by_horizon])
-        quantiles = track(scores, q, problem.known - 1, coverage, rate, least=quantiles)
+        quantiles = np.minimum(track(scores, q, problem.known - 1, coverage, rate), quantiles)
         intervals[coverage] = problem.value(median - quantiles), problem.value(median + quantiles)
-    return Forecasts(problem.value(median), intervals)
+    return Forecasts(problem.value(median), {coverage: intervals[coverage] for coverage in COVERAGES})
 
 
 # --- the errors of forecasts -----------------------------------------------------------------------

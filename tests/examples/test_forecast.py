@@ -231,7 +231,7 @@ class TestIntervals:
         n, H, start, coverage = 150, 4, 30, 0.8
         scores = np.random.default_rng(0).exponential(size=(n, H)) * np.linspace(1, 2, n)[:, None]
         first = np.array([1.0, 1.2, 1.4, 1.6])
-        quantiles = track(scores, first, start, coverage, rate, np.zeros((n, H)))
+        quantiles = track(scores, first, start, coverage, rate)
         np.testing.assert_array_equal(quantiles[start], first)
         for h in range(1, H + 1):
             origins = np.arange(start, n - h)
@@ -244,18 +244,11 @@ class TestIntervals:
         n, H, start, now = 60, 3, 30, 45
         scores = np.random.default_rng(0).exponential(size=(n, H))
         known = np.arange(n)[:, None] + np.arange(1, H + 1) <= now
-        later, least = np.where(known, scores, 99.0), np.zeros((n, H))
-        one, two = (track(s, np.ones(H), start, 0.8, 0.2, least) for s in (scores, later))
+        later = np.where(known, scores, 99.0)
+        one, two = (track(s, np.ones(H), start, 0.8, 0.2) for s in (scores, later))
         np.testing.assert_array_equal(one[: now + 1], two[: now + 1])
         assert (one[now + 1] != two[now + 1]).any()
-        assert (track(scores, np.ones(H), start, 0.8, 0.0, least)[start:] == 1).all()
-
-    def test_tracked_quantiles_have_a_lower_limit(self):
-        """Scores at the limit are inside, and no later quantile increases because of them."""
-        scores, least = np.full((60, 3), 2.0), np.full((60, 3), 2.0)
-        assert (track(scores, np.ones(3), 30, 0.8, 0.2, least)[30:] == 2).all()
-        free = track(scores, np.ones(3), 30, 0.8, 0.2, np.zeros((60, 3)))
-        assert (free[-1] > 1.5).all()
+        assert (track(scores, np.ones(H), start, 0.8, 0.0)[start:] == 1).all()
 
     def test_intervals_of_smaller_coverage_are_inside_the_others(self):
         """Errors between the first two quantiles increase the 80 % quantiles and decrease the others."""
