@@ -1,9 +1,10 @@
-"""The intervals of ``forecast.py``: conformal calibration and its corrections, and the reported errors.
+"""The corrections, the conformal intervals and the reported errors of ``forecast.py``.
 
 The score of a forecast is its absolute error, and an interval is the forecast +- q. It contains the value
 exactly if the score is at most q, so its coverage is correct if q is the right quantile of the scores.
 :func:`conformal_quantile` takes q from left-out folds (cross-conformal prediction, Vovk 2015). Its guarantee
 is for exchangeable scores, but the scores of a time series depend on each other and change over time. So
+:func:`correct` removes the mean of recent errors from the forecasts of a series with a trend, and
 :func:`track` corrects q while the values of the test part become known.
 
 Scores and q are in the units of the targets, for example in square roots. There, the errors do not increase
@@ -19,7 +20,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from _forecast_data import Folds, Problem, Series
 
-COVERAGES = (0.80, 0.95)  # nominal coverages of the intervals
+COVERAGES = (0.80, 0.95)  # nominal coverages of the intervals, in increasing order
+
+
+def correct(problem: Problem, median: np.ndarray, periods: float = 3.0) -> np.ndarray:
+    r"""The forecasts (n, H) plus an exponentially weighted mean of their known errors, for each horizon.
+
+    .. math:: b_{t,h} = d\, b_{t-1,h} + (1 - d)\, e_{t-h,h}
+
+    The error e of the forecast from t - h for h steps ahead is known at t, and b is added to the forecasts
+    from t. The weight of an error halves in ``periods`` periods, which determines d. If the mean of the
+    targets drifts, for example because a trend becomes steeper, the errors of fixed weights have the same
+    sign for a long time. This is the intercept correction of Clements & Hendry (1996).
+    """
+    errors, corrections = problem.targets - median, np.zeros_like(median)
+    decay, columns = 0.5 ** (1 / (periods * problem.xs.shape[1])), np.arange(median.shape[1])
+    for t in range(problem.first + 1, len(median)):
+        origins = t - 1 - columns  # of the forecasts for time t
+        before = corrections[t - 1]
+        after = decay * before + (1 - decay) * errors[origins, columns]
+        corrections[t] = np.where(origins >= problem.first, after, before)
+    return median + corrections
 
 
 def conformal_quantile(scores: np.ndarray, coverage: float) -> float:
@@ -51,9 +72,9 @@ def track(scores: np.ndarray, q: np.ndarray, start: int, coverage: float, rate: 
     n, H = scores.shape
     quantiles, step, columns = np.full((n, H), np.inf), rate * q, np.arange(H)
     for t in range(start, n):
-        scored = t - 1 - columns  # the origins of the forecasts for time t
-        missed = scores[scored, columns] > quantiles[scored, columns]
-        q = q + np.where(scored >= start, step * (missed - (1 - coverage)), 0.0)
+        origins = t - 1 - columns  # of the forecasts for time t
+        missed = scores[origins, columns] > quantiles[origins, columns]
+        q = q + np.where(origins >= start, step * (missed - (1 - coverage)), 0.0)
         quantiles[t] = q
     return quantiles
 
@@ -66,14 +87,18 @@ class Forecasts(NamedTuple):
 
 
 def calibrate(problem: Problem, folds: Folds, median: np.ndarray, rate: float) -> Forecasts:
-    """Forecasts of the series with conformal intervals, calibrated for each horizon on the left-out folds."""
+    """Forecasts of the series with conformal intervals, calibrated for each horizon on the left-out folds.
+
+    An interval that would be wider than that of the next larger coverage is made equal to it.
+    """
     scores, intervals = np.abs(problem.targets - median), {}
-    for coverage in COVERAGES:
+    quantiles = np.full_like(scores, np.inf)
+    for coverage in reversed(COVERAGES):
         by_horizon = zip(scores.T, folds.validation.T, strict=True)
         q = np.array([conformal_quantile(score[valid], coverage) for score, valid in by_horizon])
-        q = np.maximum(track(scores, q, problem.known - 1, coverage, rate), 0)
-        intervals[coverage] = problem.value(median - q), problem.value(median + q)
-    return Forecasts(problem.value(median), intervals)
+        quantiles = np.minimum(track(scores, q, problem.known - 1, coverage, rate), quantiles)
+        intervals[coverage] = problem.value(median - quantiles), problem.value(median + quantiles)
+    return Forecasts(problem.value(median), {coverage: intervals[coverage] for coverage in COVERAGES})
 
 
 # --- the errors of forecasts -----------------------------------------------------------------------
@@ -111,31 +136,29 @@ def evaluate(values: np.ndarray, forecasts: Forecasts, problem: Problem, period:
 
 def table(rows: Sequence[Mapping[str, Any]], series: Series) -> str:
     """Errors and coverage by horizon, and the mean over the horizons of all metrics."""
-    found = {(row["method"], row["quantiles"], row["horizon"]): row for row in rows}
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    lstm, horizons = methods[0], list(dict.fromkeys(row["horizon"] for row in rows))
+    found = {(row["method"], row["horizon"]): row for row in rows}
+    methods, horizons = (list(dict.fromkeys(names)) for names in zip(*found, strict=True))
 
     def inside(row: Mapping[str, Any]) -> str:
         return "  ".join(f"{100 * row[f'inside_{coverage:.0%}']:5.1f} %" for coverage in COVERAGES)
 
+    names = [method.partition(" ") for method in methods]
+    above, below = ("  ".join(f"{name[i]:>14}" for name in names) for i in (0, 2))
     lines = [
-        f"{series.time + 's':>7} |  MAE: LSTM   linear  seasonal | inside the LSTM's 80 % and 95 % intervals",
-        f"{'ahead':>7} |   ensemble  autoreg.     naive | updated            fixed         (forecasts)",
+        f"mean absolute errors ({series.unit}), and values inside the 80 % and 95 % intervals of the LSTMs",
+        f"{series.time + 's':>7} | {above} |",
+        f"{'ahead':>7} | {below} |     80 %     95 %  (forecasts)",
     ]
     for horizon in horizons:
-        row, fixed = found[lstm, "updated", horizon], found[lstm, "fixed", horizon]
-        errors = "  ".join(f"{found[method, 'updated', horizon]['mae']:8.3g}" for method in methods)
-        lines.append(f"{horizon:>7} |   {errors} | {inside(row)}   {inside(fixed)}  ({row['forecasts']})")
-    lines += [
-        "",
-        "mean of all horizons              |  MASE | inside 80 %, 95 % | width of both | score of both",
-    ]
-    for (method, quantiles, horizon), row in found.items():
-        if horizon == "all":
-            width, score = (
-                " ".join(f"{row[f'{name}_{coverage:.0%}']:6.3g}" for coverage in COVERAGES)
-                for name in ("width", "score")
-            )
-            name = f"{method}, {quantiles}"
-            lines.append(f"{name:33} | {row['mase']:5.3f} | {inside(row)} | {width} | {score}")
-    return "\n".join([*lines, f"MAE, width and score in {series.unit}; lower scores are better"])
+        row = found[methods[0], horizon]
+        errors = "  ".join(f"{found[method, horizon]['mae']:14.3g}" for method in methods)
+        lines.append(f"{horizon:>7} | {errors} | {inside(row)}  ({row['forecasts']})")
+    lines += ["", f"{'mean of all horizons':25} |  MASE | inside 80 %, 95 % | width of both | score of both"]
+    for method in methods:
+        row = found[method, "all"]
+        width, score = (
+            " ".join(f"{row[f'{name}_{coverage:.0%}']:6.3g}" for coverage in COVERAGES)
+            for name in ("width", "score")
+        )
+        lines.append(f"{method:25} | {row['mase']:5.3f} | {inside(row)} | {width} | {score}")
+    return "\n".join([*lines, f"width and score in {series.unit}; lower scores are better"])

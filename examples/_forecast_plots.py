@@ -9,9 +9,14 @@ import numpy as np
 from _forecast_data import Series
 from _forecast_intervals import Forecasts
 from matplotlib.figure import Figure
-from training.plots import BLACK, BLUE, GREY, ORANGE, png, style
+from training.plots import BLACK, BLUE, GREEN, GREY, ORANGE, png, style
 
-COLOURS = {"LSTM ensemble": BLUE, "linear autoregression": GREY, "seasonal-naive": ORANGE}
+COLOURS = {
+    "LSTM ensemble": BLUE,
+    "linear autoregression": GREY,
+    "seasonal-naive with drift": GREEN,
+    "seasonal-naive": ORANGE,
+}
 
 
 def draw_forecasts(
@@ -26,27 +31,26 @@ def draw_forecasts(
     grid = figure.add_gridspec(2, 2, height_ratios=(1.5, 1))
     _draw_series(figure.add_subplot(grid[0, :]), series, forecasts, known)
 
-    def by_horizon(method: str, quantiles: str, metric: str) -> np.ndarray:
-        chosen = [row for row in rows if (row["method"], row["quantiles"]) == (method, quantiles)]
-        return np.array([row[metric] for row in chosen if row["horizon"] != "all"])
+    def by_horizon(method: str, metric: str) -> np.ndarray:
+        chosen = [row for row in rows if row["method"] == method and row["horizon"] != "all"]
+        return np.array([row[metric] for row in chosen])
 
     ahead = np.arange(1, H + 1)
     error, cover = figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
-    for (method, colour), marker in zip(COLOURS.items(), "o^s", strict=True):
-        error.plot(ahead, by_horizon(method, "updated", "mae"), f"{marker}-", color=colour, label=method)
-    error.set_ylim(bottom=0)
+    for (method, colour), marker in zip(COLOURS.items(), "o^ds", strict=True):
+        if method in forecasts:
+            error.plot(ahead, by_horizon(method, "mae"), f"{marker}-", color=colour, label=method)
+    error.set_ylim(0, 1.7 * error.get_ylim()[1])  # space for the legend
     for nominal, marker in ((95, "^"), (80, "o")):
         cover.axhspan(nominal - 3, nominal + 3, color=GREY, alpha=0.2, linewidth=0)
-        for quantiles, line, alpha in (("updated", "-", 1.0), ("fixed", ":", 0.6)):
-            inside = 100 * by_horizon("LSTM ensemble", quantiles, f"inside_{nominal}%")
-            label = f"{nominal} % interval, {quantiles}"
-            cover.plot(ahead, inside, marker + line, color=BLUE, alpha=alpha, label=label)
-    cover.set_ylim(40, 102)
+        inside = 100 * by_horizon("LSTM ensemble", f"inside_{nominal}%")
+        cover.plot(ahead, inside, f"{marker}-", color=BLUE, label=f"{nominal} % interval")
+    cover.set_ylim(60, 102)
     y_labels = (f"mean absolute error\n({series.unit})", "values inside (%)\n(grey: nominal, 3 points)")
     for ax, y in zip((error, cover), y_labels, strict=True):
         style(ax, f"{series.time}s ahead", y, size=11)
         ax.set_xticks(ahead if H <= 12 else np.linspace(1, H, 6).round())
-        ax.legend(loc="best" if ax is error else "lower left", fontsize=10)
+        ax.legend(loc="upper left" if ax is error else "lower left", fontsize=10)
     return png(figure)
 
 

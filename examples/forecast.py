@@ -5,7 +5,8 @@
     python examples/forecast.py --csv sales.csv --column units --period 12
     python examples/forecast.py --resume runs/forecast
 
-Read `ensemble` here and `conformal_quantile` and `track` in `_forecast_intervals.py` first, then `train`.
+Read `ensemble` here and `correct`, `conformal_quantile` and `track` in `_forecast_intervals.py` first, then
+`train`.
 
 A linear autoregression predicts the next H values from the last period of the series, and each LSTM
 predicts the errors of the autoregression. Both are direct forecasts, without feedback. The networks of the
@@ -15,13 +16,13 @@ The first two thirds of the series are used for training and calibration. They a
 and each network leaves out the values of one fold. The errors of the forecasts in the left-out folds
 calibrate the intervals, separately for each horizon (conformal prediction). The last third is used for
 evaluation with a rolling origin: a forecast is made at each of its steps from all values before, with fixed
-weights. At each step, the width of the intervals is corrected by the errors of the earlier forecasts whose
-values are known by then. The seasonal-naive forecast, which is the value one period before, and the linear
-autoregression alone get intervals in the same way.
+weights. At each step, the errors of the earlier forecasts whose values are known by then correct the width
+of the intervals and, for a series with a trend, the forecast. The linear autoregression alone and the
+seasonal-naive forecast, which is the value one period before, get intervals in the same way.
 
-The program prints the errors and the coverage of the intervals by horizon, with the corrections ("updated")
-and without ("fixed"). It writes a run folder with the weights, the learning curve, all metrics
-(result.json), a picture (forecast.png) and the forecast after the series' end (forecast.csv).
+The program prints the errors and the coverage of the intervals by horizon. It writes a run folder with the
+weights, the learning curve, all metrics (result.json), a picture (forecast.png) and the forecast after the
+series' end (forecast.csv).
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ from _forecast_data import (
     make_folds,
     make_problem,
 )
-from _forecast_intervals import COVERAGES, Forecasts, calibrate, evaluate, table
+from _forecast_intervals import COVERAGES, Forecasts, calibrate, correct, evaluate, table
 from _forecast_plots import draw_forecasts
 from training import (
     FRACTION,
@@ -233,14 +234,16 @@ def learn(args: argparse.Namespace) -> None:
         medians = {
             "LSTM ensemble": ensemble(network, params, problem, folds, linear, rms),
             "linear autoregression": folds.held_out(linear),
-            "seasonal-naive": problem.naive,
         }
+        if series.difference:
+            medians["seasonal-naive with drift"] = problem.naive
+            medians = {method: correct(problem, median) for method, median in medians.items()}
+        medians["seasonal-naive"] = problem.naive
         rows, forecasts = [], {}
         for method, median in medians.items():
-            for quantiles, rate in (("fixed", 0.0), ("updated", args.rate)):
-                forecasts[method] = calibrate(problem, folds, median, rate)
-                metrics = evaluate(series.values, forecasts[method], problem, series.period)
-                rows += [{"method": method, "quantiles": quantiles} | row for row in metrics]
+            forecasts[method] = calibrate(problem, folds, median, args.rate)
+            metrics = evaluate(series.values, forecasts[method], problem, series.period)
+            rows += [{"method": method} | row for row in metrics]
 
         model = {"networks": networks, "hidden": args.hidden, "horizon": horizon}
         save_weights(run.folder, "lstm_jax/forecast/2", model, params)
@@ -269,7 +272,7 @@ def make_parser() -> Parser:
     add("--period", type=size, metavar="STEPS", help="steps per season (default: 12 months, 11 years)")
     add("--horizon", type=size, metavar="STEPS", help="H, steps to forecast (default: one period)")
     optional = argparse.BooleanOptionalAction
-    help = "predict the change from one period before (default: for series with a trend, so not for sunspots)"
+    help = "predict changes from one period before, and correct the forecasts (default: not for sunspots)"
     add("--difference", action=optional, help=help)
     add("--root", action=optional, help="predict square roots (default: for counts, so for sunspots)")
     add_run_arguments(parser)
@@ -287,8 +290,8 @@ def make_parser() -> Parser:
     add("--noise", type=NONNEGATIVE, default=1.5, help=help)
     add("--lr", type=POSITIVE, default=2e-3, help="Adam's learning rate")
 
-    help = "correction of the intervals by each known value, relative to their width (0: none)"
-    parser.add_argument_group("intervals").add_argument("--rate", type=NONNEGATIVE, default=0.2, help=help)
+    help = "correction of the intervals by each known value, relative to their first width (0: none)"
+    parser.add_argument_group("intervals").add_argument("--rate", type=NONNEGATIVE, default=0.25, help=help)
     return parser
 
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from _forecast_data import FOLDS, linear_autoregression, make_folds, make_problem, seasonal_naive
-from _forecast_intervals import COVERAGES, calibrate, conformal_quantile, evaluate, track
+from _forecast_intervals import COVERAGES, calibrate, conformal_quantile, correct, evaluate, track
 from training import load_weights
 from training_runs import files, read_json, run
 
@@ -57,12 +57,13 @@ class TestRun:
         assert data["known"] == 40 and data["horizon"] == 3
 
     def test_table(self, finished):
-        """Rows of three methods, with fixed and updated quantiles, for three horizons and all of them."""
+        """Rows of four methods for three horizons and all of them."""
         rows = read_json(finished / "result.json")
-        assert len(rows) == 3 * 2 * 4
+        assert len(rows) == 4 * 4
         assert [row["horizon"] for row in rows[:4]] == ["1", "2", "3", "all"]
         assert [row["forecasts"] for row in rows[:4]] == [20, 19, 18, 57]
-        assert {(row["method"], row["quantiles"]) for row in rows[4:8]} == {("LSTM ensemble", "updated")}
+        methods = ["LSTM ensemble", "linear autoregression", "seasonal-naive with drift", "seasonal-naive"]
+        assert [row["method"] for row in rows[::4]] == methods
         assert all(row["inside_80%"] <= row["inside_95%"] for row in rows)
 
     def test_future(self, finished):
@@ -184,6 +185,25 @@ class TestFolds:
         assert float(program.absolute_error(predictions, targets, np.zeros((5, 3), bool))) == 0
 
 
+class TestCorrection:
+    def test_correction_follows_the_definition(self):
+        """The weighted mean of the errors of the forecasts for t and before, by an explicit sum."""
+        problem = make_problem(made_up(), 3, 40)
+        median = np.random.default_rng(0).normal(size=(60, 3))
+        corrected = correct(problem, median, periods=2.0)
+        decay = 0.5 ** (1 / 8)
+        for t, h in ((7, 1), (8, 1), (9, 3), (10, 3), (39, 2), (59, 3)):
+            errors = [problem.targets[s, h - 1] - median[s, h - 1] for s in range(7, t - h + 1)]
+            weights = (1 - decay) * decay ** np.arange(len(errors))[::-1]
+            assert corrected[t, h - 1] - median[t, h - 1] == pytest.approx(weights @ errors)
+
+    def test_correction_removes_a_constant_error(self):
+        """After n known errors of 1, an error of decay^n remains."""
+        problem = make_problem(made_up(), 3, 40)
+        error = problem.targets - correct(problem, problem.targets - 1, periods=1.0)
+        np.testing.assert_allclose(error[7:57, 0], 0.5 ** (np.arange(50) / 4))
+
+
 class TestIntervals:
     @pytest.mark.parametrize("coverage", COVERAGES)
     @pytest.mark.parametrize("n", [19, 20, 39, 100])
@@ -224,13 +244,24 @@ class TestIntervals:
         n, H, start, now = 60, 3, 30, 45
         scores = np.random.default_rng(0).exponential(size=(n, H))
         known = np.arange(n)[:, None] + np.arange(1, H + 1) <= now
-        one, two = (track(s, np.ones(H), start, 0.8, 0.2) for s in (scores, np.where(known, scores, 99.0)))
+        later = np.where(known, scores, 99.0)
+        one, two = (track(s, np.ones(H), start, 0.8, 0.2) for s in (scores, later))
         np.testing.assert_array_equal(one[: now + 1], two[: now + 1])
         assert (one[now + 1] != two[now + 1]).any()
         assert (track(scores, np.ones(H), start, 0.8, 0.0)[start:] == 1).all()
 
+    def test_intervals_of_smaller_coverage_are_inside_the_others(self):
+        """Errors between the first two quantiles increase the 80 % quantiles and decrease the others."""
+        problem = make_problem(made_up(), 3, 40)
+        errors = np.random.default_rng(0).normal(size=(60, 3))
+        problem = problem._replace(targets=np.where(np.arange(60)[:, None] < 37, errors, 1.5))
+        intervals = calibrate(problem, make_folds(problem), np.zeros((60, 3)), 0.5).intervals
+        (low80, high80), (low95, high95) = (intervals[coverage] for coverage in COVERAGES)
+        assert (low95[39:] <= low80[39:]).all() and (high80[39:] <= high95[39:]).all()
+
+    @pytest.mark.parametrize("corrected", [False, True])
     @pytest.mark.parametrize("rate", [0.0, 0.2])
-    def test_intervals_do_not_depend_on_later_values(self, rate):
+    def test_intervals_do_not_depend_on_later_values(self, rate, corrected):
         """Different values from step 45 on, in the test part, change no interval of an earlier origin."""
         series = made_up()
         values = np.where(np.arange(60) < 45, series.values, 99.0)
@@ -241,7 +272,7 @@ class TestIntervals:
             folds = make_folds(problem)
             linear = linear_autoregression(problem, folds)
             median = program.ensemble(network, params, problem, folds, linear, np.ones((FOLDS, 1, 3)))
-            return calibrate(problem, folds, median, rate)
+            return calibrate(problem, folds, correct(problem, median) if corrected else median, rate)
 
         one, two = forecasts(series), forecasts(series._replace(values=values))
         np.testing.assert_array_equal(one.median[:45], two.median[:45])
@@ -343,7 +374,7 @@ class TestRealSeries:
         """At most half of the seasonal-naive error (a complete run has less than a third), and coverage."""
         pytest.importorskip("statsmodels", reason="the series need statsmodels")
         assert run(program, "--networks", 1, "--steps", 60, "--out", tmp_path) == 0
-        rows = [row for row in read_json(tmp_path / "result.json") if row["quantiles"] == "updated"]
+        rows = read_json(tmp_path / "result.json")
         lstm, naive = (
             [row for row in rows if row["method"] == method] for method in ("LSTM ensemble", "seasonal-naive")
         )
