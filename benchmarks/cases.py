@@ -25,7 +25,7 @@ class Case(NamedTuple):
     ragged: bool = False  # sequences of different lengths, from 1 to T
     ensemble: int = 0  # number of networks, each with its own weights and inputs; 0: one, without an axis
     streaming: bool = False  # one step from a given carry, to measure latency
-    cell: str = "LSTM"  # or "GRU"
+    cell: str = "LSTM"  # or "GRU", "RNN"
     resets: float = 0.0  # fraction of the steps at which the carry is reset
 
     def __str__(self) -> str:
@@ -74,6 +74,19 @@ BIDIRECTIONAL = (Case(32, 100, 128, 128, bidirectional=True),)
 RAGGED = (Case(32, 100, 128, 128, ragged=True),)
 ENSEMBLE = (Case(16, 50, 32, 64, ensemble=8),)
 STREAMING = (Case(1, 1, 128, 128, streaming=True), Case(32, 1, 128, 128, streaming=True))
+#: Sizes that are not used while the library is tuned: odd ones, extreme ones, and the other two cells.
+OTHER = (
+    Case(1, 2000, 32, 64),
+    Case(7, 5, 100, 1024),
+    Case(16, 300, 40, 32),
+    Case(48, 61, 37, 75),
+    Case(256, 20, 50, 96),
+    Case(32, 100, 128, 128, cell="GRU"),
+    Case(1, 500, 80, 256, cell="GRU"),
+    Case(100, 33, 45, 333, cell="GRU"),
+    Case(32, 100, 128, 128, cell="RNN"),
+    Case(256, 50, 64, 64, cell="RNN"),
+)
 
 #: Groups of cases that ``--cases`` accepts in addition to sizes.
 NAMED = {
@@ -83,7 +96,8 @@ NAMED = {
     "ragged": RAGGED,
     "ensemble": ENSEMBLE,
     "streaming": STREAMING,
-    "all": CORE + STACK + BIDIRECTIONAL + RAGGED + ENSEMBLE + STREAMING,
+    "other": OTHER,
+    "all": CORE + STACK + BIDIRECTIONAL + RAGGED + ENSEMBLE + STREAMING + OTHER,
 }
 #: Tiny cases that use every option.
 QUICK = (
@@ -92,6 +106,8 @@ QUICK = (
     Case(3, 5, 3, 4, ragged=True),
     Case(2, 5, 3, 4, ensemble=2),
     Case(2, 1, 3, 4, streaming=True),
+    Case(2, 5, 3, 4, cell="GRU"),
+    Case(2, 5, 3, 4, cell="RNN"),
 )
 
 
@@ -213,7 +229,7 @@ def flops(case: Case, mode: str, valid_steps: int) -> int:
     backward pass, which adds products for the weights and for the states and inputs."""
     directions = 2 if case.bidirectional else 1
     inputs = case.D + (case.layers - 1) * case.output_size
-    gates = {"LSTM": 4, "GRU": 3}[case.cell]
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[case.cell]
     weights = directions * gates * case.H * (inputs + case.layers * case.H)
     forward = 2 * weights * valid_steps * max(1, case.ensemble)
     return forward * (1 if mode == MODES[0] else 3)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.cases import MODES
+from benchmarks.cases import MODES, OTHER, Case
 from benchmarks.contestants import AGAIN, LIBRARIES, LINEN, LOW_MEMORY, LSTM_JAX, NNX, SCAN, TORCH
 from benchmarks.measure import Measurement, Row
 
@@ -33,9 +33,9 @@ class Verdict(NamedTuple):
 
 
 def is_plain(measurement: Measurement) -> bool:
-    """Whether the case has no options. Geometric means are over these cases."""
+    """Whether the case has no options and is not in ``OTHER``. Geometric means are over these cases."""
     case = measurement.case
-    return case == type(case)(case.B, case.T, case.D, case.H)
+    return case == Case(case.B, case.T, case.D, case.H) and case not in OTHER
 
 
 def noise(measurement: Measurement) -> float | None:

@@ -7,7 +7,7 @@ prepared before timing. A timed call returns when its results are available.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -69,6 +69,19 @@ def imports(*modules: str) -> Callable[[], str | None]:
         return None
 
     return absent
+
+
+#: For each cell of this library that another one has: its name there, and the conversion of the parameters.
+Cells = Mapping[str, tuple[str, Callable[[Any], Any]]]
+
+
+def without_cell(cells: Container[str]) -> Callable[[Case, str, Setting], str | None]:
+    """A ``declines`` that returns a reason for cases of other cells than ``cells``."""
+
+    def declines(case: Case, mode: str, setting: Setting) -> str | None:
+        return None if case.cell in cells else f"has no {case.cell} that computes the same"
+
+    return declines
 
 
 def never(*_: Any) -> None:

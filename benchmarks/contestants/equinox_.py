@@ -1,4 +1,4 @@
-"""Equinox: ``LSTMCell`` in a ``jax.lax.scan`` over one sequence under ``jax.vmap``, as it documents."""
+"""Equinox: a cell in a ``jax.lax.scan`` over one sequence under ``jax.vmap``, as it documents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def form(case: Case, setting: Setting) -> Form:
 
     def fill(params: Any) -> Any:
         size = params.w_ih.shape[0]
-        empty = eqx.filter_eval_shape(eqx.nn.LSTMCell, size, case.H, dtype=dtype, key=jax.random.key(0))
+        cell = getattr(eqx.nn, f"{case.cell}Cell")
+        empty = eqx.filter_eval_shape(cell, size, case.H, dtype=dtype, key=jax.random.key(0))
         fields = {name: a.astype(dtype) for name, a in weights.to_equinox(params).items()}
         return eqx.tree_at(lambda cell: [getattr(cell, name) for name in fields], empty, [*fields.values()])
 
@@ -29,10 +30,11 @@ def form(case: Case, setting: Setting) -> Form:
 
     def unroll(cell: Any, xs: Any, reverse: bool) -> Any:
         def step(state: Any, x: Any) -> Any:
-            h, c = cell(x, state)
-            return (h, c), h
+            state = cell(x, state)
+            return state, state[0] if case.cell == "LSTM" else state
 
-        first = jnp.zeros(case.H, dtype), jnp.zeros(case.H, dtype)
+        h = jnp.zeros(case.H, dtype)
+        first = (h, h) if case.cell == "LSTM" else h
         return jax.lax.scan(step, first, xs, reverse=reverse)[1]
 
     def row(cells: Any, xs: Any) -> Any:
@@ -52,6 +54,8 @@ def form(case: Case, setting: Setting) -> Form:
 
 
 def declines(case: Case, mode: str, setting: Setting) -> str | None:
+    if case.cell == "RNN":
+        return "has no RNN"
     return "has no layer that takes lengths" if case.ragged else None
 
 

@@ -1,4 +1,4 @@
-"""Flax linen: ``nn.RNN`` with each of its two LSTM cells."""
+"""Flax linen: ``nn.RNN`` of its cells. It has two LSTM cells."""
 
 from __future__ import annotations
 
@@ -9,14 +9,23 @@ import jax.numpy as jnp
 
 from benchmarks import weights
 from benchmarks.cases import Case, Setting
-from benchmarks.contestants.contestant import Contestant, Form, build_jax, imports, never
+from benchmarks.contestants.contestant import Cells, Contestant, Form, build_jax, imports, without_cell
+
+#: For each cell of this library, the name of linen's and the function that converts the parameters.
+CELLS = {
+    "LSTM": ("LSTMCell", weights.to_linen_lstm),
+    "GRU": ("GRUCell", weights.to_linen_gru),
+    "RNN": ("SimpleCell", weights.to_linen_rnn),
+}
+OPTIMIZED = {"LSTM": ("OptimizedLSTMCell", weights.to_linen_lstm)}
 
 
-def form(cell_name: str, case: Case, setting: Setting) -> Form:
+def form(cells: Cells, case: Case, setting: Setting) -> Form:
     """Time-major ``nn.RNN`` for each layer, or ``nn.Bidirectional`` of two."""
     from flax import linen
 
-    cell = partial(getattr(linen, cell_name), case.H, dtype=jnp.dtype(setting.dtype))
+    name, convert_cell = cells[case.cell]
+    cell = partial(getattr(linen, name), case.H, dtype=jnp.dtype(setting.dtype))
     one = partial(linen.RNN, time_major=True)
     if case.bidirectional:
         module = linen.Bidirectional(one(cell()), one(cell()), time_major=True)
@@ -25,9 +34,9 @@ def form(cell_name: str, case: Case, setting: Setting) -> Form:
 
     def convert(layers: Any) -> Any:
         if case.streaming:
-            return weights.to_linen_lstm(layers[0][0])
+            return convert_cell(layers[0][0])
         names = ("forward_rnn", "backward_rnn")
-        trees = [[{"cell": weights.to_linen_lstm(params)} for params in layer] for layer in layers]
+        trees = [[{"cell": convert_cell(params)} for params in layer] for layer in layers]
         return [dict(zip(names, tree, strict=True)) if case.bidirectional else tree[0] for tree in trees]
 
     def run(trees: Any, xs: Any, lengths: Any) -> Any:
@@ -42,10 +51,10 @@ def form(cell_name: str, case: Case, setting: Setting) -> Form:
     return Form(convert, step if case.streaming else run)
 
 
-def linen(cell_name: str) -> Contestant:
-    how = f"flax.linen.RNN({cell_name}(H), time_major=True)"
-    build = build_jax(partial(form, cell_name))
-    return Contestant(f"linen {cell_name}", how, "flax", imports("flax.linen"), never, build)
+def linen(name: str, cells: Cells) -> Contestant:
+    how = f"flax.linen.RNN({cells['LSTM'][0]}(H), time_major=True)"
+    build = build_jax(partial(form, cells))
+    return Contestant(name, how, "flax", imports("flax.linen"), without_cell(cells), build)
 
 
-LINEN = tuple(linen(name) for name in ("LSTMCell", "OptimizedLSTMCell"))
+LINEN = (linen("linen", CELLS), linen("linen optimized", OPTIMIZED))

@@ -1,4 +1,4 @@
-"""Flax nnx: ``nnx.RNN`` with each of its two LSTM cells, in functional form (split and merge)."""
+"""Flax nnx: ``nnx.RNN`` of its cells, in functional form (split and merge). It has two LSTM cells."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import jax.numpy as jnp
 
 from benchmarks import weights
 from benchmarks.cases import Case, Setting
-from benchmarks.contestants.contestant import Contestant, Form, build_jax, imports, never
+from benchmarks.contestants.contestant import Cells, Contestant, Form, build_jax, imports, without_cell
 
-CONVERT = {"LSTMCell": weights.to_nnx_lstm, "OptimizedLSTMCell": weights.to_nnx_optimized_lstm}
+#: Its GRU is another function: it has no bias inside the product with the reset gate.
+CELLS = {"LSTM": ("LSTMCell", weights.to_nnx_lstm), "RNN": ("SimpleCell", weights.to_nnx_rnn)}
+OPTIMIZED = {"LSTM": ("OptimizedLSTMCell", weights.to_nnx_optimized_lstm)}
 
 
-def form(cell_name: str, case: Case, setting: Setting) -> Form:
+def form(cells: Cells, case: Case, setting: Setting) -> Form:
     """Time-major ``nnx.RNN`` for each layer, or ``nnx.Bidirectional`` of two."""
     from flax import nnx
 
+    name, convert_cell = cells[case.cell]
+
     def cell(size: int) -> Any:
-        return getattr(nnx, cell_name)(size, case.H, dtype=jnp.dtype(setting.dtype), rngs=nnx.Rngs(0))
+        return getattr(nnx, name)(size, case.H, dtype=jnp.dtype(setting.dtype), rngs=nnx.Rngs(0))
 
     def layer(size: int) -> Any:
         one = partial(nnx.RNN, time_major=True)
@@ -35,7 +39,7 @@ def form(cell_name: str, case: Case, setting: Setting) -> Form:
     def convert(layers: Any) -> Any:
         states = []
         for directions, state in zip(layers, empty, strict=True):
-            trees = [CONVERT[cell_name](params) for params in directions]
+            trees = [convert_cell(params) for params in directions]
             if not case.streaming:
                 trees = [{"cell": tree} for tree in trees]
             names = ("forward_rnn", "backward_rnn")
@@ -58,10 +62,10 @@ def form(cell_name: str, case: Case, setting: Setting) -> Form:
     return Form(convert, step if case.streaming else run)
 
 
-def nnx(cell_name: str) -> Contestant:
-    how = f"flax.nnx.RNN({cell_name}(D, H), time_major=True), split and merged within one jit"
-    build = build_jax(partial(form, cell_name))
-    return Contestant(f"nnx {cell_name}", how, "flax", imports("flax.nnx"), never, build)
+def nnx(name: str, cells: Cells) -> Contestant:
+    how = f"flax.nnx.RNN({cells['LSTM'][0]}(D, H), time_major=True), split and merged within one jit"
+    build = build_jax(partial(form, cells))
+    return Contestant(name, how, "flax", imports("flax.nnx"), without_cell(cells), build)
 
 
-NNX = tuple(nnx(name) for name in CONVERT)
+NNX = (nnx("nnx", CELLS), nnx("nnx optimized", OPTIMIZED))

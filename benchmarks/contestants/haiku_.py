@@ -53,6 +53,8 @@ def form(case: Case, setting: Setting) -> Form:
 
 
 def declines(case: Case, mode: str, setting: Setting) -> str | None:
+    if case.cell != "LSTM":  # its GRU applies the reset gate before the product, its RNN has no tanh
+        return f"has no {case.cell} that computes the same"
     return "its unrolls take no lengths" if case.ragged else None
 
 

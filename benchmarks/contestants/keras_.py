@@ -1,4 +1,4 @@
-"""Keras with the JAX backend: ``stateless_call`` of ``keras.layers.LSTM``."""
+"""Keras with the JAX backend: ``stateless_call`` of ``keras.layers.LSTM``, ``GRU`` or ``SimpleRNN``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from benchmarks import weights
 from benchmarks.cases import Case, Setting
 from benchmarks.contestants.contestant import Contestant, Form, build_jax
 
+CELLS = {"LSTM": "LSTM", "GRU": "GRU", "RNN": "SimpleRNN"}
 POLICY = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -18,7 +19,8 @@ def form(case: Case, setting: Setting) -> Form:
 
     options = {"return_sequences": True, "unroll": False, "dtype": POLICY[setting.dtype]}
     options |= {"zero_output_for_mask": True} if case.ragged else {}
-    if case.ensemble or setting.platform != "gpu":  # its cuDNN call does not support vmap
+    if case.cell != "RNN" and (case.ensemble or setting.platform != "gpu"):
+        # its cuDNN call does not support vmap
         options |= {"use_cudnn": False}
 
     def layer(size: int) -> Any:
@@ -26,7 +28,7 @@ def form(case: Case, setting: Setting) -> Form:
             made = keras.layers.LSTMCell(case.H, dtype=POLICY[setting.dtype])
             made.build((case.B, size))
             return made
-        made = keras.layers.LSTM(case.H, **options)
+        made = getattr(keras.layers, CELLS[case.cell])(case.H, **options)
         if case.bidirectional:
             made = keras.layers.Bidirectional(made, merge_mode="concat")
         made.build((case.B, case.T, size))

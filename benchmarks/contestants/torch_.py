@@ -1,4 +1,4 @@
-"""PyTorch: ``torch.nn.LSTM`` and ``torch.nn.GRU``, which call oneDNN on a CPU and cuDNN on a GPU."""
+"""PyTorch: ``torch.nn.LSTM``, ``GRU`` and ``RNN``, which call oneDNN on a CPU and cuDNN on a GPU."""
 
 from __future__ import annotations
 
