@@ -5,7 +5,6 @@ import os
 # Set before jax creates its devices, and appended to the flags of the caller.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
-import contextlib
 import gc
 import itertools
 from pathlib import Path
@@ -18,6 +17,9 @@ from lstm_jax.unrolling.kernels import select
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tests run small programs, whose compilation takes most of the time. This setting changes LLVM's passes, but not
+# XLA's: HLO and memory stay as they are.
+jax.config.update("jax_disable_most_optimizations", True)
 
 hypothesis.settings.register_profile(
     "everyday",
@@ -54,24 +56,6 @@ def pytest_runtest_teardown():
 def x64():
     """Float64 for one test: ``pytestmark = pytest.mark.usefixtures("x64")`` for a whole file."""
     with jax.enable_x64(True):
-        yield
-
-
-@contextlib.contextmanager
-def fast_compilation():
-    """Context for tests of small programs, whose compilation takes most of the time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture
-def quick_compiles():
-    """:func:`fast_compilation` for one test."""
-    with fast_compilation():
         yield
 
 

@@ -167,7 +167,7 @@ def results_with_all_options(network, implementation, event):
     return results
 
 
-@pytest.mark.usefixtures("x64", "quick_compiles", "small_tiles")
+@pytest.mark.usefixtures("x64", "small_tiles")
 @pytest.mark.parametrize(
     "case",
     daily(SPLIT, BY_NAME["lstm"]),
@@ -182,7 +182,7 @@ def test_chunks_and_batch_splits_change_no_value_and_no_gradient(case):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("x64", "quick_compiles", "small_tiles")
+@pytest.mark.usefixtures("x64", "small_tiles")
 @pytest.mark.parametrize("checkpoint", [None, 4])
 def test_second_derivatives_of_a_tiled_scan(checkpoint):
     cell = GRU(D, 2, param_dtype=jnp.float64)
