@@ -45,6 +45,12 @@ MAX_MAPS = 30_000
 TESTS = itertools.count(1)
 
 
+def pytest_collection_finish():
+    """Collect garbage less often: modules and tests are never freed, and tracing makes many objects."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
 def pytest_runtest_teardown():
     """Delete the compiled programs before there are too many. Counting is slow, so not every test does it."""
     if next(TESTS) % 5 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MAX_MAPS:
