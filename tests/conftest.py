@@ -17,8 +17,8 @@ from lstm_jax.unrolling.kernels import select
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tests run small programs, whose compilation takes most of the time. This setting changes LLVM's passes, but not
-# XLA's: HLO and memory stay as they are.
+# Tests run small programs, whose compilation takes most of the time. This setting changes passes of LLVM, not of
+# XLA: HLO and memory stay as they are.
 jax.config.update("jax_disable_most_optimizations", True)
 
 hypothesis.settings.register_profile(
