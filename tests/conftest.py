@@ -3,13 +3,17 @@
 import os
 from importlib.metadata import version
 
-FLAGS = ["--xla_force_host_platform_device_count=4", "--xla_cpu_parallel_codegen_split_count=1"]
-# Tests run small programs, whose compilation takes most of the time. Without these emitters it takes a quarter.
-# Later versions of XLA always use them, so `make test-latest` compiles the programs as for users.
-if version("jaxlib").startswith("0.10."):
-    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
-# Set before jax creates its devices, and appended to the flags of the caller.
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+# Set before jax creates its devices, and appended to the flags of the caller. Tests run small programs, whose
+# compilation takes most of the time; without fusion emitters it takes a quarter. Later versions of XLA have no
+# such option, so `make test-latest` compiles with the emitters, as for users.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "",
+    ]
+)
 
 import gc
 import itertools
