@@ -3,8 +3,8 @@
 import os
 from importlib.metadata import version
 
-# Set before jax creates its devices, and appended to the flags of the caller. Tests run small programs, whose
-# compilation takes most of the time; without fusion emitters it takes a quarter. Later versions of XLA have no
+# Set before jax creates its devices, and appended to the flags of the caller. The tests' programs are small, so
+# compilation takes most of the time. Without fusion emitters it takes a quarter. Later versions of XLA have no
 # such option, so `make test-latest` compiles with the emitters, as for users.
 os.environ["XLA_FLAGS"] = " ".join(
     [
