@@ -3,9 +3,9 @@
 import os
 from importlib.metadata import version
 
-# Set before jax creates its devices, and appended to the flags of the caller. The tests' programs are small, so
-# compilation takes most of the time. Without fusion emitters it takes a quarter. Later versions of XLA have no
-# such option, so `make test-latest` compiles with the emitters, as for users.
+# Set before jax creates its devices, and appended to the flags of the caller. Tests run small programs, so
+# compilation takes most of the time. Without fusion emitters it takes a quarter. Later versions of XLA have
+# no such option, so `make test-latest` compiles with the emitters, as for users.
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
