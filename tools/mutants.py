@@ -81,8 +81,8 @@ MUTANTS = (
     Mutant(
         "lstm_peephole_of_output_gate",
         "lstm_jax/cells/lstm_variant.py",
-        'o = gate("o", c_t)',
-        'o = gate("o", c)',
+        'z_o = preactivation("o", c_t)',
+        'z_o = preactivation("o", c)',
         f"{ORACLE} -k peepholes",
     ),
     Mutant(
