@@ -76,7 +76,6 @@ def daily(*names, among=NETWORKS):
 
 
 @daily("lstm")
-@pytest.mark.slow
 def test_both_modes_to_second_order_agree_with_finite_differences(name):
     network = NETWORKS[name]
 
