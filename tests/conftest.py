@@ -1,11 +1,20 @@
 """Settings for all tests: four devices, no implicit promotion, deterministic examples."""
 
 import os
+from importlib.metadata import version
 
-# Set before jax creates its devices, and appended to the flags of the caller.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# Set before jax creates its devices, and appended to the flags of the caller. Tests run small programs, so
+# compilation takes most of the time. Without fusion emitters it takes a quarter. Later versions of XLA have
+# no such option, so `make test-latest` compiles with the emitters, as for users.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_cpu_parallel_codegen_split_count=1",
+        "--xla_cpu_use_fusion_emitters=false" if version("jaxlib").startswith("0.10.") else "",
+    ]
+)
 
-import contextlib
 import gc
 import itertools
 from pathlib import Path
@@ -18,6 +27,8 @@ from lstm_jax.unrolling.kernels import select
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Changes passes of LLVM, not of XLA: HLO and memory stay as they are.
+jax.config.update("jax_disable_most_optimizations", True)
 
 hypothesis.settings.register_profile(
     "everyday",
@@ -43,6 +54,12 @@ MAX_MAPS = 30_000
 TESTS = itertools.count(1)
 
 
+def pytest_collection_finish():
+    """Collect garbage less often: modules and tests are never freed, and tracing makes many objects."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
 def pytest_runtest_teardown():
     """Delete the compiled programs before there are too many. Counting is slow, so not every test does it."""
     if next(TESTS) % 5 == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MAX_MAPS:
@@ -54,24 +71,6 @@ def pytest_runtest_teardown():
 def x64():
     """Float64 for one test: ``pytestmark = pytest.mark.usefixtures("x64")`` for a whole file."""
     with jax.enable_x64(True):
-        yield
-
-
-@contextlib.contextmanager
-def fast_compilation():
-    """Context for tests of small programs, whose compilation takes most of the time."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.fixture
-def quick_compiles():
-    """:func:`fast_compilation` for one test."""
-    with fast_compilation():
         yield
 
 

@@ -81,11 +81,13 @@ PROGRAMS = {
 }
 
 FEW = ("readout, squares", "rnn, one step", "tangents of a readout")
-for name, program in PROGRAMS.items():
-    if "few" in sys.argv and name not in FEW:
-        continue
-    got = np.asarray(jax.jit(program)(XS))
-    with jax.disable_jit():
-        expected = np.asarray(program(XS))
-    error = np.max(np.abs(got - expected) / np.maximum(np.abs(expected), 1))
-    print(f"{error:.1e} {name}")
+
+if __name__ == "__main__":
+    for name, program in PROGRAMS.items():
+        if "few" in sys.argv and name not in FEW:
+            continue
+        got = np.asarray(jax.jit(program)(XS))
+        with jax.disable_jit():
+            expected = np.asarray(program(XS))
+        error = np.max(np.abs(got - expected) / np.maximum(np.abs(expected), 1))
+        print(f"{error:.1e} {name}")

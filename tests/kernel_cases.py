@@ -5,8 +5,7 @@ import pytest
 import lstm_jax
 from lstm_jax import GRU, LSTM
 
-QUICK = pytest.mark.usefixtures("quick_compiles")
-DOUBLE = pytest.mark.usefixtures("x64", "quick_compiles")
+DOUBLE = pytest.mark.usefixtures("x64")
 
 
 def without_resets(problem):

@@ -12,8 +12,6 @@ from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, LSTMVariant, Sta
 from lstm_jax._flax import draw_params, make_cell, make_layers, swap_carry_order, unroll_module
 from lstm_jax.cells._base import as_base_cell
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 T, B = 5, 3
 
 

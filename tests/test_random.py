@@ -10,8 +10,6 @@ from helpers import assert_x64_changes_nothing, daily
 import lstm_jax
 from lstm_jax import _random
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 D, H = 3, 4
 LSTM = lstm_jax.LSTM(D, H)
 

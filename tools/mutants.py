@@ -81,8 +81,8 @@ MUTANTS = (
     Mutant(
         "lstm_peephole_of_output_gate",
         "lstm_jax/cells/lstm_variant.py",
-        'o = gate("o", c_t)',
-        'o = gate("o", c)',
+        'z_o = preactivation("o", c_t)',
+        'z_o = preactivation("o", c)',
         f"{ORACLE} -k peepholes",
     ),
     Mutant(
@@ -237,7 +237,7 @@ MUTANTS = (
     Mutant(
         "fused_second_derivative",
         "lstm_jax/unrolling/fused_scan.py",
-        "dzs = _add(es, recur_tangent(jax.tree.map(jnp.zeros_like, us), dstarts))",
+        "dzs = _add(es, jax.jvp(recur, (_zeros(dstarts),), (dstarts,))[1])",
         "dzs = es",
         TRANSFORMS,
     ),

@@ -58,15 +58,8 @@ def chunkwise_scan(
     T, batch = xs.shape[0], tuple(xs.shape[1:-1])
     if T == 0:
         return carry, (jnp.zeros((0, *batch, cell.output_size), jax.tree.leaves(z)[0].dtype), None)
-    return in_windows(
-        chunk,
-        carry,
-        (z, stored),
-        flags,
-        chunk_length(cell.head_size, T),
-        batch=batch,
-        reverse=options.reverse,
-    )
+    length = chunk_length(cell.head_size, T)
+    return in_windows(chunk, length, options.reverse, True, batch, carry, (z, stored), flags)
 
 
 def chunkwise_unsupported(

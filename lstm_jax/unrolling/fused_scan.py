@@ -54,10 +54,27 @@ class Residuals(NamedTuple):
     zs: Any  # the pre-activations
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def fused_scan(
+def fused_scan(cell: Any, options: Any, tiling: Tiling) -> Callable[..., tuple[Carry, Any]]:
+    """The scan of a split cell, a function of ``(params, key, initial, carry, xs, flags)``.
+
+    It returns ``(carry, (ys, carries, residuals))``; ``xs`` is ``(xs, reset_to)``. Carries are None unless
+    ``options.return_carries``, residuals unless ``options.save``.
+    """
+    scan: Any = partial(_loop, cell, options, tiling, False)
+    if tiling.chunk is not None:
+        scan = partial(in_windows, scan, tiling.chunk, options.reverse, False, ())
+    if is_single_cpu_device() and not options.save and options.checkpoint is None:
+        scan = _ensemble_rule(scan, partial(_loop, cell, options, tiling, True))
+    scan = jax.custom_jvp(scan)
+    scan.defjvp(partial(_tangents, cell, options, tiling))
+    return scan
+
+
+def _loop(
     cell: Any,
     options: Any,
+    tiling: Tiling,
+    project_inside: bool,
     params: Params,
     key: Array | None,
     initial: Carry,
@@ -65,27 +82,12 @@ def fused_scan(
     xs: Any,
     flags: Flags,
 ) -> tuple[Carry, Any]:
-    """Scan a split cell over time; returns ``(carry, (ys, carries, residuals))``.
-
-    ``xs`` is ``(xs, reset_to)``. Carries are None unless ``options.return_carries``, residuals unless
-    ``options.save``.
-    """
-    may_be_ensemble = is_single_cpu_device() and not options.save and options.checkpoint is None
-    if options.projection is None and may_be_ensemble:
-        ways = (partial(fused_scan, cell, options._replace(projection=p)) for p in ("before", "inside"))
-        return _ensemble_rule(*ways)(params, key, initial, carry, xs, flags)
-    inside = options.projection == "inside"
-    tiling = tiling_of(cell, params, carry, xs[0])
-    if not inside and tiling.chunk is not None and tiling.chunk < jax.tree.leaves(xs)[0].shape[0]:
-        scan = partial(fused_scan, cell, options, params, key, initial)
-        return in_windows(
-            scan, carry, xs, flags, tiling.chunk, batch=(), reverse=options.reverse, recompute=False
-        )
+    """Scan a sequence, or a chunk of it, with the results of :func:`fused_scan`."""
 
     def body(carry: Carry, at: Any, initial: Carry = initial) -> tuple[Carry, Any]:
         flag, (u, noise, stored) = at
         held, start = begin_step(flag, initial if stored is None else stored, carry)
-        z = cell.recur(params, start, cell.project(params, u) if inside else u)
+        z = cell.recur(params, start, cell.project(params, u) if project_inside else u)
         new, y = cell.emit(params, cell.update(params, start, z, noise))
         carry, y = end_step(flag, held, new, y)
         return carry, (
@@ -95,10 +97,9 @@ def fused_scan(
         )
 
     noise = step_draws(cell, key, flags.time, carry)
-    inputs = flags, (xs[0] if inside else cell.project(params, xs[0]), noise, xs[1])
+    inputs = flags, (xs[0] if project_inside else cell.project(params, xs[0]), noise, xs[1])
     loop = partial(lax.scan, reverse=options.reverse, unroll=tiling.unroll)
-    # Per-sequence noise has the rows of the whole batch, so the batch is not split.
-    splits = 1 if options.save or key is not None or inside else tiling.batch_splits
+    splits = 1 if options.save or project_inside else tiling.batch_splits
     if splits == 1:
         return loop(body, carry, inputs)
     bodies = [partial(body, initial=part) for part in batch_parts(initial, splits)]
@@ -125,22 +126,19 @@ def _ensemble_rule(before: Callable[..., Any], inside: Callable[..., Any]) -> Ca
     return mapped
 
 
-@fused_scan.defjvp
-def _fused_scan_jvp(cell: Any, options: Any, primals: Any, tangents: Any) -> Any:
-    params, key, _, carry, xs, flags = primals
+def _tangents(cell: Any, options: Any, tiling: Tiling, primals: Any, tangents: Any) -> Any:
+    """The derivative rule of :func:`fused_scan`: its results and their tangents."""
+    params, key, _, _, xs, flags = primals
     dparams, _, dinitial, dcarry, dxs, _ = tangents
-    out, (ys, carries, residuals) = fused_scan(cell, options._replace(save=True), *primals)
-    tiling = tiling_of(cell, params, carry, xs[0])
-    chunk = partial(_tangent_chunk, cell, options, tiling, params, dparams, dinitial, key)
-    steps = xs, residuals, dxs
+    out, (ys, carries, residuals) = fused_scan(cell, options._replace(save=True), tiling)(*primals)
+    chunk = partial(_tangent_chunk, cell, options, tiling)
     # Checkpointed: the backward pass stores only the residuals of the loop, and linearises again.
     if tiling.tangent_chunk is None:
-        dout = jax.checkpoint(chunk, prevent_cse=False)(dcarry, steps, flags)
+        scan = jax.checkpoint(chunk, prevent_cse=False)
     else:
-        dout = in_windows(
-            chunk, dcarry, steps, flags, tiling.tangent_chunk, batch=(), reverse=options.reverse
-        )
-    dcarry, (dys, dcarries, dresiduals) = dout
+        scan = partial(in_windows, chunk, tiling.tangent_chunk, options.reverse, True, ())
+    out_tangents = scan(params, dparams, dinitial, key, dcarry, (xs, residuals, dxs), flags)
+    dcarry, (dys, dcarries, dresiduals) = out_tangents
     if options.save:
         return (out, (ys, carries, residuals)), (dcarry, (dys, dcarries, dresiduals))
     return (out, (ys, carries, None)), (dcarry, (dys, dcarries, None))
@@ -172,15 +170,6 @@ def _tangent_chunk(
     def linearised(start: Carry, z: Any, noise: Any) -> Any:
         return jax.linearize(lambda start, z: cell.update(params, start, z, noise), start, z)[1]
 
-    # Both functions are affine, so their derivative at 0 is their derivative everywhere.
-    def recur_tangent(zero_u: Any, dcarry: Carry) -> Any:
-        zero = jax.tree.map(jnp.zeros_like, dcarry)
-        return jax.jvp(lambda c: cell.recur(params, c, zero_u), (zero,), (dcarry,))[1]
-
-    def emit_tangent(draw: Any) -> Any:
-        zero = jax.tree.map(jnp.zeros_like, draw)
-        return jax.jvp(partial(cell.emit, params), (zero,), (draw,))[1]
-
     es, us = jax.jvp(before_the_loop, (params, xs), (dparams, dxs), has_aux=True)[1:]
     linear = jax.vmap(linearised)(starts, zs, noise)
     raws = updates(params)
@@ -188,14 +177,16 @@ def _tangent_chunk(
     from_emit = _param_tangents(
         cell.update_reads_params, lambda params: cell.emit(params, raws), params, dparams
     )
-    zero_u = jax.tree.map(jnp.zeros_like, one_step(us))
+    # ``recur`` and ``emit`` are affine, so their derivative at 0 is their derivative everywhere.
+    recur = partial(cell.recur, params, u=_zeros(one_step(us)))
 
     def body(dcarry: Carry, at: Any) -> tuple[Carry, Any]:
         flag, (linear, e, of_update, of_emit, dstored) = at
         target = dinitial if dstored is None else dstored
         dheld, dstart = begin_step(flag, target, dcarry, stop=jnp.zeros_like)
-        draw = _add_known(linear(dstart, _add(e, recur_tangent(zero_u, dstart))), of_update)
-        dnew, dy = _add_known(emit_tangent(draw), of_emit)
+        dz = _add(e, jax.jvp(recur, (_zeros(dstart),), (dstart,))[1])
+        draw = _add_known(linear(dstart, dz), of_update)
+        dnew, dy = _add_known(jax.jvp(partial(cell.emit, params), (_zeros(draw),), (draw,))[1], of_emit)
         dcarry, dy = end_step(flag, dheld, dnew, dy)
         return dcarry, (dy, dcarry if options.return_carries else None, dstart)
 
@@ -204,15 +195,26 @@ def _tangent_chunk(
         body, dcarry, inputs, reverse=options.reverse, unroll=tiling.unroll
     )
     # Computed outside the loop, because first derivatives do not need it.
-    dzs = _add(es, recur_tangent(jax.tree.map(jnp.zeros_like, us), dstarts))
+    recur = partial(cell.recur, params, u=_zeros(us))
+    dzs = _add(es, jax.jvp(recur, (_zeros(dstarts),), (dstarts,))[1])
     return dcarry, (dys, dcarries, Residuals(dstarts, dzs))
 
 
-def tiling_of(cell: Any, params: Params, carry: Carry, xs: Any) -> Tiling:
-    """How the scan is divided into chunks of time and batch splits."""
+def tiling_of(
+    cell: Any, params: Params, carry: Carry, xs: Any, window: int | None = None, noisy: bool = False
+) -> Tiling:
+    """How the scan of all steps, or of a window, is divided into chunks of time and batch splits.
+
+    With noise the batch is not split, because noise has the rows of the whole batch.
+    """
     u = jax.eval_shape(cell.project, params, jax.eval_shape(one_step, xs))
     first = jax.tree.leaves(xs)[0]
-    return choose_tiling(first.shape[0], carry, u, rows=first.ndim > 2 and cell.event_ndim == 1)
+    rows = first.ndim > 2 and cell.event_ndim == 1 and not noisy
+    return choose_tiling(first.shape[0] if window is None else window, carry, u, rows=rows)
+
+
+def _zeros(tree: Any) -> Any:
+    return jax.tree.map(jnp.zeros_like, tree)
 
 
 def _add(a: Any, b: Any) -> Any:

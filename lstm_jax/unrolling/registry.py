@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn
-
-import jax
 
 from lstm_jax._errors import value_error
 from lstm_jax._types import Carry, Params
@@ -67,6 +66,7 @@ class Implementation:
     #: Why it cannot run a cell: ``(cell, options, params, carry, xs, flags) -> str | None``.
     why_not: Callable[..., str | None] = field(default=always_supported, repr=False)
     #: ``(cell, options, params, key, initial, carry, xs, flags) -> (carry, (ys, carries, ...))``.
+    #: The fused scan also depends on its tiling; ``choose`` makes it.
     scan: Callable[..., tuple[Carry, Any]] = field(default=plain_scan, repr=False)
     #: A description for ``explain``.
     reason: Callable[[], str] = field(default=str, repr=False)
@@ -106,7 +106,6 @@ NAMED = {
             auto="wherever it can run. On a CPU it takes 0.83 of the plain scan's time forward and 0.65 with "
             "gradients (mean of 8 cases). It was not measured on GPUs and TPUs",
             why_not=fused_unsupported,
-            scan=fused_scan,
             reason=lambda: "the cell splits into project, recur and update: weight gradients in one product",
         ),
         Implementation(
@@ -220,8 +219,13 @@ def choose(
     xs: Any,
     flags: Flags,
     window: int | None,
+    noisy: bool,
 ) -> Callable[..., tuple[Carry, Any]]:
-    """The scan that runs this cell; raises if a named implementation cannot run it."""
+    """The scan of this cell, a function of ``(params, key, initial, carry, xs, flags)``.
+
+    Raises:
+        ValueError: a named implementation cannot run the cell.
+    """
     arguments = cell, options, params, carry, xs, flags
     if name != "auto":
         row = NAMED[name]
@@ -241,11 +245,12 @@ def choose(
                 break
             rejected += f"; not {name}: {reason}"
         why = row.reason() + rejected
-    if _plans.get() is not None:
-        window_xs = jax.tree.map(lambda a: a[:window], xs)
-        tiling = str(tiling_of(cell, params, carry, window_xs)) if row.name == "fused" else ""
-        record(cell, row.name, why, tiling)
-    return row.scan
+    if row.name == "fused":
+        tiling = tiling_of(cell, params, carry, xs, window, noisy)
+        record(cell, row.name, why, str(tiling))
+        return fused_scan(cell, options, tiling)
+    record(cell, row.name, why)
+    return partial(row.scan, cell, options)
 
 
 def choose_whole_network(

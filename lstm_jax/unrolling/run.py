@@ -26,9 +26,7 @@ class Options(NamedTuple):
     truncate: int | None = None
     return_carries: bool = False
     implementation: str = "auto"
-    # Set by the fused scan:
-    save: bool = False  # also return the residuals of the derivative
-    projection: str | None = None  # of the inputs: "before" the loop, or "inside"
+    save: bool = False  # set by the fused scan: also return the residuals of the derivative
 
 
 class Steps(NamedTuple):
@@ -100,6 +98,7 @@ def run(
     if flags.restart is None:
         initial = None
     key = None
+    noisy = steps.key is not None and cell.has_noise
     if steps.key is not None and cell.sequence_noise:
         params = cell.perturb(params, jax.random.fold_in(steps.key, ONCE), carry, one_step(xs))
     if steps.key is not None and cell.step_noise:
@@ -108,15 +107,10 @@ def run(
         return _run_without_state(cell, options, params, xs, carry, flags, key)
 
     window = window_length(T, options.checkpoint)
-    scan = choose(cell, options.implementation, options, params, carry, xs, flags, window)
-    scan = partial(scan, cell, options, params, key, initial)
-    inputs = xs, stored
-    if window is None:
-        carry, (ys, carries, *_) = scan(carry, inputs, flags)
-    else:
-        carry, (ys, carries, *_) = in_windows(
-            scan, carry, inputs, flags, window, batch=batch, reverse=options.reverse
-        )
+    scan = choose(cell, options.implementation, options, params, carry, xs, flags, window, noisy)
+    if window is not None:
+        scan = partial(in_windows, scan, window, options.reverse, True, batch)
+    carry, (ys, carries, *_) = scan(params, key, initial, carry, (xs, stored), flags)
     return Unrolled(carry, ys, carries)
 
 

@@ -57,14 +57,15 @@ def select(flag: Any, on_true: Any, on_false: Any) -> Any:
     """
     if isinstance(flag, tuple):
         return tuple(map(select, flag, on_true, on_false))
-    return jax.tree.map(lambda a, b: jnp.where(expand_flag(flag, a), a, b), on_true, on_false)
+    return jax.tree.map(jnp.where, jax.tree.map(partial(expand_flag, flag), on_true), on_true, on_false)
 
 
 def mask_out(valid: Any, tree: Any) -> Any:
     """Replace the entries of invalid steps by zeros, so that NaN in them reaches no value or gradient."""
     if isinstance(valid, tuple):
         return tuple(map(mask_out, valid, tree))
-    return jax.tree.map(lambda a: jnp.where(expand_flag(valid, a), a, jnp.zeros((), a.dtype)), tree)
+    flags = jax.tree.map(partial(expand_flag, valid), tree)
+    return jax.tree.map(lambda flag, a: jnp.where(flag, a, jnp.zeros((), a.dtype)), flags, tree)
 
 
 def expand_flag(flag: Array, like: Array) -> Array:

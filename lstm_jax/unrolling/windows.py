@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,24 +35,26 @@ def window_length(T: Any, checkpoint: str | int | None) -> int | None:
 
 
 def in_windows(
-    run: Callable[[Carry, Any, Flags], tuple[Carry, Any]],
-    carry: Carry,
-    xs: Any,
-    flags: Flags,
+    run: Callable[..., tuple[Carry, Any]],
     window: int,
-    *,
-    batch: tuple[int, ...],
     reverse: bool,
-    recompute: bool = True,
+    recompute: bool,
+    batch: tuple[int, ...],
+    *arguments: Any,
 ) -> tuple[Carry, Any]:
-    """Call ``run(carry, xs, flags)`` for each window of time in turn.
+    """Call ``run(*constants, carry, xs, flags)`` for each window of time in turn.
 
+    ``arguments`` are those of ``run``: the constants, the first carry, and the inputs and flags of all steps.
+    ``batch`` is only read if the number of steps is symbolic.
     With ``recompute``, the backward pass stores only the carries between windows and runs each window again.
     If ``window`` does not divide T, the last window in time is shorter. If T is symbolic, invalid steps fill
     the last window.
     """
+    *constants, carry, xs, flags = arguments
+    run = partial(run, *constants)
     T = jax.tree.leaves(xs)[0].shape[0]
     known = isinstance(T, int)
+    window = min(window, T) if known else window
     if not known:
         xs, flags = _fill_last_window(xs, flags, (T, *batch), window)
     count, rest = divmod(T, window) if known else ((T + window - 1) // window, 0)

@@ -26,11 +26,6 @@ TINY = Case(2, 3, 2, 3)
 SETTING = Setting("cpu")
 
 
-@pytest.fixture(autouse=True)
-def small_programs(quick_compiles):
-    """No test here depends on a speed."""
-
-
 def contestant(name="somebody", form=lstm_jax_form, **changes):
     made = Contestant(name, "does the work", "jax", never, never, build_jax(form))
     return made._replace(**changes)
@@ -43,15 +38,10 @@ def contestant(name="somebody", form=lstm_jax_form, **changes):
 def quick(tmp_path_factory):
     """The JSON file, its contents and the printed text of one run, for tests that only read them."""
     folder = tmp_path_factory.mktemp("results")
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
     printed = []
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
-            assert benchmark.main(["--quick", "--peers", "none", "--out", str(folder)]) == 0
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
+        assert benchmark.main(["--quick", "--peers", "none", "--out", str(folder)]) == 0
     (path,) = folder.glob("*.json")
     return path, json.loads(path.read_text()), "\n".join(printed)
 

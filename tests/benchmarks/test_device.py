@@ -28,11 +28,6 @@ MACHINE = {
 }
 
 
-@pytest.fixture(autouse=True)
-def small_programs(quick_compiles):
-    """No test here depends on a speed."""
-
-
 @pytest.fixture
 def results(tmp_path):
     return Results(tmp_path / "device.json", 100.0)

@@ -145,7 +145,7 @@ def test_the_plan_contains_shapes():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("x64", "quick_compiles")
+@pytest.mark.usefixtures("x64")
 def test_both_modes_to_second_order_agree_with_finite_differences():
     cell = ConvLSTM((3, 2), 2, (2,), strides=(2,), param_dtype="float64")
     params, xs, lengths = drawn(cell, 2, T=3, dtype="float64")
@@ -157,7 +157,7 @@ def test_both_modes_to_second_order_agree_with_finite_differences():
     finite_difference_check(run, (params, xs, carry))
 
 
-@pytest.mark.usefixtures("x64", "quick_compiles")
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("implementation", ["fused", pytest.param("scan", marks=pytest.mark.slow)])
 def test_vmap_over_parameters_equals_separate_calls(implementation):
     cell = ConvLSTM((4, 3, 2), 2, (3, 2), param_dtype="float64")
@@ -189,7 +189,6 @@ def assert_close(left, right, tolerance=2e-5):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.slow
 def test_one_exported_program_for_all_sizes():
     scope = export.SymbolicScope()
@@ -204,7 +203,6 @@ def test_one_exported_program_for_all_sizes():
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("axis_type", daily([AxisType.Auto, AxisType.Explicit]), ids=str)
 @pytest.mark.parametrize(
     "network", [pytest.param(CELL, id="cell"), pytest.param(NETWORK, id="network", marks=pytest.mark.slow)]
@@ -229,7 +227,6 @@ def test_sharded_rows(network, axis_type):
 
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.slow
 def test_sharded_rows_in_shard_map():
     params, xs, lengths = drawn(CELL, 8)

@@ -8,8 +8,6 @@ from helpers import assert_same, daily, random_arrays, random_params, total
 
 from lstm_jax import GRU, LSTM, GRUParams, GRUVariant, GRUVariantParams, gru_step, unroll
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 T, B, D, H = 6, 3, 3, 4
 KEY = jax.random.key(0)
 

@@ -11,8 +11,6 @@ from helpers import assert_raises, random_arrays, random_params
 import lstm_jax
 from lstm_jax import IndRNN
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 D, H = 3, 4
 KEY = jax.random.key(0)
 X = jnp.ones((2, D))

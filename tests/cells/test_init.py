@@ -9,8 +9,6 @@ import pytest
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, Readout, Stack, keras_init, torch_init
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 KEY = jax.random.key(0)
 GATES = {RNN: 1, LSTM: 4, GRU: 3}
 CELLS = pytest.mark.parametrize("cell_class", GATES, ids=lambda cell_class: cell_class.__name__)

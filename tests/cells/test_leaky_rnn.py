@@ -16,8 +16,6 @@ import lstm_jax
 from lstm_jax import RNN, LeakyRNN, LeakyRNNParams, RNNParams, Stack, leaky_rnn_step
 from lstm_jax.cells.readout import identity
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 KEY = jax.random.key(0)
 FORMS = pytest.mark.parametrize("form", ["current", "rate"])
 #: The options of the free step, which has no defaults.
@@ -108,7 +106,7 @@ def test_the_step_response_is_exponential(form):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("x64", "quick_compiles")
+@pytest.mark.usefixtures("x64")
 @FORMS
 def test_learned_time_constants_are_initially_tau_and_have_gradients(form):
     cell = LeakyRNN(

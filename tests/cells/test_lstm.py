@@ -9,8 +9,6 @@ from helpers import assert_same, daily, random_arrays, random_params, total
 import lstm_jax
 from lstm_jax import GRU, LSTM, LSTMParams, LSTMVariant, LSTMVariantParams, lstm_gates, lstm_step, unroll
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 T, B, D, H = 6, 3, 3, 4
 KEY = jax.random.key(0)
 

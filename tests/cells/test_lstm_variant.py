@@ -25,7 +25,7 @@ from lstm_jax import (
     unroll,
 )
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 H = 4
 WIDE = {"param_dtype": "float64"}

@@ -12,8 +12,6 @@ from helpers import assert_same, daily, problem
 import lstm_jax
 from lstm_jax import GRU, MinGRU, MinGRUParams, MinLSTM, MinLSTMParams, min_gru_step, min_lstm_step
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 CELLS = {
     "min_gru": (MinGRU, MinGRUParams, min_gru_step, oracle_minimal.min_gru, 2),
     "min_lstm": (MinLSTM, MinLSTMParams, min_lstm_step, oracle_minimal.min_lstm, 3),

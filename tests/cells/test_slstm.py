@@ -22,8 +22,6 @@ from helpers import (
 import lstm_jax
 from lstm_jax import SLSTM
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 D, H = 3, 4
 KEY = jax.random.key(0)
 X = jnp.ones((2, D))

@@ -12,8 +12,6 @@ from helpers import all_finite, daily, total
 import lstm_jax
 from lstm_jax import MLSTM, SLSTM
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 H = 4
 
 

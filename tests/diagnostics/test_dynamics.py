@@ -13,7 +13,7 @@ from lstm_jax import GRU, LSTM, RNN, Bidirectional, Readout, RNNParams, Stack, d
 from lstm_jax.cells.activations import identity
 from lstm_jax.diagnostics import _dynamics
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def linear(matrix):

@@ -13,7 +13,7 @@ from helpers import assert_raises, assert_same, daily, finite, problem, random_a
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, SLSTM, Bidirectional, LSTMVariant, Readout, Stack, Zoneout, diagnostics
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 CELLS = [
     case

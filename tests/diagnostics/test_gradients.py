@@ -22,7 +22,7 @@ from lstm_jax import (
     diagnostics,
 )
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 def outputs_of_row(step, initial, params, xs, given, at, b, addition, reverse):

@@ -11,7 +11,7 @@ from helpers import assert_raises, assert_same, daily, problem, random_arrays, r
 import lstm_jax
 from lstm_jax import GRU, LSTM, MLSTM, RNN, Bidirectional, LSTMVariant, Readout, Stack, Zoneout, diagnostics
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 #: Cells by name, with the index of their memory in the carry.
 MEMORIES = {

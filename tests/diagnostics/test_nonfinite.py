@@ -10,8 +10,6 @@ from helpers import assert_raises, finite, problem, random_arrays, random_params
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, SLSTM, Bidirectional, Readout, Stack, diagnostics
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 NETWORK = Stack((LSTM(3, 2), Bidirectional(GRU(2, 2)), Readout(4, 1)))
 
 

@@ -7,13 +7,10 @@ from training_runs import outcome, run
 
 @pytest.fixture(scope="module", autouse=True)
 def jax_defaults():
-    """JAX's default promotion rules, which optax needs; fast compilation, because the networks are tiny."""
+    """JAX's default promotion rules, which optax needs."""
     pytest.importorskip("optax", reason="the programs train with optax")
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module")

@@ -113,7 +113,6 @@ def test_the_oracle_backward_is_the_derivative_of_its_forward(formula):
 
 
 @interpreted
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize(
     ("T", "B", "H", "dtype", "options"),
     [
@@ -127,7 +126,6 @@ def test_one_block(formula, T, B, H, dtype, options):
 
 
 @interpreted
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("masked", [True, False])
 def test_several_launches(masked):
     """Three launches of 16 rows; the last one has 5."""
@@ -154,7 +152,6 @@ FORMS = {
 
 
 @interpreted
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("form", FORMS)
 @BOTH_CELLS
 def test_several_blocks(formula, form):
@@ -197,7 +194,6 @@ def test_many_blocks(form):
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("rows", [32, 64])
 @pytest.mark.parametrize("form", FORMS)
 @BOTH_CELLS
@@ -210,7 +206,6 @@ def test_more_rows_and_steps(formula, form, rows):
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiles")
 def test_a_grid_in_launches():
     plan, *exchanges = FORMS["grid"]
     with hopper_interpreter().clusters():
@@ -219,7 +214,6 @@ def test_a_grid_in_launches():
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiles")
 def test_results_are_deterministic():
     inputs, _ = problem(LSTM_FORMULA, 2, 3, 20, "bfloat16")
     found = [jax.tree.leaves(hopper.INTERPRETED[LSTM_FORMULA].forward(inputs, True)) for _ in range(2)]
@@ -228,7 +222,6 @@ def test_results_are_deterministic():
 
 @interpreted
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("form", FORMS)
 def test_missing_synchronization_is_detected(form):
     """The interpreter detects the errors that the other tests look for."""
@@ -248,7 +241,6 @@ def test_missing_synchronization_is_detected(form):
 
 
 @interpreted
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("cell", [lstm_jax.LSTM, lstm_jax.GRU], ids=["LSTM", "GRU"])
 def test_through_unroll(cell):
     cell = cell(input_size=3, hidden_size=6, dtype="bfloat16")

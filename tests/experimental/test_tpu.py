@@ -16,7 +16,7 @@ from cell_cases import BY_NAME
 from helpers import equations, problem, values_and_gradients
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AbstractDevice, AbstractMesh
-from kernel_cases import QUICK, both_cells, unroll, without_resets
+from kernel_cases import both_cells, unroll, without_resets
 
 from lstm_jax import LSTM
 from lstm_jax.experimental import tpu
@@ -62,7 +62,6 @@ SHAPES = {
 }
 
 
-@QUICK
 @pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize(
     ("formula", "case"),
@@ -107,7 +106,6 @@ def assert_near(left, right, *, tolerance):
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * max(1, np.abs(b).max()))
 
 
-@QUICK
 @pytest.mark.slow
 def test_tpu_kernels_in_the_simulator(monkeypatch):
     """In Pallas' TPU simulator, unwritten memory is NaN; out-of-bounds reads and races are errors."""
@@ -196,7 +194,6 @@ def oracle_unroll(cell, data, reverse):
     return result.carry, (result.ys, result.carries)
 
 
-@QUICK
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(("name", "reverse"), [("lstm", False), helpers.slow("gru", True)])
 def test_tpu_kernels_against_the_oracle(name, reverse, monkeypatch):
@@ -225,7 +222,6 @@ def test_tpu_kernels_against_the_oracle(name, reverse, monkeypatch):
 
 
 @pytest.mark.slow
-@QUICK
 @pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @both_cells(LSTM)

@@ -29,8 +29,6 @@ from lstm_jax.interop import from_equinox, from_flax, from_haiku, to_equinox, to
 GOLDENS = Path(__file__).parents[1] / "goldens"
 D, H = 3, 4
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def golden(name):
     safetensors = pytest.importorskip("safetensors.numpy", reason="reads tests/goldens")

@@ -46,7 +46,6 @@ CASES = {(peer, case): golden for peer in READ for case, golden in goldens(peer)
 
 
 @pytest.mark.parametrize(("peer", "case"), CASES)
-@pytest.mark.usefixtures("quick_compiles")
 def test_goldens(peer, case):
     weights, options, xs, ys = CASES[peer, case]
     network, params = READ[peer](weights, **options)

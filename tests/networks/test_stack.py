@@ -15,7 +15,7 @@ from laws import identity, solve, windows
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, Readout, Stack
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 # --- dropout ------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from benchmarks.contestants import ALWAYS_MEASURED, CUDNN, LSTM_JAX, PEERS
 from benchmarks.contestants.contestant import never
 from benchmarks.measure import measure
 
-pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("default_promotion", "quick_compiles")]
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("default_promotion")]
 
 
 def test_all_peers_are_timed_and_agree(tmp_path):

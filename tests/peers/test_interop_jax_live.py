@@ -9,7 +9,7 @@ from jax_peers import CASES, READ_ONLY, WITH_FUNCTIONS, filled
 import lstm_jax
 import lstm_jax.interop
 
-pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion", "quick_compiles")]
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion")]
 
 
 def sizes(name):

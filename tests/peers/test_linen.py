@@ -34,7 +34,7 @@ nn = pytest.importorskip("flax.linen", reason="modules for Flax Linen")
 import lstm_jax.linen as modules  # noqa: E402
 from lstm_jax.interop import load, save  # noqa: E402
 
-pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion", "quick_compiles")]
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion")]
 
 
 def variables(params):

@@ -31,7 +31,7 @@ from lstm_jax.cells._base import as_base_cell
 nnx = pytest.importorskip("flax.nnx", reason="modules for Flax NNX")
 import lstm_jax.nnx as modules  # noqa: E402
 
-pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion", "quick_compiles")]
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("x64", "default_promotion")]
 
 
 def module(kind, network, **options):

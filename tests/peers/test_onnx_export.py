@@ -31,7 +31,7 @@ from lstm_jax import (  # noqa: E402
 from lstm_jax.cells.readout import identity  # noqa: E402
 from lstm_jax.interop.onnx import OnnxActivation, from_onnx, save_onnx, to_onnx  # noqa: E402
 
-pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compiles")]
+pytestmark = pytest.mark.peers
 
 T, B, D, H = 6, 4, 3, 4
 LENGTHS = np.array([0, T, 2, 5], np.int32)

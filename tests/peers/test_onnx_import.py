@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper  # noqa: E402
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, LSTMVariant, Readout, Stack, unroll  # noqa: E402
 from lstm_jax.interop.onnx import OnnxActivation, from_onnx, from_onnx_node, save_onnx, to_onnx  # noqa: E402
 
-pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compiles")]
+pytestmark = pytest.mark.peers
 
 T, B, D, H = 5, 3, 3, 4
 FLOAT, INT32 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT32

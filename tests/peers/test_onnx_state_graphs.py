@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper  # noqa: E402
 from lstm_jax import unroll  # noqa: E402
 from lstm_jax.interop.onnx import from_onnx, from_onnx_node  # noqa: E402
 
-pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compiles")]
+pytestmark = pytest.mark.peers
 
 T, B, D, H = 5, 2, 3, 4
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

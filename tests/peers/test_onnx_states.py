@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper  # noqa: E402
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, GRUVariant, LSTMVariant, Stack, unroll  # noqa: E402
 from lstm_jax.interop.onnx import OnnxActivation, from_onnx, from_onnx_node, to_onnx  # noqa: E402
 
-pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("quick_compiles")]
+pytestmark = pytest.mark.peers
 
 T, B, D, H = 5, 2, 3, 4
 GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}

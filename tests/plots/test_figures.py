@@ -523,7 +523,7 @@ def test_wires_are_wider_for_larger_values_and_differ_in_colour_by_sign():
         assert (blue > red) == (shown[name] > 0), name
 
 
-def test_real_results_with_nan_padding(quick_compiles):
+def test_real_results_with_nan_padding():
     cell = lstm_jax.LSTM(3, 5)
     params = cell.init(jax.random.key(0))
     xs = jnp.where(VALID[..., None], random(T, B, 3), jnp.nan)
@@ -539,7 +539,7 @@ def test_real_results_with_nan_padding(quick_compiles):
 
 
 @pytest.mark.slow
-def test_real_results_of_every_diagnostic(quick_compiles):
+def test_real_results_of_every_diagnostic():
     """Results of a layer of a stack, in a row with padding."""
     network = lstm_jax.Stack((lstm_jax.LSTM(3, 5), lstm_jax.GRU(5, 4)))
     params = network.init(jax.random.key(0))

@@ -10,7 +10,7 @@ import pytest
 
 from lstm_jax import activation_regularization, temporal_activation_regularization
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 T, B, H = 6, 3, 4
 

@@ -8,7 +8,7 @@ from helpers import assert_raises, assert_same, random_arrays, random_params, to
 
 from lstm_jax import LSTM, WeightDrop, unroll
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 T, B, H = 6, 3, 4
 KEY = jax.random.key(5)

@@ -33,7 +33,7 @@ from lstm_jax import (
 )
 from lstm_jax._random import ONCE
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 T, B, H = 6, 3, 4
 KEY = jax.random.key(5)

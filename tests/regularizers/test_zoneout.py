@@ -10,7 +10,7 @@ from helpers import assert_raises, assert_same, random_arrays, random_params
 
 from lstm_jax import LSTM, Readout, Stack, Zoneout, unroll
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 T, B, H = 6, 3, 4
 KEY = jax.random.key(5)

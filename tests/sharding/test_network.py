@@ -57,10 +57,7 @@ def slow_except(names, everyday):
     return [name if name in everyday else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-pytestmark = [
-    pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual"),
-    pytest.mark.usefixtures("quick_compiles"),
-]
+pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
 
 
 def mesh_of(kind=AxisType.Auto, data=2, model=2):

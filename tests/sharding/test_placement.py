@@ -26,10 +26,7 @@ NETWORKS = {
 }
 SPECS = {"xs": P(None, "data"), "lengths": P("data"), "mask": P(None, "data"), "resets": P(None, "data")}
 
-pytestmark = [
-    pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual"),
-    pytest.mark.usefixtures("quick_compiles"),
-]
+pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
 
 
 def mesh_of(kind, **axes):

@@ -35,7 +35,7 @@ D, H = cell_case.D, cell_case.H
 MINIMAL = ["min_gru", "min_lstm"]  # min_lstm learns its initial carry
 WHICH = pytest.mark.parametrize("which", MINIMAL)
 DAILY_ONE = pytest.mark.parametrize("which", helpers.daily(MINIMAL))
-DOUBLE = pytest.mark.usefixtures("x64", "quick_compiles")
+DOUBLE = pytest.mark.usefixtures("x64")
 
 
 def solve(given, implementation, *, carry="given", **options):
@@ -291,7 +291,6 @@ def take(tree, index):
     return jax.tree.map(lambda a: a[index], tree)
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
 @pytest.mark.parametrize("how", helpers.daily(["shard_map", "explicit", "auto"]))
 def test_four_devices(how):

@@ -69,7 +69,6 @@ def test_coefficients_near_one_are_accurate():
 @pytest.mark.parametrize("compute", helpers.daily(["float32", "bfloat16", "float16"]))
 @pytest.mark.parametrize("kind", [MinGRU, MinLSTM])
 @pytest.mark.parametrize("implementation", helpers.daily(["parallel", "fused", "scan"]))
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.slow
 def test_saturated_gates_give_finite_values_and_gradients(kind, compute, implementation):
     """All combinations of -100, 0 and 100, including both gates of a minimal LSTM closed."""

@@ -20,6 +20,7 @@ OPTIONS = {
     "windows": {"checkpoint": 2},
     "plain scan": {"implementation": "scan"},
 }
+LONG = 200_000  # steps, whose projected inputs have more than 8 MiB
 
 
 def deepest(call):
@@ -45,17 +46,40 @@ def deepest(call):
     return most
 
 
-@pytest.mark.parametrize("which", daily(OPTIONS, "carry", "windows"))
-@pytest.mark.parametrize("derivative", [False, True], ids=["forward", "gradient"])
-def test_unroll(which, derivative):
-    params = CELL.init(jax.random.key(0))
+def check(steps, derivative, options):
+    """Check the depth of the call path of ``unroll``."""
+    params = jax.eval_shape(CELL.init, jax.random.key(0))
+    xs = jax.ShapeDtypeStruct((steps, 2, 5), jnp.float32)
 
-    def run(params):
-        return jnp.sum(lstm_jax.unroll(CELL, params, jnp.ones((3, 2, 5)), **OPTIONS[which])[1])
+    def run(params, xs):
+        return jnp.sum(lstm_jax.unroll(CELL, params, xs, **options)[1])
 
     jax.clear_caches()
-    found = deepest(lambda: jax.eval_shape(jax.grad(run) if derivative else run, params))
-    assert "run" in found and len(found) <= 10, found
+    found = deepest(lambda: jax.eval_shape(jax.grad(run) if derivative else run, params, xs))
+    assert "unroll" in found and len(found) <= 10, found
+
+
+BOTH = pytest.mark.parametrize("derivative", [False, True], ids=["forward", "gradient"])
+
+
+@pytest.mark.parametrize("which", daily(OPTIONS, "carry", "windows"))
+@BOTH
+def test_unroll(which, derivative):
+    check(3, derivative, OPTIONS[which])
+
+
+@pytest.mark.parametrize("which", daily(OPTIONS, "windows"))
+@BOTH
+def test_unroll_on_a_single_cpu_device(is_single_cpu_device, which, derivative):
+    check(3, derivative, OPTIONS[which])
+
+
+@pytest.mark.parametrize("options", [{}, {"lengths": [3, 1]}], ids=str)
+@BOTH
+def test_chunks_on_a_single_cpu_device(is_single_cpu_device, options, derivative):
+    shapes = jax.eval_shape(CELL.init, jax.random.key(0)), jax.ShapeDtypeStruct((LONG, 2, 5), jnp.float32)
+    assert "chunks" in lstm_jax.explain(CELL, *shapes, **options).layers[0].tiling
+    check(LONG, derivative, options)
 
 
 def test_lstm_step():

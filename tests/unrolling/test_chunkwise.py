@@ -17,7 +17,7 @@ import lstm_jax
 from lstm_jax.unrolling.chunkwise import MIN_STEPS, chunk_length
 
 D, H, HEADS = 3, 6, 2
-DOUBLE = pytest.mark.usefixtures("x64", "quick_compiles")
+DOUBLE = pytest.mark.usefixtures("x64")
 #: Steps that fill one chunk, more than one, and not a whole number of them.
 STEPS = {"one chunk": 16, "a chunk and a step": 17, "three chunks": 48, "less than a chunk": 5, "one step": 1}
 

@@ -34,7 +34,7 @@ CELL = oracle.Cell(oracle.lstm, oracle.two_zeros)
 
 
 @pytest.fixture
-def reference(monkeypatch, quick_compiles):
+def reference(monkeypatch):
     """Replace cuDNN's forward and backward call by ``lstm_ref``; returns the list of calls."""
     calls = []
 

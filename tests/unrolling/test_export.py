@@ -27,9 +27,6 @@ NETWORKS = {
 SIZES = [(5, 2), (19, 3)]
 
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-
 def unrolled(network, options):
     def run(params, xs, lengths):
         return lstm_jax.unroll(network, params, xs, lengths=lengths, **options)

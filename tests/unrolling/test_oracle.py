@@ -15,8 +15,6 @@ from helpers import assert_same, daily, finite, problem, slow
 
 import lstm_jax
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 #: Each case under "auto", and under the plain scan if "auto" chooses another implementation.
 ROWS = [(case, "auto") for case in cell_cases.CELL_CASES]
 ROWS += [

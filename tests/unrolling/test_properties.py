@@ -18,7 +18,7 @@ from sequence_strategies import B, T, sequences
 
 import lstm_jax
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 NETWORKS = ["lstm_learned", "gru", "peephole", "stack_bidirectional"]
 

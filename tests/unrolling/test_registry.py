@@ -102,7 +102,6 @@ def ran(jaxpr):
     return names
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("situation", helpers.daily(SITUATIONS, "reverse"))
 @pytest.mark.parametrize(("name", "platform"), RUNS)
 def test_values_and_gradients_agree_with_the_oracle(name, platform, situation, request):

@@ -9,7 +9,7 @@ from helpers import assert_raises, assert_same, problem
 
 import lstm_jax
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 
 @pytest.mark.parametrize("which", ["lstm", "slstm", "stack_bidirectional"])

@@ -9,7 +9,7 @@ from helpers import assert_raises, assert_same, daily, random_like
 import lstm_jax
 from lstm_jax import GRU, LSTM, RNN, Bidirectional, MinGRU, Stack
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 T, B, D, H = 9, 3, 3, 2
 WIDE = {"param_dtype": "float64"}

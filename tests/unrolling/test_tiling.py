@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from cell_case import D
 from cell_cases import BY_NAME, CELL_CASES
-from helpers import daily, equations
+from helpers import brief, daily, equations
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, _devices
-from lstm_jax.cells import _linear
-from lstm_jax.unrolling import fused_scan, tiling, windows
+from lstm_jax.unrolling import fused_scan, tiling
 from lstm_jax.unrolling.api import _compiled
 
 T, B = 7, 6
@@ -19,21 +18,10 @@ SPLIT = [m for m in CELL_CASES if "fused" in m.implementation and not m.variant]
 
 
 @pytest.fixture
-def is_single_cpu_device(monkeypatch):
-    """Tiling as on a machine with one CPU device; compiled programs are deleted before and after."""
-    monkeypatch.setattr(tiling, "is_single_cpu_device", lambda: True)
-    monkeypatch.setattr(_linear, "is_single_cpu_device", lambda: True)
-    monkeypatch.setattr(windows, "is_single_cpu_device", lambda: True)
-    monkeypatch.setattr(fused_scan, "is_single_cpu_device", lambda: True)
-    _compiled.clear_cache()
-    yield
-    _compiled.clear_cache()
-
-
-@pytest.fixture
 def small_tiles(is_single_cpu_device, monkeypatch):
     """Chunks of 3 steps (2 for tangents), which do not divide T, 3 batch splits and 2 steps per loop body."""
-    monkeypatch.setattr(fused_scan, "choose_tiling", lambda *_, **__: tiling.Tiling(3, 2, 3, 2))
+    tilings = {rows: tiling.Tiling(3, 2, 3 if rows else 1, 2) for rows in (True, False)}
+    monkeypatch.setattr(fused_scan, "choose_tiling", lambda *_, rows: tilings[rows])
 
 
 def tiling_for(case):
@@ -167,7 +155,7 @@ def results_with_all_options(network, implementation, event):
     return results
 
 
-@pytest.mark.usefixtures("x64", "quick_compiles", "small_tiles")
+@pytest.mark.usefixtures("x64", "small_tiles")
 @pytest.mark.parametrize(
     "case",
     daily(SPLIT, BY_NAME["lstm"]),
@@ -181,8 +169,29 @@ def test_chunks_and_batch_splits_change_no_value_and_no_gradient(case):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
 
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize(
+    "cell",
+    [
+        lstm_jax.VariationalDropout(LSTM(D, 4), recurrent=0.5),
+        lstm_jax.VariationalDropout(GRU(D, 4), inputs=0.5),
+        lstm_jax.Zoneout(LSTM(D, 4), rates=0.5),
+        lstm_jax.CandidateDropout(GRU(D, 4), rate=0.5),
+    ],
+    ids=brief,
+)
+def test_a_batch_with_noise_is_not_split(cell):
+    params = cell.init(jax.random.key(0))
+    xs = jax.random.normal(jax.random.key(1), (T, B, D))
+    tiled, whole = (
+        lstm_jax.unroll(cell, params, xs, key=jax.random.key(2), implementation=name)[1]
+        for name in ("fused", "scan")
+    )
+    np.testing.assert_allclose(tiled, whole, atol=1e-6)
+
+
 @pytest.mark.slow
-@pytest.mark.usefixtures("x64", "quick_compiles", "small_tiles")
+@pytest.mark.usefixtures("x64", "small_tiles")
 @pytest.mark.parametrize("checkpoint", [None, 4])
 def test_second_derivatives_of_a_tiled_scan(checkpoint):
     cell = GRU(D, 2, param_dtype=jnp.float64)

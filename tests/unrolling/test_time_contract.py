@@ -23,7 +23,7 @@ from laws import LSTM_CASE, B, T, solve, windows
 import lstm_jax
 from lstm_jax import LSTM
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 CASES = cell_cases.table(lambda case: not case.variant)
 CAUSAL = [case for case in CASES if case.causal]

@@ -12,7 +12,7 @@ from helpers import assert_same, finite_difference_check, random_like, total
 import lstm_jax
 from lstm_jax import GRU, LSTM, MLSTM, RNN, SLSTM, Bidirectional, GRUVariant, IndRNN, Stack
 
-pytestmark = pytest.mark.usefixtures("x64", "quick_compiles")
+pytestmark = pytest.mark.usefixtures("x64")
 
 T, B, D, H = 4, 2, 3, 3
 CELLS = {
@@ -76,7 +76,6 @@ def daily(*names, among=NETWORKS):
 
 
 @daily("lstm")
-@pytest.mark.slow
 def test_both_modes_to_second_order_agree_with_finite_differences(name):
     network = NETWORKS[name]
 

@@ -17,7 +17,7 @@ import pytest
 from cell_cases import BY_NAME
 from helpers import assert_same, daily, equations, finite_difference_check, problem, values_and_gradients
 from jax.sharding import AxisType, PartitionSpec as P
-from kernel_cases import DOUBLE, QUICK, both_cells, unroll, without_resets
+from kernel_cases import DOUBLE, both_cells, unroll, without_resets
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, Bidirectional, Stack
@@ -63,7 +63,6 @@ def test_values_and_gradients_equal_those_of_the_scan(case):
     assert_same(solve(implementation="pallas"), solve(implementation="scan"))
 
 
-@QUICK
 @pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize("bias", daily([None, "bfloat16"]))
 def test_gru_biases(bias):
@@ -294,7 +293,6 @@ def test_the_weights_gradient_is_one_product_after_the_loop():
 
 @pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
 @pytest.mark.parametrize(("platform", "cell_type"), [("reference", GRU), helpers.slow("tpu", LSTM)])
-@QUICK
 @pytest.mark.slow
 def test_inside_shard_map_each_device_runs_its_own_kernel(platform, cell_type):
     cell = cell_type(D, H)
