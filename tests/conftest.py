@@ -3,15 +3,18 @@
 import os
 from importlib.metadata import version
 
-# Tests run small programs, so compilation takes most of the time. With the project's main version of jax, programs
-# are compiled without XLA's fusion emitters and without most passes of LLVM, in a quarter of the time. HLO and
-# memory stay as they are. `make test-latest` compiles the same tests as for users.
-QUICK = version("jaxlib").startswith("0.10.")
-FLAGS = ["--xla_force_host_platform_device_count=4"]
-if QUICK:
-    FLAGS += ["--xla_cpu_parallel_codegen_split_count=1", "--xla_cpu_use_fusion_emitters=false"]
-# Set before jax creates its devices, and appended to the flags of the caller.
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+# Set before jax creates its devices, and appended to the flags of the caller. Tests run small programs, so
+# compilation takes most of the time. With jax 0.10, XLA's fusion emitters and most passes of LLVM are left
+# out, which takes a quarter of the time. `make test-latest` compiles the same tests as for users.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
+        if version("jaxlib").startswith("0.10.")
+        else "",
+    ]
+)
 
 import gc
 import itertools
@@ -25,7 +28,7 @@ from lstm_jax.unrolling.kernels import select
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_disable_most_optimizations", QUICK)
+jax.config.update("jax_disable_most_optimizations", version("jaxlib").startswith("0.10."))
 
 hypothesis.settings.register_profile(
     "everyday",
