@@ -75,10 +75,12 @@ def imports(*modules: str) -> Callable[[], str | None]:
 Cells = Mapping[str, tuple[str, Callable[[Any], Any]]]
 
 
-def without_cell(cells: Container[str]) -> Callable[[Case, str, Setting], str | None]:
-    """A ``declines`` that returns a reason for cases of other cells than ``cells``."""
+def only(cells: Container[str]) -> Callable[[Case, str, Setting], str | None]:
+    """A ``declines`` of a library that has ``cells``, and no resets."""
 
     def declines(case: Case, mode: str, setting: Setting) -> str | None:
+        if case.resets:
+            return "takes no resets"
         return None if case.cell in cells else f"has no {case.cell} that computes the same"
 
     return declines

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from benchmarks import weights
 from benchmarks.cases import Case, Setting
-from benchmarks.contestants.contestant import Contestant, Form, build_jax, imports
+from benchmarks.contestants.contestant import Contestant, Form, build_jax, imports, only
 
 
 def form(case: Case, setting: Setting) -> Form:
@@ -51,7 +51,7 @@ def declines(case: Case, mode: str, setting: Setting) -> str | None:
         return "float32 only"
     if case.ensemble:
         return "does not support vmap"
-    return "whole sequences only" if case.streaming else None
+    return "whole sequences only" if case.streaming else only({"LSTM"})(case, mode, setting)
 
 
 CUDNN = Contestant(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from benchmarks import weights
 from benchmarks.cases import Case, Setting
-from benchmarks.contestants.contestant import Contestant, Form, build_jax, imports
+from benchmarks.contestants.contestant import Contestant, Form, build_jax, imports, only
 
 
 def form(case: Case, setting: Setting) -> Form:
@@ -54,8 +54,8 @@ def form(case: Case, setting: Setting) -> Form:
 
 
 def declines(case: Case, mode: str, setting: Setting) -> str | None:
-    if case.cell == "RNN":
-        return "has no RNN"
+    if reason := only({"LSTM", "GRU"})(case, mode, setting):
+        return reason
     return "has no layer that takes lengths" if case.ragged else None
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from benchmarks import weights
 from benchmarks.cases import Case, Setting
-from benchmarks.contestants.contestant import Cells, Contestant, Form, build_jax, imports, without_cell
+from benchmarks.contestants.contestant import Cells, Contestant, Form, build_jax, imports, only
 
 #: For each cell of this library, the name of linen's and the function that converts the parameters.
 CELLS = {
@@ -54,7 +54,7 @@ def form(cells: Cells, case: Case, setting: Setting) -> Form:
 def linen(name: str, cells: Cells) -> Contestant:
     how = f"flax.linen.RNN({cells['LSTM'][0]}(H), time_major=True)"
     build = build_jax(partial(form, cells))
-    return Contestant(name, how, "flax", imports("flax.linen"), without_cell(cells), build)
+    return Contestant(name, how, "flax", imports("flax.linen"), only(cells), build)
 
 
 LINEN = (linen("linen", CELLS), linen("linen optimized", OPTIMIZED))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from benchmarks import weights
 from benchmarks.cases import Case, Setting
-from benchmarks.contestants.contestant import Cells, Contestant, Form, build_jax, imports, without_cell
+from benchmarks.contestants.contestant import Cells, Contestant, Form, build_jax, imports, only
 
 #: Its GRU is another function: it has no bias inside the product with the reset gate.
 CELLS = {"LSTM": ("LSTMCell", weights.to_nnx_lstm), "RNN": ("SimpleCell", weights.to_nnx_rnn)}
@@ -65,7 +65,7 @@ def form(cells: Cells, case: Case, setting: Setting) -> Form:
 def nnx(name: str, cells: Cells) -> Contestant:
     how = f"flax.nnx.RNN({cells['LSTM'][0]}(D, H), time_major=True), split and merged within one jit"
     build = build_jax(partial(form, cells))
-    return Contestant(name, how, "flax", imports("flax.nnx"), without_cell(cells), build)
+    return Contestant(name, how, "flax", imports("flax.nnx"), only(cells), build)
 
 
 NNX = (nnx("nnx", CELLS), nnx("nnx optimized", OPTIMIZED))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from benchmarks import weights
 from benchmarks.cases import Case, Setting
-from benchmarks.contestants.contestant import Contestant, Form, build_jax, imports
+from benchmarks.contestants.contestant import Contestant, Form, build_jax, imports, only
 
 
 def form(case: Case, setting: Setting) -> Form:
@@ -53,8 +53,9 @@ def form(case: Case, setting: Setting) -> Form:
 
 
 def declines(case: Case, mode: str, setting: Setting) -> str | None:
-    if case.cell != "LSTM":  # its GRU applies the reset gate before the product, its RNN has no tanh
-        return f"has no {case.cell} that computes the same"
+    # Its GRU applies the reset gate before the product, and its RNN has no tanh.
+    if reason := only({"LSTM"})(case, mode, setting):
+        return reason
     return "its unrolls take no lengths" if case.ragged else None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import weights
 from benchmarks.cases import Case, Setting
-from benchmarks.contestants.contestant import Contestant, Form, build_jax
+from benchmarks.contestants.contestant import Contestant, Form, build_jax, only
 
 CELLS = {"LSTM": "LSTM", "GRU": "GRU", "RNN": "SimpleRNN"}
 POLICY = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -65,7 +65,9 @@ def absent() -> str | None:
 
 
 def declines(case: Case, mode: str, setting: Setting) -> str | None:
-    return None if setting.dtype in POLICY else f"no policy for {setting.dtype}"
+    if setting.dtype not in POLICY:
+        return f"no policy for {setting.dtype}"
+    return only(CELLS)(case, mode, setting)
 
 
 KERAS = Contestant(

@@ -8,7 +8,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks.cases import QUICK, Setting
+from benchmarks.cases import QUICK, Case, Setting
 from benchmarks.contestants import ALWAYS_MEASURED, CUDNN, LSTM_JAX, PEERS
 from benchmarks.contestants.contestant import never
 from benchmarks.measure import measure
@@ -36,9 +36,7 @@ def test_all_peers_are_timed_and_agree(tmp_path):
     timed = {name for m in tree["cases"] for name, row in m["rows"].items() if row["status"] == "timed"}
     assert timed == {c.name for c in (*ALWAYS_MEASURED, *peers)} - {"jax.experimental.rnn"}
     for curve in tree["curves"].values():
-        assert all(
-            {"lstm_jax", "plain scan", "nnx OptimizedLSTMCell", "torch"} == set(m["rows"]) for m in curve
-        )
+        assert all({"lstm_jax", "plain scan", "nnx optimized", "torch"} == set(m["rows"]) for m in curve)
     assert set(tree["matmul_rates"]) == {"jax", "torch"}
     assert {mean["what"] for mean in tree["geometric_means"]} >= {
         "time, lstm_jax / torch, forward",
@@ -54,7 +52,18 @@ def test_torch_is_marked_as_spinning():
     }
 
 
-@pytest.mark.parametrize("case", [case for case in QUICK if not (case.ensemble or case.streaming)], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(2, 5, 3, 4, cell="GRU", resets=0.3), Case(2, 5, 3, 4, resets=0.3)], ids=str
+)
+def test_other_libraries_decline_resets(case):
+    """They would read the flags as lengths."""
+    assert all(c.declines(case, "forward", Setting("gpu")) for group in PEERS.values() for c in group)
+
+
+CUDNN_CASES = [case for case in QUICK if not (case.ensemble or case.streaming) and case.cell == "LSTM"]
+
+
+@pytest.mark.parametrize("case", CUDNN_CASES, ids=str)
 def test_arguments_of_jax_experimental_rnn(monkeypatch, case):
     """Without a GPU, ``lstm_ref`` computes with the weights and lengths that cuDNN would get."""
     from jax.experimental import rnn
@@ -67,6 +76,7 @@ def test_arguments_of_jax_experimental_rnn(monkeypatch, case):
     assert "GPUs" in CUDNN.declines(case, "forward", Setting("cpu"))
     assert CUDNN.declines(case, "forward", Setting("gpu")) is None
     assert "float32" in CUDNN.declines(case, "forward", Setting("gpu", "bfloat16"))
+    assert "GRU" in CUDNN.declines(case._replace(cell="GRU"), "forward", Setting("gpu"))
     for mode in case.modes:
         found = measure(case, mode, (LSTM_JAX, CUDNN._replace(declines=never)), Setting("cpu"), 1)
         assert found.rows[CUDNN.name].status == "timed", found.rows[CUDNN.name]
