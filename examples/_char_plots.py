@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from _char_model import Model, Params, features
 from _char_text import encode
-from training import plots as files
 from training.distributed import is_first
+from training.plots import png
 
 import lstm_jax
 from lstm_jax import diagnostics, plots
@@ -27,7 +27,7 @@ def draw_gates(model: Model, params: Params, text: str) -> bytes:
     figure = gate_map(layer, text, start, len(text), choose_units(scaled(layer.memory[start:])))
     title = f"{model.cell.upper()}, layer {model.layers}, on held-out text: units from slow to fast"
     figure.suptitle(title, fontsize=9)
-    return files.png(figure)
+    return png(figure)
 
 
 def gate_map(layer: LayerStates, text: str, start: int, end: int, units: np.ndarray | None = None) -> Any:

@@ -65,8 +65,8 @@ def windows(
     Each window has one frame more than ``window``. It is only predicted, and is the first one of the next
     window. In each epoch the pieces are shifted and packed at random.
     """
-    per_epoch = -(-(len(pack(pieces, rows).frames) - 1) // window)
-    epoch, packed = -1, pack(pieces, rows)  # caches one epoch
+    epoch, packed = -1, pack(pieces, rows)  # caches one epoch; all epochs have rows of the same lengths
+    per_epoch = -(-(len(packed.frames) - 1) // window)
 
     def window_of(step: int) -> Rows:
         nonlocal epoch, packed
