@@ -47,7 +47,7 @@ PYTEST := -m pytest -n $(WORKERS)
 CORE := -m "not slow and not peers and not browser" --doctest-modules \
 	$(addprefix --ignore=lstm_jax/,nnx.py linen.py interop/onnx) tests lstm_jax
 
-.PHONY: help demo test test-slow test-peers test-browser test-latest docs bench bench-device lint types clean
+.PHONY: help demo test test-slow test-one-device test-peers test-browser test-latest docs bench bench-device lint types clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -56,13 +56,18 @@ demo: $(MAIN)  ## train a small character model into runs/demo
 	.venv/bin/python examples/char_lm.py --demo
 
 # Tests run on the CPU by default.
-test test-slow test-peers test-browser test-latest: export JAX_PLATFORMS ?= cpu
+test test-slow test-one-device test-peers test-browser test-latest: export JAX_PLATFORMS ?= cpu
 
 test: $(MAIN)  ## the everyday tests and the docstrings' examples
 	.venv/bin/python $(PYTEST) $(CORE) $(PYTEST_ARGS)
 
 test-slow: $(MAIN)  ## the tests that take long
 	.venv/bin/python $(PYTEST) -m "slow and not browser" tests $(PYTEST_ARGS)
+
+# The other tests have four virtual devices. Users with one CPU device get chunks of time and batch splits.
+test-one-device: export TEST_DEVICES = 1
+test-one-device: $(MAIN)  ## cells, sequences and networks again, on one CPU device
+	.venv/bin/python $(PYTEST) -m "not peers and not browser" $(addprefix tests/,cells regularizers unrolling networks) $(PYTEST_ARGS)
 
 test-peers: export KERAS_BACKEND ?= jax
 test-peers: $(PEERS)  ## live comparison with the other libraries; a skipped test is a failure

@@ -25,7 +25,7 @@ class Case(NamedTuple):
     ragged: bool = False  # sequences of different lengths, from 1 to T
     ensemble: int = 0  # number of networks, each with its own weights and inputs; 0: one, without an axis
     streaming: bool = False  # one step from a given carry, to measure latency
-    cell: str = "LSTM"  # or "GRU", "RNN"
+    cell: str = "LSTM"  # or "GRU", "RNN", "MLSTM"
     resets: float = 0.0  # fraction of the steps at which the carry is reset
 
     def __str__(self) -> str:
@@ -87,6 +87,8 @@ OTHER = (
     Case(32, 100, 128, 128, cell="RNN"),
     Case(256, 50, 64, 64, cell="RNN"),
 )
+#: Computed in chunks of time by default. No other library has the cell.
+MLSTM = (Case(8, 1024, 256, 256, cell="MLSTM"),)
 
 #: Groups of cases that ``--cases`` accepts in addition to sizes.
 NAMED = {
@@ -97,7 +99,8 @@ NAMED = {
     "ensemble": ENSEMBLE,
     "streaming": STREAMING,
     "other": OTHER,
-    "all": CORE + STACK + BIDIRECTIONAL + RAGGED + ENSEMBLE + STREAMING + OTHER,
+    "mlstm": MLSTM,
+    "all": CORE + STACK + BIDIRECTIONAL + RAGGED + ENSEMBLE + STREAMING + OTHER + MLSTM,
 }
 #: Tiny cases that use every option.
 QUICK = (
@@ -108,7 +111,10 @@ QUICK = (
     Case(2, 1, 3, 4, streaming=True),
     Case(2, 5, 3, 4, cell="GRU"),
     Case(2, 5, 3, 4, cell="RNN"),
+    Case(2, 5, 3, 8, cell="MLSTM"),
 )
+#: Heads of an MLSTM.
+HEADS = 4
 
 
 class Curve(NamedTuple):
@@ -190,7 +196,9 @@ def _draw(case: Case, dtype: str) -> tuple[Layers, jax.Array, jax.Array, Any]:
     steps = () if case.streaming else (case.T,)
 
     def init(key: jax.Array) -> Layers:
-        return as_layers(case, lstm_jax.torch_init(make_network(case), key))
+        network = make_network(case)
+        params = network.init(key) if case.cell == "MLSTM" else lstm_jax.torch_init(network, key)
+        return as_layers(case, params)
 
     params = jax.vmap(init)(jax.random.split(keys[0], case.ensemble)) if many else init(keys[0])
     xs = jax.random.normal(keys[1], (*many, *steps, case.B, case.D))
@@ -199,11 +207,17 @@ def _draw(case: Case, dtype: str) -> tuple[Layers, jax.Array, jax.Array, Any]:
     return params, xs.astype(dtype), weights.astype(dtype), (h.astype(dtype), c)
 
 
+def make_cell(case: Case, input_size: int, dtype: str | None = None) -> Any:
+    """The cell of one layer."""
+    options = {"heads": HEADS} if case.cell == "MLSTM" else {}
+    return getattr(lstm_jax, case.cell)(input_size, case.H, dtype=dtype, **options)
+
+
 def make_network(case: Case, dtype: str | None = None) -> Any:
     """The case as a cell or network of this library."""
 
     def layer(size: int) -> Any:
-        cell = getattr(lstm_jax, case.cell)(size, case.H, dtype=dtype)
+        cell = make_cell(case, size, dtype)
         return lstm_jax.Bidirectional(cell) if case.bidirectional else cell
 
     layers = (layer(case.D), *(layer(case.output_size) for _ in range(case.layers - 1)))
@@ -229,7 +243,10 @@ def flops(case: Case, mode: str, valid_steps: int) -> int:
     backward pass, which adds products for the weights and for the states and inputs."""
     directions = 2 if case.bidirectional else 1
     inputs = case.D + (case.layers - 1) * case.output_size
-    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[case.cell]
-    weights = directions * gates * case.H * (inputs + case.layers * case.H)
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1, "MLSTM": 4}[case.cell]
+    recurrent = gates * case.H**2
+    if case.cell == "MLSTM":  # no recurrent weights; C is updated with v k and multiplied with q, per head
+        recurrent = 2 * case.H**2 // HEADS
+    weights = directions * (gates * case.H * inputs + case.layers * recurrent)
     forward = 2 * weights * valid_steps * max(1, case.ensemble)
     return forward * (1 if mode == MODES[0] else 3)

@@ -27,7 +27,7 @@ import numpy as np
 
 import lstm_jax
 from benchmarks import reference, report, training
-from benchmarks.cases import MODES, Case, Setting, precision
+from benchmarks.cases import MLSTM, MODES, Case, Setting, precision
 from benchmarks.contestants import SCAN, TORCH, named
 from benchmarks.contestants.contestant import Contestant
 from benchmarks.contestants.layouts import LAYOUTS
@@ -340,12 +340,13 @@ CASES = {
         Case(2048, 256, 128, 128, cell="GRU"),
         Case(20, 35, 650, 650, layers=2),
         Case(32, 100, 128, 128),
+        *MLSTM,
     ),
 }
 QUICK_CASES = {
     "cases-long": (Case(2, 4, 3, 3),),
     "cases-wide": (Case(2, 4, 3, 3, layers=2),),
-    "cases-batch": (Case(2, 4, 3, 3, cell="GRU", resets=0.1),),
+    "cases-batch": (Case(2, 4, 3, 3, cell="GRU", resets=0.1), Case(2, 4, 3, 4, cell="MLSTM")),
 }
 #: Steps per loop body, in addition to 1. The last one is also measured in TF32 and float16.
 STEPS = (4, 16, 8)
@@ -355,7 +356,7 @@ STEPS = (4, 16, 8)
 FORWARD_SHARE = 0.4
 
 
-def contestants(run: Run) -> list[Contestant]:
+def contestants(run: Run, cell: str = "LSTM") -> list[Contestant]:
     """Contestants of the table, in order of value."""
     exact, tf32, bf16, fp16 = (
         run.setting("float32"),
@@ -364,6 +365,9 @@ def contestants(run: Run) -> list[Contestant]:
         run.setting("float16"),
     )
     fused, steps = named("fused"), STEPS[:1] if run.quick else STEPS
+    if cell == "MLSTM":  # in chunks, and step by step
+        found = [(named("parallel"), tf32), (fused, tf32), (named("parallel"), bf16), (SCAN, tf32)]
+        return [with_setting(contestant, setting) for contestant, setting in dict.fromkeys(found)]
     found = [(fused, exact), (TORCH, fp16), (TORCH, bf16), (TORCH, tf32), (TORCH, exact), (SCAN, bf16)]
     found += [(fused, bf16), (named("cudnn"), tf32), (fused, tf32)]
     found += [(with_steps_per_body(fused, n), bf16) for n in steps]
@@ -383,7 +387,7 @@ def cases(run: Run, name: str) -> None:
     todo = (QUICK_CASES if run.quick else CASES)[name]
     for position, case in enumerate(todo):
         share = (run.deadline - time.monotonic()) / (len(todo) - position)
-        compete(run, case, contestants(run), until=time.monotonic() + share)
+        compete(run, case, contestants(run, case.cell), until=time.monotonic() + share)
 
 
 def compete(run: Run, case: Case, contestants: Sequence[Contestant], until: float) -> None:

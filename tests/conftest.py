@@ -1,4 +1,4 @@
-"""Settings for all tests: four devices, no implicit promotion, deterministic examples."""
+"""Settings for all tests: four devices (or TEST_DEVICES), no implicit promotion, deterministic examples."""
 
 import os
 from importlib.metadata import version
@@ -9,7 +9,7 @@ from importlib.metadata import version
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=4",
+        f"--xla_force_host_platform_device_count={os.environ.get('TEST_DEVICES', 4)}",
         "--xla_cpu_parallel_codegen_split_count=1 --xla_cpu_use_fusion_emitters=false"
         if version("jaxlib").startswith("0.10.")
         else "",

@@ -23,6 +23,12 @@ def slow(*row):
     return pytest.param(*row, marks=pytest.mark.slow)
 
 
+#: For tests of arrays on several devices, and of programs that differ on a single CPU device.
+several_devices = pytest.mark.skipif(
+    jax.device_count() < 4, reason="requires four devices, which may be virtual"
+)
+
+
 def daily(values, *kept):
     """Values for ``pytest.mark.parametrize``: all but those in ``kept`` (default: the first) are slow."""
     kept = kept or (next(iter(values)),)

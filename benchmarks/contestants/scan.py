@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 import lstm_jax
-from benchmarks.cases import Case, Setting
+from benchmarks.cases import Case, Setting, make_cell
 from benchmarks.contestants.contestant import Contestant, Form, build_jax, never
 
 
@@ -17,8 +17,11 @@ def step_of(case: Case, params: Any, dtype: str) -> Any:
     """``lstm_step``; for other cells, or with products in a narrow type, the cell's step."""
     if dtype == "float32" and case.cell == "LSTM":
         return partial(lstm_jax.lstm_step, params)
-    cell = getattr(lstm_jax, case.cell)(params.w_ih.shape[0], case.H, dtype=dtype)
-    return partial(cell.step, params)
+    return partial(cell_of(case, params, dtype).step, params)
+
+
+def cell_of(case: Case, params: Any, dtype: str) -> Any:
+    return make_cell(case, params.w_ih.shape[0], dtype)
 
 
 def one_direction(case: Case, params: Any, xs: Any, valid: Any, resets: Any, reverse: bool) -> Any:
@@ -29,8 +32,7 @@ def one_direction(case: Case, params: Any, xs: Any, valid: Any, resets: Any, rev
     """
     dtype = xs.dtype.name
     one = step_of(case, params, dtype)
-    h = jnp.zeros((xs.shape[1], case.H), xs.dtype)
-    first = (h, h.astype(jnp.float32)) if case.cell == "LSTM" else h
+    first = cell_of(case, params, dtype).initial_carry(xs.shape[1:2])
     if valid is None and resets is None:
         return jax.lax.scan(one, first, xs, reverse=reverse)[1]
 

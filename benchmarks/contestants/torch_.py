@@ -171,6 +171,8 @@ def about(torch: Any, case: Case, train: bool, setting: Setting) -> str:
 def declines(case: Case, mode: str, setting: Setting) -> str | None:
     if case.resets:
         return "its modules take no resets"
+    if case.cell not in ("LSTM", "GRU", "RNN"):
+        return f"has no {case.cell}"
     import torch
 
     if setting.platform == "gpu":

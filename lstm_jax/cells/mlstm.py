@@ -233,9 +233,9 @@ class MLSTM(BaseCell):
 
     The carry is ``(C, n, m)``: matrix memory, normaliser, stabiliser. It does not include the output h.
 
-    C has H^2 / heads entries per row of the batch. Both the fused and the plain scan store C, and factors of
-    the same size, at every step for the gradients. For long sequences use ``checkpoint="sqrt"``, which stores
-    them for about 2 sqrt(T) steps instead of T.
+    C has H^2 / heads entries per row of the batch. ``implementation="parallel"`` computes chunks of time as
+    matrix products and stores C once per chunk; ``"auto"`` chooses it from 16 steps on. The fused and the
+    plain scan store C, and factors of the same size, at every step for the gradients.
 
     Args:
         input_size: D, features of one input.

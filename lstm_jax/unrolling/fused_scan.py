@@ -63,8 +63,10 @@ def fused_scan(cell: Any, options: Any, tiling: Tiling) -> Callable[..., tuple[C
     scan: Any = partial(_loop, cell, options, tiling, False)
     if tiling.chunk is not None:
         scan = partial(in_windows, scan, tiling.chunk, options.reverse, False, ())
-    if is_single_cpu_device() and not options.save and options.checkpoint is None:
-        scan = _ensemble_rule(scan, partial(_loop, cell, options, tiling, True))
+    if is_single_cpu_device() and options.checkpoint is None:
+        # JAX assumes that a function and its derivative rule return the mapped axis in the same place. So the
+        # scan that the derivative rule calls has an ensemble rule, too.
+        scan = _ensemble_rule(scan, scan if options.save else partial(_loop, cell, options, tiling, True))
     scan = jax.custom_jvp(scan)
     scan.defjvp(partial(_tangents, cell, options, tiling))
     return scan

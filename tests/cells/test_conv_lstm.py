@@ -15,6 +15,7 @@ from helpers import (
     finite_difference_check,
     problem,
     random_like,
+    several_devices,
     slow,
     total,
     zero_params,
@@ -202,7 +203,7 @@ def test_one_exported_program_for_all_sizes():
         assert_close(written.call(*given), jax.jit(gradients_of(CELL))(*given))
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
+@several_devices
 @pytest.mark.parametrize("axis_type", daily([AxisType.Auto, AxisType.Explicit]), ids=str)
 @pytest.mark.parametrize(
     "network", [pytest.param(CELL, id="cell"), pytest.param(NETWORK, id="network", marks=pytest.mark.slow)]
@@ -226,7 +227,7 @@ def test_sharded_rows(network, axis_type):
     assert_close(jax.device_get(((dparams, dxs), (carry, ys))), jax.jit(gradients_of(network))(*given))
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
+@several_devices
 @pytest.mark.slow
 def test_sharded_rows_in_shard_map():
     params, xs, lengths = drawn(CELL, 8)

@@ -4,7 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_raises, assert_same, random_arrays, random_params, zero_params
+from helpers import (
+    assert_raises,
+    assert_same,
+    random_arrays,
+    random_params,
+    several_devices,
+    zero_params,
+)
 
 import lstm_jax
 from lstm_jax import (
@@ -153,6 +160,7 @@ def test_carry_order_of_flax():
     assert swap_carry_order(TWO, (("h", "c"), "s")) == (("c", "h"), "s")
 
 
+@several_devices
 def test_over_a_mesh():
     network = Bidirectional(LSTM(D, 4), backward=GRU(D, 2))
     mesh = jax.make_mesh((2, 2), ("data", "model"))

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from collectives import KINDS, collectives, counted
+from helpers import several_devices
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import lstm_jax
@@ -57,7 +58,7 @@ def slow_except(names, everyday):
     return [name if name in everyday else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
+pytestmark = several_devices
 
 
 def mesh_of(kind=AxisType.Auto, data=2, model=2):

@@ -26,7 +26,7 @@ NETWORKS = {
 }
 SPECS = {"xs": P(None, "data"), "lengths": P("data"), "mask": P(None, "data"), "resets": P(None, "data")}
 
-pytestmark = pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
+pytestmark = helpers.several_devices
 
 
 def mesh_of(kind, **axes):

@@ -21,6 +21,7 @@ from helpers import (
     is_zero,
     problem,
     random_arrays,
+    several_devices,
     total,
     values_and_gradients,
 )
@@ -291,7 +292,7 @@ def take(tree, index):
     return jax.tree.map(lambda a: a[index], tree)
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
+@several_devices
 @pytest.mark.parametrize("how", helpers.daily(["shard_map", "explicit", "auto"]))
 def test_four_devices(how):
     rng = np.random.default_rng(0)

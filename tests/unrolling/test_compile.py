@@ -256,6 +256,7 @@ def program(network, steps, **options):
 
 @pytest.mark.parametrize("options", [{}, {"reverse": True, "truncate": 3}, {"checkpoint": "sqrt"}], ids=str)
 @pytest.mark.parametrize("name", helpers.daily(NETWORKS, "lstm", "gru"))
+@helpers.several_devices  # a single CPU device divides long sequences into chunks
 def test_the_program_of_ten_thousand_steps_is_as_long_as_that_of_sixteen(name, options):
     network = NETWORKS[name]()
     short, long = (program(network, steps, **options) for steps in (16, 10_000))

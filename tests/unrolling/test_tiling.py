@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from cell_case import D
 from cell_cases import BY_NAME, CELL_CASES
-from helpers import brief, daily, equations
+from helpers import brief, daily, equations, several_devices
 
 import lstm_jax
 from lstm_jax import GRU, LSTM, _devices
@@ -91,6 +91,7 @@ def test_both_loops_have_the_number_of_steps_per_body(monkeypatch):
     _compiled.clear_cache()
 
 
+@several_devices
 def test_nothing_is_divided_on_several_devices():
     assert jax.device_count() == 4  # conftest
     assert not _devices.is_single_cpu_device()
@@ -244,7 +245,7 @@ def test_batch_splits_have_separate_products_unless_residuals_are_stored(is_sing
     assert all(64 in eqn.invars[0].aval.shape for eqn in loop_products(jaxpr))
 
 
-@pytest.mark.parametrize("joined", [True, False])
+@pytest.mark.parametrize("joined", [True, pytest.param(False, marks=several_devices)])
 def test_a_weight_gradient_sums_over_one_axis_on_a_single_cpu_device(request, joined):
     """Time and batch are joined, because XLA for CPUs copies before it sums over two axes."""
     if joined:

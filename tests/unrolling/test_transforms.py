@@ -341,26 +341,42 @@ def test_vmap_over_lengths_equals_one_call_per_length(name):
 
 @daily("gru_reset_before")
 def test_vmap_over_parameters_equals_separate_calls(name):
-    """vmap of grad and grad of vmap agree with one call per set of parameters."""
+    """All results and their derivatives, of vmap around and inside the derivatives."""
     network = NETWORKS[name]
     count = 3
     _, xs, carry = problem(network)
     shapes = jax.vmap(network.init)(jax.random.split(jax.random.key(0), count))
     ensemble = drawn(shapes, 7)
+    run = partial(lstm_jax.unroll, network, xs=xs, carry=carry, **FLAGS)
+    weights = drawn(jax.eval_shape(jax.vmap(run), ensemble), 8)
 
-    @jax.jit
-    def gradient(params):
-        return jax.value_and_grad(lambda p: total(lstm_jax.unroll(network, p, xs, carry, **FLAGS)))(params)
+    def gradient(run, params, weights):
+        results, pullback = jax.vjp(run, params)
+        return results, pullback(weights)[0]
 
-    values, inside = jax.vmap(gradient)(ensemble)
+    inside = jax.jit(jax.vmap(partial(gradient, run)))(ensemble, weights)
+    assert_same(jax.jit(partial(gradient, jax.vmap(run)))(ensemble, weights), inside)
     for index in range(count):
-        assert_same((values[index], row(inside, index)), gradient(row(ensemble, index)))
+        alone = jax.jit(partial(gradient, run))(row(ensemble, index), row(weights, index))
+        assert_same(row(inside, index), alone)
 
-    def summed(ensemble):
-        values = jax.vmap(lambda p: total(lstm_jax.unroll(network, p, xs, carry, **FLAGS)))(ensemble)
-        return jnp.sum(values)
 
-    assert_same(jax.jit(jax.grad(summed))(ensemble), inside)
+@pytest.mark.parametrize("over", ["params", "xs"])
+@pytest.mark.parametrize("options", [{}, {"checkpoint": 2}, {"return_carries": True}], ids=str)
+def test_derivatives_of_vmap_on_a_single_cpu_device(is_single_cpu_device, over, options):
+    """There, an ensemble has a rule of its own, which must map the same axes as the derivative's rule."""
+    cell = CELLS["lstm"]
+    params, xs, carry = problem(cell)
+    many = drawn(jax.tree.map(lambda a: jnp.stack([a] * 3), {"params": params, "xs": xs}[over]), 7)
+
+    def one(changed):
+        arguments = {"params": params, "xs": xs} | {over: changed}
+        return lstm_jax.unroll(cell, **arguments, carry=carry, **options)
+
+    values, tangents = jax.jit(lambda many: jax.jvp(jax.vmap(one), (many,), (many,)))(many)
+    for index in range(3):
+        alone = row(many, index)
+        assert_same(row((values, tangents), index), jax.jvp(one, (alone,), (alone,)))
 
 
 def test_vmap_over_keys_equals_separate_calls():

@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cell_cases import BY_NAME
-from helpers import assert_same, daily, equations, finite_difference_check, problem, values_and_gradients
+from helpers import (
+    assert_same,
+    daily,
+    equations,
+    finite_difference_check,
+    problem,
+    several_devices,
+    values_and_gradients,
+)
 from jax.sharding import AxisType, PartitionSpec as P
 from kernel_cases import DOUBLE, both_cells, unroll, without_resets
 
@@ -291,7 +299,7 @@ def test_the_weights_gradient_is_one_product_after_the_loop():
     assert [eqn.params["params"].operation for eqn in kernels] == ["forward", "backward"]
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
+@several_devices
 @pytest.mark.parametrize(("platform", "cell_type"), [("reference", GRU), helpers.slow("tpu", LSTM)])
 @pytest.mark.slow
 def test_inside_shard_map_each_device_runs_its_own_kernel(platform, cell_type):

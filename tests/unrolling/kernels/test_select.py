@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cell_case import D, H
+from helpers import several_devices
 from jax.sharding import AxisType, PartitionSpec as P
 from kernel_cases import unroll
 
@@ -60,7 +61,7 @@ def test_symbolic_sizes_are_unsupported():
         plan(xs=jax.ShapeDtypeStruct((T, 3, D), "float32"))
 
 
-@pytest.mark.skipif(jax.device_count() < 4, reason="requires four devices, which may be virtual")
+@several_devices
 @pytest.mark.usefixtures("reference")
 @pytest.mark.slow
 def test_an_explicit_mesh_is_unsupported():
