@@ -281,7 +281,7 @@ def _fused(
     ys = jnp.swapaxes(xs, 0, 1)
     flags = Flags(valid_steps(len(ys), h.shape[1:2], lengths, None))
     arrays = split_weights(weights, *call[:4])
-    carries = []
+    carries: list[Carry] = []
     for layer in range(call.layers):
         cell, outs = LSTM(ys.shape[-1], call.hidden_size), []
         for end in ("", "_reverse")[: call.directions]:
@@ -313,11 +313,12 @@ def _fused(
 # - ``forward`` and ``backward`` are one call of cuDNN each. Reverse mode runs these two.
 # - ``tangents``, which forward mode runs, is the derivative of the fused scan, and so are the derivatives of
 #   ``tangents`` and ``backward`` in the arguments of ``forward``.
-# - vmap of ``forward`` over everything but the weights makes more batch rows. All other mapped operations
-#   are the fused scan: a call has one vector of weights, and ``backward`` sums its gradient over the batch.
+# - vmap of ``forward`` over anything but the weights makes more batch rows. All other mapped operations run
+#   the fused scan: a call has one vector of weights, and ``backward`` sums its gradient over the batch.
 
 
 def _run(*arrays: Array, call: Call, operation: str, save: bool) -> Sequence[Array]:
+    """The operation on this device."""
     if operation == "forward":
         return _forward(call, *arrays)[: 4 if save else 3]
     if operation == "backward":
@@ -332,8 +333,8 @@ def _reference(call: Call, operation: str, *arrays: Array) -> Sequence[Array]:
             return _fused(call, *arrays)
         primals, lengths, linear = arrays[:4], arrays[4], arrays[7:]
 
-        def fused(*primals: Array) -> tuple[Array, ...]:
-            return _fused(call, *primals, lengths)
+        def fused(xs: Array, h: Array, c: Array, weights: Array) -> tuple[Array, ...]:
+            return _fused(call, xs, h, c, weights, lengths)
 
         if operation == "tangents":
             return jax.jvp(fused, primals, linear)[1]
@@ -402,9 +403,10 @@ def _batch(arrays: Any, dims: Any, *, call: Call, operation: str, save: bool) ->
 
 
 def _reserve_spaces(call: Call, arrays: Any, dims: Any) -> Array:
-    """The reserve space of each example: one of all rows cannot be divided.
+    """The reserve space of each example, because that of all rows cannot be divided.
 
-    Mapped operations do not read it, so XLA removes this loop, unless results of ``jax.vjp`` leave ``vmap``.
+    Mapped operations do not read it, so a jitted gradient does not run this loop. It is for functions that
+    ``jax.vjp`` returns inside of ``vmap`` and that are called outside of it.
     """
 
     def reserve(mapped: dict[int, Array]) -> Array:

@@ -4,6 +4,7 @@
 carries, gradients and transforms. On a GPU they run cuDNN as well.
 """
 
+import re
 from functools import partial
 from importlib import import_module
 from types import SimpleNamespace
@@ -203,14 +204,19 @@ def along_gradient(f, along):
     return lambda *args: helpers.total(jax.tree.map(jnp.multiply, grad(f)(*args), along))
 
 
-def twice(f, args, two, axes):
-    """vmap over the second of two examples where ``axes`` has a number, ``args`` elsewhere."""
-    mixed = [b if axis is not None else a for a, b, axis in zip(args, two, axes, strict=True)]
-    return jax.vmap(f, axes)(*mixed)
+def twice(f, axes, args, two):
+    """vmap of ``f`` over two examples of each argument that has an axis."""
+    return jax.vmap(f, axes)(*mixed(axes, args, two))
 
 
-def grad_of_vmap(f, args, two):
-    return grad(lambda *args3: twice(f, (*args3, args[3]), two, (None, 0, None, 0)).sum())(*args[:3])
+def mixed(axes, args, two):
+    """Two examples of each argument that has an axis, one of the others."""
+    return [a if axis is None else b for a, b, axis in zip(args, two, axes, strict=True)]
+
+
+def grad_of_vmap(f, axes, args, two):
+    """The gradient of the sum of :func:`twice`."""
+    return grad(lambda *args: jax.vmap(f, axes)(*args).sum())(*mixed(axes, args, two))
 
 
 def grad_of_scan(f, args, two):
@@ -244,23 +250,26 @@ TRANSFORMS = {
     "grad_of_grad_by_xs": lambda run, f, args, along, two: jax.grad(along_gradient(f, along), 1)(*args),
     "hessian_by_xs": lambda run, f, args, along, two: derivative_by_xs(jax.hessian, f, args),
     "third": lambda run, f, args, along, two: jvp(grad(along_gradient(f, along)), args, along),
-    "vmap_xs": lambda run, f, args, along, two: twice(run, args, two, (None, 0, None, None)),
-    "vmap_carry": lambda run, f, args, along, two: twice(run, args, two, (None, None, 0, None)),
-    "vmap_lengths": lambda run, f, args, along, two: twice(run, args, two, (None, None, None, 0)),
-    "vmap_weights": lambda run, f, args, along, two: twice(run, args, two, (0, None, None, None)),
-    "vmap_all": lambda run, f, args, along, two: twice(run, args, two, (0, 0, 0, 0)),
-    "vmap_of_grad": lambda run, f, args, along, two: twice(grad(f), args, two, (None, 0, 0, 0)),
-    "vmap_of_grad_weights": lambda run, f, args, along, two: twice(grad(f), args, two, (0, None, None, None)),
-    "grad_of_vmap": lambda run, f, args, along, two: grad_of_vmap(f, args, two),
+    "vmap_xs": lambda run, f, args, along, two: twice(run, (None, 0, None, None), args, two),
+    "vmap_carry": lambda run, f, args, along, two: twice(run, (None, None, 0, None), args, two),
+    "vmap_lengths": lambda run, f, args, along, two: twice(run, (None, None, None, 0), args, two),
+    "vmap_weights": lambda run, f, args, along, two: twice(run, (0, None, None, None), args, two),
+    "vmap_all": lambda run, f, args, along, two: twice(run, (0, 0, 0, 0), args, two),
+    "vmap_of_grad": lambda run, f, args, along, two: twice(grad(f), (None, 0, 0, 0), args, two),
+    "vmap_of_grad_weights": lambda run, f, args, along, two: twice(grad(f), (0, None, None, None), args, two),
+    "grad_of_vmap": lambda run, f, args, along, two: grad_of_vmap(f, (None, 0, None, 0), args, two),
+    "grad_of_vmap_weights": lambda run, f, args, along, two: grad_of_vmap(
+        f, (0, None, None, None), args, two
+    ),
     "grad_of_scan": lambda run, f, args, along, two: grad_of_scan(f, args, two),
     "vmap_of_vmap_of_grad": lambda run, f, args, along, two: twice(
-        lambda *args: twice(grad(f), args, two, (None, None, 0, None)), args, two, (None, 0, None, None)
+        lambda *args: twice(grad(f), (None, None, 0, None), args, two), (None, 0, None, None), args, two
     ),
     "vmap_of_jvp": lambda run, f, args, along, two: twice(
-        lambda *args: jvp(run, args, along), args, two, (None, 0, 0, 0)
+        lambda *args: jvp(run, args, along), (None, 0, 0, 0), args, two
     ),
     "vmap_of_jvp_of_grad": lambda run, f, args, along, two: twice(
-        lambda *args: jvp(grad(f), args, along), args, two, (None, 0, None, 0)
+        lambda *args: jvp(grad(f), args, along), (None, 0, None, 0), args, two
     ),
     "vjps_that_leave_vmap": lambda run, f, args, along, two: vjps_that_leave_vmap(f, args, two),
     "remat": lambda run, f, args, along, two: grad(jax.checkpoint(f))(*args),
@@ -365,34 +374,46 @@ def cuda_lowering(monkeypatch):
     mlir.register_lowering(rnn.rnn_bwd_p, gpu_rnn.cudnn_rnn_bwd_lowering, platform="cuda")
 
 
-#: The number of cuDNN's forward and backward calls, and whether the fused scan runs as well.
+VALUE_AND_GRADIENT = {
+    "run": lambda run, f, args, *_: run(*args),
+    "grad": lambda run, f, args, *_: grad(f)(*args),
+}
+#: The operations of the primitive in a program, and whether its lowered text has cuDNN's forward call, its
+#: backward call, and a loop of the fused scan. Of operations whose results are not read, the text has none.
 PROGRAMS = {
-    "run": (1, 0, False),
-    "grad": (1, 1, False),
-    "remat": (2, 1, False),
-    "vmap_xs": (1, 0, False),
-    "vmap_lengths": (1, 0, False),
-    "grad_of_vmap": (1, 1, False),
-    "jvp": (1, 0, True),
-    "vmap_weights": (0, 0, True),
-    "jvp_of_grad": (1, 1, True),
-    "vmap_of_grad": (1, 0, True),
+    "run": (["forward"], (True, False, False)),
+    "grad": (["forward", "backward"], (True, True, False)),
+    "remat": (["forward", "forward", "backward"], (True, True, False)),
+    "vmap_xs": (["forward"], (True, False, False)),
+    "vmap_lengths": (["forward"], (True, False, False)),
+    "grad_of_vmap": (["forward", "backward"], (True, True, False)),
+    "jvp": (["forward", "tangents"], (True, False, True)),
+    "vmap_weights": ([], (False, False, True)),
+    "jvp_of_grad": (["forward", "tangents", "backward", "backward"], (True, True, True)),
+    "vmap_of_grad": (["forward", "forward"], (True, False, True)),
 }
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_for_cuda(name, cuda_lowering):
-    more = {
-        "run": lambda run, f, args, *_: run(*args),
-        "grad": lambda run, f, args, *_: grad(f)(*args),
-    }
     network = NETWORKS["bidirectional_stack"][0]
-    arrays = arrays_of(network)
     run = call_of(network, "cudnn")
-    function = partial((TRANSFORMS | more)[name], run, loss_of(run))
-    text = jax.jit(function).trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
-    calls = [text.count(f"@cudnn_rnn{end}_ffi") for end in ("", "_bwd")]
-    assert (*calls, "stablehlo.while" in text) == PROGRAMS[name]
+    function = jax.jit(partial((TRANSFORMS | VALUE_AND_GRADIENT)[name], run, loss_of(run)))
+    arrays = arrays_of(network)
+    operations = [eqn.params["operation"] for eqn in calls_in(function, *arrays)]
+    text = function.trace(*arrays).lower(lowering_platforms=("cuda",)).as_text()
+    words = "@cudnn_rnn_ffi", "@cudnn_rnn_bwd_ffi", "stablehlo.while"
+    assert (operations, tuple(word in text for word in words)) == PROGRAMS[name]
+
+
+def test_the_fused_scan_has_the_precision_of_the_call(cuda_lowering):
+    """Also if the program is lowered outside of the context in which it was traced."""
+    arrays = arrays_of(LSTM(D, H))
+    run = call_of(LSTM(D, H), "cudnn")
+    with jax.default_matmul_precision("highest"):
+        traced = jax.jit(partial(TRANSFORMS["jvp"], run, None)).trace(*arrays)
+    products = re.findall("precision = .*", traced.lower(lowering_platforms=("cuda",)).as_text())
+    assert products and all("[HIGHEST, HIGHEST]" in product for product in products)
 
 
 def test_vmap_over_data_makes_more_rows(reference):
@@ -423,6 +444,14 @@ UNSUPPORTED = {
     "inside": (Stack((LSTM(D, H), GRU(H, H))), {}, "GRU is not an LSTM"),
     "no_rows": (LSTM(D, H), {"rows": 0}, "at least one step and one row"),
 }
+
+
+@pytest.mark.skipif(jax.device_count() < 2, reason="requires two devices, which may be virtual")
+def test_an_explicit_mesh_raises(reference):
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    params, xs = helpers.random_params(LSTM(D, H)), jnp.ones((T, B, D))
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="explicit mesh; use shard_map"):
+        unroll(LSTM(D, H), params, jax.device_put(xs, P(None, "data")), implementation="cudnn")
 
 
 @pytest.mark.parametrize("what", UNSUPPORTED)

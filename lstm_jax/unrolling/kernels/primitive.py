@@ -120,8 +120,8 @@ def _jvp(leaves: Any, dleaves: Any, *, params: PrimitiveParams) -> tuple[list[An
     (residuals, linear), (dresiduals, dlinear) = args, dargs
     outs = _bind(params, residuals, linear)
 
-    def of_residuals(*values: Array) -> list[Array]:
-        changed = Residuals(*values, residuals.valid)
+    def of_residuals(w_hh: Array, gates: Array, cell_states: Array, initial: Array) -> list[Array]:
+        changed = Residuals(w_hh, gates, cell_states, initial, residuals.valid)
         return _run(REFERENCES[params.engine.formula], params, changed, linear)
 
     of_linear = partial(_bind, params, residuals)
