@@ -246,6 +246,11 @@ class Call(NamedTuple):
         return (*self[:3], 0.0, self.directions == 2, self.precision)
 
 
+#: The number of residuals, the first arguments of tangents and backward: the five arguments of forward, ys
+#: and the reserve space.
+RESIDUALS = 7
+
+
 def _forward(
     call: Call, xs: Array, h: Array, c: Array, weights: Array, lengths: Array
 ) -> tuple[Array, Array, Array, Array]:
@@ -256,22 +261,11 @@ def _forward(
     return ys, h, c, reserve
 
 
-def _backward(
-    call: Call,
-    xs: Array,
-    h: Array,
-    c: Array,
-    weights: Array,
-    lengths: Array,
-    ys: Array,
-    reserve: Array,
-    *cotangents: Array,
-) -> tuple[Array, ...]:
-    """The cotangents of xs, h, c and weights from those of ys, h and c."""
+def _backward(call: Call, *arrays: Array) -> tuple[Array, ...]:
+    """The cotangents of xs, h, c and weights, given the residuals and the cotangents of ys, h and c."""
     from jax.experimental import rnn
 
-    residuals = xs, h, c, weights, lengths, ys, reserve
-    return rnn.lstm_bwd(*call.options, residuals, cotangents)[:4]  # type: ignore[call-arg]
+    return rnn.lstm_bwd(*call.options, arrays[:RESIDUALS], arrays[RESIDUALS:])[:4]  # type: ignore[call-arg]
 
 
 def _fused(
@@ -308,7 +302,7 @@ def _fused(
 #     backward   ȳs, h̄_T, c̄_T             ->  x̄s, h̄_0, c̄_0, w̄   the transpose of ``tangents``
 #
 # They differ from those of the kernels: an operation is the whole network, and the reserve space has a
-# format that only cuDNN knows. The residuals are the five arguments of forward, ys and the reserve space.
+# format that only cuDNN knows.
 #
 # - ``forward`` and ``backward`` are one call of cuDNN each. Reverse mode runs these two.
 # - ``tangents``, which forward mode runs, is the derivative of the fused scan, and so are the derivatives of
@@ -331,7 +325,7 @@ def _reference(call: Call, operation: str, *arrays: Array) -> Sequence[Array]:
     with jax.default_matmul_precision(call.precision.name.lower()):
         if operation == "forward":
             return _fused(call, *arrays)
-        primals, lengths, linear = arrays[:4], arrays[4], arrays[7:]
+        primals, lengths, linear = arrays[:4], arrays[4], arrays[RESIDUALS:]
 
         def fused(xs: Array, h: Array, c: Array, weights: Array) -> tuple[Array, ...]:
             return _fused(call, xs, h, c, weights, lengths)
@@ -358,14 +352,13 @@ def _jvp(primals: Any, tangents: Any, *, call: Call, operation: str, save: bool)
     bind = partial(cudnn_p.bind, call=call, save=False)
     if operation == "forward":
         *outs, reserve = bind(*primals, operation="forward", save=True)
-        douts = bind(
-            *primals, outs[0], reserve, *map(ad.instantiate_zeros, tangents[:4]), operation="tangents"
-        )
+        linear = map(ad.instantiate_zeros, tangents[:4])
+        douts = bind(*primals, outs[0], reserve, *linear, operation="tangents")
         if save:
             return [*outs, reserve], [*douts, ad.Zero(jax.typeof(reserve).to_tangent_aval())]
         return outs, douts
-    # The results are functions of the arguments of forward. ys and the reserve space add nothing to that.
-    residuals, linear = primals[:7], primals[7:]
+    # The other residuals, ys and the reserve space, are functions of the arguments of forward.
+    residuals, linear = primals[:RESIDUALS], primals[RESIDUALS:]
     outs = bind(*primals, operation=operation)
 
     def of_linear(linear: Any) -> Any:
@@ -374,16 +367,16 @@ def _jvp(primals: Any, tangents: Any, *, call: Call, operation: str, save: bool)
     def of_arguments(*arrays: Array) -> Sequence[Array]:
         return _reference(call, operation, *arrays, *residuals[4:], *linear)
 
-    return outs, linear_jvp(outs, of_linear, tangents[7:], of_arguments, residuals[:4], tangents[:4])
+    return outs, linear_jvp(outs, of_linear, tangents[RESIDUALS:], of_arguments, residuals[:4], tangents[:4])
 
 
 def _transpose(cotangents: Any, *arrays: Any, call: Call, operation: str, save: bool) -> list[Any]:
-    residuals, linear = arrays[:7], arrays[7:]
+    linear = arrays[RESIDUALS:]
     other = "backward" if operation == "tangents" else "tangents"
     instantiated = map(ad.instantiate_zeros, cotangents)
-    outs = cudnn_p.bind(*residuals, *instantiated, call=call, operation=other, save=False)
+    outs = cudnn_p.bind(*arrays[:RESIDUALS], *instantiated, call=call, operation=other, save=False)
     pairs = zip(outs, linear, strict=True)
-    return [None] * len(residuals) + [out if ad.is_undefined_primal(a) else None for out, a in pairs]
+    return [None] * RESIDUALS + [out if ad.is_undefined_primal(a) else None for out, a in pairs]
 
 
 def _batch(arrays: Any, dims: Any, *, call: Call, operation: str, save: bool) -> tuple[list[Any], list[int]]:
