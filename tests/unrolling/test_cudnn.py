@@ -31,6 +31,7 @@ from lstm_jax import (
     unroll,
 )
 from lstm_jax.interop import to_cudnn
+from lstm_jax.unrolling.run import Options
 
 cudnn = import_module("lstm_jax.unrolling.cudnn")
 api = import_module("lstm_jax.unrolling.api")
@@ -320,6 +321,21 @@ def test_transforms_agree_with_the_fused_scan(name, network, jitted, either):
     network = NETWORKS[network][0]
     found, expected = (transformed(name, network, which, jitted) for which in ("cudnn", "fused"))
     helpers.assert_same(found, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_tangent_of_ys_alone_adds_nothing(reference):
+    """ys is a function of xs, h, c and weights, so the derivative of ``backward`` by these is complete."""
+    (params, xs, (h, c), lengths), _, _ = arrays_of(LSTM(D, H))
+    call = cudnn.Call(D, H, 1, 1, jax.lax.Precision.HIGHEST, Options())
+    arguments = jnp.swapaxes(xs, 0, 1), h[None], c[None], cudnn.flat_weights([params]), lengths.at[2].set(1)
+    bind = partial(cudnn.cudnn_p.bind, *arguments, call=call)
+    *results, reserve = bind(operation="forward", save=True)
+
+    def backward(ys):
+        return bind(ys, reserve, *results, operation="backward", save=False)
+
+    gradient, tangent = jax.jvp(backward, results[:1], results[:1])
+    assert helpers.every(tangent, helpers.is_zero) and not helpers.every(gradient, helpers.is_zero)
 
 
 @pytest.mark.slow
