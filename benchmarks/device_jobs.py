@@ -193,6 +193,7 @@ QUICK_CHECKS = (
 def correctness(run: Run) -> None:
     checks = QUICK_CHECKS if run.quick else CHECKS
     compare_all(run, [(check, name) for check in checks for name in ("fused", "scan", "cudnn")])
+    compare_transforms(run, QUICK_TRANSFORMED if run.quick else TRANSFORMED)
 
 
 def compare_all(run: Run, todo: Sequence[tuple[Check, str]], repeats: int = 1) -> bool:
@@ -212,6 +213,82 @@ def compare_all(run: Run, todo: Sequence[tuple[Check, str]], repeats: int = 1) -
                 row(status, why, **about)
                 right = right and status != "fails"
     return right
+
+
+def gradient(loss: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.grad(loss, (0, 1, 2))
+
+
+#: Each takes ``unroll`` and a loss of its results, both functions of params, xs and carry; these arguments; a
+#: direction; and two examples of each argument.
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "vmap over data": lambda f, loss, args, along, two: jax.vmap(f, (None, 0, 0))(args[0], *two[1:]),
+    "vmap over weights": lambda f, loss, args, along, two: jax.vmap(f, (0, None, None))(two[0], *args[1:]),
+    "jvp": lambda f, loss, args, along, two: jax.jvp(f, args, along)[1],
+    "Hessian-vector product": lambda f, loss, args, along, two: jax.jvp(gradient(loss), args, along)[1],
+    "gradients per example": lambda f, loss, args, along, two: jax.vmap(gradient(loss), (None, 0, 0))(
+        args[0], *two[1:]
+    ),
+}
+#: Checks with which the transforms are computed, and the implementations that are compared with the scan.
+TRANSFORMED = (Check(3, 7, 5, 8, lengths=True), Check(4, 20, 5, 64))
+QUICK_TRANSFORMED = (Check(3, 5, 2, 4, lengths=True),)
+WITH_TRANSFORMS = ("fused", "cudnn")
+
+
+def compare_transforms(run: Run, checks: Sequence[Check]) -> None:
+    """Compare transforms of implementations with those of the plain scan."""
+    todo = [(check, name) for check in checks for name in TRANSFORMS]
+    names = ("scan", *WITH_TRANSFORMS)
+    with ThreadPoolExecutor(THREADS) as pool:
+        futures = [[pool.submit(transform, run, *group, name) for name in names] for group in todo]
+        for (check, what), (scan, *others) in zip(todo, futures, strict=True):
+            for name, future in zip(WITH_TRANSFORMS, others, strict=True):
+                about = {"case": str(check), "what": f"check of {name}, {what}", "dtype": check.dtype}
+                begin(*about.values())
+                found, expected = future.result(), scan.result()
+                if not callable(found) or not callable(expected):
+                    status, why = expected if callable(found) else found
+                    row(status, why, **about)
+                    continue
+                try:
+                    pairs = zip(jax.tree.leaves(found()), jax.tree.leaves(expected()), strict=True)
+                    error = float(np.max([distance(a, np.asarray(b, np.float64)) for a, b in pairs]))
+                except Exception as failure:
+                    row("fails", error_line(failure), **about)
+                    continue
+                status = "right" if error <= ACCEPTED[check.dtype] else "wrong"
+                row(status, f"error {error:.1e} against the scan", **about)
+
+
+def transform(run: Run, check: Check, name: str, implementation: str) -> Callable[[], Any] | tuple[str, str]:
+    """Compile a transform of an LSTM, or return the status and the reason why it cannot run."""
+    if run.late():
+        return "skipped", "no time left"
+    cell = lstm_jax.LSTM(check.D, check.H, dtype=check.dtype)
+    problem, params = draw(check, cell)
+    args = params, jnp.asarray(problem.xs), tuple(map(jnp.asarray, problem.carry))
+    options: dict[str, Any] = {"implementation": implementation}
+    options |= {"lengths": jnp.asarray(problem.valid.sum(0), jnp.int32)} if check.lengths else {}
+
+    def results(*args: Any) -> Any:
+        return lstm_jax.unroll(cell, *args, **options)
+
+    def loss(*args: Any) -> Any:
+        return sum(jnp.sum(jnp.sin(a)) for a in jax.tree.leaves(results(*args)))
+
+    def compute(args: Any) -> Any:
+        two = jax.tree.map(lambda a: jnp.stack([a, a / 2]), args)
+        return TRANSFORMS[name](results, loss, args, jax.tree.map(jnp.cos, args), two)
+
+    with precision(run.setting("float32")):
+        declined = unsupported_reason(cell, *args, **options)
+        if declined:
+            return "declines", declined
+        try:
+            return partial(jax.jit(compute).lower(args).compile(), args)
+        except Exception as error:
+            return "fails", error_line(error)
 
 
 class Prepared(NamedTuple):

@@ -18,6 +18,12 @@ def varying_axes(aval: Any) -> frozenset[Any]:
     return frozenset() if kind is None else frozenset(kind.varying)
 
 
+def vary_over(a: jax.Array, axes: frozenset[Any]) -> jax.Array:
+    """The array with a type that varies over these mesh axes, too."""
+    missing = axes - varying_axes(jax.typeof(a))
+    return jax.lax.pcast(a, tuple(missing), to="varying") if missing else a
+
+
 def is_explicit(aval: Any) -> bool:
     """Whether a type contains a sharding over an explicit mesh."""
     mesh = getattr(aval.sharding, "mesh", None)

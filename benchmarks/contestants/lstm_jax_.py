@@ -57,7 +57,7 @@ def named(implementation: str, options: dict[str, Any] | None = None) -> Contest
         if case.streaming:
             return "a streaming case calls cell.step, which has one implementation"
         if case.ensemble and implementation == "cudnn":
-            return "does not support vmap"
+            return "vmap over weights runs the fused scan"
         network = make_network(case, setting.dtype)
         params = jax.eval_shape(network.init, jax.random.key(0))
         xs = jax.ShapeDtypeStruct((case.T, case.B, case.D), setting.dtype)

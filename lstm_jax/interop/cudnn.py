@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from lstm_jax import LSTM
 from lstm_jax._errors import check_float, check_size, value_error
@@ -13,7 +13,7 @@ from lstm_jax._types import DType
 from lstm_jax.interop._entries import Unreadable, read_array
 from lstm_jax.interop._networks import flatten_layers
 from lstm_jax.interop.torch import from_torch, to_torch
-from lstm_jax.unrolling.cudnn import flat_shapes
+from lstm_jax.unrolling.cudnn import flat_shapes, split_weights
 
 
 def from_cudnn(
@@ -42,6 +42,7 @@ def from_cudnn(
     Raises:
         ValueError: the vector's length does not fit the sizes.
 
+    >>> import numpy as np
     >>> cell, params = from_cudnn(np.arange(56, dtype=np.float32), input_size=3, hidden_size=2)
     >>> params.w_ih[:, 0].tolist(), params.bias[0].tolist()
     ([0.0, 1.0, 2.0], 88.0)
@@ -54,8 +55,8 @@ def from_cudnn(
             f"from_cudnn got weights {weights.reason}", "an array of floats", "Pass the vector."
         )
     check_float("from_cudnn", "weights", weights)
-    shapes = dict(flat_shapes(input_size, hidden_size, num_layers, 2 if bidirectional else 1))
-    count = sum(int(np.prod(shape)) for shape in shapes.values())
+    sizes = input_size, hidden_size, num_layers, 2 if bidirectional else 1
+    count = sum(math.prod(shape) for _, shape in flat_shapes(*sizes))
     if tuple(weights.shape) != (count,):
         raise value_error(
             f"from_cudnn got weights of shape {tuple(weights.shape)}",
@@ -63,12 +64,7 @@ def from_cudnn(
             f"num_layers={num_layers}, bidirectional={bidirectional}",
             "Give the sizes that the weights were made with.",
         )
-    state_dict, start = {}, 0
-    for name, shape in shapes.items():
-        size = int(np.prod(shape))
-        state_dict[name] = weights[start : start + size].reshape(shape)
-        start += size
-    return from_torch(state_dict, dtype=dtype)
+    return from_torch(split_weights(weights, *sizes), dtype=dtype)
 
 
 def to_cudnn(network: Any, params: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from lstm_jax._devices import is_explicit, varying_axes
+from lstm_jax._devices import is_explicit, vary_over, varying_axes
 from lstm_jax._errors import check_structure, value_error
 from lstm_jax._types import Array, Carry, Params, is_float, promote
 from lstm_jax.cells._base import label
@@ -65,9 +65,7 @@ def _as_type_of(cell: Any, a: Array, like: jax.ShapeDtypeStruct, given: bool) ->
                 f"Pass the carry as {like.dtype}, or return the carry in the dtype of the given one.",
             )
         a = a.astype(like.dtype)
-    missing = varying_axes(like) - varying_axes(jax.typeof(a))
-    if missing:
-        a = jax.lax.pcast(a, tuple(missing), to="varying")
+    a = vary_over(a, varying_axes(like))
     if is_explicit(like) and jax.typeof(a).sharding.spec != like.sharding.spec:
         a = jax.sharding.reshard(a, like.sharding)
     return a

@@ -1,8 +1,8 @@
 """cuDNN's LSTM, through ``jax.experimental.rnn``: all layers and both directions in one call.
 
 It supports :class:`lstm_jax.LSTM`, stacks of LSTMs of one size, and both directions of these, in float32 on
-NVIDIA GPUs, with lengths and first derivatives in reverse mode. Everything else raises, including forward
-mode, second derivatives and ``vmap``, so ``"auto"`` never chooses it.
+NVIDIA GPUs, with lengths. Values and gradients are one call of cuDNN each. Where cuDNN has no such call, for
+forward mode, second derivatives and ``vmap`` over weights, the fused scan computes the same network.
 
 **Precision** is that of :func:`jax.default_matmul_precision`, as for XLA's products. ``None`` (JAX's
 default), ``"high"`` and ``"tensorfloat32"`` let Ampere and later devices round the factors to TF32 (10 bits
@@ -15,22 +15,24 @@ and then the two biases (4H,) of each. The second bias is zero here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.custom_batching import custom_vmap
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from lstm_jax._errors import value_error
+from lstm_jax._devices import is_explicit, vary_over, varying_axes
 from lstm_jax._types import Array, Carry, Params
 from lstm_jax.cells._base import MERGES, FlatLayers, flatten, label
 from lstm_jax.cells.lstm import LSTM, LSTMParams
 from lstm_jax.unrolling.carries import given_carry, own_carry
-from lstm_jax.unrolling.steps import mask_out
+from lstm_jax.unrolling.fused_scan import fused_scan, tiling_of
+from lstm_jax.unrolling.kernels.engine import NO_BATCH
+from lstm_jax.unrolling.kernels.primitive import fold_rows, linear_jvp, mapped_size, unfold_rows
+from lstm_jax.unrolling.steps import Flags, mask_out, valid_steps
 
 # --- the vector of weights -----------------------------------------------------------------------
 
@@ -62,6 +64,16 @@ def flat_weights(params_list: Sequence[LSTMParams]) -> Array:
         zeros = jnp.zeros(params.w_hh.shape[-1], params.w_hh.dtype)
         biases += [zeros if params.bias is None else params.bias, zeros]
     return jnp.concatenate([*matrices, *biases])
+
+
+def split_weights(weights: Array, D: int, H: int, layers: int, directions: int) -> dict[str, Array]:
+    """The arrays in the vector by their names; views of it if it is a NumPy array."""
+    arrays, start = {}, 0
+    for name, shape in flat_shapes(D, H, layers, directions):
+        size = math.prod(shape)
+        arrays[name] = weights[start : start + size].reshape(shape)
+        start += size
+    return arrays
 
 
 # --- what it can run -----------------------------------------------------------------------------
@@ -103,6 +115,8 @@ def _unsupported_options(options: Any, steps: Any) -> str | None:
 def _unsupported_arrays(layers: FlatLayers, params: Params, xs: Any, carry: Carry | None) -> str | None:
     if not all(isinstance(n, int) for n in xs.shape):
         return "cuDNN requires static numbers of steps and rows"
+    if is_explicit(jax.typeof(xs)):
+        return "cuDNN does not support arrays on an explicit mesh; use shard_map"
     if 0 in xs.shape:
         return f"cuDNN requires at least one step and one row, got xs of shape {tuple(xs.shape)}"
     params_list = _params_list(params)
@@ -163,8 +177,11 @@ def cudnn_run(
         flat = _flip(flat, lengths)
     # cuDNN requires at least one step in each row. The results of rows of length 0 are replaced below.
     counts = jnp.full(rows, T, jnp.int32) if lengths is None else jnp.maximum(lengths, 1)
-    call = Call(xs.shape[-1], H, len(layers.cells), layers.directions, _precision()[0])
-    ys, h_T, c_T = _lstm(call, jnp.swapaxes(flat, 0, 1), h, c, flat_weights(_params_list(params)), counts)
+    arrays = [jnp.swapaxes(flat, 0, 1), h, c, flat_weights(_params_list(params)), counts]
+    varying = frozenset().union(*(varying_axes(jax.typeof(a)) for a in arrays))
+    arrays = [vary_over(a, varying) for a in arrays]
+    call = Call(xs.shape[-1], H, len(layers.cells), layers.directions, _precision()[0], options)
+    ys, h_T, c_T = cudnn_p.bind(*arrays, call=call, operation="forward", save=False)
     ys = jnp.swapaxes(ys, 0, 1)
     if lengths is not None:
         has_steps = jax.lax.expand_dims(lengths > 0, (0, 2))  # (1, B, 1)
@@ -210,7 +227,7 @@ def _flip(xs: Array, lengths: Array | None) -> Array:
     return jnp.take_along_axis(xs, jax.lax.expand_dims(source, (2,)), axis=0)
 
 
-# --- the call, with derivatives ------------------------------------------------------------------
+# --- the call -------------------------------------------------------------------------------------
 
 
 class Call(NamedTuple):
@@ -221,6 +238,7 @@ class Call(NamedTuple):
     layers: int
     directions: int
     precision: jax.lax.Precision
+    loop: Any  # options of ``unroll``, for the fused scan
 
     @property
     def options(self) -> tuple[Any, ...]:
@@ -228,84 +246,175 @@ class Call(NamedTuple):
         return (*self[:3], 0.0, self.directions == 2, self.precision)
 
 
-def _forward(call: Call, *arrays: Any) -> tuple[tuple[Array, ...], Any]:
-    """``((ys, h, c), residuals)`` from batch-major xs, h, c, weights, lengths."""
+#: The number of residuals, the first arguments of tangents and backward: the five arguments of forward, ys
+#: and the reserve space.
+RESIDUALS = 7
+
+
+def _forward(
+    call: Call, xs: Array, h: Array, c: Array, weights: Array, lengths: Array
+) -> tuple[Array, Array, Array, Array]:
+    """``ys, h, c`` and cuDNN's reserve space."""
     from jax.experimental import rnn
 
-    return rnn.lstm_fwd(*arrays, *call.options)
+    (ys, h, c), (*_, reserve) = rnn.lstm_fwd(xs, h, c, weights, lengths, *call.options)
+    return ys, h, c, reserve
 
 
-def _backward(call: Call, residuals: Any, cotangents: tuple[Array, ...]) -> tuple[Array, ...]:
-    """The cotangents of xs, h, c and weights."""
+def _backward(call: Call, *arrays: Array) -> tuple[Array, ...]:
+    """The cotangents of xs, h, c and weights, given the residuals and the cotangents of ys, h and c."""
     from jax.experimental import rnn
 
-    return rnn.lstm_bwd(*call.options, residuals, cotangents)[:4]  # type: ignore[call-arg]
+    return rnn.lstm_bwd(*call.options, arrays[:RESIDUALS], arrays[RESIDUALS:])[:4]  # type: ignore[call-arg]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _lstm(call: Call, xs: Array, h: Array, c: Array, weights: Array, lengths: Array) -> tuple[Array, ...]:
-    return _without_transforms(partial(_forward, call), xs, h, c, weights, lengths)[0]
+def _fused(
+    call: Call, xs: Array, h: Array, c: Array, weights: Array, lengths: Array
+) -> tuple[Array, Array, Array]:
+    """``ys, h, c`` by the fused scan."""
+    ys = jnp.swapaxes(xs, 0, 1)
+    flags = Flags(valid_steps(len(ys), h.shape[1:2], lengths, None))
+    arrays = split_weights(weights, *call[:4])
+    carries: list[Carry] = []
+    for layer in range(call.layers):
+        cell, outs = LSTM(ys.shape[-1], call.hidden_size), []
+        for end in ("", "_reverse")[: call.directions]:
+            names = [f"{name}_l{layer}{end}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+            w_ih, w_hh, bias, second_bias = (arrays[name] for name in names)
+            params = LSTMParams(w_ih.T, w_hh.T, bias + second_bias)
+            carry = h[len(carries)], c[len(carries)]
+            options = call.loop._replace(reverse=end == "_reverse")
+            scan = fused_scan(cell, options, tiling_of(cell, params, carry, ys))
+            carry, (out, *_) = scan(params, None, None, carry, (ys, None), flags)
+            carries.append(carry)
+            outs.append(out)
+        ys = jnp.concatenate(outs, axis=-1)
+    h, c = map(jnp.stack, zip(*carries, strict=True))
+    return jnp.swapaxes(ys, 0, 1), h, c
 
 
-@_lstm.defjvp
-def _lstm_jvp(call: Call, primals: Any, tangents: Any) -> tuple[Any, Any]:
-    """Reverse mode uses this rule as well, and the transpose of the primitive of the tangents."""
-    outs, residuals = _without_transforms(partial(_forward, call), *primals)
-    leaves, structure = jax.tree.flatten(residuals)
-    like = tuple((a.shape, a.dtype) for a in outs)
-    douts = _tangents.bind(*leaves, *tangents[:4], call=call, structure=structure, like=like)
-    return outs, tuple(douts)
+# --- the primitive --------------------------------------------------------------------------------
+#
+# As in ``kernels.primitive``, there are three operations:
+#
+#     forward    xs, h_0, c_0, weights      ->  ys, h_T, c_T and, if saved, cuDNN's reserve space
+#     tangents   dxs, dh_0, dc_0, dweights  ->  dys, dh_T, dc_T     linear, given the residuals of forward
+#     backward   ȳs, h̄_T, c̄_T             ->  x̄s, h̄_0, c̄_0, w̄   the transpose of ``tangents``
+#
+# They differ from those of the kernels: an operation is the whole network, and the reserve space has a
+# format that only cuDNN knows.
+#
+# - ``forward`` and ``backward`` are one call of cuDNN each. Reverse mode runs these two.
+# - ``tangents``, which forward mode runs, is the derivative of the fused scan, and so are the derivatives of
+#   ``tangents`` and ``backward`` in the arguments of ``forward``.
+# - vmap of ``forward`` over anything but the weights makes more batch rows. All other mapped operations run
+#   the fused scan: a call has one vector of weights, and ``backward`` sums its gradient over the batch.
 
 
-def _without_transforms(function: Callable[..., Any], *arrays: Any) -> Any:
-    """Call ``function``; vmap and differentiation of the call raise errors."""
-    batched = custom_vmap(function)
-    batched.def_vmap(lambda *_: _cannot("be mapped by jax.vmap", "Make the axis a batch axis"))
-    guarded = jax.custom_jvp(batched)
-    guarded.defjvp(lambda *_: _cannot_twice())
-    return guarded(*arrays)
+def _run(*arrays: Array, call: Call, operation: str, save: bool) -> Sequence[Array]:
+    """The operation on this device."""
+    if operation == "forward":
+        return _forward(call, *arrays)[: 4 if save else 3]
+    if operation == "backward":
+        return _backward(call, *arrays)
+    return _reference(call, operation, *arrays)
 
 
-def _cannot(what: str, hint: str) -> NoReturn:
-    raise value_error(
-        f"unroll got implementation='cudnn', which cannot {what}",
-        "the call itself, or its gradient (reverse mode, once)",
-        f"{hint}, or use implementation='auto'.",
-    )
+def _reference(call: Call, operation: str, *arrays: Array) -> Sequence[Array]:
+    """The operation by the fused scan, without the reserve space."""
+    with jax.default_matmul_precision(call.precision.name.lower()):
+        if operation == "forward":
+            return _fused(call, *arrays)
+        primals, lengths, linear = arrays[:4], arrays[4], arrays[RESIDUALS:]
+
+        def fused(xs: Array, h: Array, c: Array, weights: Array) -> tuple[Array, ...]:
+            return _fused(call, xs, h, c, weights, lengths)
+
+        if operation == "tangents":
+            return jax.jvp(fused, primals, linear)[1]
+        return jax.vjp(fused, *primals)[1](linear)
 
 
-def _cannot_twice(*_: Any, **__: Any) -> NoReturn:
-    _cannot("be differentiated twice", "Compute first derivatives only")
+def _result_types(
+    xs: Any, h: Any, c: Any, weights: Any, *others: Any, call: Call, operation: str, save: bool
+) -> list[Any]:
+    if operation == "backward":
+        return [xs, h, c, weights]
+    ys = xs.update(shape=(*xs.shape[:2], call.directions * call.hidden_size), weak_type=False)
+    if not save:
+        return [ys, h, c]
+    arguments = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in (xs, h, c, weights, *others)]
+    reserve = jax.eval_shape(partial(_forward, call), *arguments)[3]
+    return [ys, h, c, weights.update(shape=reserve.shape, weak_type=False)]
 
 
-def _cannot_forward(*_: Any, **__: Any) -> NoReturn:
-    _cannot("be differentiated in forward mode (jax.jvp, jax.jacfwd)", "Use jax.grad or jax.vjp")
+def _jvp(primals: Any, tangents: Any, *, call: Call, operation: str, save: bool) -> tuple[Any, Any]:
+    bind = partial(cudnn_p.bind, call=call, save=False)
+    if operation == "forward":
+        *outs, reserve = bind(*primals, operation="forward", save=True)
+        linear = map(ad.instantiate_zeros, tangents[:4])
+        douts = bind(*primals, outs[0], reserve, *linear, operation="tangents")
+        if save:
+            return [*outs, reserve], [*douts, ad.Zero(jax.typeof(reserve).to_tangent_aval())]
+        return outs, douts
+    # The other residuals, ys and the reserve space, are functions of the arguments of forward.
+    residuals, linear = primals[:RESIDUALS], primals[RESIDUALS:]
+    outs = bind(*primals, operation=operation)
+
+    def of_linear(linear: Any) -> Any:
+        return bind(*residuals, *linear, operation=operation)
+
+    def of_arguments(*arrays: Array) -> Sequence[Array]:
+        return _reference(call, operation, *arrays, *residuals[4:], *linear)
+
+    return outs, linear_jvp(outs, of_linear, tangents[RESIDUALS:], of_arguments, residuals[:4], tangents[:4])
 
 
-#: The derivative, linear in the tangents of xs, h, c and weights. Only its transpose is implemented.
-_tangents = Primitive("cudnn_lstm_tangents")
-_tangents.multiple_results = True
-_tangents.def_impl(_cannot_forward)
-_tangents.def_abstract_eval(
-    lambda *_, like, **__: [jax.core.ShapedArray(shape, dtype) for shape, dtype in like]
-)
-mlir.register_lowering(_tangents, _cannot_forward)
-ad.primitive_jvps[_tangents] = _cannot_twice
-batching.primitive_batchers[_tangents] = lambda *_, **__: _cannot(
-    "be mapped by jax.vmap", "Make the axis a batch axis"
-)
+def _transpose(cotangents: Any, *arrays: Any, call: Call, operation: str, save: bool) -> list[Any]:
+    linear = arrays[RESIDUALS:]
+    other = "backward" if operation == "tangents" else "tangents"
+    instantiated = map(ad.instantiate_zeros, cotangents)
+    outs = cudnn_p.bind(*arrays[:RESIDUALS], *instantiated, call=call, operation=other, save=False)
+    pairs = zip(outs, linear, strict=True)
+    return [None] * RESIDUALS + [out if ad.is_undefined_primal(a) else None for out, a in pairs]
 
 
-def _transpose(cotangents: Any, *args: Any, call: Call, structure: Any, like: Any) -> list[Any]:
-    leaves, tangents = args[:-4], args[-4:]
+def _batch(arrays: Any, dims: Any, *, call: Call, operation: str, save: bool) -> tuple[list[Any], list[int]]:
+    size = mapped_size(arrays, dims)
+    if operation == "forward" and dims[3] is None and size > 0:
+        folded = map(partial(fold_rows, size), arrays, dims, (0, 1, 1, NO_BATCH, 0))
+        outs = cudnn_p.bind(*folded, call=call, operation="forward", save=False)
+        out_dims = [0, 1, 1]
+        outs = list(map(partial(unfold_rows, size), outs, out_dims))
+    else:
+        outs = list(jax.vmap(partial(_reference, call, operation), dims)(*arrays))
+        out_dims = [0] * len(outs)
+    if save:
+        outs.append(_reserve_spaces(call, arrays, dims))
+        out_dims.append(0)
+    return outs, out_dims
 
-    def backward(*arrays: Any) -> tuple[Array, ...]:
-        residuals = jax.tree.unflatten(structure, arrays[:-3])
-        return _backward(call, residuals, arrays[-3:])
 
-    results = _without_transforms(backward, *leaves, *map(ad.instantiate_zeros, cotangents))
-    pairs = zip(results, tangents, strict=True)
-    return [None] * len(leaves) + [a if ad.is_undefined_primal(t) else None for a, t in pairs]
+def _reserve_spaces(call: Call, arrays: Any, dims: Any) -> Array:
+    """The reserve space of each example, because that of all rows cannot be divided.
+
+    Mapped operations do not read it, so a jitted gradient does not run this loop. It is for functions that
+    ``jax.vjp`` returns inside of ``vmap`` and that are called outside of it.
+    """
+
+    def reserve(mapped: dict[int, Array]) -> Array:
+        example = [mapped.get(index, a) for index, a in enumerate(arrays)]
+        return cudnn_p.bind(*example, call=call, operation="forward", save=True)[3]
+
+    pairs = enumerate(zip(arrays, dims, strict=True))
+    return jax.lax.map(reserve, {i: jnp.moveaxis(a, dim, 0) for i, (a, dim) in pairs if dim is not None})
 
 
-ad.primitive_transposes[_tangents] = _transpose
+cudnn_p = Primitive("cudnn_lstm")
+cudnn_p.multiple_results = True
+cudnn_p.def_impl(_run)
+cudnn_p.def_abstract_eval(_result_types)
+mlir.register_lowering(cudnn_p, mlir.lower_fun(_run, multiple_results=True))
+ad.primitive_jvps[cudnn_p] = _jvp
+ad.primitive_transposes[cudnn_p] = _transpose
+batching.primitive_batchers[cudnn_p] = _batch

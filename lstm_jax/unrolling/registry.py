@@ -144,12 +144,16 @@ NAMED = {
             dtypes="float32; TF32 unless jax.default_matmul_precision is 'highest' or 'float32'",
             cells="LSTM, a Bidirectional of LSTMs, a Stack of equal layers",
             unsupported="mask, resets, truncate, checkpoint, return_carries; unknown or zero steps or rows",
-            transforms="jit, grad (once, in reverse mode); vmap, jvp and second derivatives raise",
-            auto="never: it does not support every transform",
+            transforms="all; jvp, second derivatives, vmap of gradients and vmap over weights run the fused "
+            "scan",
+            auto="never: not measured on a GPU",
         ),
     )
 }
-#: The order in which "auto" tries them; the last one supports every call.
+#: Whether "auto" chooses cuDNN for each network that it supports. Set this once measurements on a GPU show
+#: that cuDNN is right and faster than the fused scan.
+AUTO_CUDNN = False
+#: The order in which "auto" tries the others for a cell; the last one supports every call.
 AUTO = ("parallel", "fused", "scan")
 #: What ``unroll`` accepts.
 IMPLEMENTATIONS = ("auto", *NAMED)
@@ -257,7 +261,7 @@ def choose_whole_network(
     network: Any, name: str, params: Params, xs: Any, carry: Carry | None, options: Any, steps: Any
 ) -> bool:
     """Whether one call runs the whole network; False if each cell chooses an implementation."""
-    if name != "cudnn":
+    if name != "cudnn" and not (name == "auto" and AUTO_CUDNN):
         return False
     from lstm_jax.unrolling.cudnn import cudnn_reason, cudnn_unsupported
 
@@ -268,9 +272,9 @@ def choose_whole_network(
         first, *others = layers.cells
         more = [f"{len(layers.cells)} layers"] * bool(others) + ["both directions"] * (layers.directions == 2)
         description = ", ".join([first.describe(), *more])
-        record(description, name, f"requested by name: {cudnn_reason()}")
+        record(description, "cudnn", "requested by name: " * (name == "cudnn") + cudnn_reason())
         return True
-    if not network.has_state or (isinstance(network, Network) and network.layers_choose):
+    if name == "auto" or not network.has_state or (isinstance(network, Network) and network.layers_choose):
         return False
     raise_unsupported(name, network, reason)
 

@@ -306,6 +306,30 @@ def test_right_results_are_recorded_with_their_errors(capsys):
     assert declined["status"] == "declines" and "NVIDIA GPU" in declined["note"]
 
 
+@pytest.mark.slow
+def test_transforms_are_compared_with_the_scan(capsys):
+    device_jobs.compare_transforms(in_time(), [Check(2, 3, 2, 3, lengths=True)])
+    fused, cudnn = (rows[start::2] for rows in [rows_of(capsys)] for start in (0, 1))
+    assert [row["what"] for row in fused] == [f"check of fused, {name}" for name in device_jobs.TRANSFORMS]
+    assert {row["status"] for row in fused} == {"right"}
+    assert all(row["status"] == "declines" and "NVIDIA GPU" in row["note"] for row in cudnn)
+
+
+def test_wrong_transforms_are_recorded(capsys, monkeypatch):
+    def transform(run, check, name, implementation):
+        if implementation == "cudnn" and name == "jvp":
+            return "fails", "RuntimeError: no such call"
+        error = {"scan": 0.0, "fused": np.nan, "cudnn": 1e-3}[implementation]
+        return lambda: (np.ones(3), np.ones(2) + error)
+
+    monkeypatch.setattr(device_jobs, "TRANSFORMS", dict.fromkeys(["vmap", "jvp"]))
+    monkeypatch.setattr(device_jobs, "transform", transform)
+    device_jobs.compare_transforms(in_time(), [Check(2, 3, 2, 3)])
+    rows = rows_of(capsys)
+    assert [row["status"] for row in rows] == ["wrong", "wrong", "wrong", "fails"]
+    assert "nan" in rows[0]["note"] and "1.0e-03" in rows[1]["note"] and "no such call" in rows[3]["note"]
+
+
 @pytest.mark.parametrize("fault", ["values", "gradients", "nan", "repetitions", "shape"])
 def test_wrong_results_are_recorded(capsys, fault):
     check = Check(2, 3, 2, 3)

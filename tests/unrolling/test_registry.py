@@ -92,8 +92,7 @@ def ran(jaxpr):
     names, inner = set(), set()
     for eqn in jaxpr.eqns:
         primitive = eqn.primitive.name
-        names |= {"kernel_scan": {"pallas"}, "scan": {"scan"}}.get(primitive, set())
-        names |= {"cudnn"} if primitive.startswith("rnn_fwd") else set()
+        names |= {"kernel_scan": {"pallas"}, "cudnn_lstm": {"cudnn"}, "scan": {"scan"}}.get(primitive, set())
         for value in jax.tree.leaves(list(eqn.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
             part = getattr(value, "jaxpr", value)
             if hasattr(part, "eqns"):
@@ -159,12 +158,19 @@ def test_auto_tries_implementations_in_order_and_explains_why_others_cannot_run(
     )
 
 
-def test_auto_never_chooses_cudnn(monkeypatch):
-    """cuDNN does not support all transforms, so not even on a GPU."""
+def test_auto_chooses_cudnn_only_with_its_constant(monkeypatch):
     monkeypatch.setattr(import_module("lstm_jax.unrolling.cudnn"), "no_device", lambda: None)
-    network = Stack((Bidirectional(LSTM(D, H)), Readout(2 * H, 2)))
+    network = Stack((Bidirectional(LSTM(D, H)), GRU(2 * H, H), LSTM(H, H), Readout(H, 2)))
     params, xs = jax.eval_shape(network.init, jax.random.key(0)), jax.ShapeDtypeStruct((T, B, D), "float32")
-    assert "cudnn" not in explain(network, params, xs).implementation
+
+    def chosen(**options):
+        return [layer.implementation for layer in explain(network, params, xs, **options).layers]
+
+    assert "cudnn" not in chosen()
+    monkeypatch.setattr(import_module("lstm_jax.unrolling.registry"), "AUTO_CUDNN", True)
+    assert chosen() == ["cudnn", "fused", "cudnn", "vmap"]
+    assert "cudnn" not in chosen(truncate=2) and "cudnn" not in chosen(implementation="fused")
+    assert "requested" not in str(explain(network, params, xs))
 
 
 def test_explain_prints_the_rows_of_the_implementations_that_run():

@@ -22,6 +22,7 @@ reverse mode runs only its transpose.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from lstm_jax.unrolling.kernels.engine import (
     Engine,
     ForwardOutput,
     Inputs,
+    Residuals,
     Tangents,
     previous_states,
     residuals_of,
@@ -116,20 +118,14 @@ def _jvp(leaves: Any, dleaves: Any, *, params: PrimitiveParams) -> tuple[list[An
     if params.operation == "forward":
         return _forward_jvp(params, args[0], dargs[0])
     (residuals, linear), (dresiduals, dlinear) = args, dargs
-    terms = []
-    if not all(map(_is_zero, jax.tree.leaves(dlinear, is_leaf=_is_zero))):
-        terms.append(_bind(params, residuals, _instantiate_zeros(dlinear)))
-    fields = ("w_hh", "gates", "cell_states", "initial")
-    perturbed = [name for name in fields if not _is_zero(getattr(dresiduals, name))]
-    if perturbed:
+    outs = _bind(params, residuals, linear)
 
-        def of_residuals(*values: Array) -> list[Array]:
-            changed = residuals._replace(**dict(zip(perturbed, values, strict=True)))
-            return _run(REFERENCES[params.engine.formula], params, changed, linear)
+    def of_residuals(w_hh: Array, gates: Array, cell_states: Array, initial: Array) -> list[Array]:
+        changed = Residuals(w_hh, gates, cell_states, initial, residuals.valid)
+        return _run(REFERENCES[params.engine.formula], params, changed, linear)
 
-        primals, dprimals = ([getattr(tree, name) for name in perturbed] for tree in (residuals, dresiduals))
-        terms.append(jax.jvp(of_residuals, primals, dprimals)[1])
-    return _bind(params, *args), [sum(parts[1:], parts[0]) for parts in zip(*terms, strict=True)]
+    of_linear = partial(_bind, params, residuals)
+    return outs, linear_jvp(outs, of_linear, dlinear, of_residuals, residuals[:-1], dresiduals[:-1])
 
 
 def _forward_jvp(params: PrimitiveParams, inputs: Inputs, dinputs: Inputs) -> tuple[list[Any], list[Any]]:
@@ -138,13 +134,13 @@ def _forward_jvp(params: PrimitiveParams, inputs: Inputs, dinputs: Inputs) -> tu
     *states, gates = outs
     w_hh, previous_h = inputs.w_hh, previous_states(inputs.carry[0], states[0])
     e = place_columns(ad.instantiate_zeros(dinputs.u), formula.input_columns)
-    if not _is_zero(dinputs.w_hh):  # summed in float32 or wider, and so is its transpose, the weight gradient
+    if not is_zero(dinputs.w_hh):  # summed in float32 or wider, and so is its transpose, the weight gradient
         of_w = jnp.matmul(previous_h, dinputs.w_hh, preferred_element_type=w_hh.dtype)
         e = e + place_columns(of_w, formula.recurrent_columns)
-    if dinputs.bias is not None and not _is_zero(dinputs.bias):
+    if dinputs.bias is not None and not is_zero(dinputs.bias):
         # Broadcast before the cast, so that the transpose sums the bias gradient in the wide dtype.
         e = e + jnp.broadcast_to(dinputs.bias[None, None], e.shape).astype(e.dtype)
-    linear = Tangents(e, _instantiate_zeros(dinputs.carry))
+    linear = Tangents(e, instantiate_zeros(dinputs.carry))
     residuals = residuals_of(inputs, ForwardOutput(states, gates))
     douts = _bind(PrimitiveParams(params.engine, "tangents"), residuals, linear)
     if not params.save:
@@ -154,14 +150,6 @@ def _forward_jvp(params: PrimitiveParams, inputs: Inputs, dinputs: Inputs) -> tu
     dz = e.astype(gates.dtype) + place_columns(of_dh, formula.recurrent_columns)
     dgates = formula.activate_tangent(split_columns(gates), split_columns(dz))
     return outs, [*douts, jnp.concatenate(dgates, axis=-1)]
-
-
-def _is_zero(tangent: Any) -> bool:
-    return isinstance(tangent, ad.Zero)
-
-
-def _instantiate_zeros(tree: Any) -> Any:
-    return jax.tree.map(ad.instantiate_zeros, tree, is_leaf=_is_zero)
 
 
 def _transpose(cotangents: Any, *leaves: Any, params: PrimitiveParams) -> list[Any]:
@@ -188,30 +176,81 @@ def _batch_axes(params: PrimitiveParams, leaves: Any) -> list[int]:
 def _batch(leaves: Any, dims: Any, *, params: PrimitiveParams) -> tuple[list[Any], list[int]]:
     """The vmap rule: fold the mapped axis into the batch axis."""
     axes = _batch_axes(params, leaves)
-    mapped = [dim is not None for dim in dims]
-    if any(axis == NO_BATCH for axis, is_mapped in zip(axes, mapped, strict=True) if is_mapped):
-        reference = REFERENCES[params.engine.formula]
-        in_axes = [dim if is_mapped else None for dim, is_mapped in zip(dims, mapped, strict=True)]
-        call = partial(_run, reference, params)
-        outs = jax.vmap(lambda *leaves: call(*_unflatten(params, leaves)), in_axes)(*leaves)
+    if any(axis == NO_BATCH and dim is not None for axis, dim in zip(axes, dims, strict=True)):
+        call = partial(_run, REFERENCES[params.engine.formula], params)
+        outs = jax.vmap(lambda *leaves: call(*_unflatten(params, leaves)), dims)(*leaves)
         return outs, [0] * len(outs)
-    size = next(a.shape[dim] for a, dim, is_mapped in zip(leaves, dims, mapped, strict=True) if is_mapped)
-
-    def fold(a: Any, dim: Any, axis: int, is_mapped: bool) -> Array:
-        if axis == NO_BATCH:
-            return a
-        if is_mapped:
-            a = jnp.moveaxis(a, dim, axis)
-        else:
-            a = jnp.repeat(jnp.expand_dims(a, axis), size, axis)
-        return a.reshape(*a.shape[:axis], size * a.shape[axis + 1], *a.shape[axis + 2 :])
-
-    def unfold(a: Array, axis: int) -> Array:
-        return a.reshape(*a.shape[:axis], size, a.shape[axis] // size, *a.shape[axis + 1 :])
-
-    outs = kernel_p.bind(*map(fold, leaves, dims, axes, mapped), params=params)
+    size = mapped_size(leaves, dims)
+    outs = kernel_p.bind(*map(partial(fold_rows, size), leaves, dims, axes), params=params)
     out_axes = [1, *[0 if params.operation == "backward" else 1] * (len(outs) - 1)]
-    return list(map(unfold, outs, out_axes)), out_axes
+    return list(map(partial(unfold_rows, size), outs, out_axes)), out_axes
+
+
+# --- rules that the primitive of ``unrolling.cudnn`` uses as well --------------------------------
+
+
+def is_zero(tangent: Any) -> bool:
+    """Whether a tangent is a symbolic zero."""
+    return isinstance(tangent, ad.Zero)
+
+
+def instantiate_zeros(tree: Any) -> Any:
+    """The tree with arrays instead of symbolic zeros."""
+    return jax.tree.map(ad.instantiate_zeros, tree, is_leaf=is_zero)
+
+
+def linear_jvp(
+    outs: Sequence[Any],
+    of_linear: Callable[[Any], Sequence[Any]],
+    dlinear: Any,
+    of_residuals: Callable[..., Sequence[Any]],
+    residuals: Sequence[Any],
+    dresiduals: Sequence[Any],
+) -> list[Any]:
+    """Tangents of an operation that is linear in one argument and depends on residuals.
+
+    Args:
+        outs: the results of the operation.
+        of_linear: the operation as a function of its linear argument.
+        dlinear: the tangent of that argument.
+        of_residuals: the operation as a function of its residuals, in plain JAX.
+        residuals, dresiduals: the residuals and their tangents.
+
+    Each tangent may be a symbolic zero.
+    """
+    terms = []
+    if not all(map(is_zero, jax.tree.leaves(dlinear, is_leaf=is_zero))):
+        terms.append(of_linear(instantiate_zeros(dlinear)))
+    perturbed = [index for index, tangent in enumerate(dresiduals) if not is_zero(tangent)]
+    if perturbed:
+
+        def of_perturbed(*values: Any) -> list[Any]:
+            changed = dict(zip(perturbed, values, strict=True))
+            return list(of_residuals(*(changed.get(index, a) for index, a in enumerate(residuals))))
+
+        primals, tangents = ([values[index] for index in perturbed] for values in (residuals, dresiduals))
+        terms.append(jax.jvp(of_perturbed, primals, tangents)[1])
+    if not terms:
+        return [ad.Zero(jax.typeof(a).to_tangent_aval()) for a in outs]
+    return [sum(parts[1:], parts[0]) for parts in zip(*terms, strict=True)]
+
+
+def mapped_size(arrays: Sequence[Any], dims: Sequence[int | None]) -> int:
+    """The size of the axis that ``vmap`` maps. ``dims`` has None for an array without it."""
+    return next(a.shape[dim] for a, dim in zip(arrays, dims, strict=True) if dim is not None)
+
+
+def fold_rows(size: int, a: Any, dim: int | None, axis: int) -> Any:
+    """Fold the mapped axis ``dim`` into the batch axis ``axis``. An array that is not mapped is repeated."""
+    if axis == NO_BATCH:
+        return a
+    a = jnp.repeat(jnp.expand_dims(a, axis), size, axis) if dim is None else jnp.moveaxis(a, dim, axis)
+    return a.reshape(*a.shape[:axis], size * a.shape[axis + 1], *a.shape[axis + 2 :])
+
+
+def unfold_rows(size: int, a: Any, axis: int) -> Any:
+    """Divide the batch axis into the mapped axis, in the same place, and the batch axis after it."""
+    return a.reshape(*a.shape[:axis], size, a.shape[axis] // size, *a.shape[axis + 1 :])
 
 
 kernel_p = Primitive("kernel_scan")
