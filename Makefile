@@ -66,8 +66,8 @@ test-slow: $(MAIN)  ## the tests that take long
 
 # The other tests have four virtual devices. Users with one CPU device get chunks of time and batch splits.
 test-one-device: export TEST_DEVICES = 1
-test-one-device: $(MAIN)  ## cells, sequences and networks again, on one CPU device
-	.venv/bin/python $(PYTEST) -m "not peers and not browser" $(addprefix tests/,cells regularizers unrolling networks) $(PYTEST_ARGS)
+test-one-device: $(MAIN)  ## cells, sequences, networks and the benchmark on one CPU device
+	.venv/bin/python $(PYTEST) -m "not peers and not browser" $(addprefix tests/,cells regularizers unrolling networks benchmarks) $(PYTEST_ARGS)
 
 test-peers: export KERAS_BACKEND ?= jax
 test-peers: $(PEERS)  ## live comparison with the other libraries; a skipped test is a failure

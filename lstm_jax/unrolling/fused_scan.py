@@ -174,11 +174,9 @@ def _tangent_chunk(
 
     es, us = jax.jvp(before_the_loop, (params, xs), (dparams, dxs), has_aux=True)[1:]
     linear = jax.vmap(linearised)(starts, zs, noise)
-    raws = updates(params)
-    from_update = _param_tangents(cell.update_reads_params, updates, params, dparams)
-    from_emit = _param_tangents(
-        cell.update_reads_params, lambda params: cell.emit(params, raws), params, dparams
-    )
+    from_params = partial(_param_tangents, cell.update_reads_params)
+    from_update = from_params(updates, params, dparams)
+    from_emit = from_params(lambda changed: cell.emit(changed, updates(params)), params, dparams)
     # ``recur`` and ``emit`` are affine, so their derivative at 0 is their derivative everywhere.
     recur = partial(cell.recur, params, u=_zeros(one_step(us)))
 
