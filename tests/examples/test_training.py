@@ -47,6 +47,17 @@ class TestRun:
         assert float(state) == 1.0
         assert [row["loss"] for row in rows(tmp_path)] == [5.5, 15.5, 23.0]
 
+    def test_the_mean_of_a_row_is_weighted(self, tmp_path):
+        def step(state, batch):
+            return descend(state, batch)[0], {"loss": batch["loss"], "weight": batch["factor"]}
+
+        with new_run(tmp_path) as run:
+            fit(step, jnp.float32(1), batches([1, 2, 7, 4], [1, 1, 2, 4]), run=run, steps=4, log_every=3)
+        assert [(row["loss"], row.keys()) for row in rows(tmp_path)] == [
+            (17 / 4, {"step", "loss"}),
+            (4, {"step", "loss"}),
+        ]
+
     def test_evaluations_at_given_steps_may_change_the_state(self, tmp_path):
         with new_run(tmp_path) as run:
             state = fit(
