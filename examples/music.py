@@ -119,7 +119,7 @@ def mean_nll(
 ) -> tuple[jax.Array, Any]:
     """The mean over all predicted frames, and the carry. Long pieces have more weight."""
     carry, nlls = frame_nlls(network, params, carry, rows, key)
-    return nlls.sum() / jnp.maximum(1, jnp.sum(~rows.first[1:])), carry
+    return nlls.sum() / jnp.sum(~rows.first[1:]), carry
 
 
 # --- training and continuing -----------------------------------------------------------------------
@@ -133,6 +133,11 @@ def train(
     steps = steps_of(args, per_epoch)
     optimizer = adam_with_warmup(args.lr, steps, clip=args.clip)
     valid_nll = evaluation(network, params, corpus.valid)
+    update = window_step(partial(mean_nll, network), optimizer, key)
+
+    def step(state: State, rows: Rows) -> tuple[State, dict[str, jax.Array]]:
+        state, metrics = update(state, rows)
+        return state, metrics | {"weight": jnp.sum(~rows.first[1:])}  # the last window has fewer frames
 
     def evaluate_and_save(state: State) -> dict[str, float]:
         value = valid_nll(state.params)
@@ -142,13 +147,14 @@ def train(
         return {"valid_nll": value}
 
     fit(
-        window_step(partial(mean_nll, network), optimizer, key),
+        step,
         State(params, optimizer.init(params), network.initial_carry((args.batch,), params), jnp.int32(0)),
         window_of,
         run=run,
         steps=steps,
         evaluate=evaluate_and_save,
         evaluate_every=per_epoch,
+        log_every=-(-per_epoch // 4),
         report=lambda step, means: {"epoch": step / per_epoch, **means},
     )
     return load_weights(run.folder, FORMAT, lambda model: params)[1]
@@ -228,7 +234,7 @@ def make_parser() -> Parser:
     add_run_arguments(parser)
 
     add = parser.add_argument_group("network").add_argument
-    add("--hidden", type=size, default=300, help="units per layer")
+    add("--hidden", type=size, default=300, help="units per layer; more for a larger corpus")
     add("--layers", type=size, default=2, help="recurrent layers")
     help = "dropout rate of the outputs of each recurrent layer; smaller for a larger corpus"
     add("--dropout", type=FRACTION, default=0.3, help=help)
@@ -239,7 +245,7 @@ def make_parser() -> Parser:
     add_duration(group, epochs=30.0)
     add = group.add_argument
     add("--batch", type=size, default=8, help="rows per step, each with one piece after the other")
-    add("--window", type=size, default=32, help="frames per step and row; the carry is passed on")
+    add("--window", type=integer(2), default=32, help="frames per step and row; the carry is passed on")
     add("--lr", type=POSITIVE, default=6e-3, help="Adam's maximum learning rate")
     add("--clip", type=POSITIVE, default=1.0, help="maximum norm of the gradient")
     help = "maximum random transposition of training pieces, up or down"

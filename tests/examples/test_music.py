@@ -4,6 +4,7 @@ import os
 import struct
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ import music as program
 import numpy as np
 import pytest
 import scipy.io
-from _music_data import baselines, generate, pack, shifted, windows
+import scipy.sparse
+from _music_data import baselines, generate, pack, read_mat, shifted, windows
 from _music_output import midi_file
 from training import load_weights
 from training_runs import files, read_json, rows, run
@@ -68,7 +70,7 @@ class TestRun:
     def test_the_result_is_that_of_the_best_weights(self, finished, corpus_file, network):
         """Computed again in float64, piece by piece, without padding."""
         result = read_json(finished / "result.json")
-        assert result["valid_nll"] == min(row["valid_nll"] for row in rows(finished))
+        assert result["valid_nll"] == min(row["valid_nll"] for row in rows(finished) if "valid_nll" in row)
         shapes = jax.eval_shape(network.init, jax.random.key(0))
         _, params = load_weights(finished, "lstm_jax/music/1", lambda model: shapes)
         contents = scipy.io.loadmat(corpus_file)
@@ -115,23 +117,64 @@ class TestData:
             orders.append([part[0] for part in found])
         assert orders[1] != orders[2]
 
-    def test_windows_repeat_the_packed_rows(self):
-        """Each epoch has all pieces. A window ends with the first frame of the next one."""
+    def test_matrices_of_any_type_and_size(self, tmp_path, capsys):
+        """Logical, double and sparse matrices, a column of cells; pieces with nothing to predict."""
+        contents = write_mat(tmp_path / "a.mat", lengths=((5, 1, 9, 7, 0, 0), (6, 4), (8, 2)))
+        given = contents["traindata"]
+        expected = [given[0, i].copy() for i in (0, 2, 3)]
+        given[0, 0] = given[0, 0].astype(float)
+        given[0, 2] = given[0, 2].astype(bool)
+        given[0, 3] = scipy.sparse.csc_matrix(given[0, 3].astype(float))
+        given[0, 5] = np.zeros((0, 0))
+        contents["validdata"] = contents["validdata"].T.copy()
+        scipy.io.savemat(tmp_path / "a.mat", contents)
+        corpus = read_mat(tmp_path / "a.mat")
+        assert "traindata left out, of fewer than two frames: 3" in capsys.readouterr().out
+        assert [len(piece) for piece in corpus.valid] == [6, 4]
+        for piece, roll in zip(corpus.train, expected, strict=True):
+            assert piece.dtype == np.uint8 and (piece == roll).all()
+
+    @pytest.mark.parametrize(("rows", "window"), [(2, 10), (2, 2), (7, 63)])
+    def test_windows_repeat_the_packed_rows(self, rows, window):
+        """Each epoch has all pieces. A window ends with the first frame of the next one.
+
+        The longest piece has 64 frames. Alone in its row, it is one window of 63 frames and the one after.
+        """
         pieces = generate(seed=1, train=7, valid=1, test=1).train
-        window_of, per_epoch = windows(pieces, rows=2, window=10, semitones=0, seed=3)
+        window_of, per_epoch = windows(pieces, rows, window, semitones=0, seed=3)
         sums = []
         for epoch in (0, 1):
             cut = [window_of(epoch * per_epoch + step) for step in range(per_epoch)]
-            assert {part.frames.shape for part in cut} == {(11, 2, 88)} and cut[0].first[0].all()
+            assert {part.frames.shape for part in cut} == {(window + 1, rows, 88)} and cut[0].first[0].all()
+            assert all((~part.first[1:]).any() for part in cut)
             for before, after in pairwise(cut):
                 assert (before.frames[-1] == after.frames[0]).all()
                 assert (before.first[-1] == after.first[0]).all()
-            frames = np.concatenate([part.frames[:-1] for part in cut])
+            frames = np.concatenate([*(part.frames[:-1] for part in cut), cut[-1].frames[-1:]])
             sums.append(frames.sum((0, 1)))
             assert sum((~part.first[1:]).sum() for part in cut) == sum(len(piece) - 1 for piece in pieces)
         assert (sums[0] == sums[1]).all() and (sums[0] == np.concatenate(pieces).sum(0)).all()
-        again = windows(pieces, rows=2, window=10, semitones=0, seed=3)[0](per_epoch + 1)  # a resumed run
-        assert all((a == b).all() for a, b in zip(again, window_of(per_epoch + 1), strict=True))
+        again = windows(pieces, rows, window, semitones=0, seed=3)[0](per_epoch)  # a resumed run
+        assert all((a == b).all() for a, b in zip(again, window_of(per_epoch), strict=True))
+
+    def test_a_window_has_the_weight_of_its_frames(self, network, monkeypatch):
+        """The weight is the number of predicted frames, so that logged losses are means over frames."""
+        corpus, weights, frames = generate(seed=1, train=5, valid=1, test=1), [], []
+
+        def fit(step, state, window_of, *, steps, **_):
+            for i in range(steps):
+                window = window_of(i)
+                weights.append(int(step(state, window)[1]["weight"]))
+                frames.append(int((~window.first[1:]).sum()))
+
+        monkeypatch.setattr(program, "window_step", lambda *_: lambda state, rows: (state, {"loss": 0.0}))
+        monkeypatch.setattr(program, "fit", fit)
+        monkeypatch.setattr(program, "load_weights", lambda *_: (None, None))
+        args = program.make_parser().parse_args([*TINY, "--epochs", "1"])
+        params, run = network.init(jax.random.key(0)), SimpleNamespace(folder=None)
+        program.train(args, run, network, params, corpus, jax.random.key(2))
+        assert weights == frames and len(set(frames)) > 1
+        assert sum(frames) == sum(len(piece) - 1 for piece in corpus.train)
 
     def test_windows_with_the_carry_have_the_losses_of_whole_pieces(self, network):
         pieces = generate(seed=1, train=5, valid=1, test=1).train
@@ -275,9 +318,15 @@ class TestErrors:
         contents["validdata"] = np.zeros((2, 88))
         scipy.io.savemat(path, contents)
         assert "not a cell array" in read()
+        write_mat(path, lengths=((5, 4), (1, 0), (6,)))
+        assert "validdata has no piece of two or more frames" in read()
+        path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(100))
+        assert "MATLAB 7.3" in read()
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("arguments", ["--dropout 1", "--weight-drop -1", "--transpose 12", "--tempo 0"])
+    @pytest.mark.parametrize(
+        "arguments", ["--dropout 1", "--weight-drop -1", "--transpose 12", "--tempo 0", "--window 1"]
+    )
     def test_options(self, fails, arguments):
         assert arguments.split()[0] in fails(*arguments.split())
 
