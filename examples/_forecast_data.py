@@ -32,6 +32,8 @@ def load(args: argparse.Namespace) -> Series:
     """The series that the arguments specify. ``--period``, ``--difference``, ``--root`` override its own."""
     if args.csv:
         series = _from_csv(args.csv, args.column, args.period)
+    elif args.column:
+        raise UserError("--column needs --csv FILE")
     else:
         series = {"sunspots": _sunspots, "co2": _co2}[args.series]()
     given = {"period": args.period, "difference": args.difference, "root": args.root}

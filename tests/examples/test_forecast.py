@@ -112,6 +112,15 @@ class TestFolds:
             assert trained.any() and (problem.until[trained] < 40).all()
             assert not set(problem.until[trained]) & set(problem.until[held_out])
 
+    @pytest.mark.parametrize("difference", [True, False])
+    @pytest.mark.parametrize(("period", "horizon"), [(1, 1), (4, 20), (20, 4), (20, 20)])
+    def test_the_fewest_values_are_enough(self, period, horizon, difference):
+        """Each fold has targets to train on, and scores for an interval of 95 %, at each horizon."""
+        n = program.fewest_values(period, horizon)
+        folds = make_folds(make_problem(made_up(n, period, difference=difference), horizon, n * 2 // 3))
+        assert folds.training.any(axis=1).all() and folds.validation.sum(0).min() >= 19
+        assert n - n * 2 // 3 >= 2 * horizon
+
     def test_held_out_predictions(self):
         problem = make_problem(made_up(), 3, 40)
         folds = make_folds(problem)
@@ -259,6 +268,15 @@ class TestIntervals:
         (low80, high80), (low95, high95) = (intervals[coverage] for coverage in COVERAGES)
         assert (low95[39:] <= low80[39:]).all() and (high80[39:] <= high95[39:]).all()
 
+    def test_no_interval_is_negative(self):
+        """After enough values inside, the quantiles of the test part would be negative."""
+        problem = make_problem(made_up(), 3, 40)
+        errors = np.random.default_rng(0).normal(size=(60, 3))
+        problem = problem._replace(targets=np.where(np.arange(60)[:, None] < 37, errors, 1e-6))
+        intervals = calibrate(problem, make_folds(problem), np.zeros((60, 3)), 1.0).intervals
+        widths = [(high - low)[39:] for low, high in intervals.values()]
+        assert all((width >= 0).all() for width in widths) and (widths[0] == 0).any()
+
     @pytest.mark.parametrize("corrected", [False, True])
     @pytest.mark.parametrize("rate", [0.0, 0.2])
     def test_intervals_do_not_depend_on_later_values(self, rate, corrected):
@@ -334,11 +352,15 @@ class TestErrors:
         assert "line 3: 'two' is not a number" in read()
         write_csv(path, ["", "NA"])
         assert "contains no numbers" in read()
+        assert "--column needs --csv" in fails("--column", "sold")
         write_csv(path, range(20))
-        assert "20 values, too few" in read()
-        write_csv(path, [1, 2, 3, 4] * 15)
+        assert "20 values, too few for a period of 4 and a horizon of 4: use at least 66" in read()
+        assert "20 values, too few for a period of 30" in read("--period", 30)
+        write_csv(path, range(119))
+        assert "use at least 120" in read("--period", 10, "--horizon", 10)
+        write_csv(path, [1, 2, 3, 4] * 20)
         assert "repeats itself exactly with the period 4" in read()
-        write_csv(path, range(-1, 60))
+        write_csv(path, range(-1, 80))
         assert "--root needs values >= 0" in read("--root")
         assert not (tmp_path / "out").exists()
 
