@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from _forecast_data import FOLDS, linear_autoregression, make_folds, make_problem, seasonal_naive
 from _forecast_intervals import COVERAGES, calibrate, conformal_quantile, correct, evaluate, track
-from training import load_weights
+from training import UserError, load_weights
 from training_runs import files, read_json, run
 
 TINY = "--networks 1 --hidden 3 --batch 2 --horizon 3 --steps 25".split()
@@ -65,6 +65,11 @@ class TestRun:
         methods = ["LSTM ensemble", "linear autoregression", "seasonal-naive with drift", "seasonal-naive"]
         assert [row["method"] for row in rows[::4]] == methods
         assert all(row["inside_80%"] <= row["inside_95%"] for row in rows)
+        problem = make_problem(made_up(), 3, 40)
+        linear = linear_autoregression(problem, make_folds(problem))
+        corrected = problem.value(correct(problem, make_folds(problem).held_out(linear)))
+        errors = [abs(corrected[t, 2] - made_up().values[t + 3]) for t in range(39, 57)]
+        assert rows[6]["mae"] == pytest.approx(np.mean(errors))
 
     def test_future(self, finished):
         with open(finished / "forecast.csv") as file:
@@ -79,6 +84,14 @@ class TestRun:
         _, params = load_weights(finished, "lstm_jax/forecast/2", lambda model: shapes)
         for leaf in jax.tree.leaves(params):
             assert leaf.shape[0] == FOLDS and bool((leaf[0] != leaf[1]).any())
+
+
+def test_the_forecast_after_the_end_is_that_of_the_last_origin():
+    median = np.arange(12.0).reshape(4, 3)
+    intervals = {0.80: (median - 1, median + 1), 0.95: (median - 2, median + 2)}
+    lines = program.future(made_up(), program.Forecasts(median, intervals)).splitlines()
+    assert lines[0] == "steps_ahead,low_95,low_80,median,high_80,high_95"
+    assert lines[1:] == ["1,7,8,9,10,11", "2,8,9,10,11,12", "3,9,10,11,12,13"]
 
 
 class TestProblem:
@@ -168,6 +181,69 @@ class TestFolds:
         biases = [params[1].bias for params in (one, two)]
         np.testing.assert_array_equal(biases[0][0], biases[1][0])
         assert (biases[0][1:] != biases[1][1:]).any(axis=1).all()
+
+    def train(self, monkeypatch, fit, *words):
+        """``program.train`` with another ``fit``, on the series of these tests."""
+        monkeypatch.setattr(program, "fit", fit)
+        args = program.make_parser().parse_args([*TINY, *words])
+        problem, network = make_problem(made_up(), 3, 40), program.make_network(4, 3, 3, 0.4)
+        targets = np.repeat(problem.targets[None], FOLDS, axis=0)
+        return program.train(args, None, network, problem, make_folds(problem), targets)
+
+    def test_the_weights_of_the_best_evaluation_are_returned(self, monkeypatch):
+        def fit(step, state, batch_of, *, after_evaluation, **_):
+            rows = []
+            for loss in (3.0, 1.0, 2.0):
+                params = jax.tree.map(lambda leaf, loss=loss: np.full_like(leaf, loss), state.params)
+                rows += [{"loss": 0.0}, {"loss": 0.0, "valid_loss": loss}]
+                state = after_evaluation(state._replace(params=params), rows)
+            return state
+
+        assert all((leaf == 1).all() for leaf in jax.tree.leaves(self.train(monkeypatch, fit)))
+
+    @pytest.mark.slow
+    def test_evaluations_use_the_targets_of_the_left_out_fold(self, monkeypatch):
+        problem, (network, params) = make_problem(made_up(), 3, 40), networks_of(networks=1)
+        folds, losses = make_folds(problem), []
+        for k in range(FOLDS):
+            of_fold = jax.tree.map(lambda leaf, k=k: leaf[k], params)
+            errors = np.abs(program.predict(network, of_fold, problem.xs) - problem.targets)
+            losses.append(errors[folds.validation & (folds.fold == k)[:, None]].mean())
+
+        def fit(step, state, batch_of, *, evaluate, **_):
+            assert evaluate(state._replace(params=params))["valid_loss"] == pytest.approx(np.mean(losses))
+            return state
+
+        self.train(monkeypatch, fit)
+
+    @pytest.mark.slow
+    def test_seeds_and_steps_change_all_random_numbers(self, monkeypatch):
+        found = []
+
+        def fit(step, state, batch_of, **_):
+            params = jax.tree.map(lambda leaf: leaf + 0.1, state.params)  # the readout's are 0 at first
+            states = (state._replace(params=params, step=i) for i in (0, 1))
+            one, two = (step(state, batch_of(0))[1]["loss"] for state in states)
+            assert one != two  # only the noise differs
+            assert (batch_of(0) != batch_of(1)).any()
+            found.append((batch_of(0), state.params[0].w_ih))
+            return state
+
+        for seed in ("0", "1"):
+            self.train(monkeypatch, fit, "--seed", seed, "--batch", "16")
+        for one, two in zip(*found, strict=True):
+            assert (one != two).any()
+
+    def test_targets_of_training_have_unit_variance(self, monkeypatch, tmp_path, arguments):
+        """They are divided by the RMS of the errors in the targets that the networks of a fold train on."""
+
+        def train(args, run, network, problem, folds, targets):
+            rms = np.sqrt((targets**2).mean(1, where=folds.training))
+            np.testing.assert_allclose(rms, 1.0)
+            raise UserError("enough")
+
+        monkeypatch.setattr(program, "train", train)
+        assert run(program, *arguments, "--out", tmp_path) == 2
 
     @pytest.mark.slow
     def test_ensemble_follows_the_definition(self):
@@ -281,7 +357,7 @@ class TestIntervals:
     @pytest.mark.parametrize("rate", [0.0, 0.2])
     def test_intervals_do_not_depend_on_later_values(self, rate, corrected):
         """Different values from step 45 on, in the test part, change no interval of an earlier origin."""
-        series = made_up()
+        series = made_up(difference=corrected)
         values = np.where(np.arange(60) < 45, series.values, 99.0)
         network, params = networks_of()
 
