@@ -162,7 +162,7 @@ def make_problem(series: Series, horizon: int, known: int) -> Problem:
 
 
 class Folds(NamedTuple):
-    """K blocks of consecutive known origins. The models of a fold are trained without its values."""
+    """K blocks of consecutive known origins. The models of a fold are not trained to predict its values."""
 
     fold: np.ndarray  # (n,): the fold of an origin; -1 for origins that are not in a fold
     training: np.ndarray  # (K, n, H): the targets that the models of a fold may be trained on
@@ -171,8 +171,9 @@ class Folds(NamedTuple):
     def held_out(self, predictions: np.ndarray) -> np.ndarray:
         """(K, n, H), predictions by fold, to (n, H).
 
-        At an origin in a fold this is the prediction of the models trained without the fold's values; at all
-        other origins, those of the test part among them, it is the mean over the folds.
+        At an origin in a fold this is the prediction of the models that were not trained to predict the
+        fold's values. At all other origins, which include those of the test part, it is the mean over the
+        folds.
         """
         own = np.take_along_axis(predictions, np.maximum(self.fold, 0)[None, :, None], axis=0)[0]
         return np.where(self.fold[:, None] >= 0, own, predictions.mean(0))

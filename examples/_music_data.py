@@ -40,15 +40,15 @@ def pack(pieces: Pieces, rows: int, rng: np.random.Generator | None = None) -> R
     row is random, and so is the choice between pieces of equal length.
     """
     order = range(len(pieces)) if rng is None else rng.permutation(len(pieces))
-    members: list[list[int]] = [[] for _ in range(rows)]
+    indices: list[list[int]] = [[] for _ in range(rows)]
     lengths = np.zeros(rows, int)
     for i in sorted(order, key=lambda i: -len(pieces[i])):
         row = lengths.argmin()
-        members[row].append(i)
+        indices[row].append(i)
         lengths[row] += len(pieces[i])
     frames = np.zeros((lengths.max() + 1, rows, KEYS), np.uint8)
     first = np.ones(frames.shape[:2], bool)
-    for row, chosen in enumerate(members):
+    for row, chosen in enumerate(indices):
         start = 0
         for i in chosen if rng is None else rng.permutation(chosen):
             end = start + len(pieces[i])

@@ -253,8 +253,8 @@ class TestFolds:
         rng = np.random.default_rng(0)
         linear, rms = rng.normal(size=(FOLDS, 60, 3)), rng.uniform(1, 2, size=(FOLDS, 1, 3))
         forecast = program.ensemble(network, params, problem, folds, linear, rms)
-        members = [jax.tree.map(lambda leaf, e=e: leaf[e], params) for e in range(2 * FOLDS)]
-        outputs = [np.asarray(program.predict(network, member, problem.xs), float) for member in members]
+        each_params = [jax.tree.map(lambda leaf, e=e: leaf[e], params) for e in range(2 * FOLDS)]
+        outputs = [np.asarray(program.predict(network, one, problem.xs), float) for one in each_params]
         for t in (7, 20, 38, 50):
             chosen = [e for e in range(2 * FOLDS) if t > 39 or e % FOLDS == folds.fold[t]]
             each = [linear[e % FOLDS, t] + rms[e % FOLDS, 0] * outputs[e][t] for e in chosen]
