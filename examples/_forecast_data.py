@@ -70,7 +70,10 @@ def _co2() -> Series:
 
 
 def _from_csv(path: Path, column: str | None, period: int | None) -> Series:
-    """Read a column of a file whose first line contains the names. Empty cells are interpolated."""
+    """Read a column of a file whose first line contains the names.
+
+    Empty cells are interpolated. Those before the first number and after the last one are left out.
+    """
     if column is None or period is None:
         raise UserError("--csv needs --column NAME and --period N, the steps per season (12 for months)")
     try:
@@ -85,11 +88,12 @@ def _from_csv(path: Path, column: str | None, period: int | None) -> Series:
     if column not in rows[0]:
         raise UserError(f"{path} has no column {column!r}: it has {', '.join(map(repr, rows[0]))}")
     values = np.array([_number(path, line, row[column]) for line, row in enumerate(rows, 2)])
-    steps, known = np.arange(len(values), dtype=float), np.isfinite(values)
-    if not known.any():
+    known = np.flatnonzero(np.isfinite(values))
+    if not known.size:
         raise UserError(f"{path}: column {column!r} contains no numbers")
-    values = np.interp(steps, steps[known], values[known])
-    return Series(column, column, "step", steps, values, period, difference=True, root=False)
+    steps = np.arange(known[0], known[-1] + 1)
+    values = np.interp(steps, known, values[known])
+    return Series(column, column, "step", steps.astype(float), values, period, difference=True, root=False)
 
 
 def _number(path: Path, line: int, cell: str | None) -> float:

@@ -104,7 +104,9 @@ def frame_nlls(
 ) -> tuple[Any, jax.Array]:
     r"""The carry, and the nats of each frame given the frames of its piece before it, (T - 1, B).
 
-    .. math:: L_t = -\sum_k x_{tk} \log p_{tk} + (1 - x_{tk}) \log (1 - p_{tk}), p_t = \sigma(o_{t-1})
+    .. math::
+        L_t = -\sum_k \left( x_{tk} \log p_{tk} + (1 - x_{tk}) \log (1 - p_{tk}) \right),
+        \quad p_t = \sigma(o_{t-1})
 
     The first frame of a piece is not predicted and has zero nats, as in the published figures.
     """

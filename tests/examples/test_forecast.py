@@ -441,9 +441,10 @@ class TestErrors:
         assert not (tmp_path / "out").exists()
 
     def test_gaps_are_interpolated(self, tmp_path):
-        path = write_csv(tmp_path / "series.csv", [1, "", 3, "nan", "NA", 6])
+        path = write_csv(tmp_path / "series.csv", ["", 1, "", 3, "nan", "NA", 6, "", ""])
         args = program.make_parser().parse_args(["--csv", str(path), "--column", "sold", "--period", "2"])
-        assert program.load(args).values.tolist() == [1, 2, 3, 4, 5, 6]
+        series = program.load(args)
+        assert series.values.tolist() == series.times.tolist() == [1, 2, 3, 4, 5, 6]
 
     def test_without_statsmodels(self, fails, monkeypatch):
         monkeypatch.setitem(sys.modules, "statsmodels", None)
