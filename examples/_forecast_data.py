@@ -166,7 +166,10 @@ def make_problem(series: Series, horizon: int, known: int) -> Problem:
 
 
 class Folds(NamedTuple):
-    """K blocks of consecutive known origins. The models of a fold are not trained to predict its values."""
+    """K blocks of consecutive known origins, each left out by some models.
+
+    No value of the fold is a target of their training. The inputs of later targets may contain its values.
+    """
 
     fold: np.ndarray  # (n,): the fold of an origin; -1 for origins that are not in a fold
     training: np.ndarray  # (K, n, H): the targets that the models of a fold may be trained on
@@ -175,9 +178,8 @@ class Folds(NamedTuple):
     def held_out(self, predictions: np.ndarray) -> np.ndarray:
         """(K, n, H), predictions by fold, to (n, H).
 
-        At an origin in a fold this is the prediction of the models that were not trained to predict the
-        fold's values. At all other origins, which include those of the test part, it is the mean over the
-        folds.
+        At an origin in a fold this is the prediction of the models that left the fold out. At all other
+        origins, which include those of the test part, it is the mean over the folds.
         """
         own = np.take_along_axis(predictions, np.maximum(self.fold, 0)[None, :, None], axis=0)[0]
         return np.where(self.fold[:, None] >= 0, own, predictions.mean(0))

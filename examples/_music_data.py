@@ -122,7 +122,7 @@ def read_mat(path: Path) -> Corpus:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except NotImplementedError:
         raise UserError(
-            f"{path} is of MATLAB 7.3, which scipy cannot read: save it in MATLAB with the option '-v7'"
+            f"{path} is a MATLAB 7.3 file, which scipy cannot read: save it in MATLAB with the option '-v7'"
         ) from None
     except Exception as error:  # scipy raises many types for a file that is not a MATLAB file
         raise UserError(f"{path} is not a .mat file that scipy can read: {error}") from None

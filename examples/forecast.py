@@ -12,13 +12,14 @@ A linear autoregression predicts the next H values from the last period of the s
 predicts the errors of the autoregression. Both are direct forecasts, without feedback. The networks of the
 ensemble are one program: `jax.vmap` over their weights. The forecast is their mean.
 
-The first two thirds of the series are used for training and calibration. They are divided into five folds,
-and each network is not trained to predict the values of one of them. The errors of the forecasts in the
-left-out folds calibrate the intervals, separately for each horizon (conformal prediction). The last third is
-used for evaluation with a rolling origin: a forecast is made at each of its steps from all values before,
-with fixed weights. At each step, the errors of the earlier forecasts whose values are known by then correct
-the width of the intervals and, for a series with a trend, the forecast. The linear autoregression alone and
-the seasonal-naive forecast, which is the value one period before, get intervals in the same way.
+The first two thirds of the series are used for training and calibration. They are divided into five folds.
+Each network leaves one fold out: no value of the fold is a target of its training. The errors of the
+forecasts in the left-out folds calibrate the intervals, separately for each horizon (conformal prediction).
+The last third is used for evaluation with a rolling origin: a forecast is made at each of its steps from all
+values before, with fixed weights. At each step, the errors of the earlier forecasts whose values are known by
+then correct the width of the intervals and, for a series with a trend, the forecast. The linear
+autoregression alone and the seasonal-naive forecast, which is the value one period before, get intervals in
+the same way.
 
 The program prints the errors and the coverage of the intervals by horizon. It writes a run folder with the
 weights, the learning curve, all metrics (result.json), a picture (forecast.png) and the forecast after the
@@ -179,7 +180,7 @@ def ensemble(
 ) -> np.ndarray:
     """The forecast of the targets, (n, H): the autoregression plus the mean of its predicted errors.
 
-    At an origin in a fold, only the models that were not trained to predict the fold's values are used.
+    At an origin in a fold, only the models that left the fold out are used.
     """
     xs = jnp.asarray(problem.xs)
     outputs = jax.jit(jax.vmap(lambda params: predict(network, params, xs)))(params)
