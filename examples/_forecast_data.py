@@ -32,6 +32,8 @@ def load(args: argparse.Namespace) -> Series:
     """The series that the arguments specify. ``--period``, ``--difference``, ``--root`` override its own."""
     if args.csv:
         series = _from_csv(args.csv, args.column, args.period)
+    elif args.column:
+        raise UserError("--column needs --csv FILE")
     else:
         series = {"sunspots": _sunspots, "co2": _co2}[args.series]()
     given = {"period": args.period, "difference": args.difference, "root": args.root}
@@ -68,7 +70,10 @@ def _co2() -> Series:
 
 
 def _from_csv(path: Path, column: str | None, period: int | None) -> Series:
-    """Read a column of a file whose first line contains the names. Empty cells are interpolated."""
+    """Read a column of a file whose first line contains the names.
+
+    Empty cells are interpolated. Those before the first number and after the last one are left out.
+    """
     if column is None or period is None:
         raise UserError("--csv needs --column NAME and --period N, the steps per season (12 for months)")
     try:
@@ -83,11 +88,12 @@ def _from_csv(path: Path, column: str | None, period: int | None) -> Series:
     if column not in rows[0]:
         raise UserError(f"{path} has no column {column!r}: it has {', '.join(map(repr, rows[0]))}")
     values = np.array([_number(path, line, row[column]) for line, row in enumerate(rows, 2)])
-    steps, known = np.arange(len(values), dtype=float), np.isfinite(values)
-    if not known.any():
+    known = np.flatnonzero(np.isfinite(values))
+    if not known.size:
         raise UserError(f"{path}: column {column!r} contains no numbers")
-    values = np.interp(steps, steps[known], values[known])
-    return Series(column, column, "step", steps, values, period, difference=True, root=False)
+    steps = np.arange(known[0], known[-1] + 1)
+    values = np.interp(steps, known, values[known])
+    return Series(column, column, "step", steps.astype(float), values, period, difference=True, root=False)
 
 
 def _number(path: Path, line: int, cell: str | None) -> float:
@@ -160,7 +166,10 @@ def make_problem(series: Series, horizon: int, known: int) -> Problem:
 
 
 class Folds(NamedTuple):
-    """K blocks of consecutive known origins. The models of a fold are trained without its values."""
+    """K blocks of consecutive known origins, each left out by some models.
+
+    No value of the fold is a target of their training. The inputs of later targets may contain its values.
+    """
 
     fold: np.ndarray  # (n,): the fold of an origin; -1 for origins that are not in a fold
     training: np.ndarray  # (K, n, H): the targets that the models of a fold may be trained on
@@ -169,8 +178,8 @@ class Folds(NamedTuple):
     def held_out(self, predictions: np.ndarray) -> np.ndarray:
         """(K, n, H), predictions by fold, to (n, H).
 
-        At an origin in a fold this is the prediction of the models trained without the fold's values; at all
-        other origins, those of the test part among them, it is the mean over the folds.
+        At an origin in a fold this is the prediction of the models that left the fold out. At all other
+        origins, which include those of the test part, it is the mean over the folds.
         """
         own = np.take_along_axis(predictions, np.maximum(self.fold, 0)[None, :, None], axis=0)[0]
         return np.where(self.fold[:, None] >= 0, own, predictions.mean(0))

@@ -89,14 +89,16 @@ class Forecasts(NamedTuple):
 def calibrate(problem: Problem, folds: Folds, median: np.ndarray, rate: float) -> Forecasts:
     """Forecasts of the series with conformal intervals, calibrated for each horizon on the left-out folds.
 
-    An interval that would be wider than that of the next larger coverage is made equal to it.
+    An interval that would be wider than that of the next larger coverage is made equal to it, and a negative
+    quantile, after many values inside, is made 0.
     """
     scores, intervals = np.abs(problem.targets - median), {}
     quantiles = np.full_like(scores, np.inf)
     for coverage in reversed(COVERAGES):
         by_horizon = zip(scores.T, folds.validation.T, strict=True)
         q = np.array([conformal_quantile(score[valid], coverage) for score, valid in by_horizon])
-        quantiles = np.minimum(track(scores, q, problem.known - 1, coverage, rate), quantiles)
+        tracked = np.maximum(track(scores, q, problem.known - 1, coverage, rate), 0)
+        quantiles = np.minimum(tracked, quantiles)
         intervals[coverage] = problem.value(median - quantiles), problem.value(median + quantiles)
     return Forecasts(problem.value(median), {coverage: intervals[coverage] for coverage in COVERAGES})
 

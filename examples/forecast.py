@@ -12,13 +12,14 @@ A linear autoregression predicts the next H values from the last period of the s
 predicts the errors of the autoregression. Both are direct forecasts, without feedback. The networks of the
 ensemble are one program: `jax.vmap` over their weights. The forecast is their mean.
 
-The first two thirds of the series are used for training and calibration. They are divided into five folds,
-and each network leaves out the values of one fold. The errors of the forecasts in the left-out folds
-calibrate the intervals, separately for each horizon (conformal prediction). The last third is used for
-evaluation with a rolling origin: a forecast is made at each of its steps from all values before, with fixed
-weights. At each step, the errors of the earlier forecasts whose values are known by then correct the width
-of the intervals and, for a series with a trend, the forecast. The linear autoregression alone and the
-seasonal-naive forecast, which is the value one period before, get intervals in the same way.
+The first two thirds of the series are used for training and calibration. They are divided into five folds.
+Each network leaves one fold out: no value of the fold is a target of its training. The errors of the
+forecasts in the left-out folds calibrate the intervals, separately for each horizon (conformal prediction).
+The last third is used for evaluation with a rolling origin: a forecast is made at each of its steps from all
+values before, with fixed weights. At each step, the errors of the earlier forecasts whose values are known by
+then correct the width of the intervals and, for a series with a trend, the forecast. The linear
+autoregression alone and the seasonal-naive forecast, which is the value one period before, get intervals in
+the same way.
 
 The program prints the errors and the coverage of the intervals by horizon. It writes a run folder with the
 weights, the learning curve, all metrics (result.json), a picture (forecast.png) and the forecast after the
@@ -30,6 +31,7 @@ from __future__ import annotations
 import training.start  # isort: skip  # noqa: F401  (first: Ctrl-C is quiet during the slow imports)
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,7 +103,6 @@ class Ensemble(NamedTuple):
     params: Any
     optimizer: Any
     best: Any  # the weights at the best evaluation so far
-    best_loss: jax.Array  # ()
     step: jax.Array  # ()
 
 
@@ -154,16 +155,13 @@ def train(
         return jax.vmap(of_network)(params, fold).mean()
 
     def keep_best(state: Ensemble, rows: Sequence[Mapping[str, float]]) -> Ensemble:
-        loss = valid_loss(state.params)
-        better = loss < state.best_loss
-        best = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.best)
-        return state._replace(best=best, best_loss=jnp.minimum(loss, state.best_loss))
+        *before, loss = [row["valid_loss"] for row in rows if "valid_loss" in row]
+        return state._replace(best=state.params) if loss < min(before, default=math.inf) else state
 
     params = jax.vmap(network.init)(jax.random.split(k_init, len(fold)))
-    unevaluated = jnp.float32(jnp.finfo(jnp.float32).max)
     state = fit(
         step,
-        Ensemble(params, jax.vmap(optimizer.init)(params), params, unevaluated, jnp.int32(0)),
+        Ensemble(params, jax.vmap(optimizer.init)(params), params, jnp.int32(0)),
         batch_of,
         run=run,
         steps=steps_of(args, 1),
@@ -182,7 +180,7 @@ def ensemble(
 ) -> np.ndarray:
     """The forecast of the targets, (n, H): the autoregression plus the mean of its predicted errors.
 
-    At an origin in a fold, only the models that were trained without the fold's values are used.
+    At an origin in a fold, only the models that left the fold out are used.
     """
     xs = jnp.asarray(problem.xs)
     outputs = jax.jit(jax.vmap(lambda params: predict(network, params, xs)))(params)
@@ -203,17 +201,23 @@ def future(series: Series, forecasts: Forecasts) -> str:
 # --- the program -----------------------------------------------------------------------------------
 
 
+def fewest_values(period: int, horizon: int) -> int:
+    """The length of a series with which each fold has targets to train on, at each horizon."""
+    return 3 * period + 6 * horizon + 30
+
+
 def learn(args: argparse.Namespace) -> None:
     """Train, forecast, evaluate, plot."""
     series = load(args)
     n, horizon = len(series.values), args.horizon or series.period
     known = n * 2 // 3
-    problem = make_problem(series, horizon, known)
-    if known - problem.first - horizon < 20 or n - known < 2 * horizon:
+    fewest = fewest_values(series.period, horizon)
+    if n < fewest:
         size = f"a period of {series.period} and a horizon of {horizon}"
         raise UserError(
-            f"{series.name} has {n} values, too few for {size}: use more data or decrease --horizon"
+            f"{series.name} has {n} values, too few for {size}: use at least {fewest}, or decrease --horizon"
         )
+    problem = make_problem(series, horizon, known)
     if (series.values[series.period : known] == series.values[: known - series.period]).all():
         raise UserError(f"{series.name} repeats itself exactly with the period {series.period}")
     folds = make_folds(problem)

@@ -58,6 +58,26 @@ def test_every_cell_and_regulariser_is_listed(page):
     assert not {name for name in expected.get(page, regularisers) if not re.search(rf"`{name}\b", text)}
 
 
+def results(page):
+    """{program: its rows} of the tables of programs on a page."""
+    found = {}
+    for program, row in re.findall(r"^\| `(\w+\.py)(.*)$", (ROOT / page).read_text(encoding="utf-8"), re.M):
+        found[program] = found.get(program, "") + row
+    return found
+
+
+def test_every_program_has_a_result():
+    programs = {path.name for path in (ROOT / "examples").glob("[!_]*.py")}
+    assert set(results("examples/README.md")) == programs
+
+
+def test_both_tables_of_results_have_the_same_figures():
+    complete = results("examples/README.md")
+    for program, row in results("docs/examples.md").items():
+        figures = set(re.findall(r"\d+\.\d+", row))
+        assert figures <= set(re.findall(r"\d+\.\d+", complete[program])), program
+
+
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "examples/README.md"])
 def test_links_to_files_have_a_target(page):
     """The build of the documentation checks the links between its own pages."""

@@ -118,7 +118,8 @@ def fit(
         after_evaluation: ``(state, rows) -> state``, called after each evaluation, for example to change a
             learning rate that is part of the state. It may depend only on its arguments.
         log_every: steps per row of ``metrics.jsonl``. Their metrics are averaged, and are copied from the
-            device together, so that the host does not wait for every step.
+            device together, so that the host does not wait for every step. If ``step`` returns a metric
+            "weight", the mean is weighted by it, and the row does not contain it.
         report: ``(step, means) -> row`` renames or converts the metrics of a row.
         placement: the batch axis, and the shardings of the state (:class:`Placement`).
 
@@ -159,7 +160,7 @@ def fit(
                     pending = _fetch(pending)
                     _check_rows(pending, done, run, checkpoints)
                 if logging:
-                    means = {name: float(np.mean([row[name] for row in pending])) for name in pending[0]}
+                    means = _means(pending)
                     row = {"step": done, **report(done, means)}
                     if evaluate is not None and evaluating:
                         row |= evaluate(state)
@@ -195,6 +196,13 @@ def _every(steps: int | Container[int]) -> Callable[[int], bool]:
 def _fetch(pending: list[Any]) -> list[dict[str, float]]:
     """Copy metrics to the host. Those restored from a checkpoint are on the host already."""
     return [{name: float(value) for name, value in row.items()} for row in jax.device_get(pending)]
+
+
+def _means(rows: Sequence[Means]) -> dict[str, float]:
+    """The mean of each metric, weighted by the metric "weight" if there is one."""
+    weights = [row.get("weight", 1.0) for row in rows]
+    names = [name for name in rows[0] if name != "weight"]
+    return {name: float(np.average([row[name] for row in rows], weights=weights)) for name in names}
 
 
 def _rounded(value: float) -> float:

@@ -82,7 +82,7 @@ def learning_curve(
     style(ax, prefix + x_label, y)
     ax.set_title(title, fontsize=13, parse_math=False)
     if ax.lines:
-        ax.legend(loc="upper right", fontsize=11)
+        ax.legend(loc="best", fontsize=11)
     _label_ends(ax, ends)
     run.write("learning_curve.png", png(figure))
 

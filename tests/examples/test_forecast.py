@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from _forecast_data import FOLDS, linear_autoregression, make_folds, make_problem, seasonal_naive
 from _forecast_intervals import COVERAGES, calibrate, conformal_quantile, correct, evaluate, track
-from training import load_weights
+from training import UserError, load_weights
 from training_runs import files, read_json, run
 
 TINY = "--networks 1 --hidden 3 --batch 2 --horizon 3 --steps 25".split()
@@ -65,6 +65,11 @@ class TestRun:
         methods = ["LSTM ensemble", "linear autoregression", "seasonal-naive with drift", "seasonal-naive"]
         assert [row["method"] for row in rows[::4]] == methods
         assert all(row["inside_80%"] <= row["inside_95%"] for row in rows)
+        problem = make_problem(made_up(), 3, 40)
+        linear = linear_autoregression(problem, make_folds(problem))
+        corrected = problem.value(correct(problem, make_folds(problem).held_out(linear)))
+        errors = [abs(corrected[t, 2] - made_up().values[t + 3]) for t in range(39, 57)]
+        assert rows[6]["mae"] == pytest.approx(np.mean(errors))
 
     def test_future(self, finished):
         with open(finished / "forecast.csv") as file:
@@ -79,6 +84,14 @@ class TestRun:
         _, params = load_weights(finished, "lstm_jax/forecast/2", lambda model: shapes)
         for leaf in jax.tree.leaves(params):
             assert leaf.shape[0] == FOLDS and bool((leaf[0] != leaf[1]).any())
+
+
+def test_the_forecast_after_the_end_is_that_of_the_last_origin():
+    median = np.arange(12.0).reshape(4, 3)
+    intervals = {0.80: (median - 1, median + 1), 0.95: (median - 2, median + 2)}
+    lines = program.future(made_up(), program.Forecasts(median, intervals)).splitlines()
+    assert lines[0] == "steps_ahead,low_95,low_80,median,high_80,high_95"
+    assert lines[1:] == ["1,7,8,9,10,11", "2,8,9,10,11,12", "3,9,10,11,12,13"]
 
 
 class TestProblem:
@@ -111,6 +124,15 @@ class TestFolds:
             trained = folds.training[k]
             assert trained.any() and (problem.until[trained] < 40).all()
             assert not set(problem.until[trained]) & set(problem.until[held_out])
+
+    @pytest.mark.parametrize("difference", [True, False])
+    @pytest.mark.parametrize(("period", "horizon"), [(1, 1), (4, 20), (20, 4), (20, 20)])
+    def test_the_fewest_values_are_enough(self, period, horizon, difference):
+        """Each fold has targets to train on, and scores for an interval of 95 %, at each horizon."""
+        n = program.fewest_values(period, horizon)
+        folds = make_folds(make_problem(made_up(n, period, difference=difference), horizon, n * 2 // 3))
+        assert folds.training.any(axis=1).all() and folds.validation.sum(0).min() >= 19
+        assert n - n * 2 // 3 >= 2 * horizon
 
     def test_held_out_predictions(self):
         problem = make_problem(made_up(), 3, 40)
@@ -160,6 +182,69 @@ class TestFolds:
         np.testing.assert_array_equal(biases[0][0], biases[1][0])
         assert (biases[0][1:] != biases[1][1:]).any(axis=1).all()
 
+    def train(self, monkeypatch, fit, *words):
+        """``program.train`` with another ``fit``, on the series of these tests."""
+        monkeypatch.setattr(program, "fit", fit)
+        args = program.make_parser().parse_args([*TINY, *words])
+        problem, network = make_problem(made_up(), 3, 40), program.make_network(4, 3, 3, 0.4)
+        targets = np.repeat(problem.targets[None], FOLDS, axis=0)
+        return program.train(args, None, network, problem, make_folds(problem), targets)
+
+    def test_the_weights_of_the_best_evaluation_are_returned(self, monkeypatch):
+        def fit(step, state, batch_of, *, after_evaluation, **_):
+            rows = []
+            for loss in (3.0, 1.0, 2.0):
+                params = jax.tree.map(lambda leaf, loss=loss: np.full_like(leaf, loss), state.params)
+                rows += [{"loss": 0.0}, {"loss": 0.0, "valid_loss": loss}]
+                state = after_evaluation(state._replace(params=params), rows)
+            return state
+
+        assert all((leaf == 1).all() for leaf in jax.tree.leaves(self.train(monkeypatch, fit)))
+
+    @pytest.mark.slow
+    def test_evaluations_use_the_targets_of_the_left_out_fold(self, monkeypatch):
+        problem, (network, params) = make_problem(made_up(), 3, 40), networks_of(networks=1)
+        folds, losses = make_folds(problem), []
+        for k in range(FOLDS):
+            of_fold = jax.tree.map(lambda leaf, k=k: leaf[k], params)
+            errors = np.abs(program.predict(network, of_fold, problem.xs) - problem.targets)
+            losses.append(errors[folds.validation & (folds.fold == k)[:, None]].mean())
+
+        def fit(step, state, batch_of, *, evaluate, **_):
+            assert evaluate(state._replace(params=params))["valid_loss"] == pytest.approx(np.mean(losses))
+            return state
+
+        self.train(monkeypatch, fit)
+
+    @pytest.mark.slow
+    def test_seeds_and_steps_change_all_random_numbers(self, monkeypatch):
+        found = []
+
+        def fit(step, state, batch_of, **_):
+            params = jax.tree.map(lambda leaf: leaf + 0.1, state.params)  # the readout's are 0 at first
+            states = (state._replace(params=params, step=i) for i in (0, 1))
+            one, two = (step(state, batch_of(0))[1]["loss"] for state in states)
+            assert one != two  # only the noise differs
+            assert (batch_of(0) != batch_of(1)).any()
+            found.append((batch_of(0), state.params[0].w_ih))
+            return state
+
+        for seed in ("0", "1"):
+            self.train(monkeypatch, fit, "--seed", seed, "--batch", "16")
+        for one, two in zip(*found, strict=True):
+            assert (one != two).any()
+
+    def test_targets_of_training_have_unit_variance(self, monkeypatch, tmp_path, arguments):
+        """They are divided by the RMS of the errors in the targets that the networks of a fold train on."""
+
+        def train(args, run, network, problem, folds, targets):
+            rms = np.sqrt((targets**2).mean(1, where=folds.training))
+            np.testing.assert_allclose(rms, 1.0)
+            raise UserError("enough")
+
+        monkeypatch.setattr(program, "train", train)
+        assert run(program, *arguments, "--out", tmp_path) == 2
+
     @pytest.mark.slow
     def test_ensemble_follows_the_definition(self):
         """The networks of all folds after the known values; those of the origin's fold before, in float64."""
@@ -168,8 +253,8 @@ class TestFolds:
         rng = np.random.default_rng(0)
         linear, rms = rng.normal(size=(FOLDS, 60, 3)), rng.uniform(1, 2, size=(FOLDS, 1, 3))
         forecast = program.ensemble(network, params, problem, folds, linear, rms)
-        members = [jax.tree.map(lambda leaf, e=e: leaf[e], params) for e in range(2 * FOLDS)]
-        outputs = [np.asarray(program.predict(network, member, problem.xs), float) for member in members]
+        each_params = [jax.tree.map(lambda leaf, e=e: leaf[e], params) for e in range(2 * FOLDS)]
+        outputs = [np.asarray(program.predict(network, one, problem.xs), float) for one in each_params]
         for t in (7, 20, 38, 50):
             chosen = [e for e in range(2 * FOLDS) if t > 39 or e % FOLDS == folds.fold[t]]
             each = [linear[e % FOLDS, t] + rms[e % FOLDS, 0] * outputs[e][t] for e in chosen]
@@ -259,11 +344,20 @@ class TestIntervals:
         (low80, high80), (low95, high95) = (intervals[coverage] for coverage in COVERAGES)
         assert (low95[39:] <= low80[39:]).all() and (high80[39:] <= high95[39:]).all()
 
+    def test_no_interval_is_negative(self):
+        """After enough values inside, the quantiles of the test part would be negative."""
+        problem = make_problem(made_up(), 3, 40)
+        errors = np.random.default_rng(0).normal(size=(60, 3))
+        problem = problem._replace(targets=np.where(np.arange(60)[:, None] < 37, errors, 1e-6))
+        intervals = calibrate(problem, make_folds(problem), np.zeros((60, 3)), 1.0).intervals
+        widths = [(high - low)[39:] for low, high in intervals.values()]
+        assert all((width >= 0).all() for width in widths) and (widths[0] == 0).any()
+
     @pytest.mark.parametrize("corrected", [False, True])
     @pytest.mark.parametrize("rate", [0.0, 0.2])
     def test_intervals_do_not_depend_on_later_values(self, rate, corrected):
         """Different values from step 45 on, in the test part, change no interval of an earlier origin."""
-        series = made_up()
+        series = made_up(difference=corrected)
         values = np.where(np.arange(60) < 45, series.values, 99.0)
         network, params = networks_of()
 
@@ -334,18 +428,23 @@ class TestErrors:
         assert "line 3: 'two' is not a number" in read()
         write_csv(path, ["", "NA"])
         assert "contains no numbers" in read()
+        assert "--column needs --csv" in fails("--column", "sold")
         write_csv(path, range(20))
-        assert "20 values, too few" in read()
-        write_csv(path, [1, 2, 3, 4] * 15)
+        assert "20 values, too few for a period of 4 and a horizon of 4: use at least 66" in read()
+        assert "20 values, too few for a period of 30" in read("--period", 30)
+        write_csv(path, range(119))
+        assert "use at least 120" in read("--period", 10, "--horizon", 10)
+        write_csv(path, [1, 2, 3, 4] * 20)
         assert "repeats itself exactly with the period 4" in read()
-        write_csv(path, range(-1, 60))
+        write_csv(path, range(-1, 80))
         assert "--root needs values >= 0" in read("--root")
         assert not (tmp_path / "out").exists()
 
     def test_gaps_are_interpolated(self, tmp_path):
-        path = write_csv(tmp_path / "series.csv", [1, "", 3, "nan", "NA", 6])
+        path = write_csv(tmp_path / "series.csv", ["", 1, "", 3, "nan", "NA", 6, "", ""])
         args = program.make_parser().parse_args(["--csv", str(path), "--column", "sold", "--period", "2"])
-        assert program.load(args).values.tolist() == [1, 2, 3, 4, 5, 6]
+        series = program.load(args)
+        assert series.values.tolist() == series.times.tolist() == [1, 2, 3, 4, 5, 6]
 
     def test_without_statsmodels(self, fails, monkeypatch):
         monkeypatch.setitem(sys.modules, "statsmodels", None)

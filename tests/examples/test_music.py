@@ -4,6 +4,7 @@ import os
 import struct
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ import music as program
 import numpy as np
 import pytest
 import scipy.io
-from _music_data import baselines, generate, pack, shifted, windows
+import scipy.sparse
+from _music_data import baselines, generate, pack, read_mat, shifted, windows
 from _music_output import midi_file
-from training import load_weights
+from training import UserError, load_weights
 from training_runs import files, read_json, rows, run
 
 import lstm_jax
@@ -68,7 +70,7 @@ class TestRun:
     def test_the_result_is_that_of_the_best_weights(self, finished, corpus_file, network):
         """Computed again in float64, piece by piece, without padding."""
         result = read_json(finished / "result.json")
-        assert result["valid_nll"] == min(row["valid_nll"] for row in rows(finished))
+        assert result["valid_nll"] == min(row["valid_nll"] for row in rows(finished) if "valid_nll" in row)
         shapes = jax.eval_shape(network.init, jax.random.key(0))
         _, params = load_weights(finished, "lstm_jax/music/1", lambda model: shapes)
         contents = scipy.io.loadmat(corpus_file)
@@ -115,38 +117,70 @@ class TestData:
             orders.append([part[0] for part in found])
         assert orders[1] != orders[2]
 
-    def test_windows_repeat_the_packed_rows(self):
-        """Each epoch has all pieces. A window ends with the first frame of the next one."""
+    def test_matrices_of_any_type_and_size(self, tmp_path, capsys):
+        """Logical, double and sparse matrices, a column of cells; pieces with nothing to predict."""
+        contents = write_mat(tmp_path / "a.mat", lengths=((5, 1, 9, 7, 0, 0), (6, 4), (8, 2)))
+        given = contents["traindata"]
+        expected = [given[0, i].copy() for i in (0, 2, 3)]
+        given[0, 0] = given[0, 0].astype(float)
+        given[0, 2] = given[0, 2].astype(bool)
+        given[0, 3] = scipy.sparse.csc_matrix(given[0, 3].astype(float))
+        given[0, 5] = np.zeros((0, 0))
+        contents["validdata"] = contents["validdata"].T.copy()
+        scipy.io.savemat(tmp_path / "a.mat", contents)
+        corpus = read_mat(tmp_path / "a.mat")
+        assert "traindata left out, of fewer than two frames: 3" in capsys.readouterr().out
+        assert [len(piece) for piece in corpus.valid] == [6, 4]
+        for piece, roll in zip(corpus.train, expected, strict=True):
+            assert piece.dtype == np.uint8 and (piece == roll).all()
+
+    @pytest.mark.parametrize(("rows", "window"), [(2, 10), (2, 2), (7, 63)])
+    def test_windows_repeat_the_packed_rows(self, rows, window):
+        """Each epoch has all pieces. A window ends with the first frame of the next one.
+
+        The longest piece has 64 frames. Alone in its row, it is one window of 63 frames and the one after.
+        """
         pieces = generate(seed=1, train=7, valid=1, test=1).train
-        window_of, per_epoch = windows(pieces, rows=2, window=10, semitones=0, seed=3)
+        window_of, per_epoch = windows(pieces, rows, window, semitones=0, seed=3)
         sums = []
         for epoch in (0, 1):
             cut = [window_of(epoch * per_epoch + step) for step in range(per_epoch)]
-            assert {part.frames.shape for part in cut} == {(11, 2, 88)} and cut[0].first[0].all()
+            assert {part.frames.shape for part in cut} == {(window + 1, rows, 88)} and cut[0].first[0].all()
+            assert all((~part.first[1:]).any() for part in cut)
             for before, after in pairwise(cut):
                 assert (before.frames[-1] == after.frames[0]).all()
                 assert (before.first[-1] == after.first[0]).all()
-            frames = np.concatenate([part.frames[:-1] for part in cut])
+            frames = np.concatenate([*(part.frames[:-1] for part in cut), cut[-1].frames[-1:]])
             sums.append(frames.sum((0, 1)))
             assert sum((~part.first[1:]).sum() for part in cut) == sum(len(piece) - 1 for piece in pieces)
         assert (sums[0] == sums[1]).all() and (sums[0] == np.concatenate(pieces).sum(0)).all()
-        again = windows(pieces, rows=2, window=10, semitones=0, seed=3)[0](per_epoch + 1)  # a resumed run
-        assert all((a == b).all() for a, b in zip(again, window_of(per_epoch + 1), strict=True))
+        orders = {
+            windows(pieces, rows, window, semitones=0, seed=seed)[0](epoch * per_epoch).frames.tobytes()
+            for seed, epoch in ((3, 0), (3, 1), (4, 0))
+        }
+        assert len(orders) == 3
+        again = windows(pieces, rows, window, semitones=0, seed=3)[0](per_epoch)  # a resumed run
+        assert all((a == b).all() for a, b in zip(again, window_of(per_epoch), strict=True))
 
     def test_windows_with_the_carry_have_the_losses_of_whole_pieces(self, network):
+        """All losses of single frames are equal, in the order of their size."""
         pieces = generate(seed=1, train=5, valid=1, test=1).train
         params = network.init(jax.random.key(0))
         window_of, per_epoch = windows(pieces, rows=2, window=9, semitones=0, seed=0)
-        carry, total = network.initial_carry((2,), params), 0.0
+        carry, found = network.initial_carry((2,), params), []
         for step in range(per_epoch):
-            carry, nlls = program.frame_nlls(network, params, carry, window_of(step))
-            total += float(nlls.sum())
-        expected = 0.0
+            window = window_of(step)
+            _, nlls = program.frame_nlls(network, params, carry, window)
+            mean, carry = program.mean_nll(network, params, carry, window)
+            assert not nlls[window.first[1:]].any()
+            found += nlls[~window.first[1:]].tolist()
+            assert mean == pytest.approx(float(nlls.sum()) / (~window.first[1:]).sum())
+        expected = []
         for piece in pieces:
             x = jnp.asarray(piece, jnp.float32)
             p = jax.nn.sigmoid(lstm_jax.unroll(network, params, x[:-1])[1])
-            expected -= float(jnp.log(jnp.where(x[1:] == 1, p, 1 - p)).sum())
-        assert total == pytest.approx(expected, rel=1e-5)
+            expected += (-jnp.log(jnp.where(x[1:] == 1, p, 1 - p)).sum(1)).tolist()
+        np.testing.assert_allclose(sorted(found), sorted(expected), rtol=1e-5)
 
     def test_generated_pieces_follow_the_rules(self):
         corpus = generate(seed=2, train=3, valid=2, test=1)
@@ -185,6 +219,72 @@ class TestData:
                     p = (sum(seen) + 0.5) / (len(seen) + 1)
                     total -= np.log(p if now[k] else 1 - p)
             assert found == pytest.approx(total / (len(test) - 1))
+
+
+class TestTraining:
+    def test_initial_weights(self, tmp_path, monkeypatch, corpus_file):
+        """The initial probability of a key is its frequency in the training pieces."""
+        found = []
+
+        def train(args, run, network, params, corpus, key):
+            found.append((params, corpus.train, key))
+            raise UserError("enough")
+
+        monkeypatch.setattr(program, "train", train)
+        for seed in (0, 1):
+            words = *TINY, "--data", corpus_file, "--seed", seed, "--out", tmp_path / str(seed)
+            assert run(program, *words) == 2
+        (one, pieces, key), (two, _, other_key) = found
+        often = (np.concatenate(pieces).sum(0) + 0.5) / (sum(map(len, pieces)) + 1)
+        np.testing.assert_allclose(jax.nn.sigmoid(one[-1].bias), often, rtol=1e-5)
+        assert (one[0].w_ih != two[0].w_ih).all() and key != other_key
+
+    def test_windows_and_their_weights(self, network, monkeypatch):
+        """The weight is the number of predicted frames, so that logged losses are means over frames."""
+        corpus, frames = generate(seed=1, train=5, valid=1, test=1), []
+        args = program.make_parser().parse_args([*TINY, *"--epochs 1 --transpose 2 --seed 5".split()])
+        expected, per_epoch = windows(corpus.train, rows=2, window=6, semitones=2, seed=5)
+
+        def fit(step, state, window_of, *, steps, **_):
+            assert steps == per_epoch
+            for i in range(steps):
+                window = window_of(i)
+                assert all((a == b).all() for a, b in zip(window, expected(i), strict=True))
+                frames.append((~window.first[1:]).sum())
+                assert step(state, window)[1]["weight"] == frames[-1]
+
+        monkeypatch.setattr(program, "window_step", lambda *_: lambda state, rows: (state, {"loss": 0.0}))
+        monkeypatch.setattr(program, "fit", fit)
+        monkeypatch.setattr(program, "load_weights", lambda *_: (None, None))
+        params, run = network.init(jax.random.key(0)), SimpleNamespace(folder=None)
+        program.train(args, run, network, params, corpus, jax.random.key(2))
+        assert len(set(frames)) > 1 and sum(frames) == sum(len(piece) - 1 for piece in corpus.train)
+
+    def test_the_weights_of_the_best_evaluation_are_returned(self, network, monkeypatch, tmp_path):
+        corpus, values = generate(seed=1, train=2, valid=1, test=1), []
+
+        def fit(step, state, window_of, *, evaluate, **_):
+            for scale in (3.0, 1.0, 2.0):
+                params = jax.tree.map(lambda leaf, scale=scale: jnp.full_like(leaf, scale), state.params)
+                values.append(evaluate(state._replace(params=params))["valid_nll"])
+
+        # Its value is the scale of the weights.
+        monkeypatch.setattr(program, "evaluation", lambda *_: lambda params: float(params[-1].bias[0]))
+        monkeypatch.setattr(program, "fit", fit)
+        args = program.make_parser().parse_args(TINY)
+        run = SimpleNamespace(folder=tmp_path, values=lambda name: values)
+        params = program.train(args, run, network, network.init(jax.random.key(0)), corpus, jax.random.key(2))
+        assert values == [3, 1, 2] and all((leaf == 1).all() for leaf in jax.tree.leaves(params))
+
+    @pytest.mark.parametrize("rates", ["--dropout 0 --weight-drop 0.5", "--dropout 0.5 --weight-drop 0"])
+    def test_noise_of_training(self, rates):
+        """Both kinds of dropout change the loss with a key, and another key changes it again."""
+        network = program.make_network(program.make_parser().parse_args([*TINY, *rates.split()]))
+        params = network.init(jax.random.key(0))
+        packed = pack(generate(seed=1, train=2, valid=1, test=1).train, 2)
+        keys = (None, jax.random.key(1), jax.random.key(2))
+        carry = network.initial_carry((2,), params)
+        assert len({float(program.mean_nll(network, params, carry, packed, key)[0]) for key in keys}) == 3
 
 
 class TestContinuation:
@@ -275,9 +375,15 @@ class TestErrors:
         contents["validdata"] = np.zeros((2, 88))
         scipy.io.savemat(path, contents)
         assert "not a cell array" in read()
+        write_mat(path, lengths=((5, 4), (1, 0), (6,)))
+        assert "validdata has no piece of two or more frames" in read()
+        path.write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(100))
+        assert "MATLAB 7.3" in read()
         assert not (tmp_path / "out").exists()
 
-    @pytest.mark.parametrize("arguments", ["--dropout 1", "--weight-drop -1", "--transpose 12", "--tempo 0"])
+    @pytest.mark.parametrize(
+        "arguments", ["--dropout 1", "--weight-drop -1", "--transpose 12", "--tempo 0", "--window 1"]
+    )
     def test_options(self, fails, arguments):
         assert arguments.split()[0] in fails(*arguments.split())
 

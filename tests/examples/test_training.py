@@ -3,11 +3,13 @@
 import threading
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import training_program as program
-from training import Placement, Run, UserError, command, data, distributed, fit
+from training import Placement, Run, State, UserError, command, data, distributed, fit, window_step
 from training_runs import files, read_json, rows, run
 
 
@@ -47,6 +49,17 @@ class TestRun:
         assert float(state) == 1.0
         assert [row["loss"] for row in rows(tmp_path)] == [5.5, 15.5, 23.0]
 
+    def test_the_mean_of_a_row_is_weighted(self, tmp_path):
+        def step(state, batch):
+            return descend(state, batch)[0], {"loss": batch["loss"], "weight": batch["factor"]}
+
+        with new_run(tmp_path) as run:
+            fit(step, jnp.float32(1), batches([1, 2, 7, 4], [1, 1, 2, 4]), run=run, steps=4, log_every=3)
+        assert [(row["loss"], row.keys()) for row in rows(tmp_path)] == [
+            (17 / 4, {"step", "loss"}),
+            (4, {"step", "loss"}),
+        ]
+
     def test_evaluations_at_given_steps_may_change_the_state(self, tmp_path):
         with new_run(tmp_path) as run:
             state = fit(
@@ -72,6 +85,24 @@ class TestRun:
         except ImportError:
             with pytest.raises(UserError, match=r"pip install 'lstm_jax\[tensorboard\]'"):
                 new_run(tmp_path, tensorboard=True)
+
+
+def test_a_window_step_passes_the_carry_on_without_its_gradient():
+    """Two steps of gradient descent, calculated by hand. The key depends on the number of the step."""
+
+    def loss(w, carry, x, key):
+        return w * (carry + x) + jax.random.normal(key), carry + w * x
+
+    key = jax.random.key(0)
+    noise = [jax.random.normal(jax.random.fold_in(key, step)) for step in (5, 6)]
+    step = window_step(loss, optax.sgd(1.0), key)
+    state = State(jnp.float32(2), optax.sgd(1.0).init(jnp.float32(2)), jnp.float32(3), jnp.int32(5))
+    state, metrics = step(state, 1.0)
+    assert (float(state.params), float(state.carry), int(state.step)) == (2 - (3 + 1), 3 + 2 * 1, 6)
+    assert metrics["loss"] == pytest.approx(2 * (3 + 1) + noise[0])
+    state, metrics = step(state, 4.0)
+    assert (float(state.params), float(state.carry), int(state.step)) == (-2 - (5 + 4), 5 - 2 * 4, 7)
+    assert metrics["loss"] == pytest.approx(-2 * (5 + 4) + noise[1])
 
 
 class TestNotFinite:
