@@ -251,6 +251,7 @@ def test_batches_and_sequences_of_any_shape(shape):
     "axis_type", helpers.daily([AxisType.Auto, AxisType.Explicit]), ids=lambda axis_type: axis_type.name
 )
 @pytest.mark.slow
+@helpers.several_devices
 def test_noise_does_not_depend_on_sharding(axis_type):
     """Rows on four devices have the noise of one device."""
     cell = NOISY["all"]
