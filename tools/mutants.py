@@ -102,8 +102,8 @@ MUTANTS = (
     Mutant(
         "gru_second_bias",
         "lstm_jax/cells/gru.py",
-        "add_bias(product[..., 2 * H :], params.bias_hn)",
-        "product[..., 2 * H :]",
+        "jnp.zeros_like(b_n) if bias_hn is None else bias_hn",
+        "jnp.zeros_like(b_n)",
         f"{ORACLE} -k gru",
     ),
     Mutant(

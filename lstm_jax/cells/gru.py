@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lstm_jax._devices import is_single_cpu_device
 from lstm_jax._types import Array, DType, Initializer, exportable, promote, state_dtype
 from lstm_jax.cells import _init
 from lstm_jax.cells._base import VectorCell
@@ -39,8 +40,8 @@ class GRUPreactivation(NamedTuple):
     """Pre-activations of one step, with the two terms of the candidate separate."""
 
     rz: Array  # (*batch, 2H) reset and update gate
-    n_x: Array  # (*batch, H) the term of the candidate from the input
     n_h: Array  # (*batch, H) the term of the candidate from the state
+    n_x: Array  # (*batch, H) the term of the candidate from the input
 
 
 def gru_step(params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
@@ -88,12 +89,30 @@ def gru_step(params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
 
 
 def gru_preactivation(params: Any, h: Array, u: Array, dtype: DType) -> GRUPreactivation:
-    """The sums of r, z and n from h and u = x W (..., 3H); ``dtype`` is that of the recurrent product."""
+    """The sums of r, z and n from h and u = x W (..., 3H); ``dtype`` is that of the recurrent product.
+
+    On a single CPU device they are one array first: XLA does not vectorise an operation on several slices of
+    the array that a loop reads, but it stores a concatenation to which something is added.
+    """
     H = u.shape[-1] // 3  # with sharded units, h has all units and u those of one device
-    u_bias = add_bias(u.astype(state_dtype(u.dtype)), params.bias)
-    product = head_matmul(h, params.w_hh, 3, dtype)
-    rz = u_bias[..., : 2 * H] + product[..., : 2 * H]
-    return GRUPreactivation(rz, u_bias[..., 2 * H :], add_bias(product[..., 2 * H :], params.bias_hn))
+    u_rz, u_n = jnp.split(u.astype(state_dtype(u.dtype)), [2 * H], axis=-1)
+    rz, n_h = jnp.split(head_matmul(h, params.w_hh, 3, dtype), [2 * H], axis=-1)
+    sums, bias, ends = [u_rz + rz, n_h, u_n], joined_bias(params), [2 * H, 3 * H]
+    if is_single_cpu_device():
+        joined = add_bias(jnp.concatenate(sums, axis=-1), bias)
+        return GRUPreactivation(*jnp.split(joined, ends, axis=-1))
+    biases = (None,) * 3 if bias is None else jnp.split(bias, ends)
+    return GRUPreactivation(*map(add_bias, sums, biases))
+
+
+def joined_bias(params: Any) -> Array | None:
+    """The biases of r and z, and of the terms of n from h and from x: (4H,)."""
+    bias, bias_hn = params.bias, params.bias_hn
+    if bias is None and bias_hn is None:
+        return None
+    bias = jnp.zeros(3 * len(bias_hn), bias_hn.dtype) if bias is None else bias
+    b_rz, b_n = jnp.split(bias, [2 * len(bias) // 3])
+    return jnp.concatenate([b_rz, jnp.zeros_like(b_n) if bias_hn is None else bias_hn, b_n])
 
 
 def gru_update(h: Array, sums: GRUPreactivation, candidate_scale: Array | None = None) -> Array:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lstm_jax._devices import is_single_cpu_device
 from lstm_jax._errors import check_choice, check_size, is_number, value_error
 from lstm_jax._types import Array, DType, Initializer, exportable, same_dtype, state_dtype
 from lstm_jax.cells import _init
@@ -343,11 +344,18 @@ class LSTMVariant(VectorCell):
 
     def recur(self, params: LSTMVariantParams, carry: LSTMCarry, u: Array) -> Any:
         """u + h R + b: (..., 4H). With layer normalisation ``(u + b, h R)``: ``update`` normalises h R."""
-        product = head_matmul(carry[0], params.w_hh, len(self.gate_names), u.dtype)
+        gates = len(self.gate_names)
+        product = head_matmul(carry[0], params.w_hh, gates, u.dtype)
         u = u.astype(state_dtype(u.dtype))
-        if self.layer_norm is None:
+        if self.layer_norm is not None:
+            return add_bias(u, params.bias), product
+        if self.has_plain_update or not is_single_cpu_device():
             return add_bias(u + product, params.bias)
-        return add_bias(u, params.bias), product
+        # XLA does not vectorise an operation on several slices of the array that a loop reads, but it stores
+        # a concatenation to which something is added.
+        first_gate = [u.shape[-1] // gates]
+        parts = zip(jnp.split(u, first_gate, axis=-1), jnp.split(product, first_gate, axis=-1), strict=True)
+        return add_bias(jnp.concatenate([a + b for a, b in parts], axis=-1), params.bias)
 
     def _preactivation(self, params: LSTMVariantParams, z: Any) -> Array:
         if self.layer_norm is None:

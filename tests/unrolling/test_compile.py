@@ -1,8 +1,13 @@
 """Compilation: equal calls share one program, and programs do not grow with T."""
 
+import os
+import platform
 import re
+import subprocess
+import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from importlib.metadata import version
 
 import helpers
 import jax
@@ -387,3 +392,38 @@ def test_a_users_cell_is_traced_once_for_many_calls():
     assert len(TRACED) == count
     lstm_jax.unroll(Counter("other"), (), xs)
     assert len(TRACED) > count
+
+
+# --- kernels --------------------------------------------------------------------------------------
+
+GATES = """
+import jax, jax.numpy as jnp, lstm_jax
+for cell in (lstm_jax.LSTM, lstm_jax.GRU, lstm_jax.LSTMVariant):
+    cell = cell(128, 128, **({"peepholes": True} if cell is lstm_jax.LSTMVariant else {}))
+    params, xs = jax.eval_shape(cell.init, jax.random.key(0)), jax.ShapeDtypeStruct((100, 32, 128), "float32")
+
+    def gates_forward(params, xs):
+        return lstm_jax.unroll(cell, params, xs)[1]
+
+    def gates_backward(params, xs, weights):
+        return jax.grad(lambda *args: jnp.sum(gates_forward(*args) * weights), (0, 1))(params, xs)
+
+    jax.jit(gates_forward).lower(params, xs).compile()
+    jax.jit(gates_backward).lower(params, xs, xs).compile()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not version("jaxlib").startswith("0.10."),
+    reason="reads the LLVM code for x86, which newer versions of jaxlib do not write",
+)
+def test_gates_are_computed_by_vector_instructions(tmp_path):
+    """XLA computes tanh by a division, which takes several times as long without vector instructions."""
+    flags = f"--xla_dump_to={tmp_path} --xla_dump_hlo_module_re=.*gates.*"
+    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", GATES], check=True, env=env)
+    kernels = {path.name: path.read_text() for path in tmp_path.glob("*fusion*with-opt.ll")}
+    with_division = {name for name, text in kernels.items() if " fdiv " in text}
+    assert len(with_division) >= 6
+    assert not {name for name in with_division if not re.search(r" fdiv [a-z ]*<", kernels[name])}

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from lstm_jax._devices import is_explicit
 from lstm_jax._errors import check_choice
 from lstm_jax._types import Array, Carry, DType, Params, state_dtype
-from lstm_jax.cells.gru import GRU, GRUParams
+from lstm_jax.cells.gru import GRU, GRUParams, joined_bias
 from lstm_jax.cells.lstm import LSTM, LSTMParams
 from lstm_jax.unrolling.kernels.engine import Engine, Inputs
 from lstm_jax.unrolling.kernels.formulas import GRU_FORMULA, LSTM_FORMULA, CellFormula
@@ -33,12 +33,8 @@ def _lstm_bias(params: LSTMParams, dtype: DType) -> Array | None:
 
 def _gru_bias(params: GRUParams, dtype: DType) -> Array | None:
     """Biases of the columns r, k, q and n. ``bias_hn`` is that of q."""
-    if params.bias is None and params.bias_hn is None:
-        return None
-    H = params.w_hh.shape[-2]
-    rzn = jnp.zeros(3 * H, dtype) if params.bias is None else params.bias.astype(dtype)
-    q = jnp.zeros(H, dtype) if params.bias_hn is None else params.bias_hn.astype(dtype)
-    return jnp.concatenate([rzn[: 2 * H], q, rzn[2 * H :]])
+    bias = joined_bias(params)
+    return None if bias is None else bias.astype(dtype)
 
 
 class Known(NamedTuple):
