@@ -43,23 +43,23 @@ def chunkwise_scan(
     flags: Flags,
 ) -> tuple[Carry, Any]:
     """Compute one chunk of time at a time; ``xs`` is ``(xs, reset_to)``, ``key`` is unused."""
-    xs, stored = xs
-    z = cell.project(params, xs)
+    T, batch = xs[0].shape[0], tuple(xs[0].shape[1:-1])
 
     def flip(tree: Any) -> Any:
         return jax.tree.map(lambda a: jnp.flip(a, 0), tree) if options.reverse else tree
 
-    def chunk(carry: Carry, at: Any, flags: Flags) -> tuple[Carry, Any]:
-        (z, stored), flags = flip((at, flags))
+    def chunk(params: Params, carry: Carry, at: Any, flags: Flags) -> tuple[Carry, Any]:
+        (xs, stored), flags = flip((at, flags))
+        z = cell.project(params, xs)
         carry, ys = cell.update_chunk(carry, z, flags.valid, flags.restart, stored)
         ys = ys if flags.valid is None else mask_out(flags.valid, ys)
         return carry, (flip(ys), None)
 
-    T, batch = xs.shape[0], tuple(xs.shape[1:-1])
     if T == 0:
-        return carry, (jnp.zeros((0, *batch, cell.output_size), jax.tree.leaves(z)[0].dtype), None)
+        dtype = jax.tree.leaves(cell.project(params, xs[0]))[0].dtype
+        return carry, (jnp.zeros((0, *batch, cell.output_size), dtype), None)
     length = chunk_length(cell.head_size, T)
-    return in_windows(chunk, length, options.reverse, True, batch, carry, (z, stored), flags)
+    return in_windows(chunk, length, options.reverse, True, batch, params, carry, xs, flags)
 
 
 def chunkwise_unsupported(
