@@ -131,7 +131,7 @@ def one_panel_of_bars(ax: Any, measurements: list[Measurement], names: list[str]
             marker="D",
             linewidths=1,
             zorder=3,
-            label="layers, bidirectional, ragged, ensemble, streaming" if y == 0 else None,
+            label="options (layers, ragged, ...) and other cells" if y == 0 else None,
         )
     ax.set_xscale("log")
     plain_log(ax.xaxis, (1, 1.5, 2, 3, 5, 7))
