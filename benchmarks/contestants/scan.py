@@ -13,15 +13,10 @@ from benchmarks.cases import Case, Setting, make_cell
 from benchmarks.contestants.contestant import Contestant, Form, build_jax, never
 
 
-def step_of(case: Case, params: Any, dtype: str) -> Any:
+def step_of(cell: Any, params: Any) -> Any:
     """``lstm_step``; for other cells, or with products in a narrow type, the cell's step."""
-    if dtype == "float32" and case.cell == "LSTM":
-        return partial(lstm_jax.lstm_step, params)
-    return partial(cell_of(case, params, dtype).step, params)
-
-
-def cell_of(case: Case, params: Any, dtype: str) -> Any:
-    return make_cell(case, params.w_ih.shape[0], dtype)
+    plain = isinstance(cell, lstm_jax.LSTM) and cell.dtype == jnp.float32
+    return partial(lstm_jax.lstm_step if plain else cell.step, params)
 
 
 def one_direction(case: Case, params: Any, xs: Any, valid: Any, resets: Any, reverse: bool) -> Any:
@@ -30,9 +25,8 @@ def one_direction(case: Case, params: Any, xs: Any, valid: Any, resets: Any, rev
     ``valid`` (T, B, 1): the carry does not change where it is False. ``resets`` (T, B, 1): the carry is zero
     before a step where it is True.
     """
-    dtype = xs.dtype.name
-    one = step_of(case, params, dtype)
-    first = cell_of(case, params, dtype).initial_carry(xs.shape[1:2])
+    cell = make_cell(case, xs.shape[-1], xs.dtype.name)
+    one, first = step_of(cell, params), cell.initial_carry(xs.shape[1:2])
     if valid is None and resets is None:
         return jax.lax.scan(one, first, xs, reverse=reverse)[1]
 
@@ -67,7 +61,7 @@ def form(case: Case, setting: Setting) -> Form:
         return xs
 
     def step(layers: Any, x: Any, carry: Any) -> Any:
-        return step_of(case, layers[0][0], setting.dtype)(carry, x)
+        return step_of(make_cell(case, case.D, setting.dtype), layers[0][0])(carry, x)
 
     return Form(lambda layers: layers, step if case.streaming else run)
 

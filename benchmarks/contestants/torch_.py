@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import weights
 from benchmarks.cases import MODES, Case, Problem, Setting
-from benchmarks.contestants.contestant import Built, Contestant, imports
+from benchmarks.contestants.contestant import Built, Contestant, imports, only
 
 SMALL_H, PERSISTENT, STANDARD = "persistent static, small H", "persistent static", "standard"
 
@@ -169,10 +169,8 @@ def about(torch: Any, case: Case, train: bool, setting: Setting) -> str:
 
 
 def declines(case: Case, mode: str, setting: Setting) -> str | None:
-    if case.resets:
-        return "its modules take no resets"
-    if case.cell not in ("LSTM", "GRU", "RNN"):
-        return f"has no {case.cell}"
+    if reason := only({"LSTM", "GRU", "RNN"})(case, mode, setting):
+        return reason
     import torch
 
     if setting.platform == "gpu":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -73,6 +74,15 @@ def head_shape(heads: int, rows: int, columns: int) -> tuple[int, ...]:
 def add_bias(total: Array, bias: Array | None) -> Array:
     """``total + bias`` for any leading axes, in the dtype of the total."""
     return total if bias is None else total + expand_rank(bias.astype(total.dtype), total)
+
+
+def join_sums(parts: Sequence[Array], bias: Array | None) -> Array:
+    """The concatenation of ``parts`` plus ``bias``, from which gates are computed on a single CPU device.
+
+    XLA for CPUs does not vectorise an operation on several slices of the array that a loop reads, but it
+    stores a concatenation to which something is added. Without a bias it stores nothing.
+    """
+    return add_bias(jnp.concatenate(parts, axis=-1), bias)
 
 
 def expand_rank(vector: Any, array: Array) -> Any:

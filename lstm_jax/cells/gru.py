@@ -13,7 +13,7 @@ from lstm_jax._types import Array, DType, Initializer, exportable, promote, stat
 from lstm_jax.cells import _init
 from lstm_jax.cells._base import VectorCell
 from lstm_jax.cells._checks import axis_size, check_carry, check_input, check_params, check_type, normalise
-from lstm_jax.cells._linear import add_bias, head_matmul, matmul, sigmoid
+from lstm_jax.cells._linear import add_bias, head_matmul, join_sums, matmul, sigmoid
 
 
 @exportable
@@ -89,18 +89,13 @@ def gru_step(params: GRUParams, carry: Array, x: Array) -> tuple[Array, Array]:
 
 
 def gru_preactivation(params: Any, h: Array, u: Array, dtype: DType) -> GRUPreactivation:
-    """The sums of r, z and n from h and u = x W (..., 3H); ``dtype`` is that of the recurrent product.
-
-    On a single CPU device they are one array first: XLA does not vectorise an operation on several slices of
-    the array that a loop reads, but it stores a concatenation to which something is added.
-    """
+    """The sums of r, z and n from h and u = x W (..., 3H); ``dtype`` is that of the recurrent product."""
     H = u.shape[-1] // 3  # with sharded units, h has all units and u those of one device
     u_rz, u_n = jnp.split(u.astype(state_dtype(u.dtype)), [2 * H], axis=-1)
     rz, n_h = jnp.split(head_matmul(h, params.w_hh, 3, dtype), [2 * H], axis=-1)
     sums, bias, ends = [u_rz + rz, n_h, u_n], joined_bias(params), [2 * H, 3 * H]
     if is_single_cpu_device():
-        joined = add_bias(jnp.concatenate(sums, axis=-1), bias)
-        return GRUPreactivation(*jnp.split(joined, ends, axis=-1))
+        return GRUPreactivation(*jnp.split(join_sums(sums, bias), ends, axis=-1))
     biases = (None,) * 3 if bias is None else jnp.split(bias, ends)
     return GRUPreactivation(*map(add_bias, sums, biases))
 

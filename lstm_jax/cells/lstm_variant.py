@@ -20,6 +20,7 @@ from lstm_jax.cells._linear import (
     expand_rank,
     head_matmul,
     head_shape,
+    join_sums,
     layer_norm,
     matmul,
     sigmoid,
@@ -351,11 +352,9 @@ class LSTMVariant(VectorCell):
             return add_bias(u, params.bias), product
         if self.has_plain_update or not is_single_cpu_device():
             return add_bias(u + product, params.bias)
-        # XLA does not vectorise an operation on several slices of the array that a loop reads, but it stores
-        # a concatenation to which something is added.
         first_gate = [u.shape[-1] // gates]
         parts = zip(jnp.split(u, first_gate, axis=-1), jnp.split(product, first_gate, axis=-1), strict=True)
-        return add_bias(jnp.concatenate([a + b for a, b in parts], axis=-1), params.bias)
+        return join_sums([a + b for a, b in parts], params.bias)
 
     def _preactivation(self, params: LSTMVariantParams, z: Any) -> Array:
         if self.layer_norm is None:
