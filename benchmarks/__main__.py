@@ -1,8 +1,8 @@
 """Compare ``unroll`` with the plain scan and with other libraries, with equal weights and inputs.
 
 Outputs and gradients are compared with those of lstm_jax before timing. Each round calls all contestants, in
-rotating order, and every call waits for its results. lstm_jax is measured twice, which shows the noise. The
-tables, the JSON file and the figures are of one run.
+rotating order, and every call waits for its results; calls before each sample are discarded. lstm_jax is
+measured twice, which shows the noise. The tables, the JSON file and the figures are of one run.
 """
 
 from __future__ import annotations

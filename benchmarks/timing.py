@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +15,15 @@ from benchmarks.cases import Setting
 #: Shortest duration of a sample of the fastest contestant. Shorter calls are repeated within a sample.
 SAMPLE_S = 5e-3
 MAX_REPEATS = 1000
+#: Pause after a contestant whose idle threads spin, until they sleep.
+SPIN_S = 0.02
 
 
 class Timed(NamedTuple):
     """One function to time."""
 
     call: Callable[[], Any]  # waits for its results
-    spins: bool = False  # whether its idle threads slow down the next call
+    spins: bool = False  # whether its idle threads keep running and slow down the next call
 
 
 class Summary(NamedTuple):
@@ -48,19 +50,6 @@ def rotated(names: Sequence[str], turn: int) -> list[str]:
     return [*names[first:], *names[:first]]
 
 
-def schedule(contestants: Mapping[str, Timed], turn: int, spun: bool = False) -> Iterator[tuple[str, bool]]:
-    """The calls of one round, and whether each counts.
-
-    The call after a contestant that spins is made twice, and the first of the two is discarded.
-    ``spun``: whether the previous round ended with a contestant that spins.
-    """
-    for name in rotated(list(contestants), turn):
-        if spun:
-            yield name, False
-        yield name, True
-        spun = contestants[name].spins
-
-
 def repeats(contestants: Mapping[str, Timed], sample_s: float = SAMPLE_S) -> int:
     """Calls in each sample, the same for all contestants, computed from the fastest of them."""
     fastest = min(sample(contestant.call, 1) for contestant in contestants.values() for _ in range(2))
@@ -83,6 +72,9 @@ def time_rounds(
 ) -> tuple[dict[str, list[float]], int]:
     """Samples of every contestant, one for each round, and the calls in each sample.
 
+    Before each sample, the same number of calls is discarded: they read the caches that the contestant before
+    left, and share the cores with its threads and with the release of its memory.
+
     No round begins after ``deadline`` (of ``time.monotonic``), except the first.
     """
     times = repeats(contestants, sample_s)
@@ -91,11 +83,13 @@ def time_rounds(
     for turn in range(rounds):
         if turn and time.monotonic() > deadline:
             break
-        for name, counts in schedule(contestants, turn, spun):
-            taken = sample(contestants[name].call, times)
-            if counts:
-                seconds[name].append(taken)
-            spun = contestants[name].spins
+        for name in rotated(list(contestants), turn):
+            contestant = contestants[name]
+            if spun:
+                time.sleep(SPIN_S)
+            sample(contestant.call, times)
+            seconds[name].append(sample(contestant.call, times))
+            spun = contestant.spins
     return seconds, times
 
 

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 import types
-from itertools import pairwise
 from pathlib import Path
 
 import jax
@@ -278,45 +277,21 @@ def test_the_algorithm_that_pytorch_requests_of_cudnn(sizes, dtype, forward, bac
 # --- the clock ----------------------------------------------------------------------------------
 
 
-def fakes(log, *names, spins=()):
-    return {name: timing.Timed(lambda name=name: log.append(name), name in spins) for name in names}
-
-
 def test_rounds_rotate():
     assert [timing.rotated("abc", turn) for turn in range(4)] == [[*"abc"], [*"bca"], [*"cab"], [*"abc"]]
-    order = [pair for turn in range(3) for pair in timing.schedule(fakes([], *"abc"), turn)]
-    assert order == [(name, True) for name in "abcbcacab"]
 
 
-def test_the_first_call_after_a_spinning_contestant_is_discarded():
-    order = schedule_of(fakes([], *"atb", spins="t"), 3)
-    counted = [name for name, counts in order if counts]
-    assert counted == [*"atbtbabat"]
-    for (before, _), (name, counts) in pairwise(order):
-        if before == "t":
-            assert not counts, "a call during spinning threads was counted"
-        elif not counts:
-            raise AssertionError(f"{name} was discarded without need")
-    assert sum(not counts for _, counts in order) == 2  # no call follows the last round
-
-
-def schedule_of(contestants, rounds):
-    """All rounds, each with the state that the previous one left."""
-    order, spun = [], False
-    for turn in range(rounds):
-        order += timing.schedule(contestants, turn, spun)
-        spun = contestants[order[-1][0]].spins
-    return order
-
-
-def test_contestants_are_called_in_the_order_of_the_schedule(monkeypatch):
+def test_every_sample_follows_discarded_calls_and_the_end_of_spinning(monkeypatch):
     monkeypatch.setattr(timing, "repeats", lambda contestants, sample_s: 4)
+    monkeypatch.setattr(timing, "sample", lambda call, times: (log.append((call(), times)), len(log))[1])
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: log.append("pause") if seconds else None)
     log = []
-    contestants = fakes(log, *"atb", spins="t")
+    contestants = {name: timing.Timed(lambda name=name: name, name == "t") for name in "atb"}
     seconds, times = timing.time_rounds(contestants, 3)
-    assert log == [name for name, _ in schedule_of(contestants, 3) for _ in range(4)]
+    a, t, b = ([(name, 4)] * 2 for name in "atb")
+    assert log == [*a, *t, "pause", *b, *t, "pause", *b, *a, *b, *a, *t]
     assert times == 4
-    assert {name: len(rounds) for name, rounds in seconds.items()} == dict.fromkeys("atb", 3)
+    assert seconds == {"a": [2, 14, 18], "t": [4, 9, 20], "b": [7, 12, 16]}  # the second of each two calls
 
 
 def test_a_sample_is_the_mean_of_its_calls():
@@ -334,8 +309,9 @@ def test_all_contestants_have_as_many_calls_per_sample(monkeypatch, fastest, tim
 
 
 def test_no_round_begins_after_the_deadline():
-    log = []
-    seconds, _ = timing.time_rounds(fakes(log, *"ab"), 5, 0.0, deadline=time.monotonic() - 1)
+    seconds, _ = timing.time_rounds(
+        dict.fromkeys("ab", timing.Timed(int)), 5, 0.0, deadline=time.monotonic() - 1
+    )
     assert {name: len(samples) for name, samples in seconds.items()} == {"a": 1, "b": 1}
 
 
