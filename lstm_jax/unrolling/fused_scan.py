@@ -60,8 +60,9 @@ def fused_scan(cell: Any, options: Any, tiling: Tiling) -> Callable[..., tuple[C
     It returns ``(carry, (ys, carries, residuals))``; ``xs`` is ``(xs, reset_to)``. Carries are None unless
     ``options.return_carries``, residuals unless ``options.save``.
     """
-    scan: Any = partial(_loop, cell, options, tiling, False)
-    if tiling.chunk is not None:
+    project_inside = tiling.project_inside and not options.save
+    scan: Any = partial(_loop, cell, options, tiling, project_inside)
+    if tiling.chunk is not None and not project_inside:
         scan = partial(in_windows, scan, tiling.chunk, options.reverse, False, ())
     if is_single_cpu_device() and options.checkpoint is None:
         # JAX assumes that a function and its derivative rule return the mapped axis in the same place. So the

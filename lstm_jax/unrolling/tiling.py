@@ -24,10 +24,13 @@ HEAVY_WEIGHTS = 0.25
 CHUNK = 2 * MiB
 #: Number of recurrent weights from which XLA computes a product on two cores.
 THREADED_WEIGHTS = 98_304
-#: Multiplications per step, and batch rows, from which batch splits save time.
-SPLIT_MIN_WORK, SPLIT_MIN_ROWS = 2**22, 32
+#: Batch splits save time for products with a number of multiplications between these two, and from so many
+#: batch rows. XLA computes larger products on two cores by itself.
+SPLIT_MIN_WORK, SPLIT_MAX_WORK, SPLIT_MIN_ROWS = 2**22, 14 * 2**20, 32
 #: Products per step in all batch splits. XLA runs eight or fewer independent products on one core.
 SPLIT_PRODUCTS = 12
+#: Chunks of so few steps gain nothing: without derivatives, the loop projects the input of each step instead.
+FEW_STEPS = 3
 #: Steps per loop body. More steps are no faster on CPUs, and have not been measured on GPUs
 #: (``python -m benchmarks.device`` measures them).
 UNROLL = 1
@@ -40,10 +43,12 @@ class Tiling(NamedTuple):
     tangent_chunk: int | None = None  # the same for the tangents
     batch_splits: int = 1  # parts of the batch with separate products, if no residuals are stored
     unroll: int = 1  # steps per loop body
+    project_inside: bool = False  # the loop projects the input of each step, if no residuals are stored
 
     def __str__(self) -> str:
         words = [f"chunks of {self.chunk} steps"] if self.chunk else []
         words += [f"tangents in chunks of {self.tangent_chunk} steps"] if self.tangent_chunk else []
+        words += ["inputs projected in the loop for values"] if self.project_inside else []
         words += [f"{self.batch_splits} batch splits"] if self.batch_splits > 1 else []
         words += [f"{self.unroll} steps per loop body"] if self.unroll > 1 else []
         return ", ".join(words) or "undivided"
@@ -71,13 +76,17 @@ def choose_tiling(T: Any, carry: Any, u: Any, rows: bool = True) -> Tiling:
     firsts = {leaf.shape[0] if leaf.ndim > 1 else 1 for leaf in us + states}
     split_rows = firsts.pop() if rows and len(firsts) == 1 else 1
     work = vectors * units * width * len(us)
-    split = split_rows >= SPLIT_MIN_ROWS and units * width < THREADED_WEIGHTS and work >= SPLIT_MIN_WORK
-    tangent_steps = max(min(CHUNK // step_bytes, T // 4), enough)
+    splittable = split_rows >= SPLIT_MIN_ROWS and units * width < THREADED_WEIGHTS
+    split = splittable and SPLIT_MIN_WORK <= work < SPLIT_MAX_WORK
+    steps = CHUNK // step_bytes
+    chunk = even_divisor(T, steps) if T * step_bytes > WHOLE else None
+    tangent_steps = max(min(steps, T // 4), enough)
     return Tiling(
-        chunk=even_divisor(T, CHUNK // step_bytes) if T * step_bytes > WHOLE else None,
+        chunk=chunk,
         tangent_chunk=even_divisor(T, tangent_steps) if divide_tangents else None,
         batch_splits=SPLIT_PRODUCTS // len(us) if split else 1,  # two directions have two products a step
         unroll=UNROLL,
+        project_inside=not split and (chunk or steps) <= FEW_STEPS,
     )
 
 

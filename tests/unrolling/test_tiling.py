@@ -45,6 +45,9 @@ def tiling_for(case):
         ((128, 28, 28, 128), (None, 7, 12)),
         ((8, 1000, 64, 64), (None, 250, 1)),  # 7.8 MiB
         ((512, 40, 32, 32), (8, 8, 1)),
+        ((256, 30, 32, 256), (2, 2, 1, 1, True)),  # chunks of few steps
+        ((500, 15, 32, 128), (1, 1, 1, 1, True)),  # 15.6 million multiplications a step
+        ((600, 20, 20, 64), (2, 2, 12)),
         ((64, 20, 128, 128), (None, 5, 12)),
         ((32, 100, 32, 32), (None, 25, 1)),  # a quarter of the steps; too little work for batch splits
         ((32, 40, 32, 32), (None, None, 1)),  # 0.6 MiB
@@ -168,6 +171,35 @@ def test_chunks_and_batch_splits_change_no_value_and_no_gradient(case):
     whole = results_with_all_options(network, "scan", case.event)
     for a, b in zip(jax.tree.leaves(tiled), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64", "is_single_cpu_device")
+@pytest.mark.parametrize("case", daily(SPLIT, BY_NAME["gru"]), ids=lambda case: case.name)
+def test_projecting_in_the_loop_changes_no_value_and_no_gradient(monkeypatch, case):
+    inside = tiling.Tiling(3, 2, project_inside=True)
+    monkeypatch.setattr(fused_scan, "choose_tiling", lambda *_, rows: inside)
+    network = case.build(param_dtype=jnp.float64)
+    tiled = results_with_all_options(network, "auto", case.event)
+    whole = results_with_all_options(network, "scan", case.event)
+    for a, b in zip(jax.tree.leaves(tiled), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+def test_chunks_of_few_steps_are_projected_in_the_loop_unless_residuals_are_stored(is_single_cpu_device):
+    cell = LSTM(8, 256)
+    params = cell.init(jax.random.key(0))
+    xs = jnp.ones((12, 256, 8))
+
+    def outputs(params):
+        return lstm_jax.unroll(cell, params, xs)[1]
+
+    def rows(f):
+        return {eqn.invars[0].aval.shape[0] for eqn in loop_products(jax.make_jaxpr(f)(params).jaxpr)}
+
+    chunk = tiling_for((256, 12, 8, 256)).chunk
+    assert chunk == 2
+    assert rows(outputs) == {256}
+    assert rows(lambda p: jax.vjp(outputs, p)[0]) == {256, chunk * 256}
 
 
 @pytest.mark.usefixtures("small_tiles")
