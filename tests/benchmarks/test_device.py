@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 import lstm_jax
-from benchmarks import device, device_jobs, reference, training
+from benchmarks import device, device_checks, device_jobs, reference, training
 from benchmarks.cases import Setting
 from benchmarks.contestants import TORCH
 from benchmarks.device import Job, Outcome, Results
-from benchmarks.device_jobs import Check, Run
+from benchmarks.device_checks import Check
+from benchmarks.device_run import Run
 
 MACHINE = {
     "device": "a GPU",
@@ -259,7 +260,7 @@ def test_both_modes_share_a_line_of_the_table(results):
     ids=str,
 )
 def test_gradients_of_the_reference_are_those_of_finite_differences(check):
-    problem, _ = device_jobs.draw(check, getattr(lstm_jax, check.cell)(check.D, check.H))
+    problem, _ = device_checks.draw(check, getattr(lstm_jax, check.cell)(check.D, check.H))
     solution = reference.solve(problem)
 
     def loss(problem):
@@ -299,7 +300,7 @@ def in_time(**changes):
 
 def test_right_results_are_recorded_with_their_errors(capsys):
     todo = [(Check(2, 3, 2, 3, lengths=True), "fused"), (Check(2, 3, 2, 3), "cudnn")]
-    assert device_jobs.compare_all(in_time(), todo)
+    assert device_checks.compare_all(in_time(), todo)
     right, declined = rows_of(capsys)
     assert right["status"] == "right" and right["dtype"] == "float32"
     assert {"ys", "last h", "last c", "gradient of xs", "gradient of w_hh"} <= right["errors"].keys()
@@ -308,9 +309,9 @@ def test_right_results_are_recorded_with_their_errors(capsys):
 
 @pytest.mark.slow
 def test_transforms_are_compared_with_the_scan(capsys):
-    device_jobs.compare_transforms(in_time(), [Check(2, 3, 2, 3, lengths=True)])
+    device_checks.compare_transforms(in_time(), [Check(2, 3, 2, 3, lengths=True)])
     fused, cudnn = (rows[start::2] for rows in [rows_of(capsys)] for start in (0, 1))
-    assert [row["what"] for row in fused] == [f"check of fused, {name}" for name in device_jobs.TRANSFORMS]
+    assert [row["what"] for row in fused] == [f"check of fused, {name}" for name in device_checks.TRANSFORMS]
     assert {row["status"] for row in fused} == {"right"}
     assert all(row["status"] == "declines" and "NVIDIA GPU" in row["note"] for row in cudnn)
 
@@ -322,9 +323,9 @@ def test_wrong_transforms_are_recorded(capsys, monkeypatch):
         error = {"scan": 0.0, "fused": np.nan, "cudnn": 1e-3}[implementation]
         return lambda: (np.ones(3), np.ones(2) + error)
 
-    monkeypatch.setattr(device_jobs, "TRANSFORMS", dict.fromkeys(["vmap", "jvp"]))
-    monkeypatch.setattr(device_jobs, "transform", transform)
-    device_jobs.compare_transforms(in_time(), [Check(2, 3, 2, 3)])
+    monkeypatch.setattr(device_checks, "TRANSFORMS", dict.fromkeys(["vmap", "jvp"]))
+    monkeypatch.setattr(device_checks, "transform", transform)
+    device_checks.compare_transforms(in_time(), [Check(2, 3, 2, 3)])
     rows = rows_of(capsys)
     assert [row["status"] for row in rows] == ["wrong", "wrong", "wrong", "fails"]
     assert "nan" in rows[0]["note"] and "1.0e-03" in rows[1]["note"] and "no such call" in rows[3]["note"]
@@ -333,7 +334,7 @@ def test_wrong_transforms_are_recorded(capsys, monkeypatch):
 @pytest.mark.parametrize("fault", ["values", "gradients", "nan", "repetitions", "shape"])
 def test_wrong_results_are_recorded(capsys, fault):
     check = Check(2, 3, 2, 3)
-    problem, _ = device_jobs.draw(check, lstm_jax.LSTM(2, 3))
+    problem, _ = device_checks.draw(check, lstm_jax.LSTM(2, 3))
     solution, calls = reference.solve(problem), []
 
     def call():
@@ -353,8 +354,8 @@ def test_wrong_results_are_recorded(capsys, fault):
         arrays = ((ys, last), ((0.0, (ys, last)), (lstm_jax.LSTMParams(**a.d_params), d_xs, a.d_carry)))
         return jax.tree.map(lambda a: jax.numpy.asarray(a, np.float32), arrays)
 
-    prepared = device_jobs.Prepared(solution, call)
-    assert not device_jobs.judge(prepared, check, 2, {"what": "check"})
+    prepared = device_checks.Prepared(solution, call)
+    assert not device_checks.judge(prepared, check, 2, {"what": "check"})
     (row,) = rows_of(capsys)
     expected = {"values": "ys", "gradients": "gradient of xs", "nan": "error nan in gradient of xs"}
     expected |= {"repetitions": "repetitions differ", "shape": "error inf in last h"}
@@ -363,14 +364,14 @@ def test_wrong_results_are_recorded(capsys, fault):
 
 def test_a_kernel_that_fails_or_is_wrong_is_not_timed(capsys, monkeypatch):
     monkeypatch.setattr(device_jobs, "compete", lambda *_, **__: pytest.fail("timed"))
-    monkeypatch.setattr(device_jobs, "prepare", lambda *_: ("fails", "RuntimeError: no such kernel"))
+    monkeypatch.setattr(device_checks, "prepare", lambda *_: ("fails", "RuntimeError: no such kernel"))
     device_jobs.pallas(in_time(), "pallas-grid")
     assert [row["status"] for row in rows_of(capsys)] == ["fails", "skipped"]
 
 
 def test_nothing_begins_after_the_deadline(capsys):
     late = in_time(deadline=time.monotonic() - 1)
-    assert device_jobs.compare_all(late, [(Check(2, 3, 2, 3), "fused")])
+    assert device_checks.compare_all(late, [(Check(2, 3, 2, 3), "fused")])
     device_jobs.compete(late, device_jobs.QUICK_CASES["cases-long"][0], (), until=0.0)
     assert {row["status"] for row in rows_of(capsys)} == {"skipped"}
 
