@@ -103,7 +103,7 @@ NAMED = {
             "the carry",
             unsupported="nothing",
             transforms="all",
-            auto="wherever it can run. On a CPU it takes 0.85 of the plain scan's time forward and 0.69 with "
+            auto="wherever it can run. On a CPU it takes 0.80 of the plain scan's time forward and 0.67 with "
             "gradients (mean of 8 cases). It was not measured on GPUs and TPUs",
             why_not=fused_unsupported,
             reason=lambda: "the cell splits into project, recur and update: weight gradients in one product",
