@@ -24,13 +24,14 @@ HEAVY_WEIGHTS = 0.25
 CHUNK = 2 * MiB
 #: Number of recurrent weights from which XLA computes a product on two cores.
 THREADED_WEIGHTS = 98_304
-#: Batch splits save time for products with a number of multiplications between these two, and from so many
-#: batch rows. XLA computes larger products on two cores by itself.
+#: Least and greatest number of multiplications per step, and least number of batch rows, for which batch
+#: splits save time. XLA computes larger products on two cores by itself.
 SPLIT_MIN_WORK, SPLIT_MAX_WORK, SPLIT_MIN_ROWS = 2**22, 14 * 2**20, 32
 #: Products per step in all batch splits. XLA runs eight or fewer independent products on one core.
 SPLIT_PRODUCTS = 12
-#: Chunks of so few steps gain nothing: without derivatives, the loop projects the input of each step instead.
-FEW_STEPS = 3
+#: Largest chunk, in steps, that costs more than it saves: without derivatives, the loop projects the input of
+#: each step instead. With fewer rows than this fraction of the units, it would mostly read the input weights.
+FEW_STEPS, MIN_ROWS_PER_UNIT = 3, 0.25
 #: Steps per loop body. More steps are no faster on CPUs, and have not been measured on GPUs
 #: (``python -m benchmarks.device`` measures them).
 UNROLL = 1
@@ -48,7 +49,9 @@ class Tiling(NamedTuple):
     def __str__(self) -> str:
         words = [f"chunks of {self.chunk} steps"] if self.chunk else []
         words += [f"tangents in chunks of {self.tangent_chunk} steps"] if self.tangent_chunk else []
-        words += ["inputs projected in the loop for values"] if self.project_inside else []
+        words += (
+            ["without derivatives: no chunks, inputs projected in the loop"] if self.project_inside else []
+        )
         words += [f"{self.batch_splits} batch splits"] if self.batch_splits > 1 else []
         words += [f"{self.unroll} steps per loop body"] if self.unroll > 1 else []
         return ", ".join(words) or "undivided"
@@ -86,7 +89,7 @@ def choose_tiling(T: Any, carry: Any, u: Any, rows: bool = True) -> Tiling:
         tangent_chunk=even_divisor(T, tangent_steps) if divide_tangents else None,
         batch_splits=SPLIT_PRODUCTS // len(us) if split else 1,  # two directions have two products a step
         unroll=UNROLL,
-        project_inside=not split and (chunk or steps) <= FEW_STEPS,
+        project_inside=not split and (chunk or steps) <= FEW_STEPS and vectors >= MIN_ROWS_PER_UNIT * units,
     )
 
 

@@ -46,6 +46,9 @@ def tiling_for(case):
         ((8, 1000, 64, 64), (None, 250, 1)),  # 7.8 MiB
         ((512, 40, 32, 32), (8, 8, 1)),
         ((256, 30, 32, 256), (2, 2, 1, 1, True)),  # chunks of few steps
+        ((600, 4, 20, 128), (None, 1, 1, 1, True)),  # the same size of a step, but no chunks
+        ((128, 60, 30, 256), (4, 4, 1)),
+        ((64, 8, 1024, 1024), (None, None, 1)),  # few rows
         ((500, 15, 32, 128), (1, 1, 1, 1, True)),  # 15.6 million multiplications a step
         ((600, 20, 20, 64), (2, 2, 12)),
         ((64, 20, 128, 128), (None, 5, 12)),
@@ -199,6 +202,8 @@ def test_chunks_of_few_steps_are_projected_in_the_loop_unless_residuals_are_stor
     chunk = tiling_for((256, 12, 8, 256)).chunk
     assert chunk == 2
     assert rows(outputs) == {256}
+    program = jax.make_jaxpr(outputs)(params).jaxpr
+    assert sum(eqn.primitive.name == "scan" for eqn in equations(program)) == 1
     assert rows(lambda p: jax.vjp(outputs, p)[0]) == {256, chunk * 256}
 
 
