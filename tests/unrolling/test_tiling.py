@@ -162,18 +162,19 @@ def results_with_all_options(network, implementation, event):
     return results
 
 
-@pytest.mark.usefixtures("x64", "small_tiles")
-@pytest.mark.parametrize(
-    "case",
-    daily(SPLIT, BY_NAME["lstm"]),
-    ids=lambda case: case.name,
-)
-def test_chunks_and_batch_splits_change_no_value_and_no_gradient(case):
+def assert_same_as_scan(case):
+    """Values and gradients of "auto" are those of the plain scan, with all options."""
     network = case.build(param_dtype=jnp.float64)
     tiled = results_with_all_options(network, "auto", case.event)
     whole = results_with_all_options(network, "scan", case.event)
     for a, b in zip(jax.tree.leaves(tiled), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
+
+
+@pytest.mark.usefixtures("x64", "small_tiles")
+@pytest.mark.parametrize("case", daily(SPLIT, BY_NAME["lstm"]), ids=lambda case: case.name)
+def test_chunks_and_batch_splits_change_no_value_and_no_gradient(case):
+    assert_same_as_scan(case)
 
 
 @pytest.mark.usefixtures("x64", "is_single_cpu_device")
@@ -181,11 +182,7 @@ def test_chunks_and_batch_splits_change_no_value_and_no_gradient(case):
 def test_projecting_in_the_loop_changes_no_value_and_no_gradient(monkeypatch, case):
     inside = tiling.Tiling(3, 2, project_inside=True)
     monkeypatch.setattr(fused_scan, "choose_tiling", lambda *_, rows: inside)
-    network = case.build(param_dtype=jnp.float64)
-    tiled = results_with_all_options(network, "auto", case.event)
-    whole = results_with_all_options(network, "scan", case.event)
-    for a, b in zip(jax.tree.leaves(tiled), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-12)
+    assert_same_as_scan(case)
 
 
 def test_chunks_of_few_steps_are_projected_in_the_loop_unless_residuals_are_stored(is_single_cpu_device):
